@@ -1,0 +1,298 @@
+"""Every flag of a training run; the docstrings are the help text of `maejax train --help`.
+
+Defaults are the published recipe of the chosen mode: the classes hold those of pre-training, `RECIPES` what linear
+probing and fine-tuning change (spec of the original's flags; paper, Tables 8-10).
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MODES = ("pretrain", "linear", "finetune")
+
+
+class ConfigError(ValueError):
+    """A flag is wrong; the message names it and says what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to do, where the results go, how often to save and report."""
+
+    mode: Literal["pretrain", "linear", "finetune"] = "pretrain"
+    """pretrain: masked-autoencoder pre-training. linear: linear probing. finetune: end-to-end fine-tuning."""
+    output_dir: str = "runs"
+    """Folder of all runs; this run writes to OUTPUT_DIR/NAME."""
+    name: str = ""
+    """Name of this run and of its folder. Empty: the mode's name."""
+    project: str = ""
+    """Name of the project this run belongs to (W&B project in the original); kept in config.json."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto: continue from the newest checkpoint if there is one. never: refuse to. must: refuse to start anew."""
+    save_interval: int = 1000
+    """Steps between checkpoints; one is also written at the end and when the run is stopped."""
+    keep_checkpoints: int = 3
+    """How many of the newest checkpoints are kept."""
+    log_interval: int = 50
+    """Steps between log lines."""
+    eval_interval: int = 0
+    """Steps between validations; 0: only at the end. Each one also draws pictures of reconstructions."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Type of the matrix products. auto: bfloat16 on TPU and GPU, float32 on CPU. All else is float32."""
+    pretrained_ckpt: str = ""
+    """Run directory or checkpoint to take the weights from."""
+    ipaddr: str = ""
+    """Accepted for the original's scripts and ignored: it published the machine's address."""
+    hostname: str = ""
+    """Name of the machine, kept in config.json."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where images come from."""
+
+    train_dataset_shards: str = ""
+    """Tar shards (brace lists {0000..0103}, globs; quote them), an image folder (labelled or flat), or an .npz file."""
+    valid_dataset_shards: str = ""
+    """The same for validation. Empty: no validation."""
+    train_batch_size: int = 4096
+    """Images per step, over all devices and hosts."""
+    valid_batch_size: int = 512
+    """Images per validation batch, over all devices and hosts."""
+    train_loader_workers: int = os.cpu_count() or 1
+    """Threads per host that read and decode training images; 0: none beside the main one. Never changes the order."""
+    valid_loader_workers: int = os.cpu_count() or 1
+    """The same for validation."""
+    channels: int = 3
+    """Channels of an image: 1 grey, 3 colour, 4 with alpha; any number from .npz arrays."""
+    mean: tuple[float, ...] = ()
+    """Mean of every channel on the 0..1 scale. Empty: ImageNet's for 3 channels, .5 otherwise."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of every channel on the 0..1 scale. Empty: ImageNet's for 3 channels, .5 otherwise."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Image augmentations."""
+
+    random_crop: Literal["rrc", "src", "none"] = "rrc"
+    """rrc: RandomResizedCrop. src: SimpleResizedCrop of DeiT-III. none: resize and centre crop. All flip at random."""
+    crop_scale: float = 0.2
+    """Smallest share of the image's area that rrc takes."""
+    color_jitter: float = 0.0
+    """Factor for brightness, contrast and saturation jitter."""
+    auto_augment: str = "none"
+    """Augmentation policy by its timm name (rand-m9-mstd0.5-inc1, augmix-..., original, v0, 3a), or none."""
+    random_erasing: float = 0.0
+    """Probability of random erasing."""
+    augment_repeats: int = 1
+    """How many times each image enters a batch, augmented differently."""
+    test_crop_ratio: float = 0.875
+    """Validation images are resized to image size / ratio and cropped at the centre."""
+    mixup: float = 0.0
+    """Alpha of Mixup; 0 switches it off."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 switches it off."""
+    criterion: Literal["ce", "bce"] = "ce"
+    """Classification loss: ce softmax, bce sigmoid cross entropy."""
+    label_smoothing: float = 0.0
+    """Label smoothing."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """ViT architecture."""
+
+    layers: int = 12
+    """Number of layers."""
+    dim: int = 768
+    """Width."""
+    heads: int = 12
+    """Number of attention heads."""
+    labels: int = 0
+    """Number of classes; 0: read from the data."""
+    layerscale: bool = False
+    """LayerScale, initial value 1e-4."""
+    patch_size: int = 16
+    """Side of a patch in pixels."""
+    image_size: str = "224"
+    """Image size in pixels: a number, or HxW; divisible by the patch size."""
+    posemb: Literal["learnable", "sincos2d"] = "sincos2d"
+    """Positional embeddings: learnable, or fixed sine-cosine."""
+    pooling: Literal["cls", "gap"] = "cls"
+    """What a classifier reads: the cls token, or the mean of the patch tokens with a norm of its own."""
+    dropout: float = 0.0
+    """Dropout rate."""
+    droppath: float = 0.0
+    """Stochastic depth, rising linearly from 0 to this rate over the layers."""
+    grad_ckpt: bool = False
+    """Recompute every block in the backward pass instead of storing it: less memory, a third more time."""
+    scan_layers: bool = False
+    """Run the layers as one loop: compiles faster, runs slower."""
+
+
+@dataclass(frozen=True)
+class Mae:
+    """Masking and the MAE decoder architecture."""
+
+    image_mask_ratio: float = 0.75
+    """Share of the patches that is hidden, drawn per image; exactly int(N * (1 - ratio)) stay visible."""
+    norm_pix_loss: bool = False
+    """Predict every patch normalised by its own mean and standard deviation."""
+    dec_layers: int = 8
+    """Number of decoder layers."""
+    dec_dim: int = 512
+    """Width of the decoder."""
+    dec_heads: int = 16
+    """Number of attention heads in the decoder."""
+    dec_layerscale: bool = False
+    """LayerScale in the decoder."""
+    dec_posemb: Literal["learnable", "sincos2d"] = "sincos2d"
+    """Positional embeddings of the decoder."""
+    dec_dropout: float = 0.0
+    """Dropout rate in the decoder."""
+    dec_droppath: float = 0.0
+    """Stochastic depth in the decoder."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Optimizer and learning rate."""
+
+    optimizer: Literal["adamw", "lamb", "sgd", "lars"] = "adamw"
+    """AdamW, LAMB, SGD with momentum .9, or LARS with momentum .9."""
+    learning_rate: float = 1.5e-4
+    """Base learning rate per 256 images, for every optimizer: peak = base * batch size / 256."""
+    weight_decay: float = 0.05
+    """Weight decay; never on biases, norms, LayerScale and positions."""
+    adam_b1: float = 0.9
+    """Adam's beta1."""
+    adam_b2: float = 0.95
+    """Adam's beta2."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    lr_decay: float = 1.0
+    """Layer-wise decay: head and final norm 1, block i decay^(depth - i), embedding decay^(depth + 1)."""
+    clip_grad: float = 0.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    grad_accum: int = 1
+    """Parts into which a batch is split, one after the other; the result is that of the whole batch."""
+    warmup_steps: int = 10_000
+    """Steps over which the learning rate rises from 0 to its peak."""
+    training_steps: int = 200_000
+    """Steps in all; the learning rate falls to 0 along a cosine."""
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Random seeds: fixed numbers, the same on every host."""
+
+    init_seed: int = 0
+    """Weight initialisation."""
+    mixup_seed: int = 0
+    """Mixup and CutMix."""
+    dropout_seed: int = 0
+    """Dropout and stochastic depth."""
+    shuffle_seed: int = 0
+    """Order of the images and their augmentation."""
+    noise_seed: int = 0
+    """Masks."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Transfer of a pre-trained classification head."""
+
+    label_mapping: str = ""
+    """JSON file: for every new class the index of the old one, -1 for none; re-uses the pre-trained head's rows."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a masked autoencoder on your images, or judge one (--mode).
+
+    Results go to OUTPUT_DIR/NAME: config.json, metrics.jsonl, checkpoints, pictures of reconstructions. The same
+    command started again continues where it stopped. Underscores and hyphens in flags mean the same.
+    """
+
+    run: Run = field(default_factory=Run)
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    encoder: Encoder = field(default_factory=Encoder)
+    mae: Mae = field(default_factory=Mae)
+    optimization: Optimization = field(default_factory=Optimization)
+    seeds: Seeds = field(default_factory=Seeds)
+    transfer: Transfer = field(default_factory=Transfer)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width in pixels of `--image-size`."""
+        height, _, width = self.encoder.image_size.lower().partition("x")
+        try:
+            return int(height), int(width or height)
+        except ValueError:
+            raise ConfigError(
+                f"--image-size {self.encoder.image_size}: give a number of pixels, or HEIGHTxWIDTH such as 224x112"
+            ) from None
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "pretrain": {},
+    "linear": {
+        "train_batch_size": 16384, "crop_scale": 0.08, "image_mask_ratio": 0.0, "optimizer": "lars",
+        "learning_rate": 0.1, "weight_decay": 0.0, "adam_b2": 0.999,
+    },
+    "finetune": {
+        "train_batch_size": 1024, "crop_scale": 0.08, "auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.25,
+        "image_mask_ratio": 0.0, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "pooling": "gap",
+        "droppath": 0.1, "learning_rate": 1e-3, "adam_b2": 0.999, "lr_decay": 0.75,
+    },
+}  # fmt: skip
+
+
+def flags(config: Config) -> dict[str, Any]:
+    """List all flags of a configuration as one flat dictionary."""
+    return {name: value for group in dataclasses.asdict(config).values() for name, value in group.items()}
+
+
+def with_flags(config: Config, **changes) -> Config:
+    """Change flags by name, whatever group they stand in.
+
+    Raises:
+        ConfigError: there is no such flag; the nearest name is suggested.
+
+    """
+    groups = {group.name: getattr(config, group.name) for group in dataclasses.fields(config)}
+    for name, value in changes.items():
+        group = next((g for g, values in groups.items() if hasattr(values, name)), None)
+        if group is None:
+            near = difflib.get_close_matches(name, flags(config), 1)
+            raise ConfigError(f"there is no flag --{name}" + (f"; did you mean --{near[0]}?" if near else ""))
+        groups[group] = dataclasses.replace(groups[group], **{name: value})
+    return Config(**groups)
+
+
+def recipe(mode: str) -> Config:
+    """Give the published recipe of a mode: the defaults of its flags.
+
+    Raises:
+        ConfigError: unknown mode.
+
+    """
+    if mode not in MODES:
+        raise ConfigError(f"--mode {mode}: choose one of {', '.join(MODES)}")
+    return with_flags(Config(), mode=mode, **RECIPES[mode])
+
+
+def from_flags(values: dict[str, Any]) -> Config:
+    """Rebuild a configuration from the flags that a run wrote to config.json."""
+    return with_flags(Config(), **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """List the flags that differ between two sets of flags, as `--name old -> new`."""
+    old, new = (json.loads(json.dumps(values)) for values in (old, new))
+    return [f"--{name} {old.get(name)} -> {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]

@@ -1,0 +1,1 @@
+"""Images on disk -> uint8 batches: sources, decoding, augmentation, order, packing."""

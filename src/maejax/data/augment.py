@@ -1,0 +1,173 @@
+"""What training and evaluation do to an image: small functions from pixels to pixels, random only through `rng`.
+
+An image is uint8 [H, W, C] with values 0..255; a size is (H, W). Every resize is bicubic with antialiasing.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+try:
+    import cykooz_resizer as cykooz
+except ImportError:  # no wheel for 64-bit Arm on Linux
+    cykooz = None
+
+Size = tuple[int, int]
+Box = tuple[int, int, int, int]  # top, left, height, width
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+RandomCrop = Literal["rrc", "src", "none"]
+
+
+def build_train(
+    size: Size, random_crop: RandomCrop, scale: tuple[float, float], color_jitter: float, flip: bool
+) -> Transform:
+    """Return what training does to an image: crop to `size`, jitter the colours, mirror every other one.
+
+    `random_crop`: "rrc" takes a random share of the area within `scale`, "src" is DeiT III's simple random crop, "none"
+    resizes and crops the centre. `color_jitter` 0 leaves the colours alone. The function can be pickled.
+    """
+    if random_crop not in ("rrc", "src", "none"):
+        raise ValueError(f"random_crop is 'rrc', 'src' or 'none', not {random_crop!r}")
+    return partial(_train, size=size, random_crop=random_crop, scale=scale, color_jitter_factor=color_jitter, flip=flip)
+
+
+def build_eval(size: Size, crop_ratio: float) -> Transform:
+    """Return what evaluation does to an image: `center_crop`. Nothing is random. The function can be pickled."""
+    if not 0 < crop_ratio <= 1:
+        raise ValueError(f"crop_ratio is more than 0 and at most 1, not {crop_ratio}")
+    return partial(_eval, size=size, ratio=crop_ratio)
+
+
+def _train(
+    image: np.ndarray,
+    rng: np.random.Generator,
+    *,
+    size: Size,
+    random_crop: RandomCrop,
+    scale: tuple[float, float],
+    color_jitter_factor: float,
+    flip: bool,
+) -> np.ndarray:
+    if random_crop == "rrc":
+        image = random_resized_crop(image, size, scale, rng)
+    elif random_crop == "src":
+        image = simple_resized_crop(image, size, rng)
+    else:
+        image = center_crop(image, size, 1.0)
+    if color_jitter_factor:
+        image = color_jitter(image, color_jitter_factor, rng)
+    return hflip(image, rng) if flip else image
+
+
+def _eval(image: np.ndarray, rng: np.random.Generator, *, size: Size, ratio: float) -> np.ndarray:
+    return center_crop(image, size, ratio)
+
+
+def random_resized_crop(
+    image: np.ndarray, size: Size, scale: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """Crop a random share of the area at a random place, with a random aspect, and resize it to `size`.
+
+    The share is uniform within `scale`, the stretch log-uniform within 3/4..4/3 of the aspect of `size`; ten tries,
+    then the largest centred crop within these aspects, as torchvision's RandomResizedCrop.
+    """
+    return resize(image, _random_box(image.shape[:2], size, scale, rng), size)
+
+
+def _random_box(shape: Size, size: Size, scale: tuple[float, float], rng: np.random.Generator) -> Box:
+    height, width = shape
+    aspect = size[1] / size[0]
+    narrow, wide = aspect * 3 / 4, aspect * 4 / 3
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(narrow), math.log(wide)))
+        h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < h <= height and 0 < w <= width:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    h, w = height, width
+    if width < narrow * height:
+        h = max(1, round(width / narrow))
+    elif width > wide * height:
+        w = max(1, round(height * wide))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def simple_resized_crop(image: np.ndarray, size: Size, rng: np.random.Generator) -> np.ndarray:
+    """Resize until the image just covers `size`, reflect 4 pixels at each border, crop at a random place (DeiT III)."""
+    image = np.pad(_cover(image, size), ((4, 4), (4, 4), (0, 0)), mode="reflect")
+    top, left = (int(rng.integers(have - want + 1)) for have, want in zip(image.shape[:2], size, strict=True))
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def center_crop(image: np.ndarray, size: Size, ratio: float) -> np.ndarray:
+    """Resize until the image just covers `size` / `ratio`, then crop `size` from the centre, as torchvision does.
+
+    At `ratio` .875 a size of 224 comes out of a short side of 256.
+    """
+    image = _cover(image, (round(size[0] / ratio), round(size[1] / ratio)))
+    top, left = (round((have - want) / 2) for have, want in zip(image.shape[:2], size, strict=True))
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def _cover(image: np.ndarray, size: Size) -> np.ndarray:
+    height, width = image.shape[:2]
+    if size[0] * width >= size[1] * height:
+        target = size[0], max(size[1], size[0] * width // height)
+    else:
+        target = max(size[0], size[1] * height // width), size[1]
+    return resize(image, (0, 0, height, width), target)
+
+
+def hflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirror left and right with probability one half."""
+    if rng.random() < 0.5:
+        return image
+    flipped = np.empty(image.shape, np.uint8)
+    for channel in range(image.shape[2]):  # channel by channel is six times as fast as moving whole pixels
+        flipped[..., channel] = image[:, ::-1, channel]
+    return flipped
+
+
+def color_jitter(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
+    """Change brightness, contrast and saturation, in random order, as torchvision's ColorJitter does on Pillow images.
+
+    Each is multiplied by its own uniform number from max(0, 1 - `factor`)..1 + `factor`. Grey images (C = 1) have no
+    saturation. Raises ValueError for other than 1 or 3 channels, where colours mean nothing.
+    """
+    channels = image.shape[2]
+    if channels not in (1, 3):
+        raise ValueError(
+            f"color_jitter changes images of 1 or 3 channels, these have {channels}; set color_jitter to 0"
+        )
+    enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color][: 2 if channels == 1 else 3]
+    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
+    for i in rng.permutation(len(enhancers)):
+        picture = enhancers[i](picture).enhance(rng.uniform(max(0.0, 1 - factor), 1 + factor))
+    return np.asarray(picture).reshape(image.shape)
+
+
+def resize(image: np.ndarray, box: Box, size: Size) -> np.ndarray:
+    """Cut `box` (top, left, height, width, in whole pixels) out of an image and resize it to `size`.
+
+    Bicubic with antialiasing (Catmull-Rom, a = -.5), channels independent of each other; mean difference to Pillow
+    at most .2 of 255. Nothing is touched where the box has the target size. Returns uint8 [H, W, C].
+    """
+    top, left, height, width = box
+    crop = image[top : top + height, left : left + width]
+    if (height, width) == size:
+        return crop
+    channels = image.shape[2]
+    if cykooz is not None and channels <= 4:
+        kind = cykooz.PixelType[("U8", "U8x2", "U8x3", "U8x4")[channels - 1]]
+        bicubic = cykooz.ResizeAlg.convolution(cykooz.FilterType.catmull_rom)
+        source = cykooz.ImageData(width, height, kind, crop.tobytes())
+        target = cykooz.ImageData(size[1], size[0], kind)
+        cykooz.Resizer().resize(source, target, cykooz.ResizeOptions(bicubic, use_alpha=False))
+        return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, channels)
+    planes = [crop] if channels == 3 else [crop[..., i] for i in range(channels)]
+    pictures = [Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.BICUBIC) for plane in planes]
+    return np.dstack([np.asarray(picture) for picture in pictures])

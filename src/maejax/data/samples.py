@@ -1,0 +1,132 @@
+"""What counts as a sample in a tar shard or an image folder, and what its label is."""
+
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from maejax.data.tar import Member, TarError, members
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class Sample(NamedTuple):
+    """One image: its name in messages, the bytes of a file it occupies, and what is said about its class."""
+
+    key: str
+    path: Path
+    offset: int
+    size: int  # -1: to the end of the file
+    label: int | None = None
+    folder: str | None = None
+
+
+@dataclass
+class Listing:
+    """What a look at one place found: samples, what is wrong with it, and the files by suffix."""
+
+    samples: list[Sample] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    suffixes: Counter[str] = field(default_factory=Counter)
+
+    def extend(self, other: "Listing") -> None:
+        """Append what another look found."""
+        self.samples += other.samples
+        self.problems += other.problems
+        self.suffixes += other.suffixes
+
+
+def in_tar(path: Path, title: str) -> Listing:
+    """List the samples of a tar shard in webdataset form, or of a tar of class folders.
+
+    Members that share their name up to the first dot of the file name form a sample; its images are the members with
+    an image suffix in any case. Where one of them has that suffix alone (`1.jpg`), those with a longer one
+    (`1.seg.png`) describe it and are not images of their own. The label is the whole number in `.cls`, or under "label"
+    or "cls" in `.json`; the parent folder is kept in case there are no such labels. Keys read `title:member`. Damage
+    ends the listing and is told in `problems`.
+    """
+    listing = Listing()
+    images: dict[str, list[Member]] = {}
+    labels: dict[str, int] = {}
+    bad_labels: list[str] = []
+    try:
+        for member in members(path):
+            # Plain strings: a million members pass here, and paths would take most of the time.
+            folder, slash, name = member.name.rpartition("/")
+            if _hidden(name) or "__MACOSX" in folder:
+                continue
+            stem, _, extension = name.partition(".")
+            key = folder + slash + stem
+            suffix = _suffix(name)
+            listing.suffixes[suffix] += 1
+            if suffix in IMAGE_SUFFIXES:
+                images.setdefault(key, []).append(member)
+            elif extension == "cls" or (extension == "json" and key not in labels):
+                try:
+                    label = _label(extension, _content(path, member))
+                except ValueError:
+                    bad_labels.append(member.name)
+                    continue
+                if label is not None:
+                    labels[key] = label
+    except (TarError, OSError) as error:
+        listing.problems.append(f"{path}: {error}")
+    for key, candidates in images.items():
+        plain = [member for member in candidates if member.name.count(".", len(key)) == 1]
+        folder = key.rpartition("/")[0].rpartition("/")[2].removeprefix(".") or None  # "./1.jpg" lies in no folder
+        for name, offset, size, _ in plain or candidates:
+            listing.samples.append(Sample(f"{title}:{name}", path, offset, size, labels.get(key), folder))
+    if bad_labels:
+        listing.problems.append(f"{path}: {len(bad_labels)} labels are no class numbers, the first is {bad_labels[0]}")
+    if not listing.samples and not listing.problems:
+        listing.problems.append(f"{path}: holds no image")
+    return listing
+
+
+def in_folder(root: Path) -> Listing:
+    """List the images under a folder, by path: the first sub-folder is the class, images beside it have none."""
+    listing = Listing()
+    for directory, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not _hidden(name) and name != "__MACOSX")
+        below = Path(directory).relative_to(root).parts
+        for name in sorted(names):
+            if _hidden(name):
+                continue
+            suffix = _suffix(name)
+            listing.suffixes[suffix] += 1
+            if suffix in IMAGE_SUFFIXES:
+                path = Path(directory, name)
+                listing.samples.append(Sample(str(path), path, 0, -1, folder=below[0] if below else None))
+    if not listing.samples:
+        listing.problems.append(f"{root}: holds no image")
+    return listing
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")  # archives made on a Mac carry a "._x.jpg" beside every x.jpg, which is no picture
+
+
+def _suffix(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() if stem else ""
+
+
+def _content(path: Path, member: Member) -> bytes:
+    if member.size <= len(member.head):
+        return member.head
+    with path.open("rb") as file:
+        file.seek(member.offset)
+        return file.read(member.size)
+
+
+def _label(extension: str, content: bytes) -> int | None:
+    if extension == "cls":
+        label = int(content)
+    else:
+        fields = json.loads(content)
+        label = fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
+    if label is not None and not (type(label) is int and 0 <= label < 2**31):
+        raise ValueError(label)
+    return label

@@ -1,0 +1,107 @@
+"""The tar format, as far as reading needs it: where each member of a local file lies."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+BLOCK = 512
+_NO_DATA = b"123456"  # hard link, symbolic link, devices, directory, fifo: their size says nothing about what follows
+
+
+class TarError(ValueError):
+    """The file is not a tar, or stops being one; the message says at which byte."""
+
+
+class Member(NamedTuple):
+    """A regular file in a tar: its name, where its bytes lie, and the first of them."""
+
+    name: str
+    offset: int
+    size: int
+    head: bytes
+
+
+def members(path: Path) -> Iterator[Member]:
+    """Walk the headers of a tar file from front to back, skipping over the contents.
+
+    Reads ustar, GNU long names and pax (path, size). `offset` and `size` are in bytes; `head` is the first
+    min(size, 512) bytes, which come along with the header for free: a label needs no second read.
+
+    Raises TarError where the file stops being a tar, after yielding every intact member before that, and OSError.
+    """
+    end = path.stat().st_size
+    override: dict[str, str] = {}  # what a long name or pax header says about the member after it
+    offset = 0
+    with path.open("rb", buffering=0) as file:
+        while True:
+            file.seek(offset)
+            block = file.read(2 * BLOCK)
+            header = block[:BLOCK]
+            if header == bytes(BLOCK):
+                return
+            if offset and not header:
+                raise TarError(f"ends at byte {end} without the end mark of a tar: it may have been cut")
+            if not _is_header(header):
+                raise TarError(
+                    f"no tar header at byte {offset}" if offset else f"not a tar (starts with {header[:12]!r})"
+                )
+            kind = header[156:157]
+            size = 0 if kind in _NO_DATA else int(override.get("size") or _number(header[124:136]))
+            data = offset + BLOCK
+            if data + size > end:
+                raise TarError(f"ends at byte {end} in the middle of {_name(header, override)!r}: it was cut")
+            offset = data + -(-size // BLOCK) * BLOCK
+            if kind in b"LKx":
+                file.seek(data)
+                override |= _extension(kind, file.read(size))
+            elif kind != b"g":  # a pax header for the whole archive names no member
+                if kind in (b"0", b"\0", b"7"):
+                    yield Member(_name(header, override), data, size, block[BLOCK : BLOCK + size])
+                override = {}
+
+
+def _is_header(header: bytes) -> bool:
+    if len(header) < BLOCK:
+        return False
+    try:
+        _number(header[124:136])
+        # The sum is taken with its own field as spaces. The magic alone is enough: summing costs as much as the rest.
+        return header[257:262] == b"ustar" or sum(header[:148]) + 8 * 32 + sum(header[156:]) == _number(header[148:156])
+    except ValueError:
+        return False
+
+
+def _number(field: bytes) -> int:
+    if field[:1] == b"\x80":  # base 256, for files of 8 GiB and more
+        return int.from_bytes(field[1:], "big")
+    number = int(field.rstrip(b"\0 ") or b"0", 8)
+    if number < 0:
+        raise ValueError(number)
+    return number
+
+
+def _name(header: bytes, override: dict[str, str]) -> str:
+    if "path" in override:
+        return override["path"]
+    name = header[:100].split(b"\0", 1)[0]
+    # GNU's own magic is "ustar  " and uses the field of the prefix for other things.
+    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
+    return (prefix + b"/" + name if prefix else name).decode(errors="replace")
+
+
+def _extension(kind: bytes, data: bytes) -> dict[str, str]:
+    if kind == b"K":  # the long target of a link
+        return {}
+    if kind == b"L":
+        return {"path": data.split(b"\0", 1)[0].decode(errors="replace")}
+    records = {}
+    while data and data[:1] != b"\0":  # "LENGTH KEY=VALUE\n", where LENGTH counts itself
+        record = re.match(rb"(\d+) ([^=]+)=", data)
+        if record is None or int(record[1]) <= record.end():
+            raise TarError("a pax header is damaged")
+        value = data[record.end() : int(record[1]) - 1].decode(errors="replace")
+        if record[2] == b"path" or (record[2] == b"size" and value.isdecimal()):
+            records[record[2].decode()] = value
+        data = data[int(record[1]) :]
+    return records

@@ -1,0 +1,54 @@
+"""Pictures of a model at work on the user's own images."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from maejax.data.augment import build_eval
+from maejax.data.decode import UnreadableImage, decode
+from maejax.data.shards import DataError
+from maejax.evaluate.reconstruct import draw_grid, reconstruct
+from maejax.models import masking
+from maejax.models.mae import MaskedAutoencoder
+
+
+def write_pictures(
+    model: MaskedAutoencoder, images: Sequence[str], folder: Path, *, mask: str = "random", seed: int = 0
+) -> Iterator[Path]:
+    """Draw original, masked, reconstruction and pasted for every image file; yields the PNGs written to `folder`.
+
+    `mask` is "random", "block" or "grid". Images are resized and cropped at the centre to the model's size.
+
+    Raises:
+        DataError: an unknown mask, or a file that is missing or no image; before anything is drawn.
+
+    """
+    if mask not in ("random", "block", "grid"):
+        raise DataError(f"--mask {mask}: choose random, block or grid")
+    height, width = (side * model.patch_size for side in model.grid)
+    crop = build_eval((height, width), 1.0)
+    pixels = np.stack([crop(read(name, len(model.mean)), np.random.default_rng(0)) for name in images])
+    key = jax.random.key(seed)
+    orders = {
+        "random": lambda: masking.random(key, len(images), model.patches),
+        "block": lambda: masking.block(key, len(images), model.grid),
+        "grid": lambda: masking.grid(key, len(images), model.grid),
+    }
+    order = np.asarray(orders[mask]())
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(images):
+        path = folder / f"{i:03d}-{Path(name).stem}.png"
+        draw_grid(reconstruct(model, pixels[i : i + 1], order[i : i + 1])).save(path)
+        yield path
+
+
+def read(name: str, channels: int) -> np.ndarray:
+    """Read one image file [H, W, C]."""
+    try:
+        return decode(Path(name).expanduser().read_bytes(), channels)
+    except OSError as error:
+        raise DataError(f"cannot read {name}: {error.strerror}") from None
+    except UnreadableImage as error:
+        raise DataError(f"{name} is no image that can be read: {error}") from None

@@ -1,0 +1,130 @@
+"""Pictures of what a masked autoencoder sees and what it makes of it."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from maejax.evaluate.seams import hidden_statistics
+from maejax.models.patches import patchify, unpatchify
+
+_GREY = 128
+_RAW_NOTE = "Hidden patches are shown as predicted, in pixels."
+_NORM_PIX_NOTE = (
+    "The model predicts each hidden patch up to brightness and contrast. These two were estimated from visible pixels "
+    "and from seams between patches; no hidden pixel was used."
+)
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Four pictures of each image, uint8 [B, H, W, C], and how the predicted pixels came about.
+
+    `masked` shows the visible patches on grey, `reconstruction` the predicted ones on grey (the decoder predicts no
+    others), `pasted` both together. `note` belongs under the picture.
+    """
+
+    original: np.ndarray
+    masked: np.ndarray
+    reconstruction: np.ndarray
+    pasted: np.ndarray
+    note: str
+
+
+def reconstruct(model: Any, images: np.ndarray, order: np.ndarray) -> Reconstruction:
+    """Hide patches, let the model predict them, and make the pictures.
+
+    `images` is uint8 [B, H, W, C], `order` int [B, N]: a permutation of the patches for each image, of which the first
+    `model.visible` are seen. Predictions of a model trained on normalised patches get their mean and standard deviation
+    from `hidden_statistics`, so no hidden pixel has a part in what is shown, except through `original`.
+
+    Raises ValueError where `order` holds no permutation of the N patches for each of the B images.
+    """
+    (rows, columns), size, channels = model.grid, model.patch_size, images.shape[-1]
+    if order.shape != (len(images), rows * columns) or np.any(np.sort(order, axis=1) != np.arange(rows * columns)):
+        raise ValueError(f"order is a permutation of {rows * columns} patches for each of {len(images)} images")
+    seen, guessed = np.split(np.asarray(order), [model.visible], axis=1)
+    x, prediction = _predict(model, images, order.astype(np.int32))
+
+    patches = np.array(patchify(x, size))
+    np.put_along_axis(patches, guessed[..., None], np.asarray(prediction, patches.dtype), axis=1)
+    visible = np.zeros(order.shape, bool)
+    np.put_along_axis(visible, seen, True, axis=1)
+    if model.norm_pix:
+        for sample, shown in zip(patches, visible, strict=True):
+            mean, std = hidden_statistics(sample.reshape(-1, size, size, channels), shown, model.grid)
+            sample[:] = mean[:, None] + std[:, None] * sample
+
+    pixels = np.asarray(unpatchify(jax.numpy.asarray(patches), model.grid, size))
+    pixels = np.clip(np.rint(255 * (pixels * np.array(model.std) + np.array(model.mean))), 0, 255).astype(np.uint8)
+    tiles = visible.reshape(-1, rows, columns, 1)
+    shown = tiles.repeat(size, axis=1).repeat(size, axis=2)
+    grey = np.uint8(_GREY)
+    return Reconstruction(
+        original=images,
+        masked=np.where(shown, images, grey),
+        reconstruction=np.where(shown, grey, pixels),
+        pasted=np.where(shown, images, pixels),
+        note=_NORM_PIX_NOTE if model.norm_pix else _RAW_NOTE,
+    )
+
+
+@jax.jit
+def _predict(model: Any, images: jax.Array, order: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x = model.normalize(images)
+    return x, model(x, order).prediction
+
+
+def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), least: int = 128) -> Image.Image:
+    """Draw one row for each image: original, masked, reconstruction and pasted, with titles above and the note below.
+
+    Images whose shorter side has fewer than `least` pixels are enlarged by a whole factor, pixel for pixel. Three
+    channels are colours; of any other number the first is shown in grey. `captions`, one for each image, stand under
+    the rows.
+
+    Returns an RGB picture. Raises ValueError where there are captions, but not as many as images.
+    """
+    columns = {
+        "Original": reconstruction.original,
+        "Masked": reconstruction.masked,
+        "Reconstruction": reconstruction.reconstruction,
+        "Pasted": reconstruction.pasted,
+    }
+    count, height, width, _ = reconstruction.original.shape
+    if captions and len(captions) != count:
+        raise ValueError(f"{len(captions)} captions for {count} images")
+    factor = max(1, -(-least // min(height, width)))
+    height, width = height * factor, width * factor
+
+    margin, gap, unit = 20, 8, 14
+    font, small = ImageFont.load_default(size=unit), ImageFont.load_default(size=unit - 2)
+    pitch = height + gap + (unit + 6 if captions else 0)
+    across = len(columns) * (width + gap) - gap
+    note = _wrap(reconstruction.note, small, across)
+    top, bottom = margin + unit + gap, count * pitch
+    sheet = Image.new("RGB", (across + 2 * margin, top + bottom + 8 + len(note) * (unit + 4) + margin - 4), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, (title, pictures) in enumerate(columns.items()):
+        left = margin + column * (width + gap)
+        draw.text((left, margin), title, fill="#333", font=font, anchor="lt")
+        for row, picture in enumerate(pictures):
+            enlarged = _rgb(picture).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (left, top + row * pitch))
+    for row, caption in enumerate(captions):
+        draw.text((margin, top + row * pitch + height + 5), caption, fill="#666", font=small, anchor="lt")
+    for line, words in enumerate(note):
+        draw.text((margin, top + bottom + 8 + line * (unit + 4)), words, fill="#666", font=small, anchor="lt")
+    return sheet
+
+
+def _rgb(picture: np.ndarray) -> Image.Image:
+    colours = picture if picture.shape[-1] == 3 else picture[..., :1].repeat(3, axis=-1)
+    return Image.fromarray(np.ascontiguousarray(colours))
+
+
+def _wrap(text: str, font: Any, width: int) -> list[str]:
+    return textwrap.wrap(text, max(20, int(len(text) * width / font.getlength(text))))

@@ -1,0 +1,1 @@
+"""The paper's models as nnx modules that are used strictly as pytrees."""

@@ -1,0 +1,39 @@
+"""A model's arrays by name, and strict replacement of all of them: what checkpoints and foreign layouts speak."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+Tree = TypeVar("Tree")
+
+
+def array_name(path) -> str:
+    """Spell a pytree path as a name: `encoder.transformer.blocks.fc1.kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value").replace(".value.", ".")
+
+
+def named_arrays(tree: Any) -> dict[str, jax.Array]:
+    """List the arrays of a model (or any pytree) by name; those of a stack of layers carry a leading depth axis."""
+    return {array_name(path): array for path, array in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def with_arrays(tree: Tree, arrays: Mapping[str, Any]) -> Tree:
+    """Replace all arrays of a model, or of its abstract shape, by `arrays`, cast to the model's types.
+
+    Raises:
+        ValueError: a missing, extra or misshapen array; the message lists them all.
+
+    """
+    wanted = named_arrays(tree)
+    wrong = [f"missing {name} {wanted[name].shape}" for name in wanted.keys() - arrays.keys()]
+    wrong += [f"extra {name} {arrays[name].shape}" for name in arrays.keys() - wanted.keys()]
+    wrong += [
+        f"{name} is {arrays[name].shape}, the model's {wanted[name].shape}"
+        for name in wanted.keys() & arrays.keys()
+        if wanted[name].shape != arrays[name].shape
+    ]
+    if wrong:
+        raise ValueError("the weights do not fit the model: " + "; ".join(sorted(wrong)))
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(arrays[array_name(path)], leaf.dtype), tree)

@@ -1,0 +1,56 @@
+"""Masks as data: an order of the patches per sample, of which the first K stay visible.
+
+Every function returns `order [B, N]` int32, a permutation of 0..N-1 in each row. The strategies are those of the
+paper's Figure 6 and Table 1f; whatever the strategy, a model keeps exactly its K first patches.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Enough blocks to cover 95 % of the patches of any grid; the first ones decide, the rest fill up.
+BLOCKS = 64
+
+
+def visible_patches(patches: int, mask_ratio: float) -> int:
+    """Count the patches that stay visible of `patches`: int(N * (1 - ratio)), as in the authors' code."""
+    return int(patches * (1 - mask_ratio))
+
+
+def random(key: jax.Array, batch: int, patches: int) -> jax.Array:
+    """Draw uniformly random orders [B, N]: the argsort of uniform noise, as in the authors' code."""
+    return order_of(jax.random.uniform(key, (batch, patches)))
+
+
+def order_of(noise: jax.Array) -> jax.Array:
+    """Turn noise [B, N] into the order [B, N] that the authors' code makes of it: small noise stays visible."""
+    return jnp.argsort(noise, axis=1).astype(jnp.int32)
+
+
+def grid(key: jax.Array, batch: int, shape: tuple[int, int]) -> jax.Array:
+    """Order the patches of a (rows, columns) grid so that one of every 2 x 2 comes first (75 % masking)."""
+    rows, columns = jnp.indices(shape).reshape(2, -1)
+    dropped = (rows % 2 + columns % 2) > 0
+    return order_of(dropped + jax.random.uniform(key, (batch, dropped.size)))
+
+
+def block(key: jax.Array, batch: int, shape: tuple[int, int]) -> jax.Array:
+    """Order the patches of a (rows, columns) grid so that large random blocks come last and are hidden.
+
+    Blocks as in BEiT (Bao et al. 2022, Algorithm 1): at least 16 patches or an eighth of a smaller grid, aspect ratio
+    log-uniform in .3..1/.3. Patches of the blocks drawn first are hidden first, whatever number is to be hidden.
+    """
+    height, width = shape
+    patches = height * width
+    smallest = min(16, max(1, patches // 8))
+    area_key, aspect_key, top_key, left_key, noise_key = jax.random.split(key, 5)
+    draw = (batch, BLOCKS, 1)
+    area = jax.random.uniform(area_key, draw, minval=smallest, maxval=max(smallest + 1, patches // 4))
+    aspect = jnp.exp(jax.random.uniform(aspect_key, draw, minval=jnp.log(0.3), maxval=-jnp.log(0.3)))
+    tall = jnp.clip(jnp.round(jnp.sqrt(area * aspect)), 1, height)
+    wide = jnp.clip(jnp.round(jnp.sqrt(area / aspect)), 1, width)
+    top = jnp.floor(jax.random.uniform(top_key, draw) * (height - tall + 1))
+    left = jnp.floor(jax.random.uniform(left_key, draw) * (width - wide + 1))
+    rows, columns = jnp.indices(shape).reshape(2, 1, 1, patches)
+    inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
+    rank = jnp.max(jnp.where(inside, BLOCKS - jnp.arange(BLOCKS)[:, None], 0), axis=1)
+    return order_of(rank + jax.random.uniform(noise_key, (batch, patches)))

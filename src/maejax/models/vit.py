@@ -1,0 +1,271 @@
+"""The vision transformer (Dosovitskiy et al. 2021), pre-norm, as the MAE paper and its authors' code use it.
+
+Shapes: B batch, H W C image, N patches, T tokens, D width, P values of a patch. Parameters are float32; `dtype` is the
+type of the matrix products; normalisation and softmax are always float32. No `key` means evaluation.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maejax.models.patches import patchify, sincos_table, take_patches
+
+LAYERSCALE_INIT = 1e-4  # as in the original
+TOKEN_STD = 0.02  # cls and mask token, authors' code
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Dtype = jnp.dtype | type
+
+
+class Constant(nnx.Variable):
+    """An array that is saved with the model and never trained."""
+
+
+def linear(inputs: int, outputs: int, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
+    """Make a linear layer with the authors' initialisation: Xavier-uniform weights, zero biases."""
+    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
+
+
+def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Make a float32 layer norm with eps 1e-6 and the exact (two-pass) variance."""
+    return nnx.LayerNorm(dim, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
+
+
+@jax.custom_vjp
+def gelu(h: jax.Array) -> jax.Array:
+    """Apply the exact (erf) GELU. Written out since `jax.nn.gelu` goes through erfc, which is slower on CPU."""
+    return 0.5 * h * (1 + jax.lax.erf(h * math.sqrt(0.5)))
+
+
+def _gelu_forward(h):
+    return gelu(h), h  # keep h alone: autodiff would also keep erf(h)
+
+
+def _gelu_backward(h, g):
+    cdf = 0.5 * (1 + jax.lax.erf(h * math.sqrt(0.5)))
+    pdf = jnp.exp(-0.5 * h * h) * (1 / math.sqrt(2 * math.pi))
+    return (g * (cdf + h * pdf),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None, shape: Sequence[int] | None = None):
+    """Zero elements of x with probability `rate` and scale up the rest; identity without a key.
+
+    `shape` (broadcast against x) drops whole slices together: (B, 1, 1) is stochastic depth.
+    """
+    if key is None or (isinstance(rate, float) and rate == 0):
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape if shape is None else shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with one packed projection to queries, keys and values."""
+
+    def __init__(self, dim: int, heads: int, *, dtype: Dtype, rngs: nnx.Rngs):
+        self.heads = heads
+        self.qkv = linear(dim, 3 * dim, dtype, rngs)
+        self.proj = linear(dim, dim, dtype, rngs)
+
+    def __call__(self, x: jax.Array, tail: int | None = None) -> jax.Array:
+        """Attend over x [B, T, D]; with `tail`, only the last `tail` tokens ask and are returned [B, tail, D]."""
+        dim = x.shape[-1]
+        if tail is None:
+            q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        else:
+            x, weights, bias = (a.astype(self.qkv.dtype) for a in (x, self.qkv.kernel[...], self.qkv.bias[None, None]))
+            q = x[:, -tail:] @ weights[:, :dim] + bias[..., :dim]
+            k, v = jnp.split(x @ weights[:, dim:] + bias[..., dim:], 2, axis=-1)
+        q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (q, k, v))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+        out = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
+        return self.proj(out.reshape(*out.shape[:2], dim))
+
+
+class Block(nnx.Module):
+    """One pre-norm layer: attention, then an MLP, each added to what came in."""
+
+    def __init__(self, dim: int, heads: int, *, layerscale: bool, dropout: float, dtype: Dtype, rngs: nnx.Rngs):
+        self.dropout = dropout
+        self.norm1 = layer_norm(dim, rngs)
+        self.attention = Attention(dim, heads, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(dim, rngs)
+        self.fc1 = linear(dim, 4 * dim, dtype, rngs)
+        self.fc2 = linear(4 * dim, dim, dtype, rngs)
+        self.scale1 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT)) if layerscale else None
+        self.scale2 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT)) if layerscale else None
+
+    def __call__(self, x, drop_path: float | jax.Array = 0.0, key=None, tail: int | None = None):
+        """Transform x [B, T, D]; `drop_path` is this layer's rate; `tail` as in `Attention`."""
+        keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
+
+        def add(x, branch, scale, path_key):
+            branch = branch if scale is None else branch * scale[...].astype(branch.dtype)
+            return x + dropout(branch, drop_path, path_key, (x.shape[0], 1, 1))
+
+        attended = dropout(self.attention(self.norm1(x), tail), self.dropout, keys[0])
+        x = add(x if tail is None else x[:, -tail:], attended, self.scale1, keys[1])
+        hidden = dropout(gelu(self.fc1(self.norm2(x))), self.dropout, keys[2])
+        return add(x, dropout(self.fc2(hidden), self.dropout, keys[3]), self.scale2, keys[4])
+
+
+class Transformer(nnx.Module):
+    """A stack of blocks: one Block whose arrays carry a leading depth axis.
+
+    Stacked arrays keep dispatch, checkpoints and sharding rules independent of the depth. `scan` chooses how the stack
+    runs: unrolled is faster on CPU and leaner on TPU up to ViT-B, a scan compiles faster. `remat` recomputes each block
+    in the backward pass instead of storing it. `droppath` rises linearly from 0 to its value over the depth.
+    """
+
+    def __init__(
+        self, layers: int, dim: int, heads: int, *, layerscale: bool, dropout: float, droppath: float,
+        remat: bool, scan: bool, dtype: Dtype, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        if dim % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {dim}")
+        self.layers, self.droppath, self.remat, self.scan = layers, droppath, remat, scan
+
+        def block(key):
+            return Block(dim, heads, layerscale=layerscale, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(key))
+
+        self.blocks = jax.vmap(block)(jax.random.split(rngs.params(), layers))
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None, tail: int | None = None) -> jax.Array:
+        """Run x [B, T, D] through the blocks; with `tail`, the last block computes only the last `tail` tokens."""
+        rates = [self.droppath * i / max(1, self.layers - 1) for i in range(self.layers)]
+        keys = None if key is None else jax.random.split(key, self.layers)
+
+        def layer(x, block, rate, key, tail):
+            return block(x, rate, key, tail)
+
+        layer = jax.checkpoint(layer, static_argnums=4) if self.remat else layer
+        scanned = (self.layers if tail is None else self.layers - 1) if self.scan else 0
+        if scanned:
+            rising = jnp.asarray(rates) if self.droppath else None
+            stack = jax.tree.map(lambda a: a[:scanned], (self.blocks, rising, keys))
+            x, _ = jax.lax.scan(lambda x, xs: (layer(x, xs[0], 0.0 if xs[1] is None else xs[1], xs[2], None), None), x, stack)
+        for i in range(scanned, self.layers):
+            block = jax.tree.map(operator.itemgetter(i), self.blocks)
+            x = layer(x, block, rates[i], None if keys is None else keys[i], tail if i == self.layers - 1 else None)
+        return x
+
+
+class VisionTransformer(nnx.Module):
+    """The encoder: patches and a cls token to tokens.
+
+    Args:
+        image_size: (H, W) in pixels, each a multiple of `patch_size`.
+        patch_size: side of a square patch in pixels.
+        channels: C, any number; `mean` and `std` (on the 0..1 scale) have one value per channel.
+        dim, layers, heads: width, depth and attention heads.
+        posemb: "sincos2d" (fixed) or "learnable".
+        layerscale, dropout, droppath, remat, scan: see `Transformer`.
+        final_norm: whether the tokens are normalised at the end; not for a classifier with mean pooling.
+        dtype: type of the matrix products, float32 or bfloat16.
+
+    Raises:
+        ValueError: a size does not fit: patch and image, heads and width, mean and channels.
+
+    """
+
+    def __init__(
+        self, *, image_size: tuple[int, int] = (224, 224), patch_size: int = 16, channels: int = 3, dim: int = 768,
+        layers: int = 12, heads: int = 12, posemb: str = "sincos2d", layerscale: bool = False, dropout: float = 0.0,
+        droppath: float = 0.0, remat: bool = False, scan: bool = False, final_norm: bool = True,
+        mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD,
+        dtype: Dtype = jnp.float32, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        height, width = image_size
+        if height % patch_size or width % patch_size:
+            raise ValueError(f"patches of {patch_size} pixels do not divide an image of {height} x {width}")
+        if not len(mean) == len(std) == channels:
+            raise ValueError(f"{channels} channels need as many means and standard deviations: {mean}, {std}")
+        self.patch_size, self.channels, self.dim, self.dropout = patch_size, channels, dim, dropout
+        self.grid = (height // patch_size, width // patch_size)
+        self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
+        self.embed = linear(patch_size**2 * channels, dim, dtype, rngs)
+        self.cls_token = token(dim, rngs)
+        self.positions = positions(posemb, self.grid, dim, rngs)
+        self.transformer = Transformer(
+            layers, dim, heads, layerscale=layerscale, dropout=dropout, droppath=droppath, remat=remat, scan=scan,
+            dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.norm = layer_norm(dim, rngs) if final_norm else None
+
+    @property
+    def patches(self) -> int:
+        """N, the number of patches of an image."""
+        return self.grid[0] * self.grid[1]
+
+    def normalize(self, images: jax.Array) -> jax.Array:
+        """Turn uint8 images [B, H, W, C] into float32 of about zero mean and unit variance, by `mean` and `std`."""
+        return normalize(images, self.mean, self.std)
+
+    def __call__(self, x: jax.Array, keep: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+        """Encode normalised images x [B, H, W, C] to tokens [B, 1 + N, D], the cls token first.
+
+        With `keep` [B, K] only those patches enter, and the result is [B, 1 + K, D] in their order. Pixels are picked
+        before they are embedded: no gradient flows to pixels, so the gather has no backward pass.
+        """
+        embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        table = frozen_if_constant(self.positions)
+        patches, places = patchify(x, self.patch_size), table[:, 1:]
+        if keep is not None:
+            patches, places = take_patches(patches, keep), take_patches(places, keep)
+        tokens = self.embed(patches) + places.astype(self.dtype)
+        cls = (self.cls_token[...] + table[:, :1]).astype(self.dtype)
+        cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.dim))
+        tokens = dropout(jnp.concatenate([cls, tokens], axis=1), self.dropout, embed_key)
+        tokens = self.transformer(tokens, stack_key)
+        return tokens if self.norm is None else self.norm(tokens)
+
+    def encode(self, x: jax.Array, pool: str | None = "cls") -> jax.Array:
+        """Compute features of normalised images x [B, H, W, C] without a mask, float32.
+
+        `pool`: "cls" (the cls token) or "mean" (of the patch tokens) give [B, D]; None gives all tokens [B, 1 + N, D].
+        """
+        return pooled(self(x).astype(jnp.float32), pool)
+
+
+def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """Turn uint8 images [B, H, W, C] into float32 by a mean and standard deviation per channel on the 0..1 scale."""
+    shape = (1, 1, 1, len(mean))
+    scale, offset = jnp.asarray(std).reshape(shape), jnp.asarray(mean).reshape(shape)
+    return (images.astype(jnp.float32) / 255 - offset) / scale
+
+
+def pooled(tokens: jax.Array, pool: str | None) -> jax.Array:
+    """Reduce tokens [B, 1 + N, D] to [B, D]: the "cls" token or the "mean" of the others; None changes nothing."""
+    if pool is None:
+        return tokens
+    if pool not in ("cls", "mean"):
+        raise ValueError(f'pool must be "cls", "mean" or None, not {pool!r}')
+    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(axis=1)
+
+
+def token(dim: int, rngs: nnx.Rngs) -> nnx.Param:
+    """Make a learned token [1, 1, D], normal with standard deviation .02."""
+    return nnx.Param(TOKEN_STD * jax.random.normal(rngs.params(), (1, 1, dim)))
+
+
+def positions(kind: str, grid: tuple[int, int], dim: int, rngs: nnx.Rngs) -> nnx.Variable:
+    """Make a position table [1, 1 + N, D]: fixed "sincos2d" (a `Constant`) or "learnable" (a `Param`, std .02)."""
+    if kind == "sincos2d":
+        return Constant(jnp.asarray(sincos_table(grid, dim))[None])
+    if kind == "learnable":
+        return nnx.Param(TOKEN_STD * jax.random.normal(rngs.params(), (1, 1 + grid[0] * grid[1], dim)))
+    raise ValueError(f"positions are sincos2d or learnable, not {kind}")
+
+
+def frozen_if_constant(variable: nnx.Variable) -> jax.Array:
+    """Read a variable; no gradient reaches it if it is a `Constant`."""
+    value = variable[...]
+    return jax.lax.stop_gradient(value) if isinstance(variable, Constant) else value

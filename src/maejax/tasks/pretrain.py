@@ -1,0 +1,310 @@
+"""Masked-autoencoder pre-training (He et al. 2022): the recipe behind `maejax train --mode pretrain`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from maejax import __version__
+from maejax.config import Config, ConfigError, differences, flags
+from maejax.data.augment import build_eval, build_train
+from maejax.data.pipeline import Batch, Loader, check_readable
+from maejax.data.shards import Source, open_source
+from maejax.evaluate.reconstruct import draw_grid, reconstruct
+from maejax.interop.run import abstract_model, initial_model, load_arrays
+from maejax.models import masking
+from maejax.models.arrays import with_arrays
+from maejax.models.mae import MaskedAutoencoder
+from maejax.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from maejax.training.checkpoint import Checkpoints
+from maejax.training.log import RunLog
+from maejax.training.loop import fit
+from maejax.training.mesh import make_mesh, put_batch, replicated
+from maejax.training.optim import build_optimizer
+from maejax.training.rundir import checkpoints_path, open_run, read_config
+from maejax.training.schedule import peak_rate, warmup_cosine
+from maejax.training.state import TrainState, abstract_state, create_state, make_step
+
+# These change nothing that is computed, so a run may continue with other values.
+MAY_CHANGE = {
+    "output_dir", "name", "project", "resume", "save_interval", "keep_checkpoints", "log_interval", "eval_interval",
+    "ipaddr", "hostname", "train_loader_workers", "valid_loader_workers", "valid_dataset_shards", "valid_batch_size",
+    "train_dataset_shards",
+}  # fmt: skip
+PICTURES = 8  # reconstructions drawn at every validation
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a run of pre-training leaves: its directory, the model, and whether it got to the last step."""
+
+    directory: Path
+    model: MaskedAutoencoder
+    done: bool
+
+
+def geometry(config: Config) -> dict[str, Any]:
+    """Collect the model's keyword arguments, as JSON can hold them; kept in config.json to load the model again."""
+    encoder, mae, data = config.encoder, config.mae, config.data
+    imagenet = data.channels == 3
+    return {
+        "image_size": list(config.image_shape), "patch_size": encoder.patch_size, "channels": data.channels,
+        "mean": list(data.mean or (IMAGENET_MEAN if imagenet else (0.5,) * data.channels)),
+        "std": list(data.std or (IMAGENET_STD if imagenet else (0.5,) * data.channels)),
+        "dim": encoder.dim, "layers": encoder.layers, "heads": encoder.heads, "posemb": encoder.posemb,
+        "layerscale": encoder.layerscale, "dropout": encoder.dropout, "droppath": encoder.droppath,
+        "remat": encoder.grad_ckpt, "scan": encoder.scan_layers, "mask_ratio": mae.image_mask_ratio,
+        "norm_pix_loss": mae.norm_pix_loss, "dec_dim": mae.dec_dim, "dec_layers": mae.dec_layers,
+        "dec_heads": mae.dec_heads, "dec_posemb": mae.dec_posemb, "dec_layerscale": mae.dec_layerscale,
+        "dec_dropout": mae.dec_dropout, "dec_droppath": mae.dec_droppath, "dtype": precision(config),
+    }  # fmt: skip
+
+
+def precision(config: Config) -> str:
+    """Resolve `--precision auto` for the devices that are there."""
+    if config.run.precision != "auto":
+        return config.run.precision
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def check_flags(config: Config) -> None:
+    """Refuse flags that pre-training would have to ignore, and sizes that do not fit.
+
+    Raises:
+        ConfigError: with the first flag that is wrong.
+
+    """
+    given = flags(config)
+    classifier_flags = {"mixup": 0, "cutmix": 0, "criterion": "ce", "label_smoothing": 0, "pooling": "cls",
+                        "labels": 0, "label_mapping": ""}  # fmt: skip
+    for name, neutral in classifier_flags.items():
+        if given[name] != neutral and not (name == "labels" and given[name] < 0):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {given[name]}: pre-training has no classifier and would ignore it; "
+                "leave it out, or choose --mode linear or finetune"
+            )
+    for name, neutral in {"auto_augment": "none", "random_erasing": 0}.items():
+        if given[name] != neutral:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {given[name]} is not built yet; the paper's pre-training recipe uses none"
+            )
+    if not config.data.train_dataset_shards:
+        raise ConfigError("--train-dataset-shards is missing: name tar shards, an image folder or an .npz file")
+    if config.augment.color_jitter and config.data.channels not in (1, 3):
+        raise ConfigError(f"--color-jitter works on 1 or 3 channels, not {config.data.channels}")
+    check_batch("--train-batch-size", config.data.train_batch_size, config.optimization.grad_accum, config)
+    if config.data.valid_dataset_shards:
+        check_batch("--valid-batch-size", config.data.valid_batch_size, 1, config)
+
+
+def check_batch(flag: str, size: int, parts: int, config: Config) -> None:
+    """Check that a global batch divides over the devices, times grad-accum.
+
+    Raises:
+        ConfigError: it does not; the nearest sizes that do are named.
+
+    """
+    if parts < 1 or config.augment.augment_repeats < 1:
+        raise ConfigError("--grad-accum and --augment-repeats are at least 1")
+    unit = int(np.lcm(jax.device_count() * parts, config.augment.augment_repeats))
+    if size < 1 or size % unit:
+        near = sorted({max(unit, size // unit * unit), (size // unit + 1) * unit})
+        raise ConfigError(
+            f"{flag} {size} does not divide by {jax.device_count()} devices x {parts} parts (--grad-accum) and "
+            f"--augment-repeats {config.augment.augment_repeats}; take {' or '.join(map(str, near))}"
+        )
+
+
+def run(config: Config, console: Console, *, sources: tuple[Source, Source | None] | None = None) -> Pretrained:
+    """Pre-train: everything that can be wrong is checked before anything is compiled.
+
+    Raises:
+        ConfigError, DataError, RunError: the input is wrong.
+        TrainingError: the loss became non-finite.
+
+    """
+    check_flags(config)
+    model_arguments = geometry(config)
+    try:
+        abstract_model(model_arguments)
+    except ValueError as error:
+        raise ConfigError(f"the model's flags do not fit together: {error}") from None
+    train_source, valid_source = sources or open_sources(config)
+    weights = load_arrays(config.run.pretrained_ckpt) if config.run.pretrained_ckpt else None
+    directory = Path(config.run.output_dir) / (config.run.name or config.run.mode)
+    start = open_run(
+        directory,
+        {"maejax": __version__, "flags": flags(config), "model": model_arguments, "classes": train_source.classes},
+        differences=run_differences(read_config(directory), config),
+        resume=config.run.resume,
+    )
+
+    mesh = make_mesh()
+    optimization = config.optimization
+    peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
+    rate = warmup_cosine(peak, optimization.warmup_steps, optimization.training_steps)
+    optimizer = build_optimizer(
+        optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
+        b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
+        lr_decay=optimization.lr_decay,
+    )  # fmt: skip
+    init = partial(initial_model, model_arguments, config.seeds.init_seed)
+    losses = partial(sample_losses, noise_seed=config.seeds.noise_seed, dropout_seed=config.seeds.dropout_seed)
+    loader = train_loader(config, train_source)
+    with Checkpoints(checkpoints_path(directory), config.run.keep_checkpoints) as checkpoints:
+        with RunLog(directory, start, optimization.training_steps, console) as log:
+            if config.run.ipaddr:
+                log.say("--ipaddr is accepted for the original's scripts and ignored")
+            if start:
+                state = checkpoints.restore(abstract_state(init, optimizer, mesh))
+                log.say(f"continuing {directory} from step {start} of {optimization.training_steps}")
+            else:
+                state = create_state(init, optimizer, mesh)
+                if weights is not None:
+                    state = with_weights(state, weights, mesh)
+            log.say(describe(config, state, train_source, peak, directory))
+            evaluate = None
+            if valid_source is not None:
+                evaluate = Validation(config, valid_source, directory, mesh)
+            batches = loader.iterate(start, optimization.training_steps)
+            state, done = fit(
+                state, make_step(losses, optimizer, rate, optimization.grad_accum), rows_of(batches), mesh=mesh,
+                start=start, stop=optimization.training_steps, batch_size=config.data.train_batch_size,
+                checkpoints=checkpoints, log=log, save_interval=config.run.save_interval,
+                log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
+                extra=lambda: {"data/bad_images": float(len(loader.bad))},
+            )  # fmt: skip
+            batches.close()
+            if loader.bad:
+                log.say(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
+    return Pretrained(directory, state.model, done)  # type: ignore[arg-type]
+
+
+def open_sources(config: Config) -> tuple[Source, Source | None]:
+    """Open the training and the validation images, and see that they can be read."""
+    train = open_source(config.data.train_dataset_shards)
+    check_readable(train, config.data.channels)
+    if not config.data.valid_dataset_shards:
+        return train, None
+    valid = open_source(config.data.valid_dataset_shards)
+    check_readable(valid, config.data.channels)
+    return train, valid
+
+
+def train_loader(config: Config, source: Source) -> Loader:
+    """Build the loader of this host's training batches."""
+    augment = config.augment
+    return Loader(
+        source,
+        build_train(
+            config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True
+        ),
+        batch_size=config.data.train_batch_size, channels=config.data.channels, size=config.image_shape,
+        seed=config.seeds.shuffle_seed, shuffle=True, repeats=augment.augment_repeats,
+        workers=config.data.train_loader_workers, process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )  # fmt: skip
+
+
+def rows_of(batches: Iterator[Batch]) -> Iterator[dict[str, np.ndarray]]:
+    """Turn the loader's batches into what the step reads."""
+    for batch in batches:
+        yield {"images": batch.images, "valid": batch.valid, "index": batch.index}
+
+
+def sample_losses(model: MaskedAutoencoder, batch, step, *, noise_seed: int, dropout_seed: int) -> jax.Array:
+    """Compute the loss of every sample [B] with masks and dropout that are a function of (seed, step) alone."""
+    noise_key = jax.random.fold_in(jax.random.key(noise_seed), step)
+    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), step)
+    images = batch["images"]
+    order = masking.random(noise_key, images.shape[0], model.patches)
+    return model(model.normalize(images), order, dropout_key).loss
+
+
+def fixed_order(noise_seed: int, index: jax.Array, patches: int) -> jax.Array:
+    """Draw the order [B, N] of each validation image from (seed, its number): the same mask at every validation."""
+    key = jax.random.key(noise_seed)
+    noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (patches,)))(index.astype(jnp.uint32))
+    return masking.order_of(noise)
+
+
+class Validation:
+    """Evaluates the reconstruction of held-out images and draws the first few."""
+
+    def __init__(self, config: Config, source: Source, directory: Path, mesh):
+        self.loader = Loader(
+            source, build_eval(config.image_shape, config.augment.test_crop_ratio),
+            batch_size=config.data.valid_batch_size, channels=config.data.channels, size=config.image_shape,
+            shuffle=False, workers=config.data.valid_loader_workers, process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )  # fmt: skip
+        self.seed, self.directory, self.mesh = config.seeds.noise_seed, directory, mesh
+        self.best = float("inf")
+        self._sums = jax.jit(self._loss_and_count)
+
+    def _loss_and_count(self, model, batch):
+        order = fixed_order(self.seed, batch["index"], model.patches)
+        losses = model(model.normalize(batch["images"]), order).loss
+        return jnp.sum(losses * batch["valid"]), jnp.sum(batch["valid"])
+
+    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
+        """Average the loss over all validation images, each once, and draw `images/<step>.png`."""
+        total, count, first = 0.0, 0, None
+        for batch in self.loader.iterate():
+            first = batch if first is None else first
+            rows = {"images": batch.images, "valid": batch.valid, "index": batch.index}
+            loss, valid = jax.device_get(self._sums(state.model, put_batch(rows, self.mesh)))
+            total, count = total + float(loss), count + int(valid)
+        loss = total / max(1, count)
+        self.best = min(self.best, loss)
+        if first is not None and jax.process_index() == 0:
+            draw(state.model, first, self.seed, self.directory / "images" / f"{step}.png")  # type: ignore[arg-type]
+        return {"val/loss": loss, "val/loss/best": self.best}
+
+
+def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:
+    """Draw the first readable images of a batch, masked and reconstructed."""
+    rows = np.flatnonzero(batch.valid)[:PICTURES]
+    order = fixed_order(seed, jnp.asarray(batch.index[rows]), model.patches)
+    path.parent.mkdir(exist_ok=True)
+    draw_grid(reconstruct(model, batch.images[rows], order)).save(path)
+
+
+def with_weights(state: TrainState, weights: dict[str, np.ndarray], mesh) -> TrainState:
+    """Start from given weights instead of random ones; strict."""
+    try:
+        model = with_arrays(state.model, weights)
+    except ValueError as error:
+        raise ConfigError(f"--pretrained-ckpt: {error}") from None
+    return TrainState(state.step, jax.device_put(model, replicated(mesh)), state.opt_state)
+
+
+def run_differences(old: dict[str, Any] | None, config: Config) -> list[str]:
+    """List the flags that differ from an earlier run's and may not change within a run."""
+    if old is None:
+        return []
+    before, now = ({k: v for k, v in f.items() if k not in MAY_CHANGE} for f in (old["flags"], flags(config)))
+    return differences(before, now)
+
+
+def describe(config: Config, state: TrainState, source: Source, peak: float, directory: Path) -> str:
+    """Say in a few lines what is about to be trained, on what, where."""
+    parameters = sum(array.size for array in jax.tree.leaves(nnx.state(state.model, nnx.Param)))
+    data, optimization = config.data, config.optimization
+    epochs = optimization.training_steps * data.train_batch_size / len(source) / config.augment.augment_repeats
+    return (
+        f"model    {parameters / 1e6:.2f} M parameters, {config.encoder.layers} x {config.encoder.dim} encoder, "
+        f"{config.mae.dec_layers} x {config.mae.dec_dim} decoder, {precision(config)}\n"
+        f"data     {len(source):,} images, batch {data.train_batch_size}, "
+        f"{optimization.training_steps:,} steps = {epochs:.1f} epochs\n"
+        f"rate     peak {peak:.3g} = {optimization.learning_rate:g} x {data.train_batch_size} / 256\n"
+        f"devices  {jax.device_count()} x {jax.devices()[0].device_kind}\n"
+        f"run      {directory}"
+    )

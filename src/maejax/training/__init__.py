@@ -1,0 +1,1 @@
+"""The machine that trains any of the models: optimizer, state, sharding, checkpoints, loop, logs."""

@@ -1,0 +1,77 @@
+"""Checkpoints of a run: step, model and optimizer, saved in the background, atomically, by Orbax."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from maejax.models.arrays import named_arrays, with_arrays
+from maejax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of a run, `<directory>/<step>/`, of which the newest `keep` stay.
+
+    Each holds three parts that can be read alone, `step`, `model` and `opt_state`, each a flat dictionary of arrays by
+    name: readable without this package's classes. Use as a context manager; leaving it waits for the last save.
+    """
+
+    def __init__(self, directory: Path, keep: int = 3):
+        logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every step of every save
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.absolute(), preservation_policy=ocp.training.preservation_policies.LatestN(keep)
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._checkpointer.close()
+
+    @property
+    def latest(self) -> int | None:
+        """The newest step that was saved whole, None if there is none."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Save a state in the background; the arrays are copied before this returns. Saved steps are not rewritten."""
+        if step != self.latest:
+            self._checkpointer.save_checkpointables_async(step, parts_of(state), force=True)
+
+    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+        """Read a state, by default the newest, laid out as `like`, which may be abstract.
+
+        Raises:
+            ValueError: the checkpoint is of another model or optimizer; the message lists what differs.
+
+        """
+        names = parts_of(like)
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), names)
+        arrays = self._checkpointer.load_checkpointables(step, abstract)
+        rebuilt = {part: with_arrays(getattr(like, part), arrays[part]) for part in ("model", "opt_state")}
+        return TrainState(step=arrays["step"]["step"], **rebuilt)
+
+
+def parts_of(state: TrainState) -> dict[str, dict[str, Any]]:
+    """Split a state into the parts of a checkpoint."""
+    return {
+        "step": {"step": state.step},
+        "model": named_arrays(state.model),
+        "opt_state": named_arrays(state.opt_state),
+    }
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """List the steps saved in a `checkpoints` folder, oldest first; unfinished saves do not count."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
+
+
+def read_model_arrays(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Read the model of one checkpoint, `.../checkpoints/<step>`, as arrays by name on the host."""
+    return ocp.load_checkpointables(checkpoint.absolute(), {"model": None})["model"]

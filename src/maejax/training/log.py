@@ -1,0 +1,97 @@
+"""What a run says: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
+
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class RunLog:
+    """Metrics and progress of one run; a context manager.
+
+    Args:
+        directory: run directory; `metrics.jsonl` is appended there, one object per line.
+        start, stop: the steps this process goes through. Lines beyond `start`, written by an earlier process after its
+            last checkpoint, are dropped, so that every step is logged once.
+        console: where to print; only a terminal gets a moving bar.
+
+    """
+
+    def __init__(self, directory: Path, start: int, stop: int, console: Console):
+        self.console = console
+        self._path = directory / "metrics.jsonl"
+        keep_until(self._path, start)
+        self._file = self._path.open("a", buffering=1)
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"),
+            TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False),
+            console=console, disable=not console.is_terminal, speed_estimate_period=60,
+        )  # fmt: skip
+        self._task = self._bar.add_task("training", total=stop, completed=start, now="compiling")
+        self._stop = stop
+        self._clock: tuple[float, int] | None = None
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self._bar.stop()
+        self._file.close()
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Append metrics of a step to metrics.jsonl."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def report(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the training metrics of a step and show them."""
+        self.write(step, metrics)
+        rate = metrics.get("train/images_per_second")
+        loss = f"loss {metrics['train/loss']:.4f}"
+        now = f"{loss}  {rate:,.0f} images/s" if rate else loss
+        self._bar.update(self._task, completed=step, now=now)
+        if not self.console.is_terminal:
+            self.console.print(f"step {step}/{self._stop}  {now}{self._eta(step)}", highlight=False)
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self._clock is None:
+            self._bar.reset(self._task, completed=step, now="")  # the first step compiled: no measure of speed
+            self._clock = (time.monotonic(), step)
+        self._bar.update(self._task, completed=step)
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _eta(self, step: int) -> str:
+        if self._clock is None or step <= self._clock[1]:
+            return ""
+        seconds = (time.monotonic() - self._clock[0]) / (step - self._clock[1]) * (self._stop - step)
+        return f"  ETA {seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f}:{seconds % 60:02.0f}"
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines of a metrics file that belong to later steps, and a half-written last one."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if (found := read_line(line)) and found["step"] <= step]
+    new = path.with_suffix(".new")
+    new.write_text("".join(line + "\n" for line in kept))
+    new.replace(path)
+
+
+def read_line(line: str) -> dict | None:
+    """Parse a line of metrics.jsonl; None if it was cut off."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def read_metrics(path: Path, name: str) -> list[tuple[int, float]]:
+    """Read one metric from metrics.jsonl as (step, value) pairs."""
+    lines = (read_line(line) for line in path.read_text().splitlines())
+    return [(line["step"], line[name]) for line in lines if line and name in line]

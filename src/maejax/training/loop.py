@@ -1,0 +1,129 @@
+"""The loop that every task runs: evaluate, save, take the next batch, step, log."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from maejax.training.checkpoint import Checkpoints
+from maejax.training.log import RunLog
+from maejax.training.mesh import put_batch
+from maejax.training.state import TrainState
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what is kept."""
+
+
+@contextmanager
+def stop_requests():
+    """Turn the first Ctrl-C or SIGTERM into a set event, so that the loop can save; a second Ctrl-C kills."""
+    stop = threading.Event()
+
+    def ask(number, _frame):
+        stop.set()
+        signal.signal(number, before[number])
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def fit(
+    state: TrainState,
+    step_fn: Callable,
+    batches: Iterator[dict[str, np.ndarray]],
+    *,
+    mesh: Mesh,
+    start: int,
+    stop: int,
+    batch_size: int,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    save_interval: int,
+    log_interval: int,
+    evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
+    eval_interval: int = 0,
+    extra: Callable[[], dict[str, float]] = dict,
+) -> tuple[TrainState, bool]:
+    """Train from step `start` to `stop`, saving and logging on the way.
+
+    Args:
+        state: at step `start`; its memory is given up.
+        step_fn: `(state, batch) -> (state, metrics)`, compiled.
+        batches: this host's rows of the global batches `start`, `start` + 1, ...
+        mesh: the devices.
+        start, stop: steps.
+        batch_size: global, for the rates.
+        checkpoints, log: of the run.
+        save_interval, log_interval, eval_interval: in steps; `eval_interval` 0 evaluates at the end alone.
+        evaluate: `(state, step) -> metrics`, written to the log.
+        extra: more metrics for every log line, of the host's.
+
+    Returns:
+        The last state, and whether it is at `stop` (False: a signal asked to stop; the state was saved).
+
+    Raises:
+        TrainingError: the loss is no longer finite.
+
+    """
+    pending: tuple[int, dict] | None = None
+    clock, waited, since = time.monotonic(), 0.0, start
+
+    def flush():
+        nonlocal pending, clock, waited, since
+        if pending is None:
+            return
+        step, metrics = pending
+        pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["train/loss"]):
+            kept = checkpoints.latest
+            raise TrainingError(
+                f"the loss is {values['train/loss']} at step {step}; "
+                + (f"checkpoint {kept} is kept" if kept is not None else "nothing was saved before")
+                + "; try a lower --learning-rate, or --clip-grad 1"
+            )
+        elapsed = time.monotonic() - clock
+        if step > since:
+            values["train/images_per_second"] = (step - since) * batch_size / elapsed
+            values["train/input_wait"] = waited / elapsed
+        log.report(step, {**values, "processed_samples": step * batch_size, **extra()})
+        clock, waited, since = time.monotonic(), 0.0, step
+
+    with jax.set_mesh(mesh), stop_requests() as asked:
+        step = start
+        while True:
+            done = step == stop
+            if evaluate is not None and step > start and (done or (eval_interval and step % eval_interval == 0)):
+                flush()
+                log.write(step, evaluate(state, step))
+                clock, waited, since = time.monotonic(), 0.0, step
+            if done or asked.is_set() or (step > start and step % save_interval == 0):
+                flush()
+                checkpoints.save(state, step)
+            if done or asked.is_set():
+                return state, done
+            before = time.monotonic()
+            rows = next(batches)
+            waited += time.monotonic() - before
+            state, metrics = step_fn(state, put_batch(rows, mesh))
+            step += 1
+            flush()  # of an earlier step: the host fetches while the device works on this one
+            if step == start + 1:
+                jax.block_until_ready(metrics)
+                clock, waited, since = time.monotonic(), 0.0, step  # compilation is no part of the rate
+            if step % log_interval == 0 or step == start + 1 or step == stop:
+                pending = (step, metrics)
+            log.advance(step)

@@ -1,0 +1,134 @@
+"""Optimizers over stacked layers: which parameters decay, and trust ratios per layer rather than per stack.
+
+The layers of a model are one stack, so a bias has two dimensions here: every rule goes by a parameter's name.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from maejax.models.arrays import array_name
+from maejax.models.vit import Constant
+
+DECAYED = ("kernel", "cls_token", "mask_token")  # authors' code: all but biases, norms and LayerScale
+OPTIMIZERS = ("adamw", "lamb", "sgd", "lars")
+MOMENTUM = 0.9  # SGD and LARS: the paper's Table 10 and the original
+
+
+def build_optimizer(
+    name: str, rate: optax.Schedule, *, weight_decay: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
+    clip_grad: float = 0.0, lr_decay: float = 1.0,
+) -> optax.GradientTransformation:  # fmt: skip
+    """Build an optimizer for a model of this package; fixed tables get no update and no slots.
+
+    Args:
+        name: "adamw", "lamb", "sgd" or "lars".
+        rate: learning rate by step.
+        weight_decay: decoupled for AdamW and LAMB, added to the gradient for SGD and LARS, on `DECAYED` only.
+        b1, b2, eps: of Adam, for AdamW and LAMB.
+        clip_grad: largest global gradient norm; 0 switches it off.
+        lr_decay: layer-wise decay of the rate in the encoder, see `layer_rates`; 1 switches it off.
+
+    Raises:
+        ValueError: unknown name.
+
+    """
+    decay = optax.add_decayed_weights(weight_decay, mask=decay_mask)
+    match name:
+        case "adamw":
+            steps = [optax.scale_by_adam(b1, b2, eps), decay]
+        case "lamb":
+            steps = [optax.scale_by_adam(b1, b2, eps), decay, scale_by_layer_trust()]
+        case "sgd":
+            steps = [decay, optax.trace(MOMENTUM)]
+        case "lars":
+            steps = [decay, scale_by_layer_trust(coefficient=0.001, mask=decay_mask), optax.trace(MOMENTUM)]
+        case _:
+            raise ValueError(f"the optimizer is one of {', '.join(OPTIMIZERS)}, not {name}")
+    # LARS keeps the rate inside the momentum in the authors' code (buffer of unscaled updates): the rate comes last.
+    steps.append(optax.scale_by_learning_rate(rate))
+    if lr_decay != 1:
+        steps.append(scale_by_layer_rate(lr_decay))
+    if clip_grad:
+        steps.insert(0, optax.clip_by_global_norm(clip_grad))
+    update = optax.chain(*steps)
+    return optax.partition({"trained": update, "fixed": optax.set_to_zero()}, trained_or_fixed)
+
+
+def trained_or_fixed(model: nnx.Module):
+    """Label every variable of a model "trained" or "fixed"."""
+    return jax.tree.map(
+        lambda v: "fixed" if isinstance(v, Constant) else "trained", model, is_leaf=lambda v: isinstance(v, nnx.Variable)
+    )
+
+
+def decay_mask(model: nnx.Module):
+    """Mark the arrays that decay: linear weights and the cls and mask tokens, as in the authors' code."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaf_name(path) in DECAYED, model)
+
+
+def leaf_name(path) -> str:
+    """Name a parameter by the last attribute of its path: kernel, bias, scale, cls_token, ..."""
+    names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey) and key.name != "value"]
+    return names[-1]
+
+
+def is_stacked(path) -> bool:
+    """Tell whether an array carries the leading depth axis of a stack of layers."""
+    return any(isinstance(key, jax.tree_util.GetAttrKey) and key.name == "blocks" for key in path)
+
+
+def layer_rates(model: nnx.Module, decay: float):
+    """Compute the factor on every parameter's rate (BEiT, Bao et al. 2022; authors' fine-tuning code).
+
+    With d layers in the encoder: block i (from 0) has decay^(d - i), the patch embedding, cls token and positions
+    decay^(d + 1), everything else (final norm, head, decoder) 1. A stack gets one factor per layer.
+    """
+
+    def factor(path, array):
+        name = array_name(path)
+        if name.startswith("encoder.transformer.blocks."):
+            depth = array.shape[0]
+            return (decay ** (depth - jnp.arange(depth))).reshape(-1, *[1] * (array.ndim - 1))
+        if name.startswith(("encoder.embed.", "encoder.cls_token", "encoder.positions")):
+            return decay ** (encoder_depth(model) + 1)
+        return 1.0
+
+    return jax.tree_util.tree_map_with_path(factor, model)
+
+
+def encoder_depth(model) -> int:
+    """Count the layers of a model's encoder."""
+    return model.encoder.transformer.layers
+
+
+def scale_by_layer_rate(decay: float) -> optax.GradientTransformation:
+    """Multiply every update by its factor of `layer_rates`."""
+
+    def update(updates, state, params=None):
+        return jax.tree.map(jnp.multiply, updates, layer_rates(params, decay)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def scale_by_layer_trust(coefficient: float = 1.0, mask=None) -> optax.GradientTransformation:
+    """Scale each layer's update by |weights| / |update| (LARS: You et al. 2017; LAMB: You et al. 2020).
+
+    A stack of layers gets one ratio per layer. Where either norm is zero the ratio is 1.
+    """
+
+    def ratio(weights, update):
+        w, u = jnp.linalg.norm(weights.reshape(-1)), jnp.linalg.norm(update.reshape(-1))
+        return jnp.where((w > 0) & (u > 0), coefficient * w / jnp.where(u > 0, u, 1), 1.0) * update
+
+    def scale(path, update, weights, trusted):
+        if not trusted:
+            return update
+        return (jax.vmap(ratio) if is_stacked(path) else ratio)(weights, update)
+
+    def update(updates, state, params=None):
+        trusted = jax.tree.map(lambda _: True, updates) if mask is None else mask(params)
+        return jax.tree_util.tree_map_with_path(scale, updates, params, trusted), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -1,0 +1,15 @@
+"""The learning rate as a function of the step."""
+
+import optax
+
+IMAGES_PER_RATE = 256  # rates are given per 256 images: peak = base * batch / 256 (Goyal et al. 2017; paper, A.1)
+
+
+def peak_rate(base_rate: float, batch_size: int) -> float:
+    """Scale a base learning rate, given per 256 images, to a global batch size."""
+    return base_rate * batch_size / IMAGES_PER_RATE
+
+
+def warmup_cosine(peak: float, warmup_steps: int, training_steps: int) -> optax.Schedule:
+    """Rise linearly from 0 to `peak` over the warm-up, then fall to 0 along half a cosine (paper, Table 8)."""
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, max(training_steps, warmup_steps + 1), 0.0)
