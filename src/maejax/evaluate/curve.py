@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import pairwise
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Choose four to ten round numbers that enclose [low, high]."""
-    rough = (high - low) / 5
+    rough = (high - low) / 7
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
     return [round(k * step, 12) for k in range(math.floor(low / step), math.ceil(high / step) + 1)]
@@ -83,6 +84,6 @@ def _spread(places: list[float], apart: float) -> list[float]:
     """Move labels down until none covers another, in their order from top to bottom."""
     moved = list(places)
     order = sorted(range(len(places)), key=lambda k: places[k])
-    for above, below in zip(order, order[1:], strict=False):
+    for above, below in pairwise(order):
         moved[below] = max(moved[below], moved[above] + apart)
     return moved

@@ -27,8 +27,8 @@ def knn_accuracy(
     Raises ValueError where features and labels differ in number or either side is empty.
     """
     if len(train_x) != len(train_y) or len(test_x) != len(test_y):
-        raise ValueError("as many labels as features, please: train {}/{}, test {}/{}".format(
-            len(train_y), len(train_x), len(test_y), len(test_x)))
+        counts = f"train {len(train_x)} and {len(train_y)}, test {len(test_x)} and {len(test_y)}"
+        raise ValueError(f"features and labels differ in number: {counts}")
     if not len(train_x) or not len(test_x):
         raise ValueError("nearest neighbours need at least one training and one test feature")
     classes, train_index = np.unique(train_y, return_inverse=True)
@@ -50,9 +50,7 @@ def _unit(x: np.ndarray) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnames=("k", "classes"))
-def _vote(
-    train: jax.Array, labels: jax.Array, test: jax.Array, k: int, temperature: float, classes: int
-) -> jax.Array:
+def _vote(train: jax.Array, labels: jax.Array, test: jax.Array, k: int, temperature: float, classes: int) -> jax.Array:
     similarity = jnp.matmul(test, train.T, precision="highest")
     nearest, index = jax.lax.top_k(similarity, k)
     # Relative to the nearest one: the same winner, and no overflow at low temperatures. By max, not [:, :1]: a slice of

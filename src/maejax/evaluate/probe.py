@@ -93,18 +93,19 @@ def _solutions(
     else:
         variance, axes = np.linalg.eigh(x.T @ x / n)
     rotated, targets = jnp.asarray(x @ axes), jax.nn.one_hot(y, classes)
-    w = np.zeros((axes.shape[1] + 1, classes))  # the last row is the bias
+    shape = (axes.shape[1] + 1, classes)  # the last row is the bias
+    w = np.zeros(shape)
     for l2 in strengths:
         # A fifth of the variance: p (1 - p) of a classifier that has learnt a little.
         scale = np.append(1 / np.sqrt(np.maximum(variance, 0) / 5 + l2), 1)[:, None]
 
         def objective(u: np.ndarray, scale=scale, l2=l2) -> tuple[float, np.ndarray]:
-            value, gradient = _loss(jnp.asarray(u.reshape(w.shape) * scale, jnp.float32), rotated, targets, l2)
+            value, gradient = _loss(jnp.asarray(u.reshape(shape) * scale, jnp.float32), rotated, targets, l2)
             return float(value), (np.asarray(gradient, np.float64) * scale).ravel()
 
         options = {"maxiter": 1000, "maxcor": 30, "ftol": 1e-6, "gtol": 1e-5}  # all that float32 can tell apart
         found = minimize(objective, (w / scale).ravel(), jac=True, method="L-BFGS-B", options=options)
-        w = found.x.reshape(w.shape) * scale
+        w = found.x.reshape(shape) * scale
         yield axes @ w[:-1], w[-1]
 
 

@@ -6,7 +6,7 @@ from rich.table import Table
 
 Scores = Mapping[str, Mapping[str, float]]  # {"pretrained": {"knn": 83.7, ..., "linear_100_std": 1.2}, ...}
 
-MEASURES = {"knn": "kNN", "linear": "linear", "linear_100": "linear, 100 labels"}
+MEASURES = {"knn": "kNN", "linear": "linear", "linear_100": "linear with 100 labels"}
 FEATURES = {"pretrained": "pre-trained encoder", "untrained": "same encoder, untrained", "pixels": "raw pixels"}
 
 _LEVEL = 1.0  # points; with 2,000 test images the standard error of one accuracy near 80 % is 0.9
@@ -38,33 +38,35 @@ def explain(scores: Scores) -> str:
     `scores` is what report.json contains under "scores", accuracies in percent. A difference of less than one point is
     called level: that much is chance with 2,000 test images.
     """
-    rows = [_compare(scores["pretrained"], scores[control]) for control in ("untrained", "pixels")]
-    untrained, pixels = rows
-    if not untrained["ahead of"]:
+    untrained, pixels = (_compare(scores["pretrained"], scores[control]) for control in ("untrained", "pixels"))
+    if not untrained["ahead"]:
         verdict = "Pre-training did not help here"
-    elif not pixels["ahead of"]:
-        verdict = "Pre-training taught the encoder something, but raw pixels still do as well"
-    elif any(row["behind"] or row["level with"] for row in rows):
+    elif not pixels["ahead"]:
+        verdict = (
+            f"Pre-training taught the encoder something, but raw pixels do {'as well' if pixels['level'] else 'better'}"
+        )
+    elif len(untrained["ahead"]) + len(pixels["ahead"]) < 2 * len(MEASURES):
         verdict = "Pre-training helped, though not on every count"
     else:
         verdict = "Pre-training helped on every count"
-    against = " and ".join((_tell(untrained, "the same encoder untrained"), _tell(pixels, "raw pixels")))
-    return f"{verdict}: the pre-trained encoder is {against}."
+    return (
+        f"{verdict}: in points of accuracy, the pre-trained encoder is, against the same encoder untrained, "
+        f"{_tell(untrained)}; against raw pixels, {_tell(pixels)}."
+    )
 
 
 def _compare(ours: Mapping[str, float], control: Mapping[str, float]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {"ahead of": [], "level with": [], "behind": []}
+    found: dict[str, list[str]] = {"ahead": [], "level": [], "behind": []}
     for measure, name in MEASURES.items():
         difference = round(ours[measure] - control[measure], 1)
-        place = "level with" if abs(difference) < _LEVEL else "ahead of" if difference > 0 else "behind"
-        found[place].append(f"{name} {difference:+.1f}")
+        place = "level" if abs(difference) < _LEVEL else "ahead" if difference > 0 else "behind"
+        found[place].append(f"{name} ({difference:+.1f})")
     return found
 
 
-def _tell(found: dict[str, list[str]], control: str) -> str:
-    parts = [(place, measures) for place, measures in found.items() if measures]
-    told = []
-    for place, measures in parts:
-        target = control if not told else "it"
-        told.append(f"{place} {target} ({'; '.join(measures)} points)")
-    return ", ".join(told)
+def _tell(found: Mapping[str, list[str]]) -> str:
+    return ", ".join(f"{place} in {_listed(names)}" for place, names in found.items() if names)
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

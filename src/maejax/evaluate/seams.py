@@ -59,7 +59,7 @@ def interpolated_statistics(
 
 
 def _seams(tiles: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Build the quadratic form [2 N, 2 N] in (every m, every s): mean squared steps, summed over pairs of neighbours."""
+    """Build the quadratic form [2 N, 2 N] in (every m, every s): the sum over seams of the mean squared step."""
     n = len(tiles)
     index = np.arange(n).reshape(grid)
     form = np.zeros((2 * n, 2 * n))

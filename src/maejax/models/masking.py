@@ -30,7 +30,7 @@ def grid(key: jax.Array, batch: int, shape: tuple[int, int]) -> jax.Array:
     """Order the patches of a (rows, columns) grid so that one of every 2 x 2 comes first (75 % masking)."""
     rows, columns = jnp.indices(shape).reshape(2, -1)
     dropped = (rows % 2 + columns % 2) > 0
-    return order_of(dropped + jax.random.uniform(key, (batch, dropped.size)))
+    return order_of(dropped[None] + jax.random.uniform(key, (batch, dropped.size)))
 
 
 def block(key: jax.Array, batch: int, shape: tuple[int, int]) -> jax.Array:
@@ -52,5 +52,5 @@ def block(key: jax.Array, batch: int, shape: tuple[int, int]) -> jax.Array:
     left = jnp.floor(jax.random.uniform(left_key, draw) * (width - wide + 1))
     rows, columns = jnp.indices(shape).reshape(2, 1, 1, patches)
     inside = (rows >= top) & (rows < top + tall) & (columns >= left) & (columns < left + wide)
-    rank = jnp.max(jnp.where(inside, BLOCKS - jnp.arange(BLOCKS)[:, None], 0), axis=1)
+    rank = jnp.max(jnp.where(inside, BLOCKS - jnp.arange(BLOCKS).reshape(1, BLOCKS, 1), 0), axis=1)
     return order_of(rank + jax.random.uniform(noise_key, (batch, patches)))

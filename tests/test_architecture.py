@@ -1,0 +1,40 @@
+"""The walls of the house: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import maejax
+
+PACKAGE = Path(maejax.__file__).parent
+# A room may import from the rooms behind it, never from those before it.
+ROOMS = ["cli", "plan", "tasks", "evaluate", "interop", "training", "data", "models", "config"]
+ONLY_IN = {"tyro": "cli.py", "orbax": "training/checkpoint.py"}
+NEVER = {"torch", "tensorflow", "wandb", "timm", "transformers"}
+APART = {"config": set(), "models": set(), "data": set(), "training": {"models", "data"}}  # all that these may import
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def test_imports_go_one_way():
+    for path in PACKAGE.rglob("*.py"):
+        relative = path.relative_to(PACKAGE)
+        room = relative.parts[0].removesuffix(".py")
+        for name in imports(path):
+            top, *rest = name.split(".")
+            assert top not in NEVER, f"{relative} imports {top}"
+            assert top not in ONLY_IN or str(relative) == ONLY_IN[top], f"{relative} imports {top}"
+            if top == "maejax" and rest and room in ROOMS and rest[0] != room:
+                assert ROOMS.index(rest[0]) > ROOMS.index(room), f"{relative} imports {name}"
+                assert rest[0] in APART.get(room, ROOMS), f"{relative} imports {name}"
+
+
+def test_data_never_touches_jax():
+    for path in (PACKAGE / "data").rglob("*.py"):
+        assert not {"jax", "flax", "optax"} & {name.split(".")[0] for name in imports(path)}, path
