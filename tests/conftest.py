@@ -9,7 +9,9 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # compiling takes a third of the time
 
+ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -29,3 +31,42 @@ def golden():
         return tree
 
     return read
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """Write 24 small colour images as an .npz file with labels, and return its path."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("images") / "images.npz"
+    np.savez(path, images=rng.integers(0, 256, (24, 16, 16, 3), np.uint8), labels=np.arange(24) % 3)
+    return path
+
+
+TINY = """--image-size 16 --patch-size 4 --layers 2 --dim 16 --heads 2 --dec-layers 1 --dec-dim 8 --dec-heads 2
+--train-batch-size 8 --valid-batch-size 8 --warmup-steps 2 --training-steps 6 --log-interval 1 --save-interval 2
+--learning-rate 0.05 --train-loader-workers 2 --valid-loader-workers 0""".split()
+
+
+@pytest.fixture
+def maejax(tmp_path, monkeypatch, capsys):
+    """Run the real command line in this process, in an empty folder: `(*args) -> (exit code, printed text)`."""
+    from maejax.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*args):
+        try:
+            code = main([str(arg) for arg in args])
+        except SystemExit as exit:
+            code = exit.code
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return command
+
+
+@pytest.fixture
+def train(maejax, images):
+    """Train a tiny model on tiny images; later flags win."""
+    return lambda *args: maejax("train", "--train-dataset-shards", images, *TINY, *args)

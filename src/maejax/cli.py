@@ -13,6 +13,7 @@ from rich.logging import RichHandler
 
 from maejax.config import MODES, Config, ConfigError, recipe
 from maejax.data.shards import DataError
+from maejax.training.errors import RunError, TrainingError
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75  # exit codes
 
@@ -144,17 +145,9 @@ def main(args: Sequence[str] | None = None) -> int:
             commands, prog="maejax", description="Masked-autoencoder pre-training in JAX.", args=args,
             config=(tyro.conf.OmitArgPrefixes,),
         )  # fmt: skip
-    except Exception as error:
-        if not isinstance(error, wrong_input()):
-            raise
+    except (ConfigError, DataError, RunError, TrainingError) as error:
         Console(stderr=True).print(f"maejax: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-        return WRONG_INPUT
-
-
-def wrong_input() -> tuple[type[Exception], ...]:
-    """List the errors that mean that the user's input is wrong."""
-    run_error = getattr(sys.modules.get("maejax.training.rundir"), "RunError", ConfigError)
-    return (ConfigError, DataError, run_error)
+        return FAILED if isinstance(error, TrainingError) else WRONG_INPUT
 
 
 def mode_of(args: list[str]) -> str:

@@ -295,4 +295,5 @@ def from_flags(values: dict[str, Any]) -> Config:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """List the flags that differ between two sets of flags, as `--name old -> new`."""
     old, new = (json.loads(json.dumps(values)) for values in (old, new))
-    return [f"--{name} {old.get(name)} -> {new.get(name)}" for name in {**old, **new} if old.get(name) != new.get(name)]
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"--{name.replace('_', '-')} {old.get(name)} -> {new.get(name)}" for name in changed]

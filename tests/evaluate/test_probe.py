@@ -31,7 +31,9 @@ def test_scale_and_offset_of_a_feature_do_not_matter(hard):
     factor, offset = 10.0 ** np.linspace(-3, 3, 20), np.linspace(-1, 1, 20)
     moved = train_x * factor + offset, train_y, test_x * factor + offset, test_y
     assert linear_probe(*moved) == pytest.approx(linear_probe(*hard), abs=0.4)
-    assert few_label_probe(*moved, labels=30, draws=2) == pytest.approx(few_label_probe(*hard, 30, 2), abs=0.4)
+    assert few_label_probe(*moved, labels=30, draws=2) == pytest.approx(
+        few_label_probe(*hard, labels=30, draws=2), abs=0.4
+    )
 
 
 def test_constant_features_are_harmless(hard):

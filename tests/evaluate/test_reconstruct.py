@@ -33,9 +33,8 @@ class Oracle:
     visible: int = VISIBLE
 
     def normalize(self, images):
-        return (images.astype(jnp.float32) / 255 - jnp.array(self.mean)[None, None, None]) / jnp.array(self.std)[
-            None, None, None
-        ]
+        mean, std = (jnp.array(values)[None, None, None] for values in (self.mean, self.std))
+        return (images.astype(jnp.float32) / 255 - mean) / std
 
     def __call__(self, x, order):
         return SimpleNamespace(prediction=self.prediction)
@@ -47,7 +46,7 @@ def example(norm_pix):
     waves = [128 + 60 * np.sin(rows / 6 + k) + 50 * np.cos(columns / 7 - k) for k in range(6)]
     images = np.stack(waves, axis=-1).reshape(*rows.shape, 2, 3).transpose(2, 0, 1, 3).astype(np.uint8)
     order = np.stack([np.random.default_rng(k).permutation(ROWS * COLUMNS) for k in range(2)])
-    patches = np.asarray(patchify(Oracle(None, False).normalize(images), SIZE))
+    patches = np.asarray(patchify(jnp.asarray(Oracle(None, False).normalize(images)), SIZE))
     target = np.take_along_axis(patches, order[:, VISIBLE:, None], axis=1)
     if norm_pix:
         target = (target - target.mean(-1, keepdims=True)) / target.std(-1, ddof=1, keepdims=True)

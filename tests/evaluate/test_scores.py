@@ -22,11 +22,24 @@ def changed(kind, **values):
 @pytest.mark.parametrize(
     ("scores", "words"),
     [
-        (SCORES, ["not on every count", "level in kNN (+0.7)", "linear (+1.4) and linear with 100 labels (+6.0)"]),
+        (
+            SCORES,
+            ["not on every count", "level with them in kNN (+0.7)", "linear (+1.4) and linear with 100 labels (+6.0)"],
+        ),
         (changed("pixels", knn=80.0), ["helped on every count", "kNN (+3.7)"]),
-        (changed("pixels", knn=90.0, linear=90.0, linear_100=90.0), ["raw pixels do better", "behind in kNN (-6.3)"]),
-        (changed("pixels", knn=83.0, linear=87.0, linear_100=75.0), ["raw pixels do as well", "level in"]),
-        (changed("pretrained", knn=60.0, linear=70.0, linear_100=50.0), ["did not help", "behind in kNN (-10.0)"]),
+        (
+            changed("pixels", knn=90.0, linear=90.0, linear_100=90.0),
+            ["raw pixels do better", "behind raw pixels in kNN (-6.3)"],
+        ),
+        (
+            changed("pixels", knn=83.0, linear=87.0, linear_100=75.0),
+            ["raw pixels do as well", "level with raw pixels in kNN (+0.7), linear (-0.3)"],
+        ),
+        (changed("untrained", knn=90.0, linear=90.0), ["did not help", "linear with 100 labels (+22.0)"]),
+        (
+            changed("pretrained", knn=60.0, linear=70.0, linear_100=50.0),
+            ["did not help", "behind the untrained one in kNN (-10.0)"],
+        ),
     ],
 )
 def test_the_sentence_follows_the_numbers(scores, words):

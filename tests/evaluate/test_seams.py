@@ -17,23 +17,23 @@ def smooth_tiles(channels=3):
     mean = truth.mean(axis=(1, 2, 3), keepdims=True)
     std = truth.std(axis=(1, 2, 3), ddof=1, keepdims=True)
     patterns = np.where(visible[:, None, None, None], truth, (truth - mean) / std)
-    return truth, patterns, visible, mean[~visible].ravel(), std[~visible].ravel()
+    return truth, patterns, visible
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_seams_come_much_closer_than_interpolation(channels):
-    truth, tiles, visible, _, _ = smooth_tiles(channels)
+def test_seams_come_twice_as_close_as_interpolation(channels):
+    truth, tiles, visible = smooth_tiles(channels)
 
     def error(statistics):
         mean, std = statistics(tiles, visible, GRID)
         shown = mean[:, None, None, None] + std[:, None, None, None] * tiles
         return np.sqrt(np.mean((shown - truth)[~visible] ** 2))
 
-    assert error(hidden_statistics) < error(interpolated_statistics) / 3
+    assert error(hidden_statistics) < error(interpolated_statistics) / 2
 
 
 def test_contrast_stays_positive_even_for_inverted_patterns():
-    _, tiles, visible, _, _ = smooth_tiles()
+    _, tiles, visible = smooth_tiles()
     tiles[~visible] *= -1
     _, std = hidden_statistics(tiles, visible, GRID)
     assert (std > 0).all()

@@ -39,33 +39,33 @@ def explain(scores: Scores) -> str:
     called level: that much is chance with 2,000 test images.
     """
     untrained, pixels = (_compare(scores["pretrained"], scores[control]) for control in ("untrained", "pixels"))
-    if not untrained["ahead"]:
+    if len(untrained["ahead of"]) <= len(untrained["behind"]):
         verdict = "Pre-training did not help here"
-    elif not pixels["ahead"]:
-        verdict = (
-            f"Pre-training taught the encoder something, but raw pixels do {'as well' if pixels['level'] else 'better'}"
-        )
-    elif len(untrained["ahead"]) + len(pixels["ahead"]) < 2 * len(MEASURES):
+    elif not pixels["ahead of"]:
+        pixels_do = "as well" if pixels["level with"] else "better"
+        verdict = f"Pre-training taught the encoder something, but raw pixels do {pixels_do}"
+    elif len(untrained["ahead of"]) + len(pixels["ahead of"]) < 2 * len(MEASURES):
         verdict = "Pre-training helped, though not on every count"
     else:
         verdict = "Pre-training helped on every count"
     return (
-        f"{verdict}: in points of accuracy, the pre-trained encoder is, against the same encoder untrained, "
-        f"{_tell(untrained)}; against raw pixels, {_tell(pixels)}."
+        f"{verdict}: in points of accuracy, the pre-trained encoder is {_tell(untrained, 'the untrained one', 'it')}; "
+        f"it is {_tell(pixels, 'raw pixels', 'them')}."
     )
 
 
 def _compare(ours: Mapping[str, float], control: Mapping[str, float]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {"ahead": [], "level": [], "behind": []}
+    found: dict[str, list[str]] = {"ahead of": [], "level with": [], "behind": []}
     for measure, name in MEASURES.items():
         difference = round(ours[measure] - control[measure], 1)
-        place = "level" if abs(difference) < _LEVEL else "ahead" if difference > 0 else "behind"
+        place = "level with" if abs(difference) < _LEVEL else "ahead of" if difference > 0 else "behind"
         found[place].append(f"{name} ({difference:+.1f})")
     return found
 
 
-def _tell(found: Mapping[str, list[str]]) -> str:
-    return ", ".join(f"{place} in {_listed(names)}" for place, names in found.items() if names)
+def _tell(found: Mapping[str, list[str]], control: str, pronoun: str) -> str:
+    told = [(place, _listed(names)) for place, names in found.items() if names]
+    return ", ".join(f"{place} {pronoun if k else control} in {names}" for k, (place, names) in enumerate(told))
 
 
 def _listed(names: list[str]) -> str:

@@ -5,13 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from maejax.models.arrays import with_arrays
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.checkpoint import read_model_arrays, saved_steps
-from maejax.training.rundir import RunError, checkpoints_path, read_config
+from maejax.training.errors import RunError
+from maejax.training.rundir import checkpoints_path, read_config
 
 
 def initial_model(arguments: dict[str, Any], seed: int = 0) -> MaskedAutoencoder:
@@ -52,8 +52,8 @@ def locate(path: str | Path) -> tuple[Path, Path]:
     return run, checkpoints_path(run) / str(steps[-1])
 
 
-def load_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the model of a run as arrays by name, on the host.
+def load_arrays(path: str | Path) -> dict[str, jax.Array]:
+    """Read the model of a run as arrays by name, on one device.
 
     Raises:
         RunError: see `locate`.

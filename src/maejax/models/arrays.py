@@ -19,8 +19,8 @@ def named_arrays(tree: Any) -> dict[str, jax.Array]:
     return {array_name(path): array for path, array in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def with_arrays(tree: Tree, arrays: Mapping[str, Any]) -> Tree:
-    """Replace all arrays of a model, or of its abstract shape, by `arrays`, cast to the model's types.
+def check_arrays(tree: Any, arrays: Mapping[str, Any]) -> None:
+    """Check that `arrays` (or descriptions of them) are exactly those of a model, by name and shape.
 
     Raises:
         ValueError: a missing, extra or misshapen array; the message lists them all.
@@ -32,8 +32,18 @@ def with_arrays(tree: Tree, arrays: Mapping[str, Any]) -> Tree:
     wrong += [
         f"{name} is {arrays[name].shape}, the model's {wanted[name].shape}"
         for name in wanted.keys() & arrays.keys()
-        if wanted[name].shape != arrays[name].shape
+        if tuple(wanted[name].shape) != tuple(arrays[name].shape)
     ]
     if wrong:
         raise ValueError("the weights do not fit the model: " + "; ".join(sorted(wrong)))
+
+
+def with_arrays(tree: Tree, arrays: Mapping[str, Any]) -> Tree:
+    """Replace all arrays of a model, or of its abstract shape, by `arrays`, cast to the model's types.
+
+    Raises:
+        ValueError: as `check_arrays`.
+
+    """
+    check_arrays(tree, arrays)
     return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(arrays[array_name(path)], leaf.dtype), tree)

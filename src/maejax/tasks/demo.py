@@ -23,6 +23,7 @@ from maejax.evaluate.probe import few_label_probe, linear_probe
 from maejax.evaluate.report import write_report
 from maejax.evaluate.scores import explain, score_table
 from maejax.interop.run import initial_model
+from maejax.models.vit import normalize
 from maejax.tasks import pretrain
 from maejax.training.log import read_metrics
 from maejax.training.rundir import read_config, write_json
@@ -33,7 +34,7 @@ RECIPE: dict[str, Any] = {
     "test_crop_ratio": 1.0, "layers": 4, "dim": 128, "heads": 4, "dec_layers": 1, "dec_dim": 64, "dec_heads": 4,
     "norm_pix_loss": True, "train_batch_size": 128, "valid_batch_size": 500, "learning_rate": 2.4e-3,
     "training_steps": 9000, "warmup_steps": 450, "eval_interval": 1500, "save_interval": 1500, "log_interval": 50,
-    "train_loader_workers": 1, "valid_loader_workers": 1,
+    "precision": "bfloat16", "train_loader_workers": 1, "valid_loader_workers": 1,
 }  # fmt: skip
 FEATURES = "cls+mean"
 DRAWS = 10  # of 100 labels
@@ -100,7 +101,7 @@ def run(
         scores = {
             "pretrained": judge(*(extract(trained.model, s.images, pool=FEATURES) for s in (train, test)), train, test),
             "untrained": judge(*(extract(untrained, s.images, pool=FEATURES) for s in (train, test)), train, test),
-            "pixels": judge(*(s.images.reshape(len(s.images), -1) / np.float32(255) for s in (train, test)), train, test),
+            "pixels": judge(*(pixels(s.images, written["model"]) for s in (train, test)), train, test),
         }
     console.print(score_table(scores))
     console.print(explain(scores), highlight=False)
@@ -117,6 +118,11 @@ def read_split(config: Config, flag: str) -> Split:
     batches = list(loader.iterate())
     valid = np.concatenate([batch.valid for batch in batches])
     return Split(*(np.concatenate([getattr(b, field) for b in batches])[valid] for field in ("images", "labels")))
+
+
+def pixels(images: np.ndarray, geometry: dict[str, Any]) -> np.ndarray:
+    """Flatten images to their normalised pixels [n, H * W * C]: centred, they are the stronger control for kNN."""
+    return np.asarray(normalize(images, geometry["mean"], geometry["std"])).reshape(len(images), -1)
 
 
 def judge(train_x: np.ndarray, test_x: np.ndarray, train: Split, test: Split) -> dict[str, float]:

@@ -277,7 +277,7 @@ def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:
     draw_grid(reconstruct(model, batch.images[rows], order)).save(path)
 
 
-def with_weights(state: TrainState, weights: dict[str, np.ndarray], mesh) -> TrainState:
+def with_weights(state: TrainState, weights: dict[str, jax.Array], mesh) -> TrainState:
     """Start from given weights instead of random ones; strict."""
     try:
         model = with_arrays(state.model, weights)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from maejax.models.arrays import named_arrays, with_arrays
+from maejax.models.arrays import check_arrays, named_arrays, with_arrays
 from maejax.training.state import TrainState
 
 
@@ -49,8 +49,13 @@ class Checkpoints:
             ValueError: the checkpoint is of another model or optimizer; the message lists what differs.
 
         """
-        names = parts_of(like)
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), names)
+        step = self.latest if step is None else step
+        saved = self._checkpointer.checkpointables_metadata(step).metadata
+        for part in ("model", "opt_state"):
+            check_arrays(getattr(like, part), saved[part])
+        abstract = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), parts_of(like)
+        )
         arrays = self._checkpointer.load_checkpointables(step, abstract)
         rebuilt = {part: with_arrays(getattr(like, part), arrays[part]) for part in ("model", "opt_state")}
         return TrainState(step=arrays["step"]["step"], **rebuilt)
@@ -72,6 +77,9 @@ def saved_steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
 
 
-def read_model_arrays(checkpoint: Path) -> dict[str, np.ndarray]:
-    """Read the model of one checkpoint, `.../checkpoints/<step>`, as arrays by name on the host."""
-    return ocp.load_checkpointables(checkpoint.absolute(), {"model": None})["model"]
+def read_model_arrays(checkpoint: Path) -> dict[str, jax.Array]:
+    """Read the model of one checkpoint, `.../checkpoints/<step>`, as arrays by name on one device."""
+    saved = ocp.checkpointables_metadata(checkpoint.absolute()).metadata["model"]
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    wanted = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for name, a in saved.items()}
+    return ocp.load_checkpointables(checkpoint.absolute(), {"model": wanted})["model"]

@@ -4,6 +4,7 @@ import math
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,13 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maejax.training.checkpoint import Checkpoints
+from maejax.training.errors import TrainingError
 from maejax.training.log import RunLog
 from maejax.training.mesh import put_batch
 from maejax.training.state import TrainState
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what is kept."""
+QUEUED = 2  # steps handed to the device before the first of them is done; each holds a batch in its memory
 
 
 @contextmanager
@@ -79,6 +80,7 @@ def fit(
 
     """
     pending: tuple[int, dict] | None = None
+    running: deque[dict] = deque()
     clock, waited, since = time.monotonic(), 0.0, start
 
     def flush():
@@ -117,8 +119,12 @@ def fit(
                 return state, done
             before = time.monotonic()
             rows = next(batches)
-            waited += time.monotonic() - before
+            if running and running[-1]["train/loss"].is_ready():  # else the device had work while the host waited
+                waited += time.monotonic() - before
+            if len(running) == QUEUED:
+                jax.block_until_ready(running.popleft())
             state, metrics = step_fn(state, put_batch(rows, mesh))
+            running.append(metrics)
             step += 1
             flush()  # of an earlier step: the host fetches while the device works on this one
             if step == start + 1:

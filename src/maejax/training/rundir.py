@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from maejax.training.checkpoint import saved_steps
-
-
-class RunError(ValueError):
-    """The run directory does not fit what was asked for; the message says what to do."""
+from maejax.training.errors import RunError
 
 
 def config_path(directory: Path) -> Path:

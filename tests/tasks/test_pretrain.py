@@ -1,0 +1,135 @@
+"""Pre-training from the command line: the run directory, going on where it stopped, validation that counts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import maejax
+from maejax.models import masking
+from maejax.models.arrays import named_arrays
+from maejax.tasks.pretrain import fixed_order
+from maejax.training.checkpoint import saved_steps
+from maejax.training.log import read_metrics
+
+from .. import conftest
+
+RUN = Path("runs/pretrain")
+
+
+def losses(run=RUN):
+    return dict(read_metrics(run / "metrics.jsonl", "train/loss"))
+
+
+def arrays_of(run):
+    return {name: np.asarray(array) for name, array in named_arrays(maejax.load(run)).items()}
+
+
+def test_a_run_directory_explains_itself(train, images):
+    code, printed = train("--valid-dataset-shards", images, "--eval-interval", 3, "--norm-pix-loss", "--project", "p")
+    assert code == 0, printed
+    config = json.loads((RUN / "config.json").read_text())
+    assert config["flags"]["norm_pix_loss"] is True and config["flags"]["project"] == "p"
+    assert config["flags"]["adam_b2"] == 0.95 and config["model"]["dim"] == 16
+    assert list(losses()) == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in read_metrics(RUN / "metrics.jsonl", "val/loss")] == [3, 6]
+    last = json.loads((RUN / "metrics.jsonl").read_text().splitlines()[-2])
+    assert last["processed_samples"] == 48 and last["data/bad_images"] == 0 and last["train/learning_rate"] > 0
+    assert saved_steps(RUN / "checkpoints") == [2, 4, 6]
+    with Image.open(RUN / "images" / "6.png") as picture:
+        assert picture.width > 4 * 64
+    assert "6 steps = 2.0 epochs" in printed and "peak 0.00156 = 0.05 x 8 / 256" in printed
+
+
+def test_the_same_command_goes_on_bit_for_bit(train):
+    assert train("--name", "whole", "--dropout", 0.1, "--droppath", 0.1)[0] == 0
+    # Stop in the middle of the schedule, and start the same command again with other workers.
+    flags = ["--name", "parts", "--dropout", 0.1, "--droppath", 0.1]
+    assert train(*flags)[0] == 0
+    for step in (4, 6):
+        os.rename(f"runs/parts/checkpoints/{step}", f"{step}.gone")
+    before = losses(Path("runs/parts"))
+    code, printed = train(*flags, "--train-loader-workers", 0)
+    assert code == 0 and "continuing runs/parts from step 2 of 6" in printed
+    assert losses(Path("runs/parts")) == before == losses(Path("runs/whole"))
+    whole, parts = arrays_of("runs/whole"), arrays_of("runs/parts")
+    assert all((whole[name] == parts[name]).all() for name in whole)
+    # Nothing left to do: nothing changes.
+    assert train(*flags)[0] == 0
+    assert losses(Path("runs/parts")) == before
+
+
+def test_parts_of_a_batch_give_the_run_of_the_whole(train):
+    sgd = ("--optimizer", "sgd", "--learning-rate", 1)  # Adam would blow up the rounding of gradients near zero
+    assert train(*sgd, "--name", "whole")[0] == train(*sgd, "--name", "parts", "--grad-accum", 2)[0] == 0
+    whole, parts = arrays_of("runs/whole"), arrays_of("runs/parts")
+    for name in whole:
+        np.testing.assert_allclose(whole[name], parts[name], atol=1e-6, err_msg=name)
+
+
+def test_validation_counts_every_image_once_under_fixed_masks(train, images):
+    train("--valid-dataset-shards", images, "--valid-batch-size", 16)  # 24 images: the last batch is padded
+    model = maejax.load(RUN)
+    with np.load(images) as file:
+        pixels = file["images"]
+    # test_crop_ratio .875 enlarges and crops, so compare at the loader's own pictures
+    from maejax.data.augment import build_eval
+
+    crop = build_eval((16, 16), 0.875)
+    seen = np.stack([crop(image, np.random.default_rng(0)) for image in pixels])
+    order = fixed_order(0, jnp.arange(24), 16)
+    expected = float(model(model.normalize(seen), order).loss.mean())
+    assert read_metrics(RUN / "metrics.jsonl", "val/loss")[-1][1] == pytest.approx(expected, rel=1e-5)
+    assert len(np.unique(np.sort(order[:, :4], axis=1), axis=0)) > 12  # every image has its own mask
+
+
+def test_weights_of_another_run_can_be_the_start(train):
+    train("--name", "first")
+    code, printed = train("--name", "second", "--pretrained-ckpt", "runs/first", "--learning-rate", 0)
+    assert code == 0, printed
+    first, second = arrays_of("runs/first"), arrays_of("runs/second")
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_public_names_work_on_a_run(train, images):
+    train()
+    model = maejax.load(RUN / "checkpoints" / "4")
+    with np.load(images) as file:
+        pixels = file["images"][:3]
+    x = maejax.normalize(pixels, model.mean, model.std)
+    assert model.encode(x).shape == (3, 16) and model.encode(x, pool=None).shape == (3, 17, 16)
+    order = maejax.masking.random(jax.random.key(0), 3, model.patches)
+    out = model(x, order)
+    assert out.loss.shape == (3,) and out.prediction.shape == (3, 12, 48)
+    assert maejax.reconstruct(model, pixels, np.asarray(order)).pasted.shape == pixels.shape
+    assert masking.random is maejax.masking.random
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, images, signal_number):
+    command = [
+        sys.executable, conftest.ROOT / "src/main.py", "--mode", "pretrain", "--train_dataset_shards", images,
+        *conftest.TINY, "--training-steps", "100000", "--save-interval", "100000",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        [str(part) for part in command], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    metrics = tmp_path / RUN / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        time.sleep(0.1)
+    process.send_signal(signal_number)
+    printed = process.communicate(timeout=120)[0]
+    assert process.returncode == 75, printed
+    assert "stopped and saved in runs/pretrain; start the same command again to go on" in printed
+    (step,) = saved_steps(tmp_path / RUN / "checkpoints")
+    assert step == max(losses(tmp_path / RUN))

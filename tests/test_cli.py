@@ -1,0 +1,152 @@
+"""The command line: help that reads, both spellings, the original's presets, and bad input before any long work."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maejax.models import mae
+
+from .conftest import ROOT, TINY
+
+
+@pytest.fixture
+def no_compilation(monkeypatch):
+    """Fail where a model is run: bad input is found before."""
+
+    def refuse(*_):
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(mae.MaskedAutoencoder, "__call__", refuse)
+
+
+@pytest.mark.usefixtures("no_compilation")
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--train-dataset-shards", ""], "--train-dataset-shards is missing"),
+        (["--train-dataset-shards", "nowhere/{00..03}.tar"], "nowhere/00.tar"),
+        (["--train-dataset-shards", "gs://bucket/a.tar"], "gs: remote .*local"),
+        (["--patch-size", "5"], "patches of 5 pixels do not divide an image of 16 x 16"),
+        (["--heads", "3"], "3 heads do not divide a width of 16"),
+        (["--image-mask-ratio", "1.5"], "mask ratio 1.5"),
+        (["--train-batch-size", "10"], "--train-batch-size 10 .* 4 devices .* take 8 or 12"),
+        (["--grad-accum", "3"], "--train-batch-size 8 .* 3 parts .* take 12"),
+        (["--valid-dataset-shards", "{images}", "--valid-batch-size", "6"], "--valid-batch-size 6 .* take 4 or 8"),
+        (["--image-size", "16by16"], "--image-size 16by16"),
+        (["--mean", "0.5"], "3 channels need as many means"),
+        (["--layer", "3"], r"--layer.*(\n.*)*--layers"),
+        (["--layers", "three"], "--layers"),
+        (["--mode", "train"], "--mode train: choose one of pretrain, linear, finetune"),
+        (["--mode", "finetune"], "--mode finetune is not built yet"),
+        (["--mode", "linear"], "--mode linear is not built yet"),
+        (["--mixup", "0.8"], "--mixup 0.8: pre-training has no classifier"),
+        (["--pooling", "gap"], "--pooling gap: pre-training has no classifier"),
+        (["--auto-augment", "rand-m9-mstd0.5-inc1"], "--auto-augment rand-m9-mstd0.5-inc1 is not built yet"),
+        (["--random-erasing", "0.25"], "--random-erasing 0.25 is not built yet"),
+        (["--resume", "must"], "no checkpoint to resume from"),
+        (["--pretrained-ckpt", "nothing"], "nothing does not exist: name a run directory"),
+        (["--color-jitter", "0.4", "--channels", "4"], "--color-jitter works on 1 or 3 channels"),
+    ],
+    ids=lambda value: value[-2].lstrip("-") + "-" + value[-1][:12] if isinstance(value, list) else "",
+)
+def test_bad_flags_get_one_sentence(train, images, flags, sentence):
+    code, printed = train(*[str(images) if flag == "{images}" else flag for flag in flags])
+    assert code == 2, printed
+    assert re.search(sentence, printed), printed
+    assert "Traceback" not in printed
+    assert not Path("runs/pretrain/checkpoints").exists()
+
+
+@pytest.mark.usefixtures("no_compilation")
+def test_folders_without_usable_images_say_what_was_seen(train):
+    Path("empty").mkdir()
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text("no image")
+    Path("broken").mkdir()
+    Path("broken/a.jpg").write_bytes(b"no image")
+    for folder, sentence in (("empty", "empty"), ("texts", r"\.txt"), ("broken", r"none of 1 images .*a\.jpg")):
+        code, printed = train("--train-dataset-shards", folder)
+        assert code == 2 and re.search(sentence, printed), printed
+
+
+def test_an_unreadable_image_is_counted_and_named(train):
+    Path("flat").mkdir()
+    for i in range(15):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 20, 3), np.uint8)
+        Image.fromarray(pixels).save(f"flat/{i:02d}.png")
+    Path("flat/99.jpg").write_bytes(b"no image")
+    code, printed = train("--train-dataset-shards", "flat")
+    assert code == 0, printed
+    assert "1 unreadable images were left out, the first: " in printed and "99.jpg" in printed
+    assert '"data/bad_images": 1.0' in Path("runs/pretrain/metrics.jsonl").read_text().splitlines()[-1]
+
+
+def test_a_run_of_another_configuration_is_left_alone(train):
+    assert train()[0] == 0
+    before = Path("runs/pretrain/config.json").read_text()
+    code, printed = train("--dim", 32, "--learning-rate", 0.1)
+    assert code == 2
+    assert "--dim 16 -> 32; --learning-rate 0.05 -> 0.1" in printed
+    assert Path("runs/pretrain/config.json").read_text() == before
+    code, printed = train("--resume", "never")
+    assert code == 2 and "checkpoints up to step 6" in printed
+    code, printed = train("--name", "other", "--dim", 32, "--pretrained-ckpt", "runs/pretrain")
+    assert code == 2 and "encoder.cls_token is (1, 1, 16), the model's (1, 1, 32)" in printed
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(train):
+    code, printed = train("--learning-rate", "1e30", "--optimizer", "sgd", "--warmup-steps", 0)
+    assert code == 1, printed
+    assert re.search(r"the loss is (nan|inf) at step \d; .*--learning-rate", printed), printed
+
+
+def test_help_reads_like_documentation(maejax):
+    code, printed = maejax("--help")
+    assert code == 0 and all(name in printed for name in ("train", "demo", "pack", "reconstruct"))
+    code, printed = maejax("train", "--help")
+    assert code == 0
+    for group in ("data", "augment", "encoder", "mae", "optimization", "seeds"):
+        assert f"{group} options" in printed
+    assert "Share of the patches that is hidden" in printed and "None" not in printed
+    _, printed = maejax("train", "--mode", "finetune", "--help")
+    assert "rand-m9-mstd0.5-inc1)" in printed  # the recipe of the mode is the default
+
+
+@pytest.mark.parametrize("preset", ["pretrain-vit-b16-224-in1k-1600ep", "pretrain-vit-l16-224-in1k-800ep"])
+def test_presets_run_with_tiny_overrides(tmp_path, images, preset):
+    script = ROOT / "config/pretrain" / f"{preset}.sh"
+    run = subprocess.run(
+        ["bash", script, *TINY, "--train_dataset_shards", images, "--valid_dataset_shards", "", "--training_steps", "2"],
+        cwd=ROOT, env={**os.environ, "GCS_DATASET_DIR": str(tmp_path)}, text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (tmp_path / "CKPT" / preset / "checkpoints" / "2").is_dir()
+
+
+def test_reconstruct_draws_the_users_images(train, maejax, images):
+    train("--norm-pix-loss")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save("mine.jpg")
+    for mask in ("random", "block", "grid"):
+        code, printed = maejax("reconstruct", "runs/pretrain", "mine.jpg", "--out", mask, "--mask", mask)
+        assert code == 0 and printed.strip() == f"{mask}/000-mine.png"
+        with Image.open(f"{mask}/000-mine.png") as picture:
+            assert picture.width > picture.height
+    for args, sentence in (
+        (["runs/none", "mine.jpg"], "runs/none does not exist"),
+        (["runs/pretrain", "yours.jpg"], "cannot read yours.jpg"),
+        (["runs/pretrain", images], "no image that can be read"),
+        (["runs/pretrain", "mine.jpg", "--mask", "half"], "--mask half: choose random, block or grid"),
+    ):
+        code, printed = maejax("reconstruct", *args)
+        assert code == 2 and sentence in printed, printed
+
+
+def test_pack_and_train_on_the_shards(maejax, train, images):
+    code, printed = maejax("pack", images, "shards", "--shard-size", 10)
+    assert code == 0 and "24 images in 3 shards in shards" in printed
+    assert train("--train-dataset-shards", "shards/shards-{0000..0002}.tar")[0] == 0

@@ -1,0 +1,101 @@
+"""Optimizers: which parameters decay, how fast each layer goes, trust ratios per layer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from maejax.interop import fair
+from maejax.models.arrays import named_arrays
+from maejax.models.classifier import Classifier
+from maejax.models.mae import MaskedAutoencoder
+from maejax.training.optim import build_optimizer, decay_mask, layer_rates
+from maejax.training.schedule import peak_rate, warmup_cosine
+
+
+def classifier():
+    return Classifier(
+        labels=7, pooling="gap", image_size=(32, 32), patch_size=8, dim=48, layers=3, heads=3, posemb="learnable",
+        rngs=nnx.Rngs(0),
+    )  # fmt: skip
+
+
+def autoencoder():
+    return MaskedAutoencoder(
+        image_size=(8, 8), patch_size=4, dim=16, layers=2, heads=2, dec_dim=8, dec_layers=1, dec_heads=2,
+        layerscale=True, rngs=nnx.Rngs(0),
+    )  # fmt: skip
+
+
+def test_rates_and_decay_of_fine_tuning_are_the_authors(golden):
+    g = golden("fair_finetune_gap")
+    rates, decays = (named_arrays(tree) for tree in (layer_rates(classifier(), 0.65), decay_mask(classifier())))
+    for theirs, scale in g["lr_scale"].items():
+        name, layer = fair.our_name(theirs)
+        ours = rates[name] if layer is None else rates[name][layer]
+        np.testing.assert_allclose(np.ravel(ours), scale, rtol=1e-6, err_msg=theirs)
+        if theirs != "cls_token":  # the fine-tuning code spares it, the pre-training code does not
+            assert decays[name] == (g["weight_decay"][theirs] > 0), theirs
+
+
+def test_pre_training_decays_weights_and_tokens_only():
+    decayed = {name for name, decays in named_arrays(decay_mask(autoencoder())).items() if decays}
+    assert {"encoder.cls_token", "mask_token", "encoder.embed.kernel", "predict.kernel"} < decayed
+    assert all(name.endswith(("kernel", "cls_token", "mask_token")) for name in decayed)
+    assert sum(name.endswith("kernel") for name in named_arrays(autoencoder())) == len(decayed) - 2
+
+
+def test_fixed_positions_get_no_slots_and_no_update():
+    model = autoencoder()
+    optimizer = build_optimizer("adamw", lambda step: 0.1, weight_decay=0.1)
+    slots = optimizer.init(model)
+    assert not any("positions" in name for name in named_arrays(slots))
+    grads = jax.tree.map(jnp.ones_like, model)
+    updates = named_arrays(optimizer.update(grads, slots, model)[0])
+    for name, update in updates.items():
+        assert bool(update.any()) != name.endswith("positions"), name
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_trust_ratios_are_per_layer(name):
+    model = autoencoder()
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), jnp.float32), model)
+    optimizer = build_optimizer(name, lambda step: 1.0, weight_decay=0.1, b1=0.9, b2=0.999, eps=1e-6)
+    stacked = named_arrays(optimizer.update(grads, optimizer.init(model), model)[0])
+    kernel = "encoder.transformer.blocks.fc1.kernel"
+    for layer in range(2):
+        weights, grad = (named_arrays(tree)[kernel][layer] for tree in (model, grads))
+        if name == "lars":  # You et al. 2017: .001 |w| / |g + decay w|
+            update = grad + 0.1 * weights
+            expected = -0.001 * jnp.linalg.norm(weights.ravel()) / jnp.linalg.norm(update.ravel()) * update
+        else:  # You et al. 2020; at the first step Adam's direction is g / (|g| + eps)
+            update = grad / (jnp.abs(grad) + 1e-6) + 0.1 * weights
+            expected = -jnp.linalg.norm(weights.ravel()) / jnp.linalg.norm(update.ravel()) * update
+        np.testing.assert_allclose(stacked[kernel][layer], expected, rtol=1e-4, atol=1e-7)
+    if name == "lars":  # no trust ratio, no decay on biases
+        bias = "encoder.transformer.blocks.fc1.bias"
+        np.testing.assert_allclose(stacked[bias], -named_arrays(grads)[bias], rtol=1e-6)
+
+
+def test_clipping_bounds_the_whole_gradient():
+    model = autoencoder()
+    optimizer = build_optimizer("sgd", lambda step: 1.0, weight_decay=0.0, clip_grad=0.5)
+    updates = optimizer.update(jax.tree.map(jnp.ones_like, model), optimizer.init(model), model)[0]
+    assert float(optax.tree.norm(updates)) <= 0.5 + 1e-5
+
+
+def test_rate_rises_from_zero_and_falls_to_zero():
+    peak = peak_rate(1.5e-4, 4096)
+    rate = warmup_cosine(peak, 10, 110)
+    assert peak == pytest.approx(2.4e-3)
+    np.testing.assert_allclose(
+        [rate(s) for s in (0, 5, 10, 60, 110)], [0, peak / 2, peak, peak / 2, 0], rtol=1e-5, atol=1e-9
+    )
+
+
+def test_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="adamw, lamb, sgd, lars, not adam"):
+        build_optimizer("adam", lambda step: 1.0, weight_decay=0.0)

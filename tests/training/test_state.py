@@ -1,0 +1,77 @@
+"""One step: parts add up to the whole, rows that are not valid count for nothing, nothing is compiled twice."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from maejax.models import masking
+from maejax.models.mae import MaskedAutoencoder
+from maejax.training.mesh import make_mesh, put_batch
+from maejax.training.optim import build_optimizer
+from maejax.training.state import create_state, make_step
+
+RATE = 0.1
+
+
+def model():
+    return MaskedAutoencoder(
+        image_size=(8, 8), patch_size=4, dim=16, layers=2, heads=2, dec_dim=8, dec_layers=1, dec_heads=2,
+        rngs=nnx.Rngs(0),
+    )  # fmt: skip
+
+
+def losses(model, batch, step):
+    # Masks go by the image, so that a row has the same loss wherever it stands.
+    order = jax.vmap(lambda i: masking.random(jax.random.fold_in(jax.random.key(0), i), 1, 4)[0])(batch["index"])
+    return model(model.normalize(batch["images"]), order).loss
+
+
+def batch(rows=8, valid=None):
+    rng = np.random.default_rng(0)
+    return {
+        "images": rng.integers(0, 256, (rows, 8, 8, 3), np.uint8),
+        "valid": np.ones(rows, bool) if valid is None else valid,
+        "index": np.arange(rows),
+    }
+
+
+def one_step(rows, grad_accum=1):
+    mesh = make_mesh()
+    optimizer = build_optimizer("sgd", lambda step: RATE, weight_decay=0.0)
+    state = create_state(model, optimizer, mesh)
+    with jax.set_mesh(mesh):
+        return make_step(losses, optimizer, lambda step: RATE, grad_accum)(state, put_batch(rows, mesh))
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    valid = np.array([1, 1, 0, 1, 1, 1, 1, 0], bool)  # unevenly spread over the parts
+    whole, parts = one_step(batch(valid=valid)), one_step(batch(valid=valid), grad_accum=2)
+    assert_same(whole[0].model, parts[0].model)
+    assert_same(whole[1], parts[1])
+
+
+def test_invalid_rows_count_for_nothing():
+    valid = np.arange(8) < 4
+    ours = batch(valid=valid)
+    changed = {**ours, "images": np.where(valid[:, None, None, None], ours["images"], 255).astype(np.uint8)}
+    assert_same(one_step(ours)[0].model, one_step(changed)[0].model)
+    assert_same(one_step(ours)[1], one_step({name: rows[:4] for name, rows in ours.items()})[1])
+
+
+def test_nothing_is_compiled_after_the_first_step():
+    mesh = make_mesh()
+    optimizer = build_optimizer("adamw", lambda step: RATE, weight_decay=0.0)
+    state = create_state(model, optimizer, mesh)
+    step = make_step(losses, optimizer, lambda step: jnp.float32(RATE))
+    with jax.set_mesh(mesh):
+        for _ in range(3):
+            state, metrics = step(state, put_batch(batch(), mesh))
+    assert step._cache_size() == 1
+    assert int(state.step) == 3
+    assert metrics.keys() == {"train/loss", "train/grad_norm", "train/learning_rate"}
