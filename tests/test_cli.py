@@ -121,7 +121,7 @@ def test_help_reads_like_documentation(maejax):
 def test_presets_run_with_tiny_overrides(tmp_path, images, preset):
     script = ROOT / "config/pretrain" / f"{preset}.sh"
     run = subprocess.run(
-        ["bash", script, *TINY, "--train_dataset_shards", images, "--valid_dataset_shards", "", "--training_steps", "2"],
+        ["bash", script, *TINY, "--train_dataset_shards", images, "--valid_dataset_shards=", "--training_steps=2"],
         cwd=ROOT, env={**os.environ, "GCS_DATASET_DIR": str(tmp_path)}, text=True, capture_output=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr

@@ -22,8 +22,9 @@ Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 def train_command(mode: str) -> Callable[..., int]:
     """Make the `train` command with the recipe of a mode as defaults, so that --help shows what will run."""
+    defaults = recipe(mode)
 
-    def train(config: Config = recipe(mode)) -> int:
+    def train(config: Config = defaults) -> int:
         prepare_devices()
         console = Console()
         if config.run.mode != "pretrain":

@@ -72,7 +72,9 @@ def test_normalize_uses_mean_and_std_of_every_channel():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_features_do_not_depend_on_the_batch(dtype):
-    model = VisionTransformer(image_size=(16, 8), patch_size=4, dim=16, layers=2, heads=2, dtype=dtype, rngs=nnx.Rngs(0))
+    model = VisionTransformer(
+        image_size=(16, 8), patch_size=4, dim=16, layers=2, heads=2, dtype=dtype, rngs=nnx.Rngs(0)
+    )
     x = jax.random.normal(jax.random.key(0), (5, 16, 8, 3))
     cls, mean, tokens = (model.encode(x, pool) for pool in ("cls", "mean", None))
     assert cls.shape == mean.shape == (5, 16) and tokens.shape == (5, 9, 16) and tokens.dtype == jnp.float32

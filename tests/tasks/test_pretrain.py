@@ -1,7 +1,6 @@
 """Pre-training from the command line: the run directory, going on where it stopped, validation that counts."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -56,7 +55,7 @@ def test_the_same_command_goes_on_bit_for_bit(train):
     flags = ["--name", "parts", "--dropout", 0.1, "--droppath", 0.1]
     assert train(*flags)[0] == 0
     for step in (4, 6):
-        os.rename(f"runs/parts/checkpoints/{step}", f"{step}.gone")
+        Path(f"runs/parts/checkpoints/{step}").rename(f"{step}.gone")
     before = losses(Path("runs/parts"))
     code, printed = train(*flags, "--train-loader-workers", 0)
     assert code == 0 and "continuing runs/parts from step 2 of 6" in printed

@@ -36,7 +36,8 @@ def test_a_state_comes_back_bit_for_bit_and_old_ones_go(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         back = checkpoints.restore(abstract_state(model, OPTIMIZER, mesh))
     assert int(back.step) == 3
-    for a, b in zip(jax.tree.leaves((state.model, state.opt_state)), jax.tree.leaves((back.model, back.opt_state)), strict=True):
+    before, after = (jax.tree.leaves((s.model, s.opt_state)) for s in (state, back))
+    for a, b in zip(before, after, strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     alone = read_model_arrays(tmp_path / "3")

@@ -41,7 +41,12 @@ DECODER = {
     "decoder_pred.weight": "predict.kernel",
     "decoder_pred.bias": "predict.bias",
 }
-HEAD = {"fc_norm.weight": "norm.scale", "fc_norm.bias": "norm.bias", "head.weight": "head.kernel", "head.bias": "head.bias"}
+HEAD = {
+    "fc_norm.weight": "norm.scale",
+    "fc_norm.bias": "norm.bias",
+    "head.weight": "head.kernel",
+    "head.bias": "head.bias",
+}
 
 
 def our_name(theirs: str) -> tuple[str, int | None]:
@@ -77,4 +82,3 @@ def to_ours(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             stacks.setdefault(name, {})[layer] = our_value(theirs, value)
     return whole | {name: np.stack([layers[i] for i in range(len(layers))]) for name, layers in stacks.items()}
-

@@ -109,8 +109,7 @@ class MaskedAutoencoder(nnx.Module):
 
     def decode(self, latent: jax.Array, order: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Predict the hidden patches [B, N - K, P], float32, from the visible tokens [B, 1 + K, D] and their order."""
-        batch, patches = order.shape
-        hidden = patches - self.visible
+        hidden = self.patches - self.visible
         dtype = self.encoder.dtype
         table = frozen_if_constant(self.dec_positions)
         places = take_patches(table[:, 1:], order).astype(dtype)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from maejax.models.patches import patchify, sincos_table, take_patches
@@ -30,6 +31,12 @@ class Constant(nnx.Variable):
 def linear(inputs: int, outputs: int, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """Make a linear layer with the authors' initialisation: Xavier-uniform weights, zero biases."""
     return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
+
+
+def some_outputs(layer: nnx.Linear, x: jax.Array, columns: slice) -> jax.Array:
+    """Compute the outputs `columns` of a linear layer on x [B, T, D] and no others."""
+    weights, bias = layer.kernel[...][:, columns], layer.bias[...][columns]  # pyright: ignore[reportOptionalSubscript]
+    return x.astype(layer.dtype) @ weights.astype(layer.dtype) + bias.astype(layer.dtype).reshape(1, 1, -1)
 
 
 def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -81,9 +88,8 @@ class Attention(nnx.Module):
         if tail is None:
             q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         else:
-            x, weights, bias = (a.astype(self.qkv.dtype) for a in (x, self.qkv.kernel[...], self.qkv.bias[None, None]))
-            q = x[:, -tail:] @ weights[:, :dim] + bias[..., :dim]
-            k, v = jnp.split(x @ weights[:, dim:] + bias[..., dim:], 2, axis=-1)
+            q = some_outputs(self.qkv, x[:, -tail:], slice(dim))
+            k, v = jnp.split(some_outputs(self.qkv, x, slice(dim, None)), 2, axis=-1)
         q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (q, k, v))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
         out = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
@@ -143,15 +149,16 @@ class Transformer(nnx.Module):
         rates = [self.droppath * i / max(1, self.layers - 1) for i in range(self.layers)]
         keys = None if key is None else jax.random.split(key, self.layers)
 
-        def layer(x, block, rate, key, tail):
-            return block(x, rate, key, tail)
+        def layer(x, block, rate, key, tail=None):
+            return block(x, 0.0 if rate is None else rate, key, tail)
 
-        layer = jax.checkpoint(layer, static_argnums=4) if self.remat else layer
+        if self.remat:
+            layer = jax.checkpoint(layer, static_argnums=4)
         scanned = (self.layers if tail is None else self.layers - 1) if self.scan else 0
         if scanned:
             rising = jnp.asarray(rates) if self.droppath else None
             stack = jax.tree.map(lambda a: a[:scanned], (self.blocks, rising, keys))
-            x, _ = jax.lax.scan(lambda x, xs: (layer(x, xs[0], 0.0 if xs[1] is None else xs[1], xs[2], None), None), x, stack)
+            x, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, stack)
         for i in range(scanned, self.layers):
             block = jax.tree.map(operator.itemgetter(i), self.blocks)
             x = layer(x, block, rates[i], None if keys is None else keys[i], tail if i == self.layers - 1 else None)
@@ -205,7 +212,7 @@ class VisionTransformer(nnx.Module):
         """N, the number of patches of an image."""
         return self.grid[0] * self.grid[1]
 
-    def normalize(self, images: jax.Array) -> jax.Array:
+    def normalize(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Turn uint8 images [B, H, W, C] into float32 of about zero mean and unit variance, by `mean` and `std`."""
         return normalize(images, self.mean, self.std)
 
@@ -235,11 +242,11 @@ class VisionTransformer(nnx.Module):
         return pooled(self(x).astype(jnp.float32), pool)
 
 
-def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+def normalize(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Turn uint8 images [B, H, W, C] into float32 by a mean and standard deviation per channel on the 0..1 scale."""
     shape = (1, 1, 1, len(mean))
     scale, offset = jnp.asarray(std).reshape(shape), jnp.asarray(mean).reshape(shape)
-    return (images.astype(jnp.float32) / 255 - offset) / scale
+    return (jnp.asarray(images, jnp.float32) / 255 - offset) / scale
 
 
 def pooled(tokens: jax.Array, pool: str | None) -> jax.Array:

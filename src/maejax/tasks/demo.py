@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +32,9 @@ from maejax.training.rundir import read_config, write_json
 RECIPE: dict[str, Any] = {
     "channels": 1, "mean": (0.286,), "std": (0.353,), "image_size": "28", "patch_size": 7, "random_crop": "none",
     "test_crop_ratio": 1.0, "layers": 4, "dim": 128, "heads": 4, "dec_layers": 1, "dec_dim": 64, "dec_heads": 4,
-    "norm_pix_loss": True, "train_batch_size": 128, "valid_batch_size": 500, "learning_rate": 2.4e-3,
-    "training_steps": 9000, "warmup_steps": 450, "eval_interval": 1500, "save_interval": 1500, "log_interval": 50,
-    "precision": "bfloat16", "train_loader_workers": 1, "valid_loader_workers": 1,
+    "norm_pix_loss": True, "train_batch_size": 128, "valid_batch_size": 500, "learning_rate": 4.8e-3,
+    "training_steps": 5000, "warmup_steps": 250, "eval_interval": 1000, "save_interval": 1000, "log_interval": 50,
+    "train_loader_workers": 1, "valid_loader_workers": 1,
 }  # fmt: skip
 FEATURES = "cls+mean"
 DRAWS = 10  # of 100 labels
@@ -99,9 +99,9 @@ def run(
         assert written is not None  # the run wrote it
         untrained = initial_model(written["model"], config.seeds.init_seed)
         scores = {
-            "pretrained": judge(*(extract(trained.model, s.images, pool=FEATURES) for s in (train, test)), train, test),
-            "untrained": judge(*(extract(untrained, s.images, pool=FEATURES) for s in (train, test)), train, test),
-            "pixels": judge(*(pixels(s.images, written["model"]) for s in (train, test)), train, test),
+            "pretrained": judge(lambda s: extract(trained.model, s.images, pool=FEATURES), train, test),
+            "untrained": judge(lambda s: extract(untrained, s.images, pool=FEATURES), train, test),
+            "pixels": judge(lambda s: pixels(s.images, written["model"]), train, test),
         }
     console.print(score_table(scores))
     console.print(explain(scores), highlight=False)
@@ -125,8 +125,9 @@ def pixels(images: np.ndarray, geometry: dict[str, Any]) -> np.ndarray:
     return np.asarray(normalize(images, geometry["mean"], geometry["std"])).reshape(len(images), -1)
 
 
-def judge(train_x: np.ndarray, test_x: np.ndarray, train: Split, test: Split) -> dict[str, float]:
-    """Score features [n, D] by kNN, a linear probe with all labels and one with 100 labels, in percent."""
+def judge(features: Callable[[Split], np.ndarray], train: Split, test: Split) -> dict[str, float]:
+    """Score features [n, D] of images by kNN, a linear probe with all labels and one with 100 labels, in percent."""
+    train_x, test_x = features(train), features(test)
     few, spread = few_label_probe(train_x, train.labels, test_x, test.labels, labels=100, draws=DRAWS)
     scores = {
         "knn": knn_accuracy(train_x, train.labels, test_x, test.labels),

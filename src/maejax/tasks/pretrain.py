@@ -158,32 +158,34 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
     init = partial(initial_model, model_arguments, config.seeds.init_seed)
     losses = partial(sample_losses, noise_seed=config.seeds.noise_seed, dropout_seed=config.seeds.dropout_seed)
     loader = train_loader(config, train_source)
-    with Checkpoints(checkpoints_path(directory), config.run.keep_checkpoints) as checkpoints:
-        with RunLog(directory, start, optimization.training_steps, console) as log:
-            if config.run.ipaddr:
-                log.say("--ipaddr is accepted for the original's scripts and ignored")
-            if start:
-                state = checkpoints.restore(abstract_state(init, optimizer, mesh))
-                log.say(f"continuing {directory} from step {start} of {optimization.training_steps}")
-            else:
-                state = create_state(init, optimizer, mesh)
-                if weights is not None:
-                    state = with_weights(state, weights, mesh)
-            log.say(describe(config, state, train_source, peak, directory))
-            evaluate = None
-            if valid_source is not None:
-                evaluate = Validation(config, valid_source, directory, mesh)
-            batches = loader.iterate(start, optimization.training_steps)
-            state, done = fit(
-                state, make_step(losses, optimizer, rate, optimization.grad_accum), rows_of(batches), mesh=mesh,
-                start=start, stop=optimization.training_steps, batch_size=config.data.train_batch_size,
-                checkpoints=checkpoints, log=log, save_interval=config.run.save_interval,
-                log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
-                extra=lambda: {"data/bad_images": float(len(loader.bad))},
-            )  # fmt: skip
-            batches.close()
-            if loader.bad:
-                log.say(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
+    with (
+        Checkpoints(checkpoints_path(directory), config.run.keep_checkpoints) as checkpoints,
+        RunLog(directory, start, optimization.training_steps, console) as log,
+    ):
+        if config.run.ipaddr:
+            log.say("--ipaddr is accepted for the original's scripts and ignored")
+        if start:
+            state = checkpoints.restore(abstract_state(init, optimizer, mesh))
+            log.say(f"continuing {directory} from step {start} of {optimization.training_steps}")
+        else:
+            state = create_state(init, optimizer, mesh)
+            if weights is not None:
+                state = with_weights(state, weights, mesh)
+        log.say(describe(config, state, train_source, peak, directory))
+        evaluate = None
+        if valid_source is not None:
+            evaluate = Validation(config, valid_source, directory, mesh)
+        batches = loader.iterate(start, optimization.training_steps)
+        state, done = fit(
+            state, make_step(losses, optimizer, rate, optimization.grad_accum), rows_of(batches), mesh=mesh,
+            start=start, stop=optimization.training_steps, batch_size=config.data.train_batch_size,
+            checkpoints=checkpoints, log=log, save_interval=config.run.save_interval,
+            log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
+            extra=lambda: {"data/bad_images": float(len(loader.bad))},
+        )  # fmt: skip
+        batches.close()
+        if loader.bad:
+            log.say(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
     return Pretrained(directory, state.model, done)  # type: ignore[arg-type]
 
 
@@ -274,7 +276,7 @@ def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:
     rows = np.flatnonzero(batch.valid)[:PICTURES]
     order = fixed_order(seed, jnp.asarray(batch.index[rows]), model.patches)
     path.parent.mkdir(exist_ok=True)
-    draw_grid(reconstruct(model, batch.images[rows], order)).save(path)
+    draw_grid(reconstruct(model, batch.images[rows], np.asarray(order))).save(path)
 
 
 def with_weights(state: TrainState, weights: dict[str, jax.Array], mesh) -> TrainState:

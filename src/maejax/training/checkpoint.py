@@ -1,4 +1,6 @@
 """Checkpoints of a run: step, model and optimizer, saved in the background, atomically, by Orbax."""
+# Orbax names its types by private protocols that pyright cannot match with pathlib's.
+# pyright: reportArgumentType=false
 
 import logging
 from pathlib import Path
@@ -53,9 +55,7 @@ class Checkpoints:
         saved = self._checkpointer.checkpointables_metadata(step).metadata
         for part in ("model", "opt_state"):
             check_arrays(getattr(like, part), saved[part])
-        abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), parts_of(like)
-        )
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), parts_of(like))
         arrays = self._checkpointer.load_checkpointables(step, abstract)
         rebuilt = {part: with_arrays(getattr(like, part), arrays[part]) for part in ("model", "opt_state")}
         return TrainState(step=arrays["step"]["step"], **rebuilt)

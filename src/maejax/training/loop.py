@@ -18,7 +18,6 @@ from maejax.training.log import RunLog
 from maejax.training.mesh import put_batch
 from maejax.training.state import TrainState
 
-
 QUEUED = 2  # steps handed to the device before the first of them is done; each holds a batch in its memory
 
 

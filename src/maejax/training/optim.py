@@ -59,7 +59,9 @@ def build_optimizer(
 def trained_or_fixed(model: nnx.Module):
     """Label every variable of a model "trained" or "fixed"."""
     return jax.tree.map(
-        lambda v: "fixed" if isinstance(v, Constant) else "trained", model, is_leaf=lambda v: isinstance(v, nnx.Variable)
+        lambda v: "fixed" if isinstance(v, Constant) else "trained",
+        model,
+        is_leaf=lambda v: isinstance(v, nnx.Variable),
     )
 
 
@@ -107,7 +109,8 @@ def scale_by_layer_rate(decay: float) -> optax.GradientTransformation:
     """Multiply every update by its factor of `layer_rates`."""
 
     def update(updates, state, params=None):
-        return jax.tree.map(jnp.multiply, updates, layer_rates(params, decay)), state
+        rates = layer_rates(params, decay)  # pyright: ignore[reportArgumentType]
+        return jax.tree.map(jnp.multiply, updates, rates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

@@ -1,0 +1,39 @@
+# `make demo` and `make test` need nothing but Python 3.11, 3.12 or 3.13: they make .venv and install into it by themselves.
+PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; done || echo python3)
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint seeds clean
+
+demo: $(VENV)/.installed
+	$(BIN)/maejax demo
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The table of docs/demo.md: the demo over three seeds, half an hour on 2 cores.
+seeds: $(VENV)/.installed
+	for seed in 0 1 2; do $(BIN)/maejax demo --seed $$seed --name demo-$$seed || exit; done
+	$(BIN)/python benchmarks/demo_seeds.py runs/demo-0 runs/demo-1 runs/demo-2
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One file of tested versions for each Python; a second call installs nothing.
+CONSTRAINTS = constraints/python$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
+
+$(VENV)/.installed: pyproject.toml constraints/*.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache dist
