@@ -48,6 +48,7 @@ def no_compilation(monkeypatch):
         (["--pooling", "gap"], "--pooling gap: pre-training has no classifier"),
         (["--auto-augment", "rand-m9-mstd0.5-inc1"], "--auto-augment rand-m9-mstd0.5-inc1 is not built yet"),
         (["--random-erasing", "0.25"], "--random-erasing 0.25 is not built yet"),
+        (["--save-interval", "0"], "--save-interval 0: give at least 1"),
         (["--resume", "must"], "no checkpoint to resume from"),
         (["--pretrained-ckpt", "nothing"], "nothing does not exist: name a run directory"),
         (["--color-jitter", "0.4", "--channels", "4"], "--color-jitter works on 1 or 3 channels"),
@@ -93,6 +94,9 @@ def test_a_run_of_another_configuration_is_left_alone(train):
     assert code == 2
     assert "--dim 16 -> 32; --learning-rate 0.05 -> 0.1" in printed
     assert Path("runs/pretrain/config.json").read_text() == before
+    np.savez("more.npz", images=np.zeros((25, 16, 16, 3), np.uint8))
+    code, printed = train("--train-dataset-shards", "more.npz")
+    assert code == 2 and "images.npz -> more.npz; 24 training images -> 25" in printed, printed
     code, printed = train("--resume", "never")
     assert code == 2 and "checkpoints up to step 6" in printed
     code, printed = train("--name", "other", "--dim", 32, "--pretrained-ckpt", "runs/pretrain")

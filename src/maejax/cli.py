@@ -149,6 +149,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, RunError, TrainingError) as error:
         Console(stderr=True).print(f"maejax: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
         return FAILED if isinstance(error, TrainingError) else WRONG_INPUT
+    except KeyboardInterrupt:
+        Console(stderr=True).print("maejax: interrupted", style="bold red")
+        return FAILED
 
 
 def mode_of(args: list[str]) -> str:

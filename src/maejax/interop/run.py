@@ -63,7 +63,7 @@ def load_arrays(path: str | Path) -> dict[str, jax.Array]:
 
 
 def load(path: str | Path) -> MaskedAutoencoder:
-    """Load the model of a run directory, or of one of its checkpoints; an nnx.Module in float32.
+    """Load the model of a run directory, or of one of its checkpoints: an nnx.Module, float32 parameters.
 
     Raises:
         RunError: there is no such run or checkpoint.

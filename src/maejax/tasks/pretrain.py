@@ -7,26 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.console import Console
 
 from maejax import __version__
 from maejax.config import Config, ConfigError, differences, flags
-from maejax.data.augment import build_eval, build_train
+from maejax.data.augment import build_train
 from maejax.data.pipeline import Batch, Loader, check_readable
 from maejax.data.shards import Source, open_source
-from maejax.evaluate.reconstruct import draw_grid, reconstruct
 from maejax.interop.run import abstract_model, initial_model, load_arrays
 from maejax.models import masking
 from maejax.models.arrays import with_arrays
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from maejax.tasks.validation import Validation
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.log import RunLog
 from maejax.training.loop import fit
-from maejax.training.mesh import make_mesh, put_batch, replicated
+from maejax.training.mesh import make_mesh, replicated
 from maejax.training.optim import build_optimizer
 from maejax.training.rundir import checkpoints_path, open_run, read_config
 from maejax.training.schedule import peak_rate, warmup_cosine
@@ -36,9 +35,7 @@ from maejax.training.state import TrainState, abstract_state, create_state, make
 MAY_CHANGE = {
     "output_dir", "name", "project", "resume", "save_interval", "keep_checkpoints", "log_interval", "eval_interval",
     "ipaddr", "hostname", "train_loader_workers", "valid_loader_workers", "valid_dataset_shards", "valid_batch_size",
-    "train_dataset_shards",
 }  # fmt: skip
-PICTURES = 8  # reconstructions drawn at every validation
 
 
 @dataclass(frozen=True)
@@ -90,6 +87,11 @@ def check_flags(config: Config) -> None:
                 f"--{name.replace('_', '-')} {given[name]}: pre-training has no classifier and would ignore it; "
                 "leave it out, or choose --mode linear or finetune"
             )
+    least = {"save_interval": 1, "keep_checkpoints": 1, "log_interval": 1, "eval_interval": 0, "training_steps": 1,
+             "warmup_steps": 0, "train_loader_workers": 0, "valid_loader_workers": 0}  # fmt: skip
+    for name, smallest in least.items():
+        if given[name] < smallest:
+            raise ConfigError(f"--{name.replace('_', '-')} {given[name]}: give at least {smallest}")
     for name, neutral in {"auto_augment": "none", "random_erasing": 0}.items():
         if given[name] != neutral:
             raise ConfigError(
@@ -139,10 +141,17 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
     train_source, valid_source = sources or open_sources(config)
     weights = load_arrays(config.run.pretrained_ckpt) if config.run.pretrained_ckpt else None
     directory = Path(config.run.output_dir) / (config.run.name or config.run.mode)
+    written = {
+        "maejax": __version__,
+        "flags": flags(config),
+        "model": model_arguments,
+        "images": len(train_source),
+        "classes": train_source.classes,
+    }
     start = open_run(
         directory,
-        {"maejax": __version__, "flags": flags(config), "model": model_arguments, "classes": train_source.classes},
-        differences=run_differences(read_config(directory), config),
+        written,
+        differences=run_differences(read_config(directory), written),
         resume=config.run.resume,
     )
 
@@ -230,55 +239,6 @@ def sample_losses(model: MaskedAutoencoder, batch, step, *, noise_seed: int, dro
     return model(model.normalize(images), order, dropout_key).loss
 
 
-def fixed_order(noise_seed: int, index: jax.Array, patches: int) -> jax.Array:
-    """Draw the order [B, N] of each validation image from (seed, its number): the same mask at every validation."""
-    key = jax.random.key(noise_seed)
-    noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (patches,)))(index.astype(jnp.uint32))
-    return masking.order_of(noise)
-
-
-class Validation:
-    """Evaluates the reconstruction of held-out images and draws the first few."""
-
-    def __init__(self, config: Config, source: Source, directory: Path, mesh):
-        self.loader = Loader(
-            source, build_eval(config.image_shape, config.augment.test_crop_ratio),
-            batch_size=config.data.valid_batch_size, channels=config.data.channels, size=config.image_shape,
-            shuffle=False, workers=config.data.valid_loader_workers, process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )  # fmt: skip
-        self.seed, self.directory, self.mesh = config.seeds.noise_seed, directory, mesh
-        self.best = float("inf")
-        self._sums = jax.jit(self._loss_and_count)
-
-    def _loss_and_count(self, model, batch):
-        order = fixed_order(self.seed, batch["index"], model.patches)
-        losses = model(model.normalize(batch["images"]), order).loss
-        return jnp.sum(losses * batch["valid"]), jnp.sum(batch["valid"])
-
-    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
-        """Average the loss over all validation images, each once, and draw `images/<step>.png`."""
-        total, count, first = 0.0, 0, None
-        for batch in self.loader.iterate():
-            first = batch if first is None else first
-            rows = {"images": batch.images, "valid": batch.valid, "index": batch.index}
-            loss, valid = jax.device_get(self._sums(state.model, put_batch(rows, self.mesh)))
-            total, count = total + float(loss), count + int(valid)
-        loss = total / max(1, count)
-        self.best = min(self.best, loss)
-        if first is not None and jax.process_index() == 0:
-            draw(state.model, first, self.seed, self.directory / "images" / f"{step}.png")  # type: ignore[arg-type]
-        return {"val/loss": loss, "val/loss/best": self.best}
-
-
-def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:
-    """Draw the first readable images of a batch, masked and reconstructed."""
-    rows = np.flatnonzero(batch.valid)[:PICTURES]
-    order = fixed_order(seed, jnp.asarray(batch.index[rows]), model.patches)
-    path.parent.mkdir(exist_ok=True)
-    draw_grid(reconstruct(model, batch.images[rows], np.asarray(order))).save(path)
-
-
 def with_weights(state: TrainState, weights: dict[str, jax.Array], mesh) -> TrainState:
     """Start from given weights instead of random ones; strict."""
     try:
@@ -288,12 +248,15 @@ def with_weights(state: TrainState, weights: dict[str, jax.Array], mesh) -> Trai
     return TrainState(state.step, jax.device_put(model, replicated(mesh)), state.opt_state)
 
 
-def run_differences(old: dict[str, Any] | None, config: Config) -> list[str]:
-    """List the flags that differ from an earlier run's and may not change within a run."""
+def run_differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
+    """List what differs from an earlier run's config.json and may not change within a run: flags, number of images."""
     if old is None:
         return []
-    before, now = ({k: v for k, v in f.items() if k not in MAY_CHANGE} for f in (old["flags"], flags(config)))
-    return differences(before, now)
+    before, now = ({k: v for k, v in c["flags"].items() if k not in MAY_CHANGE} for c in (old, new))
+    changed = differences(before, now)
+    if old["images"] != new["images"]:
+        changed.append(f"{old['images']} training images -> {new['images']}")
+    return changed
 
 
 def describe(config: Config, state: TrainState, source: Source, peak: float, directory: Path) -> str:

@@ -11,6 +11,7 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from maejax.models.arrays import check_arrays, named_arrays, with_arrays
+from maejax.training.errors import RunError
 from maejax.training.state import TrainState
 
 
@@ -48,13 +49,16 @@ class Checkpoints:
         """Read a state, by default the newest, laid out as `like`, which may be abstract.
 
         Raises:
-            ValueError: the checkpoint is of another model or optimizer; the message lists what differs.
+            RunError: the checkpoint is of another model or optimizer; the message lists what differs.
 
         """
         step = self.latest if step is None else step
         saved = self._checkpointer.checkpointables_metadata(step).metadata
         for part in ("model", "opt_state"):
-            check_arrays(getattr(like, part), saved[part])
+            try:
+                check_arrays(getattr(like, part), saved[part])
+            except ValueError as error:
+                raise RunError(f"checkpoint {step} in {self._checkpointer.directory}, {part}: {error}") from None
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), parts_of(like))
         arrays = self._checkpointer.load_checkpointables(step, abstract)
         rebuilt = {part: with_arrays(getattr(like, part), arrays[part]) for part in ("model", "opt_state")}

@@ -40,6 +40,44 @@ def stop_requests():
             signal.signal(number, handler)
 
 
+class Meter:
+    """Images per second, and the share of the time in which the device had to wait for input, between two readings."""
+
+    def __init__(self, batch_size: int):
+        self.batch_size = batch_size
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Begin to count at a step."""
+        self._clock, self._waited, self._since = time.monotonic(), 0.0, step
+
+    def wait(self, seconds: float) -> None:
+        """Add time in which the device was idle for want of a batch."""
+        self._waited += seconds
+
+    def read(self, step: int) -> dict[str, float]:
+        """Return the rates since the last reading, and begin anew; nothing where no step was made."""
+        elapsed, steps, waited = time.monotonic() - self._clock, step - self._since, self._waited
+        self.restart(step)
+        if steps <= 0:
+            return {}
+        return {"train/images_per_second": steps * self.batch_size / elapsed, "train/input_wait": waited / elapsed}
+
+
+def check_finite(loss: float, step: int, kept: int | None) -> None:
+    """Stop a run whose loss went wrong.
+
+    Raises:
+        TrainingError: the loss is not a finite number; the message names the step and the checkpoint that is kept.
+
+    """
+    if not math.isfinite(loss):
+        saved = "nothing was saved before" if kept is None else f"checkpoint {kept} is kept"
+        raise TrainingError(
+            f"the loss is {loss} at step {step}; {saved}; try a lower --learning-rate, or --clip-grad 1"
+        )
+
+
 def fit(
     state: TrainState,
     step_fn: Callable,
@@ -78,57 +116,43 @@ def fit(
         TrainingError: the loss is no longer finite.
 
     """
-    pending: tuple[int, dict] | None = None
-    running: deque[dict] = deque()
-    clock, waited, since = time.monotonic(), 0.0, start
+    meter = Meter(batch_size)
+    pending: deque[tuple[int, dict]] = deque()  # metrics that are to be logged
+    running: deque[dict] = deque()  # metrics of the steps that the device is working on
 
-    def flush():
-        nonlocal pending, clock, waited, since
-        if pending is None:
-            return
-        step, metrics = pending
-        pending = None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["train/loss"]):
-            kept = checkpoints.latest
-            raise TrainingError(
-                f"the loss is {values['train/loss']} at step {step}; "
-                + (f"checkpoint {kept} is kept" if kept is not None else "nothing was saved before")
-                + "; try a lower --learning-rate, or --clip-grad 1"
-            )
-        elapsed = time.monotonic() - clock
-        if step > since:
-            values["train/images_per_second"] = (step - since) * batch_size / elapsed
-            values["train/input_wait"] = waited / elapsed
-        log.report(step, {**values, "processed_samples": step * batch_size, **extra()})
-        clock, waited, since = time.monotonic(), 0.0, step
+    def report():
+        while pending:
+            step, metrics = pending.popleft()
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            check_finite(values["train/loss"], step, checkpoints.latest)
+            log.report(step, {**values, **meter.read(step), "processed_samples": step * batch_size, **extra()})
 
     with jax.set_mesh(mesh), stop_requests() as asked:
         step = start
         while True:
             done = step == stop
             if evaluate is not None and step > start and (done or (eval_interval and step % eval_interval == 0)):
-                flush()
+                report()
                 log.write(step, evaluate(state, step))
-                clock, waited, since = time.monotonic(), 0.0, step
+                meter.restart(step)
             if done or asked.is_set() or (step > start and step % save_interval == 0):
-                flush()
+                report()
                 checkpoints.save(state, step)
             if done or asked.is_set():
                 return state, done
             before = time.monotonic()
             rows = next(batches)
             if running and running[-1]["train/loss"].is_ready():  # else the device had work while the host waited
-                waited += time.monotonic() - before
+                meter.wait(time.monotonic() - before)
             if len(running) == QUEUED:
                 jax.block_until_ready(running.popleft())
             state, metrics = step_fn(state, put_batch(rows, mesh))
             running.append(metrics)
             step += 1
-            flush()  # of an earlier step: the host fetches while the device works on this one
+            report()  # of an earlier step: the host fetches while the device works on this one
             if step == start + 1:
                 jax.block_until_ready(metrics)
-                clock, waited, since = time.monotonic(), 0.0, step  # compilation is no part of the rate
+                meter.restart(step)  # compilation is no part of the rate
             if step % log_interval == 0 or step == start + 1 or step == stop:
-                pending = (step, metrics)
+                pending.append((step, metrics))
             log.advance(step)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -31,27 +32,24 @@ class Losses(Protocol):
     def __call__(self, model: Any, batch: Batch, step: jax.Array) -> jax.Array: ...  # noqa: D102
 
 
-def create_state(init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Make a state at step 0, created in its place on the devices rather than moved there."""
-
-    def create():
-        model = init()
-        return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))  # type: ignore[arg-type]
-
-    shardings = jax.tree.map(lambda _: replicated(mesh), jax.eval_shape(create))
-    return jax.jit(create, out_shardings=shardings)()
+def new_state(init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation) -> TrainState:
+    """Make a state at step 0 with a fresh model and fresh slots."""
+    model = init()
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))  # type: ignore[arg-type]
 
 
 def abstract_state(init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Describe the state that `create_state` would make: shapes, types and shardings, no memory."""
-
-    def create():
-        model = init()
-        return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))  # type: ignore[arg-type]
-
+    """Describe a state on the mesh: shapes, types and shardings, no memory."""
     return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), jax.eval_shape(create)
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)),
+        jax.eval_shape(partial(new_state, init, optimizer)),
     )
+
+
+def create_state(init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Make a state at step 0, created in its place on the devices rather than moved there."""
+    shardings = jax.tree.map(lambda a: a.sharding, abstract_state(init, optimizer, mesh))
+    return jax.jit(partial(new_state, init, optimizer), out_shardings=shardings)()
 
 
 def make_step(losses: Losses, optimizer: optax.GradientTransformation, rate: optax.Schedule, grad_accum: int = 1):

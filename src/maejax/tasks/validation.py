@@ -1,0 +1,71 @@
+"""Validation of a masked autoencoder: the loss on held-out images under masks that never change, and pictures."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from maejax.config import Config
+from maejax.data.augment import build_eval
+from maejax.data.pipeline import Batch, Loader
+from maejax.data.shards import Source
+from maejax.evaluate.reconstruct import draw_grid, reconstruct
+from maejax.models import masking
+from maejax.models.mae import MaskedAutoencoder
+from maejax.training.log import read_metrics
+from maejax.training.mesh import put_batch
+from maejax.training.state import TrainState
+
+PICTURES = 8  # reconstructions drawn at every validation
+
+
+def fixed_order(noise_seed: int, index: jax.Array, patches: int) -> jax.Array:
+    """Draw the order [B, N] of each validation image from (seed, its number): the same mask at every validation."""
+    key = jax.random.key(noise_seed)
+    noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (patches,)))(index.astype(jnp.uint32))
+    return masking.order_of(noise)
+
+
+class Validation:
+    """Evaluates the reconstruction of held-out images and draws the first few."""
+
+    def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh):
+        self.loader = Loader(
+            source, build_eval(config.image_shape, config.augment.test_crop_ratio),
+            batch_size=config.data.valid_batch_size, channels=config.data.channels, size=config.image_shape,
+            shuffle=False, workers=config.data.valid_loader_workers, process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )  # fmt: skip
+        self.seed, self.directory, self.mesh = config.seeds.noise_seed, directory, mesh
+        earlier = read_metrics(directory / "metrics.jsonl", "val/loss")
+        self.best = min((loss for _, loss in earlier), default=float("inf"))
+        self._sums = jax.jit(self._loss_and_count)
+
+    def _loss_and_count(self, model, batch):
+        order = fixed_order(self.seed, batch["index"], model.patches)
+        losses = model(model.normalize(batch["images"]), order).loss
+        return jnp.sum(losses * batch["valid"]), jnp.sum(batch["valid"])
+
+    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
+        """Average the loss over all validation images, each once, and draw `images/<step>.png`."""
+        total, count, first = 0.0, 0, None
+        for batch in self.loader.iterate():
+            first = batch if first is None else first
+            rows = {"images": batch.images, "valid": batch.valid, "index": batch.index}
+            loss, valid = jax.device_get(self._sums(state.model, put_batch(rows, self.mesh)))
+            total, count = total + float(loss), count + int(valid)
+        loss = total / max(1, count)
+        self.best = min(self.best, loss)
+        if first is not None and jax.process_index() == 0:
+            draw(state.model, first, self.seed, self.directory / "images" / f"{step}.png")  # type: ignore[arg-type]
+        return {"val/loss": loss, "val/loss/best": self.best}
+
+
+def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:
+    """Draw the first readable images of a batch, masked and reconstructed."""
+    rows = np.flatnonzero(batch.valid)[:PICTURES]
+    order = fixed_order(seed, jnp.asarray(batch.index[rows]), model.patches)
+    path.parent.mkdir(exist_ok=True)
+    draw_grid(reconstruct(model, batch.images[rows], np.asarray(order))).save(path)
