@@ -149,7 +149,7 @@ class Transformer(nnx.Module):
         rates = [self.droppath * i / max(1, self.layers - 1) for i in range(self.layers)]
         keys = None if key is None else jax.random.split(key, self.layers)
 
-        def layer(x, block, rate, key, tail=None):
+        def layer(x, block, rate, key, tail):
             return block(x, 0.0 if rate is None else rate, key, tail)
 
         if self.remat:
@@ -158,7 +158,7 @@ class Transformer(nnx.Module):
         if scanned:
             rising = jnp.asarray(rates) if self.droppath else None
             stack = jax.tree.map(lambda a: a[:scanned], (self.blocks, rising, keys))
-            x, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs), None), x, stack)
+            x, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs, None), None), x, stack)
         for i in range(scanned, self.layers):
             block = jax.tree.map(operator.itemgetter(i), self.blocks)
             x = layer(x, block, rates[i], None if keys is None else keys[i], tail if i == self.layers - 1 else None)
