@@ -158,7 +158,7 @@ class Transformer(nnx.Module):
         if scanned:
             rising = jnp.asarray(rates) if self.droppath else None
             stack = jax.tree.map(lambda a: a[:scanned], (self.blocks, rising, keys))
-            x, _ = jax.lax.scan(lambda x, xs: (layer(x, *xs, None), None), x, stack)
+            x, _ = jax.lax.scan(lambda x, xs: (layer(x, xs[0], xs[1], xs[2], None), None), x, stack)
         for i in range(scanned, self.layers):
             block = jax.tree.map(operator.itemgetter(i), self.blocks)
             x = layer(x, block, rates[i], None if keys is None else keys[i], tail if i == self.layers - 1 else None)

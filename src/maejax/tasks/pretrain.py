@@ -165,7 +165,8 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
         lr_decay=optimization.lr_decay,
     )  # fmt: skip
     init = partial(initial_model, model_arguments, config.seeds.init_seed)
-    losses = partial(sample_losses, noise_seed=config.seeds.noise_seed, dropout_seed=config.seeds.dropout_seed)
+    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
+    draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
     loader = train_loader(config, train_source)
     with (
         Checkpoints(checkpoints_path(directory), config.run.keep_checkpoints) as checkpoints,
@@ -186,7 +187,7 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
             evaluate = Validation(config, valid_source, directory, mesh)
         batches = loader.iterate(start, optimization.training_steps)
         state, done = fit(
-            state, make_step(losses, optimizer, rate, optimization.grad_accum), rows_of(batches), mesh=mesh,
+            state, make_step(losses, optimizer, rate, optimization.grad_accum, draw), rows_of(batches), mesh=mesh,
             start=start, stop=optimization.training_steps, batch_size=config.data.train_batch_size,
             checkpoints=checkpoints, log=log, save_interval=config.run.save_interval,
             log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
@@ -230,13 +231,16 @@ def rows_of(batches: Iterator[Batch]) -> Iterator[dict[str, np.ndarray]]:
         yield {"images": batch.images, "valid": batch.valid, "index": batch.index}
 
 
-def sample_losses(model: MaskedAutoencoder, batch, step, *, noise_seed: int, dropout_seed: int) -> jax.Array:
-    """Compute the loss of every sample [B] with masks and dropout that are a function of (seed, step) alone."""
+def draw_masks(batch, step: jax.Array, *, noise_seed: int, patches: int):
+    """Draw the order of the patches of every row of a global batch, a function of (seed, step) alone."""
     noise_key = jax.random.fold_in(jax.random.key(noise_seed), step)
+    return {**batch, "order": masking.random(noise_key, batch["images"].shape[0], patches)}
+
+
+def sample_losses(model: MaskedAutoencoder, batch, step, *, dropout_seed: int) -> jax.Array:
+    """Compute the loss of every sample [B] under its mask; dropout is a function of (seed, step) alone."""
     dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), step)
-    images = batch["images"]
-    order = masking.random(noise_key, images.shape[0], model.patches)
-    return model(model.normalize(images), order, dropout_key).loss
+    return model(model.normalize(batch["images"]), batch["order"], dropout_key).loss
 
 
 def with_weights(state: TrainState, weights: dict[str, jax.Array], mesh) -> TrainState:

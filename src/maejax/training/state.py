@@ -52,10 +52,17 @@ def create_state(init: Callable[[], nnx.Module], optimizer: optax.GradientTransf
     return jax.jit(partial(new_state, init, optimizer), out_shardings=shardings)()
 
 
-def make_step(losses: Losses, optimizer: optax.GradientTransformation, rate: optax.Schedule, grad_accum: int = 1):
+def make_step(
+    losses: Losses,
+    optimizer: optax.GradientTransformation,
+    rate: optax.Schedule,
+    grad_accum: int = 1,
+    draw: Callable[[Batch, jax.Array], Batch] = lambda batch, step: batch,
+):
     """Compile `(state, batch) -> (state, metrics)`: the mean loss over the valid rows, its gradient, one update.
 
-    A batch has `images`, `valid` and what else `losses` reads, each with B rows. With `grad_accum` k it is taken in k
+    A batch has `images`, `valid` and what else `losses` reads, each with B rows; `draw(batch, step)` adds what is
+    random for every row, such as its mask, before the batch is taken apart. With `grad_accum` k it is taken in k
     parts, one after the other, and the gradients are summed before the update: that of the whole batch, up to float
     order. Metrics are float32 scalars: `train/loss`, `train/grad_norm`, `train/learning_rate`.
     """
@@ -76,6 +83,7 @@ def make_step(losses: Losses, optimizer: optax.GradientTransformation, rate: opt
         return jax.lax.scan(add, zeros, parts)[0]
 
     def step(state: TrainState, batch: Batch):
+        batch = draw(batch, state.step)
         count = jnp.maximum(1, jnp.sum(batch["valid"]))
         loss, grads = jax.tree.map(lambda a: a / count, gradient(state.model, batch, state.step))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)  # type: ignore[arg-type]
