@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +125,10 @@ def test_help_reads_like_documentation(maejax):
 @pytest.mark.parametrize("preset", ["pretrain-vit-b16-224-in1k-1600ep", "pretrain-vit-l16-224-in1k-800ep"])
 def test_presets_run_with_tiny_overrides(tmp_path, images, preset):
     script = ROOT / "config/pretrain" / f"{preset}.sh"
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as in an activated environment
     run = subprocess.run(
         ["bash", script, *TINY, "--train_dataset_shards", images, "--valid_dataset_shards=", "--training_steps=2"],
-        cwd=ROOT, env={**os.environ, "GCS_DATASET_DIR": str(tmp_path)}, text=True, capture_output=True, timeout=300,
+        cwd=ROOT, env={**os.environ, "PATH": path, "GCS_DATASET_DIR": str(tmp_path)}, text=True, capture_output=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     assert (tmp_path / "CKPT" / preset / "checkpoints" / "2").is_dir()

@@ -36,7 +36,7 @@ def batch(rows=8, valid=None):
     }
 
 
-def one_step(rows, grad_accum=1):
+def one_step(rows, grad_accum=1, losses=losses):
     mesh = make_mesh()
     optimizer = build_optimizer("sgd", lambda step: RATE, weight_decay=0.0)
     state = create_state(model, optimizer, mesh)
@@ -54,6 +54,14 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     whole, parts = one_step(batch(valid=valid)), one_step(batch(valid=valid), grad_accum=2)
     assert_same(whole[0].model, parts[0].model)
     assert_same(whole[1], parts[1])
+
+
+def test_no_part_of_any_step_shares_its_dropout_with_another():
+    def spread_turns(model, batch, turn):
+        return jnp.exp2(turn.astype(jnp.float32)) * jnp.ones(len(batch["valid"])) + 0 * model.encoder.cls_token.sum()
+
+    _, metrics = one_step(batch(), grad_accum=4, losses=spread_turns)
+    assert metrics["train/loss"] == (1 + 2 + 4 + 8) / 4
 
 
 def test_invalid_rows_count_for_nothing():

@@ -9,6 +9,9 @@ from scipy.optimize import minimize
 
 _STRENGTHS = 10.0 ** np.arange(-1, -5, -1)  # of the L2 penalty, from 0.1 to 1e-4
 _FEW_LABEL_STRENGTH = 0.1
+# Where L-BFGS stops, as the relative gain of a step: test accuracies then move by less than 0.1 and 0.7 points (raw
+# pixels and a pre-trained encoder on Fashion-MNIST), at a half and a quarter of the passes that 1e-6 takes.
+_CONVERGED, _NEARLY = 1e-5, 1e-4
 
 
 def linear_probe(
@@ -30,8 +33,9 @@ def linear_probe(
     x, test = _standardise(train_x, test_x)
     shuffled = np.random.default_rng(seed).permutation(len(x))
     held, kept = np.split(shuffled, [len(x) // 5])
+    candidates = _solutions(x[kept], y[kept], len(classes), _STRENGTHS, _NEARLY)
     best, strength = -1.0, _STRENGTHS[0]
-    for l2, solution in zip(_STRENGTHS, _solutions(x[kept], y[kept], len(classes), _STRENGTHS), strict=True):
+    for l2, solution in zip(_STRENGTHS, candidates, strict=True):
         accuracy = _accuracy(x[held], train_y[held], *solution, classes)
         if accuracy < best - 1:
             break  # it overfits, and weaker penalties would only do so more
@@ -78,7 +82,7 @@ def few_label_probe(
 
 
 def _solutions(
-    x: np.ndarray, y: np.ndarray, classes: int, strengths: Iterable[float]
+    x: np.ndarray, y: np.ndarray, classes: int, strengths: Iterable[float], tolerance: float = _CONVERGED
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield weights [D, classes] and bias [classes] for each L2 strength, each starting from the one before.
 
@@ -103,7 +107,7 @@ def _solutions(
             value, gradient = _loss(jnp.asarray(u.reshape(shape) * scale, jnp.float32), rotated, targets, l2)
             return float(value), (np.asarray(gradient, np.float64) * scale).ravel()
 
-        options = {"maxiter": 1000, "maxcor": 30, "ftol": 1e-6, "gtol": 1e-5}  # all that float32 can tell apart
+        options = {"maxiter": 1000, "maxcor": 30, "ftol": tolerance, "gtol": 1e-5}
         found = minimize(objective, (w / scale).ravel(), jac=True, method="L-BFGS-B", options=options)
         w = found.x.reshape(shape) * scale
         yield axes @ w[:-1], w[-1]

@@ -237,9 +237,9 @@ def draw_masks(batch, step: jax.Array, *, noise_seed: int, patches: int):
     return {**batch, "order": masking.random(noise_key, batch["images"].shape[0], patches)}
 
 
-def sample_losses(model: MaskedAutoencoder, batch, step, *, dropout_seed: int) -> jax.Array:
-    """Compute the loss of every sample [B] under its mask; dropout is a function of (seed, step) alone."""
-    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), step)
+def sample_losses(model: MaskedAutoencoder, batch, turn, *, dropout_seed: int) -> jax.Array:
+    """Compute the loss of every sample [B] under its mask; dropout is a function of (seed, turn) alone."""
+    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), turn)
     return model(model.normalize(batch["images"]), batch["order"], dropout_key).loss
 
 

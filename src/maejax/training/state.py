@@ -27,9 +27,9 @@ class TrainState:
 
 
 class Losses(Protocol):
-    """The loss of every sample, [B] float32, of a batch; `step` seeds whatever is random."""
+    """The loss of every sample, [B] float32, of a batch; `turn`, never the same twice in a run, seeds dropout."""
 
-    def __call__(self, model: Any, batch: Batch, step: jax.Array) -> jax.Array: ...  # noqa: D102
+    def __call__(self, model: Any, batch: Batch, turn: jax.Array) -> jax.Array: ...  # noqa: D102
 
 
 def new_state(init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation) -> TrainState:
@@ -64,11 +64,11 @@ def make_step(
     A batch has `images`, `valid` and what else `losses` reads, each with B rows; `draw(batch, step)` adds what is
     random for every row, such as its mask, before the batch is taken apart. With `grad_accum` k it is taken in k
     parts, one after the other, and the gradients are summed before the update: that of the whole batch, up to float
-    order. Metrics are float32 scalars: `train/loss`, `train/grad_norm`, `train/learning_rate`.
+    order. Dropout differs from part to part. Metrics are float32 scalars: `train/loss`, `train/grad_norm`, `train/learning_rate`.
     """
 
-    def total(model, batch, step):
-        return jnp.sum(losses(model, batch, step) * batch["valid"])
+    def total(model, batch, turn):
+        return jnp.sum(losses(model, batch, turn) * batch["valid"])
 
     def gradient(model, batch, step):
         if grad_accum == 1:
@@ -77,10 +77,11 @@ def make_step(
         parts = jax.tree.map(lambda a: a.reshape(-1, grad_accum, *a.shape[1:]).swapaxes(0, 1), batch)
 
         def add(sums, part):
-            return jax.tree.map(jnp.add, sums, jax.value_and_grad(total)(model, part, step)), None
+            batch, turn = part
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(total)(model, batch, turn)), None
 
         zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), model))
-        return jax.lax.scan(add, zeros, parts)[0]
+        return jax.lax.scan(add, zeros, (parts, step * grad_accum + jnp.arange(grad_accum)))[0]
 
     def step(state: TrainState, batch: Batch):
         batch = draw(batch, state.step)
