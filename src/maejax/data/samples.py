@@ -25,16 +25,18 @@ class Sample(NamedTuple):
 
 @dataclass
 class Listing:
-    """What a look at one place found: samples, what is wrong with it, and the files by suffix."""
+    """What a look at one place found: samples, what is wrong with it, which tars are damaged, the files by suffix."""
 
     samples: list[Sample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
     suffixes: Counter[str] = field(default_factory=Counter)
 
     def extend(self, other: "Listing") -> None:
         """Append what another look found."""
         self.samples += other.samples
         self.problems += other.problems
+        self.lost |= other.lost
         self.suffixes += other.suffixes
 
 
@@ -73,6 +75,7 @@ def in_tar(path: Path, title: str) -> Listing:
                     labels[key] = label
     except (TarError, OSError) as error:
         listing.problems.append(f"{path}: {error}")
+        listing.lost[str(path)] = str(error)
     for key, candidates in images.items():
         plain = [member for member in candidates if member.name.count(".", len(key)) == 1]
         folder = key.rpartition("/")[0].rpartition("/")[2].removeprefix(".") or None  # "./1.jpg" lies in no folder

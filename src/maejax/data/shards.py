@@ -6,17 +6,15 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from maejax.data.errors import DataError as DataError
+from maejax.data.fill import Place
 from maejax.data.samples import IMAGE_SUFFIXES, Listing, Sample, in_folder, in_tar
-
-
-class DataError(ValueError):
-    """The user's input is wrong; the message is one sentence that names it and says what to do."""
 
 
 @dataclass(eq=False)
@@ -24,20 +22,32 @@ class Source:
     """A set of images that can be read at random, from several threads at once.
 
     `keys` names each image in messages. `labels` is int32 [n], -1 where there is none. `classes` are the names of the
-    classes where they are known, else (). `problems` tells, in a sentence each, what could not be used.
+    classes where they are known, else (). `problems` tells, in a sentence each, what could not be used; `lost` maps the
+    shards that could not be read, or not to their end, to the reason.
     """
 
     keys: list[str]
     labels: np.ndarray
     classes: tuple[str, ...]
     problems: list[str]
+    lost: dict[str, str] = field(default_factory=dict, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def read(self, i: int) -> bytes | np.ndarray:
-        """Return image i as `decode` takes it: encoded bytes, or the pixels themselves, uint8 [H, W] or [H, W, C]."""
+    @property
+    def total(self) -> int:
+        """The number of images; a stream may not know it."""
+        return len(self.keys)
+
+    def place(self, i: int) -> Place | np.ndarray:
+        """Say where image i lies, or give its pixels, uint8 [H, W] or [H, W, C]."""
         raise NotImplementedError
+
+    def read(self, i: int) -> bytes | np.ndarray:
+        """Return image i as `decode` takes it; raises OSError where its file can no longer be read."""
+        place = self.place(i)
+        return place.read() if isinstance(place, Place) else place
 
 
 @dataclass(eq=False)
@@ -52,12 +62,9 @@ class FileSource(Source):
     offset: np.ndarray
     size: np.ndarray
 
-    def read(self, i: int) -> bytes:
-        """Return the encoded bytes of image i; raises OSError where its file can no longer be read."""
-        # Opening anew costs 6 us and keeps nothing open: a thousand shards would pass the usual limit on open files.
-        with self.files[self.file[i]].open("rb", buffering=0) as file:
-            file.seek(int(self.offset[i]))
-            return file.read(int(self.size[i]))
+    def place(self, i: int) -> Place:
+        """Say where the encoded bytes of image i lie."""
+        return Place(str(self.files[self.file[i]]), int(self.offset[i]), int(self.size[i]))
 
 
 @dataclass(eq=False)
@@ -66,7 +73,7 @@ class ArraySource(Source):
 
     images: np.ndarray
 
-    def read(self, i: int) -> np.ndarray:
+    def place(self, i: int) -> np.ndarray:
         """Return the pixels of image i, uint8 [H, W] or [H, W, C]."""
         return self.images[i]
 
@@ -121,6 +128,7 @@ def _gather(found: Listing) -> FileSource:
         labels=np.array(labels, np.int32),
         classes=classes,
         problems=found.problems,
+        lost=found.lost,
         files=files,
         file=np.array([number[sample.path] for sample in samples], np.int32),
         offset=np.array([sample.offset for sample in samples], np.int64),
