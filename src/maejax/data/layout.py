@@ -1,6 +1,7 @@
 """What a batch will be made of, before any pixel is read; and that layout for a source that is read at random."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -47,6 +48,11 @@ class Numbered:
         self.repeats = repeats
         self.shuffle = shuffle
         self._order = lru_cache(maxsize=2)(partial(epoch_order, len(source), seed))  # a batch may span two epochs
+
+    def layouts(self, start: int, stop: int | None) -> Iterator[Layout]:
+        """Yield the layouts of batches `start` .. `stop`, for ever without `stop`."""
+        for step in itertools.count(start) if stop is None else range(start, stop):
+            yield self.layout(step)
 
     def layout(self, step: int) -> Layout:
         """Lay out batch `step`."""

@@ -1,10 +1,12 @@
 """Batches of a run: the same for any number of processes and threads."""
 
+import contextlib
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +14,13 @@ from maejax.data.augment import Size, Transform
 from maejax.data.decode import UnreadableImage, decode
 from maejax.data.errors import DataError
 from maejax.data.faults import Faults
-from maejax.data.fill import Fault, Row, fill
+from maejax.data.fill import Fault, Place, Row, fill
+from maejax.data.lanes import Lanes
+from maejax.data.lanes import merge_positions as merge_positions
 from maejax.data.layout import Layout, Numbered
 from maejax.data.order import epoch_order as epoch_order
 from maejax.data.shards import Source
+from maejax.data.stream import Stream, first_images
 
 AHEAD = 2  # batches prepared beyond the one in use
 
@@ -25,7 +30,8 @@ class Batch:
     """The rows of a global batch that belong to one process.
 
     `images` uint8 [B, H, W, C]; `labels` int32 [B], -1 where there is none; `valid` bool [B], False for rows that no
-    image fills, which are zeros; `index` int64 [B], the image's number in the source, -1 for padding.
+    image fills, which are zeros; `index` int64 [B], the image's number in the source, -1 for padding. In a stream it is
+    shard * 2**32 + the image's number in the shard.
     """
 
     images: np.ndarray
@@ -35,25 +41,25 @@ class Batch:
 
 
 class Loader:
-    """Batches of a source, by number.
+    """Batches of a source or a stream.
 
-    Training (`shuffle`) sees an endless sequence of epochs, each a permutation of the whole source; batch `step` is
-    positions step * B .. (step + 1) * B of it, with B = `batch_size`, which counts the rows of all processes; process i
-    of `process_count` has the i-th part. Evaluation is one pass in the order of the source, and its last batch is
-    padded. Each image enters `repeats` times, one after the other, augmented differently. What a batch contains depends
-    on the arguments and its number alone, never on `workers`, the number of threads that prepare batches (0: the
-    calling thread).
+    Training (`shuffle`) sees an endless sequence of epochs. Of a source each is a permutation of the whole; batch
+    `step` is positions step * B .. (step + 1) * B of it, with B = `batch_size`, which counts the rows of all processes;
+    process i of `process_count` has the i-th part. Of a stream it is as `Lanes` says. Evaluation is one pass in the
+    order of the source, and its last batch is padded. Each image enters `repeats` times, one after the other, augmented
+    differently. What a batch contains depends on the arguments and its number alone, never on `workers`, the number of
+    threads that prepare batches (0: the calling thread).
 
-    `steps` is the number of batches in a pass, the same in every process. `faults` says what may be wrong and counts
-    it: the rows of a bad image are zeros and not valid.
+    `steps` is the number of batches in a pass, the same in every process; None for a stream whose size is not known.
+    `faults` says what may be wrong and counts it: the rows of a bad image are zeros and not valid.
 
-    Raises DataError where `batch_size` does not divide by `repeats` or `process_count`, and, also while batches are
-    made, where more is wrong with the data than `faults` allows.
+    Raises DataError where `batch_size` does not divide by `repeats` or `process_count`, where a stream is to be
+    evaluated, and, while batches are made, where more is wrong with the data than `faults` allows.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Stream,
         transform: Transform,
         *,
         batch_size: int,
@@ -80,10 +86,20 @@ class Loader:
         self.shuffle = shuffle
         self.workers = workers
         self.faults = Faults() if faults is None else faults
-        self.steps = -(-source.total * repeats // batch_size)
+        self.steps = None if source.total is None else -(-source.total * repeats // batch_size)
         share = batch_size // process_count
         rows = range(process_index * share, (process_index + 1) * share)
-        self._layouts = Numbered(source, batch_size=batch_size, rows=rows, repeats=repeats, seed=seed, shuffle=shuffle)
+        if isinstance(source, Source):
+            self._layouts = Numbered(
+                source, batch_size=batch_size, rows=rows, repeats=repeats, seed=seed, shuffle=shuffle
+            )
+        elif shuffle:
+            self._layouts = Lanes(
+                source, batch_size=batch_size, rows=rows, repeats=repeats, seed=seed, faults=self.faults
+            )
+        else:
+            raise DataError("a stream cannot be evaluated in order; open it by open_source, which fetches all of it")
+        self._position: dict[str, Any] | None = None
         for name, reason in source.lost.items():
             self.faults.lost_shard(name, reason)
 
@@ -97,25 +113,44 @@ class Loader:
         """The name of each shard that could not be read to its end so far, and why."""
         return self.faults.lost
 
+    def position(self) -> dict[str, Any] | None:
+        """Say where a stream stands after the last batch that was yielded, as JSON holds it; None for a source.
+
+        It covers the lanes that this process reads; the positions of several processes are merged by `merge_positions`.
+        """
+        return self._position
+
     def batch(self, step: int) -> Batch:
         """Return this process's rows of global batch `step` of a source; prepared in the calling thread."""
+        if isinstance(self._layouts, Lanes):
+            raise DataError("a stream has no batches by number; go through them by iterate")
         return self._prepare(self._layouts.layout(step))
 
-    def iterate(self, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
+    def iterate(
+        self, start: int = 0, stop: int | None = None, position: dict[str, Any] | None = None
+    ) -> Generator[Batch, None, None]:
         """Yield batches `start` .. `stop`, preparing two ahead; without `stop`, a whole pass, or endless training.
 
-        The threads end with the iterator, also when it is closed early or forgotten. What goes wrong in one of them is
-        raised here.
+        A stream that does not start at 0 needs the `position` it had there. The threads end with the iterator, also
+        when it is closed early or forgotten. What goes wrong in one of them is raised here.
         """
         if stop is None and not self.shuffle:
             stop = self.steps
-        steps = itertools.count(start) if stop is None else range(start, stop)
-        for layout, batch in self._batches(map(self._layouts.layout, steps)):
-            for release in layout.release:
-                release()
-            yield batch
+        with contextlib.ExitStack() as stack:
+            if isinstance(self._layouts, Lanes):
+                lanes = self._layouts.open(start, position)
+                for lane in lanes:
+                    stack.callback(lane.close)
+                layouts = self._layouts.layouts(lanes, start, stop)
+            else:
+                layouts = self._layouts.layouts(start, stop)
+            for layout, batch in stack.enter_context(contextlib.closing(self._batches(layouts))):
+                self._position = layout.position
+                for release in layout.release:
+                    release()
+                yield batch
 
-    def _batches(self, layouts: Iterator[Layout]) -> Iterator[tuple[Layout, Batch]]:
+    def _batches(self, layouts: Iterable[Layout]) -> Generator[tuple[Layout, Batch], None, None]:
         if not self.workers:
             for layout in layouts:
                 yield layout, self._prepare(layout)
@@ -170,15 +205,20 @@ class Loader:
                 self.faults.bad_image(layout.key(row), fault.reason)
 
 
-def check_readable(source: Source, channels: int, at_most: int = 1000) -> None:
-    """Try images from the front until one can be read; raises DataError where none of the first `at_most` can."""
+def check_readable(source: Source | Stream, channels: int, at_most: int = 1000) -> None:
+    """Try images from the front until one can be read; raises DataError where none of the first `at_most` can.
+
+    Of a stream, the first shards are tried, with little patience.
+    """
     reasons: list[str] = []
-    for i in range(min(len(source), at_most)):
+    if isinstance(source, Stream):
+        tried = first_images(source, reasons)
+    else:
+        tried = ((source.keys[i], source.place(i)) for i in range(min(len(source), at_most)))
+    for key, image in tried:
         try:
-            decode(source.read(i), channels)
+            decode(image.read() if isinstance(image, Place) else image, channels)
             return
         except (UnreadableImage, OSError) as error:
-            reasons.append(str(error))
-    raise DataError(
-        f"none of {len(reasons)} images tried can be read; the first, {source.keys[0]}: {reasons[0]}; check the files"
-    )
+            reasons.append(f"{key}: {error}")
+    raise DataError(f"none of {len(reasons)} images tried can be read; the first, {reasons[0]}; check the files")
