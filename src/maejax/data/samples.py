@@ -25,17 +25,22 @@ class Sample(NamedTuple):
 
 @dataclass
 class Listing:
-    """What a look at one place found: samples, what is wrong with it, and the files by suffix."""
+    """What a look at one place found: samples, what is wrong with it, the files by suffix, the classes by name."""
 
     samples: list[Sample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     suffixes: Counter[str] = field(default_factory=Counter)
+    classes: tuple[str, ...] = ()
 
     def extend(self, other: "Listing") -> None:
         """Append what another look found."""
         self.samples += other.samples
         self.problems += other.problems
         self.suffixes += other.suffixes
+        if self.classes and other.classes and self.classes != other.classes:
+            place = other.samples[0].path.name if other.samples else "a file without images"
+            self.problems.append(f"{place}: names other classes than the files before it; their labels do not fit")
+        self.classes = self.classes or other.classes
 
 
 def in_tar(path: Path, title: str) -> Listing:

@@ -1,4 +1,4 @@
-"""Opening a source of images: tar shards, image folders and arrays on the local disk, behind one interface."""
+"""Opening a source of images: tar shards, folders, tables and arrays on the local disk, behind one interface."""
 
 import glob
 import json
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from maejax.data.labels import LABEL_FILES, LabelError, assign, read_labels
 from maejax.data.samples import IMAGE_SUFFIXES, Listing, Sample, in_folder, in_tar
+from maejax.data.tables import TABLE_SUFFIXES, TableError, in_table, table_files
 
 
 class DataError(ValueError):
@@ -71,13 +73,16 @@ class ArraySource(Source):
         return self.images[i]
 
 
-def open_source(spec: str | Sequence[str]) -> Source:
+def open_source(spec: str | Sequence[str], labels: str | Path | None = None) -> Source:
     """Find every image and label that one spec, or several, stand for.
 
-    A spec is a tar shard, an image folder (a sub-folder per class, or flat), a folder of tar shards, an image, or a
+    A spec is a tar shard, an image folder (a sub-folder per class, or flat), a folder of tar shards, an image, a
+    Hugging Face `datasets` folder, an arrow or parquet file with an image column or a folder of these, or a
     .npz with `images` uint8 [n, H, W(, C)] and optionally `labels` int [n] and `classes`; brace lists
     (`{0000..0127}`, `{a,b}`), globs and `~` are expanded. Labels come from `.cls` and `.json` members; where there are
-    none, from the names of the class folders, sorted. A single folder is no class.
+    none, from the names of the class folders, sorted. A single folder is no class. `labels` names a file
+    (csv, tsv, json, jsonl: see `read_labels`) that takes the place of all these; where no image has a label, a
+    `labels.csv` (or .tsv, .json, .jsonl) beside the images is used.
 
     Raises DataError for what is missing or not supported, and where no image was found.
     """
@@ -88,7 +93,7 @@ def open_source(spec: str | Sequence[str]) -> Source:
             raise DataError(
                 f"{' '.join(specs)}: a .npz is a source of its own; give it alone, or pack it into shards first"
             )
-        return _open_arrays(paths[0])
+        return _labelled(_open_arrays(paths[0]), paths, labels)
     titles = Counter(path.name for path in paths)
     found = Listing()
     for path in paths:
@@ -97,10 +102,41 @@ def open_source(spec: str | Sequence[str]) -> Source:
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             found.extend(Listing([Sample(str(path), path, 0, -1)], suffixes=Counter([path.suffix])))
         else:
-            found.extend(in_tar(path, path.name if titles[path.name] == 1 else str(path)))
+            title = path.name if titles[path.name] == 1 else str(path)
+            try:
+                found.extend((in_table if path.suffix.lower() in TABLE_SUFFIXES else in_tar)(path, title))
+            except TableError as error:
+                raise DataError(str(error)) from None
     if not found.samples:
         raise DataError(_nothing_in(specs, paths, found))
-    return _gather(found)
+    return _labelled(_gather(found), paths, labels)
+
+
+def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> Source:
+    """Take the labels from a label file: the one that is named, or one beside images that have none."""
+    if labels is not None:
+        file = Path(labels).expanduser()
+    elif (source.labels < 0).all():
+        places = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
+        file = next((place / name for place in places for name in LABEL_FILES if (place / name).is_file()), None)
+    else:
+        file = None
+    if file is None:
+        return source
+    try:
+        found = assign(source.keys, read_labels(file))
+        if len(found.missing) == len(source):
+            raise LabelError(f"{file}: names none of {len(source)} images; the first is {source.keys[0]}")
+    except (LabelError, OSError) as error:
+        message = str(error) if isinstance(error, LabelError) else f"{file}: cannot be read: {error.strerror}"
+        if labels is not None:
+            raise DataError(message) from None
+        source.problems.append(message)
+        return source
+    source.labels, source.classes = found.labels, found.classes
+    if found.missing:
+        source.problems.append(f"{file}: {len(found.missing)} images are not named, the first is {found.missing[0]}")
+    return source
 
 
 def _gather(found: Listing) -> FileSource:
@@ -110,7 +146,7 @@ def _gather(found: Listing) -> FileSource:
     classes: tuple[str, ...] = ()
     if any(sample.label is not None for sample in samples):
         labels = [-1 if sample.label is None else sample.label for sample in samples]
-        classes = _classes_beside(files[0], max(labels))
+        classes = found.classes or _classes_beside(files[0], max(labels))
     else:
         classes = tuple(sorted({sample.folder for sample in samples if sample.folder is not None}))
         classes = classes if len(classes) > 1 else ()
@@ -195,7 +231,15 @@ def _paths(spec: str) -> list[Path]:
     for path in paths:
         if re.search(r"\.(tgz|tar\.\w+)$", path.name, re.IGNORECASE):
             raise DataError(f"{path}: compressed shards are not built yet; unpack it to a plain .tar first")
-    return [shard for path in paths for shard in sorted(path.glob("[!.]*.tar")) or [path]]
+    try:
+        return [file for path in paths for file in (path.is_dir() and _files_in(path)) or [path]]
+    except TableError as error:
+        raise DataError(str(error)) from None
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the shards or tables that a folder stands for, [] for a folder of images."""
+    return sorted(folder.glob("[!.]*.tar")) or table_files(folder)
 
 
 def _braces(text: str) -> Iterator[str]:
