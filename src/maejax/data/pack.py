@@ -53,7 +53,7 @@ def pack(
     the same call, which keeps the shards that are done; one that is finished is left alone.
 
     Raises DataError for a source that cannot be opened or has no readable image, and where `dst` holds other files;
-    OSError where `dst` cannot be written.
+    OSError where writing fails on the way, as on a full disk.
     """
     numbers = {"--shard-size": shard_size, "--image-size": image_size, "--quality": quality, "--workers": workers}
     for flag, number in numbers.items():
@@ -119,18 +119,25 @@ def _claim(folder: Path, arguments: dict) -> dict[str, dict]:
     """Mark the folder as being packed into; returns the records of the shards that are done already, by name."""
     journal = folder / _JOURNAL
     lines = _lines(journal)
+    index = next(iter(_lines(folder / "index.json", whole=True)), {})
     if lines and lines[0].get("pack") == arguments:
         for path in (folder / _UNEVEN).glob("*.tar"):  # the dealing out was interrupted; it starts again
             path.replace(folder / path.name)
-        return {line["name"]: line for line in lines[1:] if _is_there(folder, line)}
-    ours = _lines(folder / "index.json", whole=True)
-    if (folder.exists() and not folder.is_dir()) or (
-        folder.is_dir() and any(folder.iterdir()) and not (ours and ours[0].get("pack") == arguments)
-    ):
+        records = lines[1:]
+    elif index.get("pack") == arguments:  # was finished; some files are gone
+        # Where images were left out, the shards may not be those of the plan.
+        records = [] if index["skipped"] else [{**shard, "skipped": {}} for shard in index["shards"]]
+    elif not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        records = []
+    else:
         raise DataError(f"{folder}: holds other files, or another pack; choose a new folder, or empty this one")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(journal, json.dumps({"pack": arguments}) + "\n")
-    return {}
+    records = [record for record in records if _is_there(folder, record)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(journal, "".join(json.dumps(line) + "\n" for line in [{"pack": arguments}, *records]))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from None
+    return {record["name"]: record for record in records}
 
 
 def _lines(path: Path, whole: bool = False) -> list[dict]:
@@ -202,16 +209,24 @@ class _Run:
         executor = ThreadPoolExecutor(min(self.workers, len(names)), thread_name_prefix="maejax-pack")
         try:
             futures = {
-                executor.submit(self._write_shard, name, source, part, first, encode, records is not None): k
+                executor.submit(self._try_shard, name, source, part, first, encode, records is not None): k
                 for k, (name, part, first) in enumerate(zip(names, parts, firsts[:-1], strict=True))
                 if keep[k] is None
             }
             for future in as_completed(futures):
-                keep[futures[future]] = future.result()
+                if not isinstance(future.exception(), _Stopped):
+                    keep[futures[future]] = future.result()
         finally:
             self.stop.set()
             executor.shutdown(cancel_futures=True)
         return [record for record in keep if record is not None]
+
+    def _try_shard(self, *args) -> dict:
+        try:
+            return self._write_shard(*args)
+        except BaseException:
+            self.stop.set()  # the other threads need not finish what they have begun
+            raise
 
     def _write_shard(
         self, name: str, source: Source, part: np.ndarray, first: int, encode: Callable, journaled: bool
@@ -223,7 +238,7 @@ class _Run:
             with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[arg-type]
                 for number, i in enumerate(part.tolist(), first):
                     if self.stop.is_set():
-                        raise InterruptedError
+                        raise _Stopped
                     try:
                         data, suffix = encode(_read(source, i))
                     except UnreadableImage as error:
@@ -247,6 +262,10 @@ class _Run:
             with self.lock, (self.folder / _JOURNAL).open("a") as journal:
                 journal.write(json.dumps(record) + "\n")
         return record
+
+
+class _Stopped(Exception):
+    """Another thread failed, or the user stopped it all."""
 
 
 class _Hashed:

@@ -43,6 +43,12 @@ def run(
 
     Raises DataError where the source cannot be opened or no image of it can be read.
     """
+    if sample is not None and sample < 1:
+        raise DataError(f"--sample {sample}: give at least 1, or --all")
+    if color_jitter and channels not in (1, 3):
+        raise DataError(f"--color-jitter works on 1 or 3 channels, not {channels}")
+    if consume is not None and consume <= 0:
+        raise DataError(f"--consume {consume:g}: give more than 0 images/s")
     source = open_source(spec, labels)
     check_readable(source, channels)
     with progress(console, "looking", "images") as tell:

@@ -11,14 +11,26 @@ from rich.text import Text
 from maejax.data.pack import pack
 from maejax.data.shards import DataError
 from maejax.data.verify import Verified, verify
+from maejax.training.errors import TrainingError
 
 EVERY = 10.0  # seconds between lines where no bar can be drawn
 
 
 def run(console: Console, src: str, dst: str, **options) -> dict:
-    """Pack `src` into `dst` (see `maejax.data.pack`), telling how far it is; returns the index."""
-    with progress(console, "packing", "images") as tell:
-        index = pack(src, dst, progress=tell, **options)
+    """Pack `src` into `dst` (see `maejax.data.pack`), telling how far it is; returns the index.
+
+    Raises:
+        DataError: the input is wrong.
+        TrainingError: writing failed on the way.
+
+    """
+    try:
+        with progress(console, "packing", "images") as tell:
+            index = pack(src, dst, progress=tell, **options)
+    except OSError as error:
+        raise TrainingError(
+            f"{dst}: {error.strerror}; make room, or mend it, and start the same command again"
+        ) from None
     for key, reason in index["skipped"].items():
         console.print(f"left out {key}: {reason}", highlight=False, markup=False, soft_wrap=True)
     return index
