@@ -26,12 +26,13 @@ class Sample(NamedTuple):
 
 @dataclass
 class Listing:
-    """What a look at one place found: samples, what is wrong with it, which tars are damaged, the files by suffix."""
+    """What a look at one place found: samples, what is wrong with it, which tars are damaged, suffixes, classes."""
 
     samples: list[Sample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     suffixes: Counter[str] = field(default_factory=Counter)
+    classes: tuple[str, ...] = ()
 
     def extend(self, other: "Listing") -> None:
         """Append what another look found."""
@@ -39,6 +40,10 @@ class Listing:
         self.problems += other.problems
         self.lost |= other.lost
         self.suffixes += other.suffixes
+        if self.classes and other.classes and self.classes != other.classes:
+            place = other.samples[0].path.name if other.samples else "a file without images"
+            self.problems.append(f"{place}: names other classes than the files before it; their labels do not fit")
+        self.classes = self.classes or other.classes
 
 
 def in_tar(path: Path, title: str) -> Listing:

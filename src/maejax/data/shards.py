@@ -1,4 +1,4 @@
-"""Opening a source of images: tar shards here or elsewhere, image folders and arrays, behind one interface."""
+"""Opening a source of images: tar shards here or elsewhere, folders, tables and arrays, behind one interface."""
 
 import json
 import zipfile
@@ -11,12 +11,14 @@ import numpy as np
 
 from maejax.data.errors import DataError as DataError
 from maejax.data.fill import Place
+from maejax.data.labels import LABEL_FILES, LabelError, assign, read_labels
 from maejax.data.order import epoch_order
 from maejax.data.redact import redact
 from maejax.data.retry import Patience
 from maejax.data.samples import IMAGE_SUFFIXES, Listing, Sample, in_folder, in_tar
 from maejax.data.specs import PACKED, expand
 from maejax.data.stream import Here, Item, Remote, Stream, fetch_all, first_images, name_shards, open_folder, read_index
+from maejax.data.tables import TABLE_SUFFIXES, TableError, in_table
 
 LOCAL_SHARD = 1000  # images
 
@@ -82,23 +84,32 @@ class ArraySource(Source):
         return self.images[i]
 
 
-def open_source(spec: str | Sequence[str], *, cache_dir: str = "", patience: Patience | None = None) -> Source:
+def open_source(
+    spec: str | Sequence[str],
+    *,
+    labels: str | Path | None = None,
+    cache_dir: str = "",
+    patience: Patience | None = None,
+) -> Source:
     """Find every image and label that one spec, or several, stand for; what is not here is fetched, all of it.
 
-    A spec is a tar shard, an image folder (a sub-folder per class, or flat), a folder of tar shards, an image, or a
+    A spec is a tar shard, an image folder (a sub-folder per class, or flat), a folder of tar shards, an image, a
+    Hugging Face `datasets` folder, an arrow or parquet file with an image column or a folder of these, or a
     .npz with `images` uint8 [n, H, W(, C)] and optionally `labels` int [n] and `classes`; brace lists
     (`{0000..0127}`, `{a,b}`), globs and `~` are expanded. Shards may be packed (.tar.gz, .tar.zst) and lie elsewhere:
     http(s)://, hf://datasets/OWNER/NAME/PATH, gs://, s3://, what else fsspec knows, or the output of a command,
     `pipe:COMMAND`. `@FILE` is a list of specs, one a line, which may lie elsewhere too.
 
     Labels come from `.cls` and `.json` members; where there are none, from the names of the class folders, sorted. A
-    single folder is no class. What is fetched is kept in `cache_dir`, or goes when the process ends.
+    single folder is no class. `labels` names a file (csv, tsv, json, jsonl: see `read_labels`) that takes the place of
+    all these; where no image has a label, a `labels.csv` (or .tsv, .json, .jsonl) beside the images is used. What is
+    fetched is kept in `cache_dir`, or goes when the process ends.
 
     Raises DataError for what is missing or not supported, and where no image was found.
     """
     specs, local, addresses = _places(spec)
     if not addresses:
-        return _open_local(specs, local)
+        return _open_local(specs, local, labels)
     _refuse_arrays(specs, local)
     shards, folder = name_shards(addresses), open_folder(cache_dir)
     found = _look(local)
@@ -111,7 +122,7 @@ def open_source(spec: str | Sequence[str], *, cache_dir: str = "", patience: Pat
     found.lost |= lost
     if not found.samples:
         raise DataError(_nothing_in(specs, len(local) + len(addresses), found))
-    return _gather(found)
+    return _labelled(_gather(found), [*local, *(path for path, _ in fetched)], labels)
 
 
 def open_stream(spec: str | Sequence[str], *, cache_dir: str = "", patience: Patience | None = None) -> Source | Stream:
@@ -164,14 +175,14 @@ def _refuse_arrays(specs: list[str], paths: list[Path]) -> None:
         )
 
 
-def _open_local(specs: list[str], paths: list[Path]) -> Source:
+def _open_local(specs: list[str], paths: list[Path], labels: str | Path | None = None) -> Source:
     if len(paths) == 1 and paths[0].suffix == ".npz":
-        return _open_arrays(paths[0])
+        return _labelled(_open_arrays(paths[0]), paths, labels)
     _refuse_arrays(specs, paths)
     found = _look(paths)
     if not found.samples:
         raise DataError(_nothing_in(specs, len(paths), found))
-    return _gather(found)
+    return _labelled(_gather(found), paths, labels)
 
 
 def _look(paths: list[Path]) -> Listing:
@@ -183,8 +194,39 @@ def _look(paths: list[Path]) -> Listing:
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             found.extend(Listing([Sample(str(path), path, 0, -1)], suffixes=Counter([path.suffix])))
         else:
-            found.extend(in_tar(path, path.name if titles[path.name] == 1 else str(path)))
+            title = path.name if titles[path.name] == 1 else str(path)
+            try:
+                found.extend((in_table if path.suffix.lower() in TABLE_SUFFIXES else in_tar)(path, title))
+            except TableError as error:
+                raise DataError(str(error)) from None
     return found
+
+
+def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> Source:
+    """Take the labels from a label file: the one that is named, or one beside images that have none."""
+    if labels is not None:
+        file = Path(labels).expanduser()
+    elif (source.labels < 0).all():
+        places = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
+        file = next((place / name for place in places for name in LABEL_FILES if (place / name).is_file()), None)
+    else:
+        file = None
+    if file is None:
+        return source
+    try:
+        found = assign(source.keys, read_labels(file))
+        if len(found.missing) == len(source):
+            raise LabelError(f"{file}: names none of {len(source)} images; the first is {source.keys[0]}")
+    except (LabelError, OSError) as error:
+        message = str(error) if isinstance(error, LabelError) else f"{file}: cannot be read: {error.strerror}"
+        if labels is not None:
+            raise DataError(message) from None
+        source.problems.append(message)
+        return source
+    source.labels, source.classes = found.labels, found.classes
+    if found.missing:
+        source.problems.append(f"{file}: {len(found.missing)} images are not named, the first is {found.missing[0]}")
+    return source
 
 
 def _gather(found: Listing) -> FileSource:
@@ -194,7 +236,7 @@ def _gather(found: Listing) -> FileSource:
     classes: tuple[str, ...] = ()
     if any(sample.label is not None for sample in samples):
         labels = [-1 if sample.label is None else sample.label for sample in samples]
-        classes = _classes_beside(files[0], max(labels))
+        classes = found.classes or _classes_beside(files[0], max(labels))
     else:
         classes = tuple(sorted({sample.folder for sample in samples if sample.folder is not None}))
         classes = classes if len(classes) > 1 else ()

@@ -13,6 +13,7 @@ from maejax.data.errors import DataError, FetchError
 from maejax.data.fetch import read_address
 from maejax.data.redact import redact
 from maejax.data.retry import Patience
+from maejax.data.tables import TableError, table_files
 from maejax.data.web import list_hf
 
 PACKED = re.compile(r"\.(tgz|tar\.\w+)$", re.IGNORECASE)  # a shard that must be unpacked to be read
@@ -95,8 +96,15 @@ def _local(spec: str) -> Iterator[Path]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise DataError(f"{spec}: not found: {', '.join(missing[:3])}{more}; correct the path, or leave these out")
     for path in paths:
-        shards = [child for child in path.glob("[!.]*") if _SHARD.search(child.name)] if path.is_dir() else []
-        yield from sorted(shards) or [path]
+        yield from (path.is_dir() and _files_in(path)) or [path]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the shards or tables that a folder stands for, [] for a folder of images."""
+    try:
+        return sorted(child for child in folder.glob("[!.]*") if _SHARD.search(child.name)) or table_files(folder)
+    except TableError as error:
+        raise DataError(str(error)) from None
 
 
 def _braces(text: str, lists: bool = True) -> Iterator[str]:

@@ -64,7 +64,8 @@ def make_step(
     A batch has `images`, `valid` and what else `losses` reads, each with B rows; `draw(batch, step)` adds what is
     random for every row, such as its mask, before the batch is taken apart. With `grad_accum` k it is taken in k
     parts, one after the other, and the gradients are summed before the update: that of the whole batch, up to float
-    order. Dropout differs from part to part. Metrics are float32 scalars: `train/loss`, `train/grad_norm`, `train/learning_rate`.
+    order. Dropout differs from part to part. Metrics are float32 scalars: `train/loss`, `train/grad_norm`,
+    `train/learning_rate`.
     """
 
     def total(model, batch, turn):
