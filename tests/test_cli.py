@@ -107,7 +107,10 @@ def test_a_run_of_another_configuration_is_left_alone(train):
 def test_a_loss_that_is_not_finite_ends_the_run(train):
     code, printed = train("--learning-rate", "1e30", "--optimizer", "sgd", "--warmup-steps", 0)
     assert code == 1, printed
-    assert re.search(r"the loss is (nan|inf) at step \d; .*--learning-rate", printed), printed
+    said = r"the loss is (nan|inf) at step \d, .*; first not finite: .*; on images\.npz:\d.*; nothing .*--learning-rate"
+    assert re.search(said, printed), printed
+    with np.load(next(Path("runs/pretrain/bad").glob("*-0.npz"))) as file:
+        assert file["images"].shape == (8, 16, 16, 3) and file["order"].shape == (8, 16)
 
 
 def test_help_reads_like_documentation(maejax):
@@ -128,8 +131,8 @@ def test_presets_run_with_tiny_overrides(tmp_path, images, preset):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as in an activated environment
     run = subprocess.run(
         ["bash", script, *TINY, "--train_dataset_shards", images, "--valid_dataset_shards=", "--training_steps=2"],
-        cwd=ROOT, env={**os.environ, "PATH": path, "GCS_DATASET_DIR": str(tmp_path)}, text=True, capture_output=True,
-        timeout=300,
+        cwd=ROOT, env={**os.environ, "PATH": path, "GCS_DATASET_DIR": str(tmp_path)},
+        text=True, capture_output=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     assert (tmp_path / "CKPT" / preset / "checkpoints" / "2").is_dir()

@@ -26,6 +26,7 @@ def train_command(mode: str) -> Callable[..., int]:
 
     def train(config: Config = defaults) -> int:
         prepare_devices()
+        join_processes(config)
         console = Console()
         if config.run.mode != "pretrain":
             raise ConfigError(f"--mode {config.run.mode} is not built yet; --mode pretrain is")
@@ -215,7 +216,7 @@ def main(args: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     except (ConfigError, DataError, RunError, TrainingError) as error:
         Console(stderr=True).print(f"maejax: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-        return FAILED if isinstance(error, TrainingError) else WRONG_INPUT
+        return leave_processes(FAILED if isinstance(error, TrainingError) else WRONG_INPUT)
     except KeyboardInterrupt:
         Console(stderr=True).print("maejax: interrupted", style="bold red")
         return FAILED
@@ -238,6 +239,27 @@ def prepare_devices() -> None:
     from maejax.training.memory import keep_freed_memory
 
     keep_freed_memory()
+
+
+def join_processes(config: Config) -> None:
+    """Become one of the processes of a run, if the flags say so; before JAX looks for devices."""
+    machine = config.machine
+    if machine.distributed or machine.coordinator or machine.num_processes or machine.process_id >= 0:
+        from maejax.training.processes import join
+
+        join(
+            distributed=machine.distributed, coordinator=machine.coordinator, num_processes=machine.num_processes,
+            process_id=machine.process_id,
+        )  # fmt: skip
+
+
+def leave_processes(code: int) -> int:
+    """Give an exit code back, or end at once if this is one of several processes."""
+    if "jax" not in sys.modules:
+        return code
+    from maejax.training.processes import leave
+
+    return leave(code)
 
 
 def stopped(console: Console, directory: Path) -> int:

@@ -34,6 +34,8 @@ class Run:
     """auto: continue from the newest checkpoint if there is one. never: refuse to. must: refuse to start anew."""
     save_interval: int = 1000
     """Steps between checkpoints; one is also written at the end and when the run is stopped."""
+    save_minutes: float = 0.0
+    """Also save where the last checkpoint is this many minutes old; 0 switches it off."""
     keep_checkpoints: int = 3
     """How many of the newest checkpoints are kept."""
     log_interval: int = 50
@@ -203,6 +205,25 @@ class Seeds:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Processes and devices, and what happens when a step goes wrong."""
+
+    distributed: bool = False
+    """This is one of several processes that a TPU pod, SLURM, Open MPI or Kubernetes started; fails if it is not."""
+    coordinator: str = ""
+    """HOST:PORT of process 0, where nothing starts the processes together; with --num-processes and --process-id."""
+    num_processes: int = 0
+    """How many processes there are, for --coordinator."""
+    process_id: int = -1
+    """Which of them this is, from 0, for --coordinator."""
+    sharding: Literal["replicated", "fsdp"] = "replicated"
+    """replicated: every device holds the whole model and optimizer. fsdp: each holds its part (ZeRO-3)."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What to do where the loss or gradient is not finite. stop: write the batch, name the layer and end. skip: make
+    no update."""
+
+
+@dataclass(frozen=True)
 class Transfer:
     """Transfer of a pre-trained classification head."""
 
@@ -225,6 +246,7 @@ class Config:
     mae: Mae = field(default_factory=Mae)
     optimization: Optimization = field(default_factory=Optimization)
     seeds: Seeds = field(default_factory=Seeds)
+    machine: Machine = field(default_factory=Machine)
     transfer: Transfer = field(default_factory=Transfer)
 
     @property

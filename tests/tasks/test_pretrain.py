@@ -113,8 +113,7 @@ def test_public_names_work_on_a_run(train, images):
     assert masking.random is maejax.masking.random
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, images, signal_number):
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, images):
     command = [
         sys.executable, conftest.ROOT / "src/main.py", "--mode", "pretrain", "--train_dataset_shards", images,
         *conftest.TINY, "--training-steps", "100000", "--save-interval", "100000",
@@ -126,7 +125,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, images, signal_number):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
         time.sleep(0.1)
-    process.send_signal(signal_number)
+    process.send_signal(signal.SIGINT)
     printed = process.communicate(timeout=120)[0]
     assert process.returncode == 75, printed
     assert "stopped and saved in runs/pretrain; start the same command again to go on" in printed

@@ -21,3 +21,14 @@ def test_no_terminal_gets_plain_lines(tmp_path, capsys):
         log.report(100, {"train/loss": 0.5, "train/images_per_second": 1234.5})
     out = capsys.readouterr().out
     assert "step 100/200  loss 0.5000  1,23" in out and "ETA" in out
+
+
+def test_a_full_disk_delays_lines_and_loses_none(tmp_path, caplog, full_disk):
+    with RunLog(tmp_path, 0, 3, Console(quiet=True)) as log:
+        log.write(1, {"val/loss": 1.0})
+        with full_disk():
+            log.write(2, {"val/loss": 0.5})
+        assert "metrics.jsonl cannot be written" in caplog.text
+        log.write(3, {"val/loss": float("nan"), "val/acc1": 1.0})
+    assert read_metrics(tmp_path / "metrics.jsonl", "val/loss") == [(1, 1.0), (2, 0.5)]
+    assert read_metrics(tmp_path / "metrics.jsonl", "val/acc1") == [(3, 1.0)]

@@ -60,7 +60,7 @@ def test_no_part_of_any_step_shares_its_dropout_with_another():
     def spread_turns(model, batch, turn):
         return jnp.exp2(turn.astype(jnp.float32)) * jnp.ones(len(batch["valid"])) + 0 * model.encoder.cls_token.sum()
 
-    _, metrics = one_step(batch(), grad_accum=4, losses=spread_turns)
+    _, metrics, _ = one_step(batch(), grad_accum=4, losses=spread_turns)
     assert metrics["train/loss"] == (1 + 2 + 4 + 8) / 4
 
 
@@ -79,7 +79,7 @@ def test_nothing_is_compiled_after_the_first_step():
     step = make_step(losses, optimizer, lambda step: jnp.float32(RATE))
     with jax.set_mesh(mesh):
         for _ in range(3):
-            state, metrics = step(state, put_batch(batch(), mesh))
+            state, metrics, _ = step(state, put_batch(batch(), mesh))
     assert step._cache_size() == 1
     assert int(state.step) == 3
-    assert metrics.keys() == {"train/loss", "train/grad_norm", "train/learning_rate"}
+    assert metrics.keys() == {"train/loss", "train/grad_norm", "train/param_norm", "train/learning_rate"}

@@ -11,7 +11,7 @@ from maejax.models.arrays import with_arrays
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.checkpoint import read_model_arrays, saved_steps
 from maejax.training.errors import RunError
-from maejax.training.rundir import checkpoints_path, read_config
+from maejax.training.rundir import best_path, checkpoints_path, read_config
 
 
 def initial_model(arguments: dict[str, Any], seed: int = 0) -> MaskedAutoencoder:
@@ -31,7 +31,9 @@ def abstract_model(arguments: dict[str, Any]) -> MaskedAutoencoder:
 
 
 def locate(path: str | Path) -> tuple[Path, Path]:
-    """Find (run directory, checkpoint) from a run directory, its `checkpoints` folder, or one checkpoint in it.
+    """Find (run directory, checkpoint) from a run directory, its `checkpoints` or `best` folder, or a checkpoint there.
+
+    A run directory, or its `checkpoints`, stands for the newest checkpoint.
 
     Raises:
         RunError: there is no run, or it has no checkpoint yet.
@@ -42,14 +44,16 @@ def locate(path: str | Path) -> tuple[Path, Path]:
     if run is None:
         hint = "does not exist" if not path.exists() else "has no config.json"
         raise RunError(f"{path} {hint}: name a run directory of maejax (such as runs/demo) or one of its checkpoints")
-    if path.name.isdigit() and path.absolute().parent == checkpoints_path(run).absolute():
+    folders = {folder.absolute(): folder for folder in (checkpoints_path(run), best_path(run))}
+    if path.name.isdigit() and path.absolute().parent in folders:
         if not path.is_dir():
-            raise RunError(f"there is no checkpoint {path}; {run} has {saved_steps(checkpoints_path(run)) or 'none'}")
+            raise RunError(f"there is no checkpoint {path}; {path.parent} has {saved_steps(path.parent) or 'none'}")
         return run, path
-    steps = saved_steps(checkpoints_path(run))
+    folder = folders.get(path.absolute(), checkpoints_path(run))
+    steps = saved_steps(folder)
     if not steps:
         raise RunError(f"{run} has no checkpoint yet")
-    return run, checkpoints_path(run) / str(steps[-1])
+    return run, folder / str(steps[-1])
 
 
 def load_arrays(path: str | Path) -> dict[str, jax.Array]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from maejax.models.patches import patchify, sincos_table, take_patches
 
@@ -123,6 +124,13 @@ class Block(nnx.Module):
         return add(x, dropout(self.fc2(hidden), self.dropout, keys[3]), self.scale2, keys[4])
 
 
+def whole(block: Block) -> Block:
+    """Gather the weights of a layer that is split over the devices of the mesh, if one is set: one layer at a time."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return block
+    return jax.lax.with_sharding_constraint(block, PartitionSpec())
+
+
 class Transformer(nnx.Module):
     """A stack of blocks: one Block whose arrays carry a leading depth axis.
 
@@ -150,7 +158,7 @@ class Transformer(nnx.Module):
         keys = None if key is None else jax.random.split(key, self.layers)
 
         def layer(x, block, rate, key, tail):
-            return block(x, 0.0 if rate is None else rate, key, tail)
+            return whole(block)(x, 0.0 if rate is None else rate, key, tail)
 
         if self.remat:
             layer = jax.checkpoint(layer, static_argnums=4)

@@ -18,16 +18,19 @@ from maejax.data.pipeline import Batch, Loader, check_readable
 from maejax.data.shards import Source, open_source
 from maejax.interop.run import abstract_model, initial_model, load_arrays
 from maejax.models import masking
-from maejax.models.arrays import with_arrays
+from maejax.models.arrays import array_name, check_arrays
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
 from maejax.tasks.validation import Validation
 from maejax.training.checkpoint import Checkpoints
+from maejax.training.errors import RunError
 from maejax.training.log import RunLog
 from maejax.training.loop import fit
-from maejax.training.mesh import make_mesh, replicated
+from maejax.training.mesh import local_copy, make_mesh
 from maejax.training.optim import build_optimizer
-from maejax.training.rundir import checkpoints_path, open_run, read_config
+from maejax.training.processes import everywhere, share
+from maejax.training.rundir import best_path, checkpoints_path, config_path, open_run, read_config
 from maejax.training.schedule import peak_rate, warmup_cosine
 from maejax.training.state import TrainState, abstract_state, create_state, make_step
 
@@ -35,7 +38,9 @@ from maejax.training.state import TrainState, abstract_state, create_state, make
 MAY_CHANGE = {
     "output_dir", "name", "project", "resume", "save_interval", "keep_checkpoints", "log_interval", "eval_interval",
     "ipaddr", "hostname", "train_loader_workers", "valid_loader_workers", "valid_dataset_shards", "valid_batch_size",
+    "save_minutes", "distributed", "coordinator", "num_processes", "process_id", "sharding", "on_nan",
 }  # fmt: skip
+UNWRITTEN = {"ipaddr", "coordinator", "num_processes", "process_id"}  # of this process and its machine, not of the run
 
 
 @dataclass(frozen=True)
@@ -143,19 +148,24 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
     directory = Path(config.run.output_dir) / (config.run.name or config.run.mode)
     written = {
         "maejax": __version__,
-        "flags": flags(config),
+        "flags": {name: value for name, value in flags(config).items() if name not in UNWRITTEN},
         "model": model_arguments,
         "images": len(train_source),
         "classes": train_source.classes,
     }
-    start = open_run(
+    first = jax.process_index() == 0
+    console = console if first else Console(quiet=True)
+    newest = open_run(
         directory,
         written,
         differences=run_differences(read_config(directory), written),
         resume=config.run.resume,
+        first=first,
     )
+    if not everywhere(newest == share(newest) and config_path(directory).exists()):
+        raise RunError(f"the processes see different files in {directory}; --output-dir must be a folder they share")
 
-    mesh = make_mesh()
+    mesh, sharding = make_mesh(), config.machine.sharding
     optimization = config.optimization
     peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
     rate = warmup_cosine(peak, optimization.warmup_steps, optimization.training_steps)
@@ -167,36 +177,68 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
     init = partial(initial_model, model_arguments, config.seeds.init_seed)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
     draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
+    step_fn = make_step(losses, optimizer, rate, optimization.grad_accum, draw, config.machine.on_nan, sharding)
     loader = train_loader(config, train_source)
     with (
         Checkpoints(checkpoints_path(directory), config.run.keep_checkpoints) as checkpoints,
-        RunLog(directory, start, optimization.training_steps, console) as log,
+        Checkpoints(best_path(directory), 1) as best,
     ):
-        if config.run.ipaddr:
-            log.say("--ipaddr is accepted for the original's scripts and ignored")
-        if start:
-            state = checkpoints.restore(abstract_state(init, optimizer, mesh))
-            log.say(f"continuing {directory} from step {start} of {optimization.training_steps}")
+        if newest:
+            state, start, _ = checkpoints.restore(abstract_state(init, optimizer, mesh, sharding))
         else:
-            state = create_state(init, optimizer, mesh)
+            state, start = create_state(init, optimizer, mesh, sharding), 0
             if weights is not None:
-                state = with_weights(state, weights, mesh)
-        log.say(describe(config, state, train_source, peak, directory))
-        evaluate = None
-        if valid_source is not None:
-            evaluate = Validation(config, valid_source, directory, mesh)
-        batches = loader.iterate(start, optimization.training_steps)
-        state, done = fit(
-            state, make_step(losses, optimizer, rate, optimization.grad_accum, draw), rows_of(batches), mesh=mesh,
-            start=start, stop=optimization.training_steps, batch_size=config.data.train_batch_size,
-            checkpoints=checkpoints, log=log, save_interval=config.run.save_interval,
-            log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
-            extra=lambda: {"data/bad_images": float(len(loader.bad))},
-        )  # fmt: skip
-        batches.close()
-        if loader.bad:
-            log.say(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
+                state = with_weights(state, weights)
+        with RunLog(directory, start, optimization.training_steps, console, first=first) as log:
+            if config.run.ipaddr:
+                log.say("--ipaddr is accepted for the original's scripts and ignored")
+            if start:
+                log.say(f"continuing {directory} from step {start} of {optimization.training_steps}")
+            log.say(describe(config, state, train_source, peak, directory))
+            evaluate = None
+            if valid_source is not None:
+                validation = Validation(config, valid_source, directory, mesh, start)
+                evaluate = partial(evaluate_and_keep_best, validation, best)
+                if start and validation.best_step == start:
+                    best.save(state, start)  # the process before may have ended between the two saves
+            batches = loader.iterate(start, optimization.training_steps)
+            state, done = fit(
+                state, step_fn, rows_of(batches), mesh=mesh, start=start, stop=optimization.training_steps,
+                batch_size=config.data.train_batch_size, checkpoints=checkpoints, log=log,
+                save_interval=config.run.save_interval, save_minutes=config.run.save_minutes,
+                log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
+                extra=lambda: {"data/bad_images": float(len(loader.bad))},
+                explain=partial(explain, config, train_source, directory, mesh),
+            )  # fmt: skip
+            batches.close()
+            if loader.bad:
+                log.say(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
     return Pretrained(directory, state.model, done)  # type: ignore[arg-type]
+
+
+def evaluate_and_keep_best(validation: Validation, best: Checkpoints, state: TrainState, step: int) -> dict[str, float]:
+    """Validate a state, and save it where it is the best so far."""
+    metrics = validation(state, step)
+    if validation.best_step == step:
+        best.save(state, step)
+    return metrics
+
+
+def explain(config: Config, source: Source, directory: Path, mesh, state: TrainState, step: int, rows) -> str:
+    """Say why the step after `state` gave no finite loss or gradient, and write its batch for inspection."""
+    model: Any = local_copy(state.model, mesh)
+    count, process = len(rows["images"]), jax.process_index()
+    noise_key = jax.random.fold_in(jax.random.key(config.seeds.noise_seed), step - 1)
+    order = masking.random(noise_key, count * jax.process_count(), model.patches)[process * count :][:count]
+    order = np.asarray(order)
+    losses = np.asarray(model(model.normalize(rows["images"]), order).loss)
+    bad = np.flatnonzero(rows["valid"] & ~np.isfinite(losses))
+    if not len(bad):
+        bad = np.flatnonzero(rows["valid"])
+    path = directory / "bad" / f"{step}-{process}.npz"
+    where = first_bad_layer(model, rows["images"][bad], order[bad])
+    keys = list_keys([source.keys[i] for i in rows["index"][bad]])
+    return f"first not finite: {where}; on {keys}; {write_batch(path, rows, order)}"
 
 
 def open_sources(config: Config) -> tuple[Source, Source | None]:
@@ -243,13 +285,18 @@ def sample_losses(model: MaskedAutoencoder, batch, turn, *, dropout_seed: int) -
     return model(model.normalize(batch["images"]), batch["order"], dropout_key).loss
 
 
-def with_weights(state: TrainState, weights: dict[str, jax.Array], mesh) -> TrainState:
+def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState:
     """Start from given weights instead of random ones; strict."""
     try:
-        model = with_arrays(state.model, weights)
+        check_arrays(state.model, weights)
     except ValueError as error:
         raise ConfigError(f"--pretrained-ckpt: {error}") from None
-    return TrainState(state.step, jax.device_put(model, replicated(mesh)), state.opt_state)
+
+    def place(path, old):
+        new = np.asarray(weights[array_name(path)], old.dtype)
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
+
+    return TrainState(state.step, jax.tree_util.tree_map_with_path(place, state.model), state.opt_state)
 
 
 def run_differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
@@ -274,6 +321,7 @@ def describe(config: Config, state: TrainState, source: Source, peak: float, dir
         f"data     {len(source):,} images, batch {data.train_batch_size}, "
         f"{optimization.training_steps:,} steps = {epochs:.1f} epochs\n"
         f"rate     peak {peak:.3g} = {optimization.learning_rate:g} x {data.train_batch_size} / 256\n"
-        f"devices  {jax.device_count()} x {jax.devices()[0].device_kind}\n"
+        f"devices  {jax.device_count()} x {jax.devices()[0].device_kind}"
+        f"{f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''}, {config.machine.sharding}\n"
         f"run      {directory}"
     )

@@ -1,5 +1,6 @@
 """Validation of a masked autoencoder: the loss on held-out images under masks that never change, and pictures."""
 
+import logging
 from pathlib import Path
 
 import jax
@@ -15,8 +16,11 @@ from maejax.evaluate.reconstruct import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.log import read_metrics
-from maejax.training.mesh import put_batch
+from maejax.training.mesh import local_copy, put_batch
+from maejax.training.processes import share
 from maejax.training.state import TrainState
+
+_log = logging.getLogger("maejax.tasks")
 
 PICTURES = 8  # reconstructions drawn at every validation
 
@@ -29,9 +33,12 @@ def fixed_order(noise_seed: int, index: jax.Array, patches: int) -> jax.Array:
 
 
 class Validation:
-    """Evaluates the reconstruction of held-out images and draws the first few."""
+    """Evaluates the reconstruction of held-out images and draws the first few. Several processes call this together.
 
-    def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh):
+    `best` is the smallest loss so far and `best_step` its step, both also of the run's earlier processes up to `start`.
+    """
+
+    def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, start: int = 0):
         self.loader = Loader(
             source, build_eval(config.image_shape, config.augment.test_crop_ratio),
             batch_size=config.data.valid_batch_size, channels=config.data.channels, size=config.image_shape,
@@ -39,8 +46,10 @@ class Validation:
             process_count=jax.process_count(),
         )  # fmt: skip
         self.seed, self.directory, self.mesh = config.seeds.noise_seed, directory, mesh
-        earlier = read_metrics(directory / "metrics.jsonl", "val/loss")
-        self.best = min((loss for _, loss in earlier), default=float("inf"))
+        metrics = directory / "metrics.jsonl"
+        earlier = read_metrics(metrics, "val/loss") if metrics.exists() else []
+        best = min(((loss, step) for step, loss in earlier if step <= start), default=(float("inf"), 0))
+        self.best, self.best_step = share(best[0]), int(share(best[1]))
         self._sums = jax.jit(self._loss_and_count)
 
     def _loss_and_count(self, model, batch):
@@ -57,9 +66,14 @@ class Validation:
             loss, valid = jax.device_get(self._sums(state.model, put_batch(rows, self.mesh)))
             total, count = total + float(loss), count + int(valid)
         loss = total / max(1, count)
-        self.best = min(self.best, loss)
+        if loss < self.best:
+            self.best, self.best_step = loss, step
+        model = local_copy(state.model, self.mesh)
         if first is not None and jax.process_index() == 0:
-            draw(state.model, first, self.seed, self.directory / "images" / f"{step}.png")  # type: ignore[arg-type]
+            try:
+                draw(model, first, self.seed, self.directory / "images" / f"{step}.png")  # type: ignore[arg-type]
+            except OSError as error:
+                _log.error("the pictures of step %s were not written: %s", step, error.strerror or error)
         return {"val/loss": loss, "val/loss/best": self.best}
 
 

@@ -3,66 +3,167 @@
 # pyright: reportArgumentType=false
 
 import logging
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from maejax.models.arrays import check_arrays, named_arrays, with_arrays
-from maejax.training.errors import RunError
+from maejax.training.errors import RunError, TrainingError
+from maejax.training.processes import everywhere, first_line
 from maejax.training.state import TrainState
+
+_log = logging.getLogger("maejax.training")
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gives back: the state, its step, and what the task saved as `data`."""
+
+    state: TrainState
+    step: int
+    data: Any
 
 
 class Checkpoints:
     """The checkpoints of a run, `<directory>/<step>/`, of which the newest `keep` stay.
 
     Each holds three parts that can be read alone, `step`, `model` and `opt_state`, each a flat dictionary of arrays by
-    name: readable without this package's classes. Use as a context manager; leaving it waits for the last save.
+    name: readable without this package's classes. Beside them stand the task's `data` and a sum over the bits of every
+    array, by which a damaged file is found. Several processes call every method together.
+
+    A save that fails (a full disk, say) is logged as an error; `failed` says why until one succeeds. Use as a context
+    manager: leaving it waits for the last save, and raises TrainingError if that one failed.
     """
 
     def __init__(self, directory: Path, keep: int = 3):
-        logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every step of every save
-        self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(), preservation_policy=ocp.training.preservation_policies.LatestN(keep)
-        )
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step of every save
+        self.directory, self.keep = directory.absolute(), keep
+        self.failed: str | None = None
+        self._saving: tuple[int, ocp.AsyncResponse[None]] | None = None
+        self._tidy()
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._checkpointer.close()
+    def __exit__(self, kind, *_):
+        if kind is not None and jax.process_count() > 1:
+            return  # the others may be gone, and to wait for them would take minutes
+        self.wait()
+        if kind is None and self.failed:
+            raise TrainingError(f"the last save failed, so the newest steps are lost: {self.failed}")
 
     @property
     def latest(self) -> int | None:
         """The newest step that was saved whole, None if there is none."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        steps = saved_steps(self.directory)
+        return steps[-1] if steps else None
 
-    def save(self, state: TrainState, step: int) -> None:
-        """Save a state in the background; the arrays are copied before this returns. Saved steps are not rewritten."""
-        if step != self.latest:
-            self._checkpointer.save_checkpointables_async(step, parts_of(state), force=True)
+    def save(self, state: TrainState, step: int, data: Any = None) -> None:
+        """Save a state in the background; the arrays are copied before this returns. Saved steps are not rewritten.
 
-    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
-        """Read a state, by default the newest, laid out as `like`, which may be abstract.
+        `data` is anything that JSON holds, the same in every process, such as the position of the input.
+        """
+        self.wait()
+        path = self.directory / str(step)
+        if path.is_dir():
+            return
+        parts = parts_of(state)
+        beside = {"data": data, "sums": sums_of(parts)}
+        try:
+            self._saving = step, ocp.save_checkpointables_async(path, parts, custom_metadata=beside)
+        except (OSError, ValueError, RuntimeError) as error:
+            self._note_failure(step, error)
+
+    def wait(self) -> None:
+        """Wait for the save in the background, note whether it failed, and delete what is too old."""
+        if self._saving is None:
+            return
+        (step, saving), self._saving = self._saving, None
+        try:
+            saving.result()
+        except Exception as error:  # whatever Orbax, TensorStore or the file system make of it
+            self._note_failure(step, error)
+            return
+        self.failed = None
+        if jax.process_index() == 0:
+            for old in saved_steps(self.directory)[: -self.keep]:
+                self._remove(self.directory / str(old))
+
+    def restore(self, like: TrainState, step: int | None = None) -> Restored:
+        """Read a state, by default the newest that can be read, laid out as `like`, which may be abstract.
+
+        Where the newest is damaged, the log says so, the one before is read, and the damaged one is renamed.
 
         Raises:
-            RunError: the checkpoint is of another model or optimizer; the message lists what differs.
+            RunError: the checkpoint is of another model or optimizer, the message lists what differs; or there is none
+                that can be read.
 
         """
-        step = self.latest if step is None else step
-        saved = self._checkpointer.checkpointables_metadata(step).metadata
+        damaged = []
+        for candidate in reversed(saved_steps(self.directory)) if step is None else [step]:
+            try:
+                restored = self._read(like, candidate)
+            except RunError:
+                raise
+            except Exception as error:  # whatever Orbax, TensorStore or the file system make of it
+                restored, reason = None, first_line(error)
+            else:
+                reason = "another process cannot read it"
+            if everywhere(restored is not None) and restored is not None:
+                self._set_aside(damaged)
+                return restored
+            damaged.append(candidate)
+            _log.error("checkpoint %s is damaged: %s", self.directory / str(candidate), reason)
+        raise RunError(
+            f"no checkpoint in {self.directory} can be read (tried {', '.join(map(str, damaged)) or 'none'}); "
+            "restore the folder from a copy, or start anew under another --name"
+        )
+
+    def _read(self, like: TrainState, step: int) -> Restored:
+        path = self.directory / str(step)
+        metadata = ocp.checkpointables_metadata(path)
         for part in ("model", "opt_state"):
             try:
-                check_arrays(getattr(like, part), saved[part])
+                check_arrays(getattr(like, part), metadata.metadata[part])
             except ValueError as error:
-                raise RunError(f"checkpoint {step} in {self._checkpointer.directory}, {part}: {error}") from None
+                raise RunError(f"checkpoint {path}, {part}: {error}") from None
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), parts_of(like))
-        arrays = self._checkpointer.load_checkpointables(step, abstract)
-        rebuilt = {part: with_arrays(getattr(like, part), arrays[part]) for part in ("model", "opt_state")}
-        return TrainState(step=arrays["step"]["step"], **rebuilt)
+        parts = ocp.load_checkpointables(path, abstract)
+        beside: dict[str, Any] = metadata.custom_metadata  # type: ignore[assignment]
+        wrong = [name for name, value in sums_of(parts).items() if beside["sums"].get(name) != value]
+        if wrong:
+            raise ValueError(f"{len(wrong)} arrays are not what was saved, the first: {wrong[0]}")
+        rebuilt = {part: with_arrays(getattr(like, part), parts[part]) for part in ("model", "opt_state")}
+        return Restored(TrainState(step=parts["step"]["step"], **rebuilt), step, beside["data"])
+
+    def _note_failure(self, step: int, error: Exception) -> None:
+        self.failed = f"checkpoint {step} in {self.directory} was not saved: {first_line(error)}"
+        _log.error("%s; training goes on and will try again", self.failed)
+        self._tidy()
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                path = self.directory / str(step)
+                shutil.rmtree(path.with_name(f"{step}.damaged"), ignore_errors=True)
+                path.rename(path.with_name(f"{step}.damaged"))
+        if steps:
+            everywhere(True)  # a barrier: nobody may look before
+
+    def _remove(self, path: Path) -> None:
+        hidden = path.with_name(f"{path.name}.deleting")  # half of a deleted checkpoint must not look like a whole one
+        path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def _tidy(self) -> None:
+        if jax.process_index() == 0 and self.directory.is_dir():
+            for pattern in ("*.orbax-checkpoint-tmp", "*.deleting"):  # of saves and deletions that were cut off
+                for path in self.directory.glob(pattern):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def parts_of(state: TrainState) -> dict[str, dict[str, Any]]:
@@ -72,6 +173,17 @@ def parts_of(state: TrainState) -> dict[str, dict[str, Any]]:
         "model": named_arrays(state.model),
         "opt_state": named_arrays(state.opt_state),
     }
+
+
+def sums_of(parts: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Sum the bits of every array, as 32-bit words modulo 2^32: the same in whatever way the array is split."""
+    arrays = {f"{part}/{name}": array for part, named in parts.items() for name, array in named.items()}
+    return dict(zip(arrays, jax.device_get(_sums(tuple(arrays.values()))).tolist(), strict=True))
+
+
+@jax.jit
+def _sums(arrays):
+    return jnp.stack([jnp.sum(jax.lax.bitcast_convert_type(array, jnp.uint32)) for array in arrays])
 
 
 def saved_steps(directory: Path) -> list[int]:

@@ -1,15 +1,22 @@
 """What a run says: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
 
 import json
+import logging
+import math
+import os
 import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+_log = logging.getLogger("maejax.training")
+
 
 class RunLog:
-    """Metrics and progress of one run; a context manager.
+    """Metrics and progress of one run; a context manager. Of several processes the first alone writes and prints.
+
+    Where metrics.jsonl cannot be written (a full disk, say), the log says so, and the lines are written later.
 
     Args:
         directory: run directory; `metrics.jsonl` is appended there, one object per line.
@@ -19,11 +26,13 @@ class RunLog:
 
     """
 
-    def __init__(self, directory: Path, start: int, stop: int, console: Console):
+    def __init__(self, directory: Path, start: int, stop: int, console: Console, *, first: bool = True):
         self.console = console
-        self._path = directory / "metrics.jsonl"
-        keep_until(self._path, start)
-        self._file = self._path.open("a", buffering=1)
+        self._lines = None
+        if first:
+            path = directory / "metrics.jsonl"
+            keep_until(path, start)
+            self._lines = Lines(path)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"),
             TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False),
@@ -39,11 +48,14 @@ class RunLog:
 
     def __exit__(self, *_):
         self._bar.stop()
-        self._file.close()
+        if self._lines is not None:
+            self._lines.close()
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append metrics of a step to metrics.jsonl."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """Append metrics of a step to metrics.jsonl; what is not finite is left out, for JSON has no such numbers."""
+        if self._lines is not None:
+            finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+            self._lines.append(json.dumps({"step": step, **finite}) + "\n")
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
         """Write the training metrics of a step and show them."""
@@ -71,6 +83,34 @@ class RunLog:
             return ""
         seconds = (time.monotonic() - self._clock[0]) / (step - self._clock[1]) * (self._stop - step)
         return f"  ETA {seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f}:{seconds % 60:02.0f}"
+
+
+class Lines:
+    """A text file that grows by whole lines, or not at all; what does not fit on the disk is kept for later."""
+
+    def __init__(self, path: Path):
+        self._path, self._file, self._waiting = path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), b""
+
+    def append(self, line: str) -> None:
+        """Write a line and those that wait; where that fails, log it and keep them."""
+        self._waiting += line.encode()
+        size = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, self._waiting)
+        except OSError as error:
+            _log.error("%s cannot be written (%s); training goes on and will try again", self._path, error.strerror)
+            return
+        if written < len(self._waiting):
+            os.ftruncate(self._file, size)
+            _log.error("%s has no room on its disk; training goes on and will try again", self._path)
+        else:
+            self._waiting = b""
+
+    def close(self) -> None:
+        """Close the file; lines that found no room until now are lost, which the log says."""
+        if self._waiting:
+            self.append("")
+        os.close(self._file)
 
 
 def keep_until(path: Path, step: int) -> None:

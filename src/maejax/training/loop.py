@@ -1,81 +1,40 @@
 """The loop that every task runs: evaluate, save, take the next batch, step, log."""
 
-import math
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from maejax.training.agreement import Agreement, stop_requests
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import TrainingError
 from maejax.training.log import RunLog
 from maejax.training.mesh import put_batch
-from maejax.training.state import TrainState
+from maejax.training.meter import Meter
+from maejax.training.processes import first_line
+from maejax.training.state import HALT, SAVE, STOP, Control, TrainState
 
 QUEUED = 2  # steps handed to the device before the first of them is done; each holds a batch in its memory
+ADVICE = "try a lower --learning-rate, --clip-grad 1, or --on-nan skip"
+SKIPPED = 10  # steps in a row without a finite loss after which `--on-nan skip` gives up
 
 
-@contextmanager
-def stop_requests():
-    """Turn the first Ctrl-C or SIGTERM into a set event, so that the loop can save; a second Ctrl-C kills."""
-    stop = threading.Event()
+class Running(NamedTuple):
+    """A step that the device works on: its number (that of the state after it), what it was given, what it returns.
 
-    def ask(number, _frame):
-        stop.set()
-        signal.signal(number, before[number])
-
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-class Meter:
-    """Images per second, and the share of the time in which the device had to wait for input, between two readings."""
-
-    def __init__(self, batch_size: int):
-        self.batch_size = batch_size
-        self.restart(0)
-
-    def restart(self, step: int) -> None:
-        """Begin to count at a step."""
-        self._clock, self._waited, self._since = time.monotonic(), 0.0, step
-
-    def wait(self, seconds: float) -> None:
-        """Add time in which the device was idle for want of a batch."""
-        self._waited += seconds
-
-    def read(self, step: int) -> dict[str, float]:
-        """Return the rates since the last reading, and begin anew; nothing where no step was made."""
-        elapsed, steps, waited = time.monotonic() - self._clock, step - self._since, self._waited
-        self.restart(step)
-        if steps <= 0:
-            return {}
-        return {"train/images_per_second": steps * self.batch_size / elapsed, "train/input_wait": waited / elapsed}
-
-
-def check_finite(loss: float, step: int, kept: int | None) -> None:
-    """Stop a run whose loss went wrong.
-
-    Raises:
-        TrainingError: the loss is not a finite number; the message names the step and the checkpoint that is kept.
-
+    `rows` are those of this host, `position` that of the input before they were taken.
     """
-    if not math.isfinite(loss):
-        saved = "nothing was saved before" if kept is None else f"checkpoint {kept} is kept"
-        raise TrainingError(
-            f"the loss is {loss} at step {step}; {saved}; try a lower --learning-rate, or --clip-grad 1"
-        )
+
+    step: int
+    rows: dict[str, np.ndarray]
+    position: Any
+    metrics: dict[str, jax.Array]
+    control: Control
 
 
 def fit(
@@ -91,68 +50,148 @@ def fit(
     log: RunLog,
     save_interval: int,
     log_interval: int,
+    save_minutes: float = 0,
     evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
     eval_interval: int = 0,
     extra: Callable[[], dict[str, float]] = dict,
+    position: Callable[[], Any] = lambda: None,
+    explain: Callable[[TrainState, int, dict[str, np.ndarray]], str] = lambda *_: "",
 ) -> tuple[TrainState, bool]:
-    """Train from step `start` to `stop`, saving and logging on the way.
+    """Train from step `start` to `stop`, saving and logging on the way. Several processes run this together.
 
     Args:
         state: at step `start`; its memory is given up.
-        step_fn: `(state, batch) -> (state, metrics)`, compiled.
+        step_fn: `(state, batch, control, asks) -> (state, metrics, control)`, see `make_step`.
         batches: this host's rows of the global batches `start`, `start` + 1, ...
         mesh: the devices.
         start, stop: steps.
         batch_size: global, for the rates.
         checkpoints, log: of the run.
         save_interval, log_interval, eval_interval: in steps; `eval_interval` 0 evaluates at the end alone.
+        save_minutes: also save when the last save is so long ago; 0 switches it off.
         evaluate: `(state, step) -> metrics`, written to the log.
         extra: more metrics for every log line, of the host's.
+        position: of `batches`, saved with every checkpoint; anything that JSON holds.
+        explain: `(state, step, rows) -> sentences` on why the step after `state` gave no finite loss or gradient.
 
     Returns:
         The last state, and whether it is at `stop` (False: a signal asked to stop; the state was saved).
 
     Raises:
-        TrainingError: the loss is no longer finite.
+        TrainingError: the loss or gradient is not finite, another process ended, or its input failed.
+        Exception: what `batches` raised, after the state was saved.
 
     """
     meter = Meter(batch_size)
-    pending: deque[tuple[int, dict]] = deque()  # metrics that are to be logged
-    running: deque[dict] = deque()  # metrics of the steps that the device is working on
+    agreement = Agreement(mesh)
+    running: deque[Running] = deque()
+    skipped, halted_at = 0, None
 
-    def report():
-        while pending:
-            step, metrics = pending.popleft()
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            check_finite(values["train/loss"], step, checkpoints.latest)
-            log.report(step, {**values, **meter.read(step), "processed_samples": step * batch_size, **extra()})
+    def finish_one():
+        """Wait for the oldest step, and act on what it tells."""
+        nonlocal skipped, halted_at
+        done = running.popleft()
+        asked, bad, halted = jax.device_get(done.control)
+        agreement.hear(asked)
+        if halted and agreement.has(HALT):
+            halted_at = halted_at or done
+            return
+        if bad or done.step % log_interval == 0 or done.step in (start + 1, stop):
+            metrics = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
+            if bad and halted:
+                checkpoints.wait()
+                with jax.transfer_guard("allow"):
+                    reason = explain(state, done.step, done.rows)
+                raise TrainingError(f"{not_finite(metrics, done.step)}; {reason}; {kept(checkpoints)}; {ADVICE}")
+            if bad:
+                log.say(f"{not_finite(metrics, done.step)}; no update was made")
+            metrics |= {**meter.read(done.step), "processed_samples": done.step * batch_size, **extra()}
+            log.report(done.step, metrics)
+        skipped = skipped + 1 if bad else 0
+        if skipped == SKIPPED:
+            checkpoints.wait()
+            raise TrainingError(
+                f"{SKIPPED} steps in a row gave no finite loss or gradient; {kept(checkpoints)}; {ADVICE}"
+            )
 
-    with jax.set_mesh(mesh), stop_requests() as asked:
-        step = start
+    def settle():
+        while running:
+            finish_one()
+
+    with jax.set_mesh(mesh), stop_requests() as stop_asked, named_peers(checkpoints):
+        step, control, rows, failure, saved_at = start, None, None, None, time.monotonic()
         while True:
-            done = step == stop
-            if evaluate is not None and step > start and (done or (eval_interval and step % eval_interval == 0)):
-                report()
+            here, done = position(), step == stop
+            if stop_asked.is_set():
+                agreement.ask(STOP)
+            if save_minutes and jax.process_index() == 0 and time.monotonic() - saved_at > 60 * save_minutes:
+                agreement.ask(SAVE)
+            due = evaluate is not None and step > start and (done or (eval_interval and step % eval_interval == 0))
+            if due or done or agreement.any() or step % save_interval == 0:
+                settle()  # may bring to light what other processes ask for
+            if agreement.has(HALT):
+                step = int(jax.device_get(state.step))
+                checkpoints.save(state, step, here if halted_at is None else halted_at.position)
+                checkpoints.wait()
+                raise failure or TrainingError(f"the input of another process failed; step {step} was saved")
+            if due and evaluate is not None:
                 log.write(step, evaluate(state, step))
                 meter.restart(step)
-            if done or asked.is_set() or (step > start and step % save_interval == 0):
-                report()
-                checkpoints.save(state, step)
-            if done or asked.is_set():
+            if done or agreement.any() or (step > start and step % save_interval == 0):
+                checkpoints.save(state, step, here)
+                saved_at = time.monotonic()
+                agreement.clear(SAVE)
+            if done or agreement.has(STOP):
                 return state, done
-            before = time.monotonic()
-            rows = next(batches)
-            if running and running[-1]["train/loss"].is_ready():  # else the device had work while the host waited
-                meter.wait(time.monotonic() - before)
-            if len(running) == QUEUED:
-                jax.block_until_ready(running.popleft())
-            state, metrics = step_fn(state, put_batch(rows, mesh))
-            running.append(metrics)
-            step += 1
-            report()  # of an earlier step: the host fetches while the device works on this one
+            with jax.transfer_guard("disallow"):
+                before = time.monotonic()
+                try:
+                    rows = next(batches) if failure is None else rows
+                except Exception as error:  # whatever it is: the state is saved before it goes its way
+                    if rows is None:
+                        raise  # nothing was done yet
+                    failure, rows = error, {name: np.zeros_like(values) for name, values in rows.items()}
+                    agreement.ask(HALT)  # other processes are at this step, so it is made, but counts for nothing
+                if agreement.has(HALT):
+                    continue
+                if running and running[-1].control.bad.is_ready():  # else the device had work while the host waited
+                    meter.wait(time.monotonic() - before)
+                if len(running) == QUEUED:
+                    finish_one()
+                state, metrics, control = step_fn(state, put_batch(rows, mesh), control, agreement.asks())
+                step += 1
+                running.append(Running(step, rows, here, metrics, control))
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 meter.restart(step)  # compilation is no part of the rate
-            if step % log_interval == 0 or step == start + 1 or step == stop:
-                pending.append((step, metrics))
             log.advance(step)
+
+
+def not_finite(metrics: dict[str, float], step: int) -> str:
+    """Say what is not finite at a step."""
+    return f"the loss is {metrics['train/loss']} at step {step}, the gradient's norm {metrics['train/grad_norm']}"
+
+
+def kept(checkpoints: Checkpoints) -> str:
+    """Say what a run that ends leaves."""
+    latest = checkpoints.latest
+    return "nothing was saved before" if latest is None else f"checkpoint {latest} is kept"
+
+
+@contextmanager
+def named_peers(checkpoints: Checkpoints):
+    """Turn the error that a dead process causes in the others into a sentence.
+
+    Raises:
+        TrainingError: instead of JAX's error, where there are several processes.
+
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise TrainingError(
+            f"process {jax.process_index()} cannot go on, most likely since another process ended: "
+            f"{first_line(error)}; {kept(checkpoints)}; start the same command again on every host to go on from there"
+        ) from error

@@ -1,8 +1,17 @@
-"""Where arrays live: one mesh of all devices, batches split over it, everything else on every device."""
+"""Where arrays live: one mesh of all devices, batches split over it, the state on every device or split as well."""
+
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from maejax.training.optim import is_stacked
+
+Tree = TypeVar("Tree")
+Sharding = Literal["replicated", "fsdp"]
+
+SMALL = 2**14  # elements; splitting smaller arrays saves nothing and costs a message each
 
 
 def make_mesh() -> Mesh:
@@ -10,7 +19,7 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Give the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -20,7 +29,56 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def place_state(state: Any, mesh: Mesh | AbstractMesh, sharding: Sharding) -> Any:
+    """Give the sharding of every array of a state, or of its abstract shape.
+
+    "replicated": all on every device. "fsdp" (ZeRO-3, Rajbhandari et al. 2020): the largest axis that divides by the
+    number of devices is split, but never the depth of a stack, whose layers are used one at a time; small arrays, and
+    those that nothing divides, stay whole.
+    """
+
+    def place(path, array) -> NamedSharding:
+        if sharding == "replicated" or array.size < SMALL:
+            return replicated(mesh)
+        first = 1 if is_stacked(path) else 0
+        axes = [axis for axis in range(first, array.ndim) if array.shape[axis] % mesh.size == 0]
+        if not axes:
+            return replicated(mesh)
+        axis = max(axes, key=lambda axis: array.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def hold_split(tree: Tree, sharding: Sharding) -> Tree:
+    """Keep a state, or gradients of its model, split as `place_state` says; in a compiled function, with a mesh set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return tree if mesh.empty else jax.lax.with_sharding_constraint(tree, place_state(tree, mesh, sharding))
+
+
+def gather_unstacked(model: Tree) -> Tree:
+    """Make whole what is not in a stack of layers, which gathers its own one at a time; where `hold_split` works."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return model
+
+    def gather(path, array):
+        return array if is_stacked(path) else jax.lax.with_sharding_constraint(array, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(gather, model)
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Put this host's rows of a global batch on its devices; works for any number of hosts."""
     sharding = split(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def local_copy(tree: Tree, mesh: Mesh) -> Tree:
+    """Give this process a copy of a tree on one of its devices; all processes call this together."""
+    if not all(array.is_fully_replicated for array in jax.tree.leaves(tree)):
+        tree = jax.jit(_same, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda array: array.addressable_data(0), tree)
+
+
+def _same(tree):
+    return tree

@@ -18,12 +18,18 @@ def checkpoints_path(directory: Path) -> Path:
     return directory / "checkpoints"
 
 
+def best_path(directory: Path) -> Path:
+    """Where a run keeps the checkpoint with the best validation loss."""
+    return directory / "best"
+
+
 def open_run(
     directory: Path,
     config: dict[str, Any],
     *,
     differences: list[str],
     resume: Literal["auto", "never", "must"],
+    first: bool = True,
 ) -> int:
     """Decide where a run starts, write config.json, and return the step to start from.
 
@@ -32,6 +38,7 @@ def open_run(
         config: what config.json is to hold.
         differences: flags that differ from the run that is there and may not change within a run.
         resume: "auto" continues where there is a checkpoint, "never" refuses to, "must" refuses to start anew.
+        first: whether this is the first of the run's processes, which alone writes.
 
     Raises:
         RunError: the run that is there is another one, or `resume` forbids what would happen.
@@ -47,8 +54,12 @@ def open_run(
             f"{directory} is a run of another configuration (checkpoint {steps[-1]}): {'; '.join(differences)}. "
             "Choose another --name, or give the old flags again"
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(config_path(directory), config)
+    if first:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_json(config_path(directory), config)
+        except OSError as error:
+            raise RunError(f"{directory} cannot be written ({error.strerror}); choose another --output-dir") from None
     return steps[-1] if steps else 0
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,13 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from maejax.training.mesh import replicated
+from maejax.training.mesh import Sharding, gather_unstacked, hold_split, place_state
 
 Batch = dict[str, jax.Array]
+OnNan = Literal["stop", "skip"]
+
+STOP, SAVE, HALT = 0, 1, 2  # what a process may ask of all; HALT: it has no batch, so this step must not count
+WISHES = 3
 
 
 @jax.tree_util.register_dataclass
@@ -24,6 +28,18 @@ class TrainState:
     step: jax.Array
     model: nnx.Module
     opt_state: optax.OptState
+
+
+class Control(NamedTuple):
+    """What a step tells every process alike, and the next step: int32 and bool scalars on all devices.
+
+    `asked` int32 [3]: which of STOP, SAVE, HALT some process asked for. `bad`: the loss or the gradient was not finite,
+    and no update was made. `halted`: this and all later steps change nothing.
+    """
+
+    asked: jax.Array
+    bad: jax.Array
+    halted: jax.Array
 
 
 class Losses(Protocol):
@@ -38,17 +54,24 @@ def new_state(init: Callable[[], nnx.Module], optimizer: optax.GradientTransform
     return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))  # type: ignore[arg-type]
 
 
-def abstract_state(init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Describe a state on the mesh: shapes, types and shardings, no memory."""
+def abstract_state(
+    init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, mesh: Mesh,
+    sharding: Sharding = "replicated",
+) -> TrainState:  # fmt: skip
+    """Describe a state on the mesh, placed as `place_state` says: shapes, types and shardings, no memory."""
+    shapes = jax.eval_shape(partial(new_state, init, optimizer))
     return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)),
-        jax.eval_shape(partial(new_state, init, optimizer)),
-    )
+        lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+        shapes, place_state(shapes, mesh, sharding),
+    )  # fmt: skip
 
 
-def create_state(init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def create_state(
+    init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, mesh: Mesh,
+    sharding: Sharding = "replicated",
+) -> TrainState:  # fmt: skip
     """Make a state at step 0, created in its place on the devices rather than moved there."""
-    shardings = jax.tree.map(lambda a: a.sharding, abstract_state(init, optimizer, mesh))
+    shardings = jax.tree.map(lambda a: a.sharding, abstract_state(init, optimizer, mesh, sharding))
     return jax.jit(partial(new_state, init, optimizer), out_shardings=shardings)()
 
 
@@ -58,18 +81,25 @@ def make_step(
     rate: optax.Schedule,
     grad_accum: int = 1,
     draw: Callable[[Batch, jax.Array], Batch] = lambda batch, step: batch,
+    on_nan: OnNan = "stop",
+    sharding: Sharding = "replicated",
 ):
-    """Compile `(state, batch) -> (state, metrics)`: the mean loss over the valid rows, its gradient, one update.
+    """Compile `(state, batch) -> (state, metrics, control)`: mean loss over the valid rows, its gradient, one update.
 
     A batch has `images`, `valid` and what else `losses` reads, each with B rows; `draw(batch, step)` adds what is
     random for every row, such as its mask, before the batch is taken apart. With `grad_accum` k it is taken in k
     parts, one after the other, and the gradients are summed before the update: that of the whole batch, up to float
     order. Dropout differs from part to part. Metrics are float32 scalars: `train/loss`, `train/grad_norm`,
-    `train/learning_rate`.
+    `train/param_norm` (before the update), `train/learning_rate`.
+
+    A loss or gradient that is not finite changes no weights: with `on_nan` "skip" the step merely counts, with "stop"
+    neither it nor any later step does, so that the state stays that before it. `before` is the control of the step
+    before, and `asks` [devices, 3] int32 what the processes ask for; both may be left out. `sharding` is that with
+    which the state was created.
     """
 
     def total(model, batch, turn):
-        return jnp.sum(losses(model, batch, turn) * batch["valid"])
+        return jnp.sum(losses(gather_unstacked(model), batch, turn) * batch["valid"])
 
     def gradient(model, batch, step):
         if grad_accum == 1:
@@ -84,16 +114,25 @@ def make_step(
         zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), model))
         return jax.lax.scan(add, zeros, (parts, step * grad_accum + jnp.arange(grad_accum)))[0]
 
-    def step(state: TrainState, batch: Batch):
+    def step(state: TrainState, batch: Batch, before: Control | None = None, asks: jax.Array | None = None):
         batch = draw(batch, state.step)
         count = jnp.maximum(1, jnp.sum(batch["valid"]))
         loss, grads = jax.tree.map(lambda a: a / count, gradient(state.model, batch, state.step))
+        grads = hold_split(grads, sharding)
+        norm = optax.tree.norm(grads)
+        bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
+        asked = jnp.zeros(WISHES, jnp.int32) if asks is None else asks.max(axis=0)
+        halted = (asked[HALT] > 0) | (bad if on_nan == "stop" else False)
+        halted = halted if before is None else halted | before.halted
         updates, opt_state = optimizer.update(grads, state.opt_state, state.model)  # type: ignore[arg-type]
+        new = (optax.apply_updates(state.model, updates), opt_state)  # type: ignore[arg-type]
+        kept = jax.tree.map(lambda n, o: jnp.where(bad | halted, o, n), new, (state.model, state.opt_state))
         metrics = {
             "train/loss": loss,
-            "train/grad_norm": optax.tree.norm(grads),
+            "train/grad_norm": norm,
+            "train/param_norm": optax.tree.norm(nnx.state(state.model, nnx.Param)),
             "train/learning_rate": jnp.asarray(rate(state.step), jnp.float32),
         }
-        return TrainState(state.step + 1, optax.apply_updates(state.model, updates), opt_state), metrics  # type: ignore[arg-type]
+        return hold_split(TrainState(state.step + ~halted, *kept), sharding), metrics, Control(asked, bad, halted)
 
     return jax.jit(step, donate_argnums=0)

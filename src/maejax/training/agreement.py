@@ -1,0 +1,76 @@
+"""How one process asks, and all act at the same step: to stop, to save, to halt."""
+
+import signal
+import threading
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from maejax.training.mesh import split
+from maejax.training.state import WISHES
+
+
+@contextmanager
+def stop_requests():
+    """Turn the first Ctrl-C or SIGTERM into a set event, so that the loop can save; a second Ctrl-C kills."""
+    stop = threading.Event()
+
+    def ask(number, _frame):
+        stop.set()
+        signal.signal(number, before[number])
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask) or signal.SIG_DFL  # None: a handler that is not Python's
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Agreement:
+    """What single processes ask for, and what is thereby agreed on by all.
+
+    A wish travels with the next step's batch and comes back with what the step tells every process, so it costs no
+    message of its own, and all hear it at the same step. A process that is alone agrees with itself at once.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._split, self._devices = split(mesh), len(mesh.local_devices)
+        self._alone = jax.process_count() == 1
+        self._asked, self._agreed = np.zeros(WISHES, np.int32), np.zeros(WISHES, bool)
+        self._sent: tuple[bytes, jax.Array] | None = None
+
+    def ask(self, wish: int) -> None:
+        """Ask all processes for STOP, SAVE or HALT."""
+        self._asked[wish] = 1
+        if self._alone:
+            self._agreed[wish] = True
+
+    def hear(self, asked: np.ndarray) -> None:
+        """Take note of what a step brought."""
+        self._agreed |= asked > 0
+
+    def has(self, wish: int) -> bool:
+        """Tell whether all agree on a wish."""
+        return bool(self._agreed[wish])
+
+    def any(self) -> bool:
+        """Tell whether all agree on some wish."""
+        return bool(self._agreed.any())
+
+    def clear(self, wish: int) -> None:
+        """Forget a wish that was fulfilled."""
+        self._asked[wish], self._agreed[wish] = 0, False
+
+    def asks(self) -> jax.Array:
+        """Give the wishes of all processes, [devices, 3] int32, to be sent with a step."""
+        key = self._asked.tobytes()
+        if self._sent is None or self._sent[0] != key:
+            rows = np.tile(self._asked, (self._devices, 1))
+            self._sent = key, jax.make_array_from_process_local_data(self._split, rows)
+        return self._sent[1]

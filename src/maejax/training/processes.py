@@ -1,0 +1,90 @@
+"""Several processes as one run: how they find each other, what they agree on, how they end when one is gone."""
+
+import os
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from maejax.training.errors import RunError
+
+JOIN_SECONDS = 300  # hosts of a pod may start minutes apart
+SILENT_SECONDS = 30  # a process that is not heard of for so long is dead, and the others end
+
+
+def join(*, distributed: bool, coordinator: str, num_processes: int, process_id: int) -> None:
+    """Make this process one of a run of several; call before anything touches a device. Never falls back to one host.
+
+    Args:
+        distributed: find the others through the TPU pod, SLURM, Open MPI or Kubernetes that started this process.
+        coordinator: HOST:PORT of process 0 where nothing starts them together, with `num_processes` and `process_id`
+            (from 0). "", 0 and -1, and not `distributed`: this process is alone, and nothing happens.
+
+    Raises:
+        RunError: the flags do not fit together, there is no such cluster, or the others were not found.
+
+    """
+    given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id >= 0}
+    missing = [flag for flag, value in given.items() if not value]
+    if len(missing) < 3 and (missing or distributed):
+        wrong = "without " + " and ".join(missing) if missing else "with --distributed"
+        raise RunError(f"--coordinator, --num-processes and --process-id belong together: {wrong} they say nothing")
+    if missing and not distributed:
+        return
+    if not missing and not (":" in coordinator and 0 <= process_id < num_processes):
+        raise RunError(
+            f"--coordinator {coordinator} --num-processes {num_processes} --process-id {process_id}: give HOST:PORT, "
+            "the number of processes and this one's number, from 0"
+        )
+    # A stop is agreed on by the loop itself, see `Agreement`; JAX's service would catch SIGTERM before it.
+    jax.config.update("jax_enable_preemption_service", False)
+    timeouts = {
+        "initialization_timeout": JOIN_SECONDS, "heartbeat_timeout_seconds": SILENT_SECONDS,
+        "shutdown_timeout_seconds": SILENT_SECONDS,
+    }  # fmt: skip
+    try:
+        if missing:
+            jax.distributed.initialize(**timeouts)
+        else:
+            jax.distributed.initialize(
+                coordinator, num_processes, process_id, cluster_detection_method="deactivate", **timeouts
+            )
+    except ValueError as error:
+        raise RunError(
+            f"--distributed: no TPU pod, SLURM, Open MPI or Kubernetes job was found that started this process "
+            f"({error}); leave it out on a single host, or give --coordinator, --num-processes and --process-id"
+        ) from None
+    except RuntimeError as error:  # of the coordination service
+        raise RunError(f"the other processes were not found within {JOIN_SECONDS} s: {first_line(error)}") from None
+    if jax.process_count() != (num_processes or max(2, jax.process_count())):
+        expected = f"{num_processes} processes" if num_processes else "more than one process"
+        raise RunError(f"{expected} were to be joined, but JAX sees {jax.process_count()}; nothing was trained")
+
+
+def share(value: float) -> float:
+    """Return process 0's value to all processes, which must all call this."""
+    bits = np.array([value], np.float64).view(np.uint32)  # JAX would round a float64
+    return float(np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)[0])
+
+
+def everywhere(true: bool) -> bool:
+    """Tell whether something is true in all processes, which must all call this."""
+    return bool(np.all(multihost_utils.process_allgather(np.array(true))))
+
+
+def leave(code: int) -> int:
+    """Return an exit code; one of several processes ends at once, since a tidy end would wait for the others."""
+    if code and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def first_line(error: BaseException) -> str:
+    """Shorten an error of a library, or what caused it, to what fits into a sentence."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,122 @@
+"""The loop: a failing input loses nothing, what is not finite never reaches the weights, saves by the clock."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from maejax.training.checkpoint import Checkpoints, saved_steps
+from maejax.training.errors import TrainingError
+from maejax.training.log import RunLog, read_metrics
+from maejax.training.loop import fit
+from maejax.training.mesh import make_mesh
+from maejax.training.optim import build_optimizer
+from maejax.training.state import create_state, make_step
+
+
+class Line(nnx.Module):
+    """The smallest model."""
+
+    def __init__(self):
+        self.kernel = nnx.Param(np.ones(2, np.float32))
+
+
+def losses(model, batch, turn):
+    return (batch["x"] @ model.kernel[...] - 1) ** 2
+
+
+OPTIMIZER = build_optimizer("sgd", lambda step: 0.1, weight_decay=0.0)
+STEP = {on_nan: make_step(losses, OPTIMIZER, lambda step: 0.1, on_nan=on_nan) for on_nan in ("stop", "skip")}
+
+
+def rows(step):
+    x = np.random.default_rng(step).normal(size=(4, 2)).astype(np.float32)
+    return {"x": x, "valid": np.ones(4, bool)}
+
+
+def good(stop):
+    return [rows(step) for step in range(stop)]
+
+
+def train(folder, batches, stop=6, on_nan="stop", **options):
+    """Train on given batches; an exception among them is raised in place of a batch. Return the last kernel."""
+    mesh = make_mesh()
+
+    def give():
+        for batch in batches:
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    folder.mkdir(exist_ok=True)
+    options = {"save_interval": 100, "log_interval": 1, **options}
+    with Checkpoints(folder / "checkpoints") as saves, RunLog(folder, 0, stop, Console(quiet=True)) as log:
+        state, _ = fit(
+            create_state(Line, OPTIMIZER, mesh), STEP[on_nan], give(), mesh=mesh, start=0, stop=stop, batch_size=4,
+            checkpoints=saves, log=log, **options,
+        )  # fmt: skip
+    return np.asarray(state.model.kernel[...])
+
+
+def restored(folder):
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        state, step, data = checkpoints.restore(create_state(Line, OPTIMIZER, make_mesh()))
+    return np.asarray(state.model.kernel[...]), step, data
+
+
+def test_an_input_that_fails_loses_no_step(tmp_path):
+    taken = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(tmp_path, [*good(4), OSError("the disk is gone")], position=lambda: taken.append(0) or len(taken))
+    kernel, step, data = restored(tmp_path)
+    assert step == 4 and data == 6  # asked before each of four batches, before the fifth, and before saving
+    np.testing.assert_array_equal(kernel, train(tmp_path / "whole", good(4), stop=4))
+    assert len(read_metrics(tmp_path / "metrics.jsonl", "train/loss")) == 4
+
+
+def test_an_input_that_fails_at_once_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(tmp_path, [OSError("the disk is gone")])
+    assert saved_steps(tmp_path / "checkpoints") == []
+
+
+def bad():
+    return {**rows(9), "x": np.full((4, 2), np.inf, np.float32)}
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_does_harm(tmp_path):
+    seen = []
+
+    def explain(state, step, batch):
+        seen.append((np.asarray(state.model.kernel[...]), step, batch["x"]))
+        return "because"
+
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step 4, .*; because; checkpoint 2 is kept"):
+        train(tmp_path, [*good(3), bad(), *good(9)], stop=9, save_interval=2, explain=explain)
+    assert saved_steps(tmp_path / "checkpoints") == [2]
+    ((kernel, step, x),) = seen
+    np.testing.assert_array_equal(kernel, train(tmp_path / "whole", good(3), stop=3))
+    assert step == 4 and np.isinf(x).all()
+
+
+def test_a_loss_that_is_not_finite_can_be_skipped(tmp_path):
+    kernel = train(tmp_path, [*good(3), bad(), *good(5)[3:]], on_nan="skip")
+    np.testing.assert_array_equal(kernel, train(tmp_path / "whole", good(5), stop=5))
+    assert [step for step, _ in read_metrics(tmp_path / "metrics.jsonl", "train/loss")] == [1, 2, 3, 5, 6]
+    with pytest.raises(TrainingError, match="10 steps in a row"):
+        train(tmp_path / "bad", [bad()] * 20, stop=20, on_nan="skip")
+
+
+def test_saves_also_go_by_the_clock(tmp_path):
+    train(tmp_path, good(6), save_minutes=1e-9, save_interval=4)
+    assert saved_steps(tmp_path / "checkpoints") == [4, 5, 6]  # at every step, of which three are kept
+
+
+def test_nothing_moves_between_host_and_device_unasked(tmp_path):
+    def careless():
+        yield rows(0)
+        jax.jit(lambda x: x + 1)(np.ones(3))
+
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(tmp_path, careless())
