@@ -132,10 +132,9 @@ def test_a_run_goes_on_where_it_stopped_and_reads_only_what_it_needs(serve, serv
     resumed = train(stream_of(spec), workers=2)
     for a, b in zip(whole[17:], resumed.iterate(17, 30, position), strict=True):
         assert_same(a, b)
-    first = [seen[0] for seen in server.seen if seen[0] != "/index.json"][:6]
-    loader = train(stream_of(spec))
-    sequence = [int(s) for epoch in range(9) for s in loader._layouts.order(epoch)]
-    assert sorted(first) == sorted(f"/s-{sequence[lane + 6 * position['at'][str(lane)][0]]}.tar" for lane in range(6))
+    end = resumed.position()["at"]
+    needed = sum(end[lane][0] - shard + 1 for lane, (shard, _) in position["at"].items())
+    assert needed <= len([seen for seen in server.seen if seen[0] != "/index.json"]) <= needed + 6 * 2  # and the next
     with pytest.raises(DataError, match="position"):
         next(train(stream_of(spec)).iterate(17))
     with pytest.raises(DataError, match="of another run"):
@@ -212,8 +211,8 @@ def test_a_lost_shard_is_an_error_unless_allowed(serve, server, fault, caplog):
     whole = server.files["/s-2.tar"]
     del server.files["/s-2.tar"]
     if fault != "404":
-        server.files["/s-2.tar"] = {"cut": whole[:5000], "page": b"<html>" + whole, "empty": b""}[fault]
-    words = {"404": "HTTP 404", "cut": "it was cut", "page": "web page", "empty": "not a tar"}[fault]
+        server.files["/s-2.tar"] = {"cut": whole[:5200], "page": b"<html>" + whole, "empty": b""}[fault]
+    words = {"404": "HTTP 404", "cut": "it may have been cut", "page": "web page", "empty": "not a tar"}[fault]
     with pytest.raises(DataError, match=rf"1 shard cannot be read.*--max-lost-shards 0.*s-2\.tar: .*{words}"):
         list(train(stream_of(spec)).iterate(stop=6))
     loader = train(stream_of(spec), faults=Faults(max_lost_shards=1))

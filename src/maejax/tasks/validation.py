@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from maejax.config import Config
 from maejax.data.augment import build_eval
+from maejax.data.faults import Faults
 from maejax.data.pipeline import Batch, Loader
 from maejax.data.shards import Source
 from maejax.evaluate.reconstruct import draw_grid, reconstruct
@@ -31,12 +32,12 @@ def fixed_order(noise_seed: int, index: jax.Array, patches: int) -> jax.Array:
 class Validation:
     """Evaluates the reconstruction of held-out images and draws the first few."""
 
-    def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh):
+    def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, faults: Faults):
         self.loader = Loader(
             source, build_eval(config.image_shape, config.augment.test_crop_ratio),
             batch_size=config.data.valid_batch_size, channels=config.data.channels, size=config.image_shape,
             shuffle=False, workers=config.data.valid_loader_workers, process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_count=jax.process_count(), faults=faults,
         )  # fmt: skip
         self.seed, self.directory, self.mesh = config.seeds.noise_seed, directory, mesh
         earlier = read_metrics(directory / "metrics.jsonl", "val/loss")

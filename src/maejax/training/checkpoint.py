@@ -3,6 +3,7 @@
 # pyright: reportArgumentType=false
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ class Checkpoints:
 
     Each holds three parts that can be read alone, `step`, `model` and `opt_state`, each a flat dictionary of arrays by
     name: readable without this package's classes. Use as a context manager; leaving it waits for the last save.
+    `before` is called with the step before each save, to keep what belongs to it elsewhere.
     """
 
-    def __init__(self, directory: Path, keep: int = 3):
+    def __init__(self, directory: Path, keep: int = 3, before: Callable[[int], None] | None = None):
+        self._before = before
         logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every step of every save
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(), preservation_policy=ocp.training.preservation_policies.LatestN(keep)
@@ -43,6 +46,8 @@ class Checkpoints:
     def save(self, state: TrainState, step: int) -> None:
         """Save a state in the background; the arrays are copied before this returns. Saved steps are not rewritten."""
         if step != self.latest:
+            if self._before is not None:
+                self._before(step)
             self._checkpointer.save_checkpointables_async(step, parts_of(state), force=True)
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:

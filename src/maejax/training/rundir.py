@@ -58,6 +58,23 @@ def read_config(directory: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def save_position(directory: Path, step: int, process: int, position: dict[str, Any]) -> None:
+    """Keep where the data of a process stand at a step; those of steps that have no checkpoint any more are removed."""
+    folder = directory / "positions"
+    folder.mkdir(parents=True, exist_ok=True)
+    saved = saved_steps(checkpoints_path(directory))
+    for path in folder.glob(f"*-{process}.json"):
+        of = int(path.name.partition("-")[0])
+        if saved and of < saved[-1] and of not in saved:  # later ones are still being saved
+            path.unlink(missing_ok=True)
+    write_json(folder / f"{step}-{process}.json", position)
+
+
+def read_positions(directory: Path, step: int) -> list[dict[str, Any]]:
+    """Read where the data of all processes stood at a step; empty where that was not kept."""
+    return [json.loads(path.read_text()) for path in sorted((directory / "positions").glob(f"{step}-*.json"))]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file so that readers see the old one or the new one, never half of it."""
     new = path.with_name(path.name + ".new")
