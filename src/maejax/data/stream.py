@@ -73,9 +73,9 @@ class Arriving:
         """Whether no more of it will come."""
         return self._spool.done
 
-    def windows(self, size: int) -> Iterator[list[Item]]:
-        """Yield its images, `size` at a time, as they arrive; raises TarError and FetchError at its damage."""
-        path, window = str(self._spool.path), []
+    def windows(self, sizes: Iterator[int]) -> Iterator[list[Item]]:
+        """Yield its images in groups of these sizes as they arrive; raises TarError and FetchError at its damage."""
+        path, window, size = str(self._spool.path), [], next(sizes)
         failure: Exception | None = None
         try:
             for sample in along_tar(self._spool.path, self._shard.title, self._spool.wait):
@@ -83,7 +83,7 @@ class Arriving:
                 window.append(Item(Place(path, sample.offset, sample.size), label, sample.key))
                 if len(window) == size:
                     yield window
-                    window = []
+                    window, size = [], next(sizes)
         except (TarError, OSError) as error:
             failure = error
         if window:
@@ -108,10 +108,13 @@ class Here:
         """There is nothing to start."""
         return self
 
-    def windows(self, size: int) -> Iterator[list[Item]]:
-        """Yield its images, `size` at a time."""
-        for start in range(0, len(self.items), size):
-            yield list(self.items[start : start + size])
+    def windows(self, sizes: Iterator[int]) -> Iterator[list[Item]]:
+        """Yield its images in groups of these sizes."""
+        start = 0
+        while start < len(self.items):
+            end = start + next(sizes)
+            yield list(self.items[start:end])
+            start = end
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -151,7 +154,9 @@ def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, Plac
         for shard, reading in zip(shards, opened, strict=True):
             before = len(reasons)
             try:
-                for item in itertools.chain.from_iterable(itertools.islice(reading.windows(1), PROBED_IMAGES)):
+                for item in itertools.chain.from_iterable(
+                    itertools.islice(reading.windows(itertools.repeat(1)), PROBED_IMAGES)
+                ):
                     yield item.key, item.image
             except (TarError, FetchError) as error:
                 reasons.append(f"{shard.name}: {error}")
