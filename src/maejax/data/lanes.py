@@ -173,6 +173,7 @@ class Lane:
                 for i in order[max(0, skip - done) :]:
                     yield base + done + i, items[i]
             done += len(items)
+        lanes.stream.learn(self._number(self.shard), done)
 
     def _place(self, shard: int) -> int:
         """Return the place in the endless sequence of shards."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maejax.data.errors import FetchError
+from maejax.data.errors import DataError, FetchError
 from maejax.data.fetch import Spool, kept_file, read_address, remove_leftovers, stem_of
 from maejax.data.fill import Place
 from maejax.data.redact import redact
@@ -125,8 +125,8 @@ class Stream:
     """Images that are read shard by shard: see `Lanes` for their order.
 
     `folder` holds what is fetched; with `keep` it stays there for later epochs and runs. `total` is the number of
-    images where an index.json beside the shards tells it, else None; `classes` come from there too, else (). `lost` is
-    what could not be read when the stream was opened.
+    images where an index.json beside the shards tells it, else None until every shard was read once; `classes` come
+    from there too, else (). `lost` is what could not be read when the stream was opened.
     """
 
     shards: Sequence[Remote | Here]
@@ -137,6 +137,13 @@ class Stream:
     classes: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
+    _sizes: dict[int, int] = field(default_factory=dict)
+
+    def learn(self, number: int, size: int) -> None:
+        """Note how many images a shard had; when that is known of all of them, so is `total`."""
+        self._sizes[number] = size
+        if len(self._sizes) == len(self.shards):
+            self.total = sum(self._sizes.values())
 
     def open(self, number: int) -> Arriving | Here:
         """Start to read a shard by its number, 0 .. len(shards) - 1."""
@@ -184,7 +191,10 @@ def open_folder(cache_dir: str) -> Path:
     """Return the folder for what is fetched: `cache_dir`, or a temporary one that goes when this process ends."""
     if cache_dir:
         folder = Path(cache_dir).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"--cache-dir {cache_dir}: {error.strerror}; give a folder that can be written") from None
         remove_leftovers(folder)
         return folder
     folder = Path(tempfile.mkdtemp(prefix="maejax-shards-"))
