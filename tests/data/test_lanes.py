@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from maejax.data import lanes
-from maejax.data.augment import build_eval, build_train
+from maejax.data.augment import build_eval
 from maejax.data.errors import DataError
 from maejax.data.faults import Faults
 from maejax.data.pipeline import Loader, check_readable, merge_positions
@@ -42,8 +42,15 @@ def small_windows(monkeypatch):
     monkeypatch.setattr(lanes, "MOST", 8)
 
 
-def train(stream, **arguments):
-    transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True)
+def plain(image, rng):
+    return image
+
+
+def noisy(image, rng):
+    return rng.integers(0, 256, image.shape).astype(np.uint8)
+
+
+def train(stream, transform=plain, **arguments):
     return Loader(stream, transform, **{"batch_size": 6, "channels": 1, "size": (6, 6), "seed": 3} | arguments)
 
 
@@ -94,9 +101,9 @@ def test_every_shard_and_image_once_an_epoch_in_windows(serve):
 @pytest.mark.parametrize("processes", [2, 3, 6])
 def test_processes_and_threads_change_nothing(serve, processes):
     spec = serve(SIZES)
-    whole = list(train(stream_of(spec)).iterate(stop=12))
+    whole = list(train(stream_of(spec), noisy).iterate(stop=12))
     parts = [
-        list(train(stream_of(spec), process_index=i, process_count=processes, workers=2).iterate(stop=12))
+        list(train(stream_of(spec), noisy, process_index=i, process_count=processes, workers=2).iterate(stop=12))
         for i in range(processes)
     ]
     for step, batch in enumerate(whole):

@@ -168,10 +168,9 @@ class Lane:
         done = 0
         sizes = itertools.repeat(MOST) if self.shard else (min(MOST, LEAST << n) for n in itertools.count())
         for window, items in enumerate(self._current.windows(sizes)):
-            if done + len(items) > skip:
-                order = window_order(len(items), lanes.seed, place, window).tolist()
-                for i in order[max(0, skip - done) :]:
-                    yield base + done + i, items[i]
+            order = window_order(len(items), lanes.seed, place, window).tolist()
+            for i in order[max(0, skip - done) :]:
+                yield base + done + i, items[i]
             done += len(items)
         lanes.stream.learn(self._number(self.shard), done)
 
