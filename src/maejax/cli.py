@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from maejax.config import MODES, Config, ConfigError, Encoder, recipe
-from maejax.data.shards import DataError
+from maejax.data.errors import DataError
 from maejax.training.errors import RunError, TrainingError
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75  # exit codes

@@ -57,9 +57,19 @@ class Data:
     """Where images come from."""
 
     train_dataset_shards: str = ""
-    """Tar shards (brace lists {0000..0103}, globs; quote them), an image folder (labelled or flat), or an .npz file."""
+    """Tar shards (brace lists {0000..0103}, globs; quote them), an image folder (labelled or flat), or an .npz file.
+    Shards may be .tar, .tar.gz or .tar.zst, here or at https://, hf://datasets/..., gs://, s3://, or what a command
+    prints, "pipe:COMMAND". @FILE is a list of these, one a line."""
     valid_dataset_shards: str = ""
-    """The same for validation. Empty: no validation."""
+    """The same for validation; fetched once, as a whole. Empty: no validation."""
+    cache_dir: str = ""
+    """Folder that keeps fetched shards for later epochs and runs. Empty: they are removed after use."""
+    on_bad_data: Literal["skip", "stop"] = "skip"
+    """What to do about images and shards that cannot be read. skip: leave them out, up to the limits below."""
+    max_bad_images: float = 0.001
+    """Largest share of images that skip leaves out before the run stops; up to 10 are always forgiven, at 0 none."""
+    max_lost_shards: int = 0
+    """Largest number of shards that skip leaves out, or reads only in part, before the run stops."""
     train_batch_size: int = 4096
     """Images per step, over all devices and hosts."""
     valid_batch_size: int = 512

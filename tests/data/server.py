@@ -21,6 +21,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
+    def handle_error(self, request, client_address):
+        pass  # clients that hang up
+
     def stop(self):
         self.shutdown()
         self.server_close()

@@ -1,11 +1,13 @@
 import itertools
 import logging
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from maejax.data.augment import build_eval, build_train
+from maejax.data.faults import Faults
 from maejax.data.pipeline import Loader, check_readable, epoch_order
 from maejax.data.shards import DataError, open_source
 
@@ -115,6 +117,54 @@ def test_an_unreadable_image_is_counted_and_named_once(tmp_path, write_tar, enco
     assert "empty" in loader.bad["s.tar:5.png"]
     assert len(caplog.records) == 2
     assert "s.tar:5.png" in caplog.text
+
+
+def test_bad_images_beyond_the_share_are_an_error(tmp_path, write_tar, encode):
+    good = {f"{i:03d}.png": encode(np.full((6, 6), 9, np.uint8)) for i in range(80)}
+    bad = {f"b{i:02d}.png": b"" for i in range(12)}
+    source = open_source(str(write_tar(tmp_path / "s.tar", good | bad)))
+
+    def judge(**allowed):
+        list(train(source, batch_size=23, workers=2, faults=Faults(**allowed)).iterate(stop=8))
+
+    with pytest.raises(
+        DataError, match=r"11 of \d+ images are unreadable, more than --max-bad-images 0.001.*b\d\d.png: "
+    ):
+        judge()
+    judge(max_bad_images=0.5)
+    with pytest.raises(DataError, match=r"1 of \d+ images are unreadable, more than --max-bad-images 0 "):
+        judge(max_bad_images=0)
+    with pytest.raises(DataError, match=r"unreadable image .*b.*png: .*--on-bad-data skip"):
+        judge(on_bad_data="stop", max_bad_images=1)
+    kept = open_source(str(write_tar(tmp_path / "t.tar", good | dict(list(bad.items())[:10]))))
+    loader = train(kept, batch_size=30)
+    assert sum(batch.valid.sum() for batch in loader.iterate(stop=3)) == 80
+    assert len(loader.bad) == 10  # so many are always forgiven
+
+
+def test_shards_that_are_cut_or_vanish_are_lost(tmp_path, numbered):
+    paths = [numbered(tmp_path / f"s-{i}.tar", 10) for i in range(3)]
+    paths[0].write_bytes(paths[0].read_bytes()[:5200])
+    with pytest.raises(DataError, match=r"1 shard cannot be read to the end.*s-0\.tar: .*cut"):
+        train(open_source([str(path) for path in paths]))
+    loader = train(open_source([str(path) for path in paths]), faults=Faults(max_lost_shards=2), workers=2)
+    paths[1].unlink()
+    valid = np.concatenate([batch.valid for batch in loader.iterate(stop=4)])
+    assert not valid.all() and valid.any()
+    assert {Path(name).name for name in loader.lost} == {"s-0.tar", "s-1.tar"}
+    with pytest.raises(DataError, match=r"3 shards cannot be read.*--max-lost-shards 2 allows.*s-2\.tar: No such file"):
+        paths[2].unlink()
+        list(loader.iterate(stop=4))
+
+
+def test_an_image_file_that_vanishes_is_a_bad_image(tmp_path, encode):
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(encode(np.full((6, 6), i, np.uint8)))
+    source = open_source(str(tmp_path))
+    (tmp_path / "3.png").unlink()
+    loader = evaluation(source, batch_size=6)
+    assert [batch.valid.tolist() for batch in loader.iterate()] == [[True] * 3 + [False] + [True] * 2]
+    assert list(loader.bad.values()) == ["No such file or directory"]
 
 
 def test_all_images_unreadable_is_an_error(tmp_path, write_tar, source):

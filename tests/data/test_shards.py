@@ -1,14 +1,18 @@
+import gzip
 import json
 import pickle
 import re
 import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
 from maejax.data.decode import decode
+from maejax.data.fetch import zstd
 from maejax.data.shards import DataError, open_source
+from maejax.data.specs import expand
 
 PHOTOS = Path(__file__).parents[3] / "shared/data/clothing-small.tar"
 
@@ -66,6 +70,38 @@ def test_brace_lists_globs_lists_and_folders_name_the_same_shards(tmp_path, numb
         assert open_source(spec).keys == keys
     with pytest.raises(DataError, match=r"not found: .*train-07\.tar; "):
         open_source(f"{tmp_path}/d/train-{{07..10}}.tar")
+
+
+def test_specs_of_shards_elsewhere(tmp_path, server, monkeypatch):
+    command = "pipe:curl -s -L https://h/{08..10}.tar -H 'Authorization:Bearer $T' | awk '{print $1,$2}' | tee {a,b}"
+    assert expand(command) == [command.replace("{08..10}", n) for n in ("08", "09", "10")]
+    assert expand("https://h/{a,b}-{0,1}.tar?x=1") == [f"https://h/{x}.tar?x=1" for x in ("a-0", "a-1", "b-0", "b-1")]
+    system = fsspec.filesystem("memory")
+    for name in ("t-0.tar", "t-1.tar.gz", "index.json"):
+        system.pipe(f"/specs/d/{name}", b"x")
+    shards = ["memory://specs/d/t-0.tar", "memory://specs/d/t-1.tar.gz"]
+    assert expand("memory://specs/d/") == expand("memory://specs/d/t-*") == shards
+    assert expand("memory://specs/*/t-{0.tar,1.tar.*}") == shards
+    system.rm("/specs", recursive=True)
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    page = [{"type": "file", "path": f"data/t-{i}.tar"} for i in (1, 0)] + [{"type": "directory", "path": "data/x"}]
+    server.files["/api/datasets/me/set/tree/main/data"] = json.dumps(page).encode()
+    found = ["hf://datasets/me/set/data/t-0.tar", "hf://datasets/me/set/data/t-1.tar"]
+    assert expand("hf://datasets/me/set/data/*.tar") == expand("hf://datasets/me/set/data") == found
+    (tmp_path / "list").write_text(f"# all\n\n{found[0]}\n  pipe:x\n")
+    assert expand(f"@{tmp_path}/list") == [found[0], "pipe:x"]
+    for spec, words in [
+        ("memory://specs/none/*.tar", "no tar shards there"),
+        ("https://h/*.tar", "cannot list its files"),
+        ("hf://me/set/*.tar", "write hf://datasets/OWNER/NAME/PATH"),
+        (f"@{tmp_path}/missing", "cannot be read as a list of shards: No such file"),
+        (f"@{server.url}/missing?token=secret", r"token=\*\*\*: cannot be read.*404"),
+    ]:
+        with pytest.raises(DataError, match=words):
+            expand(spec)
+    (tmp_path / "list").write_text("# nothing\n")
+    with pytest.raises(DataError, match="holds no shards"):
+        expand(f"@{tmp_path}/list")
 
 
 def test_keys_tell_shards_of_one_name_apart(tmp_path, numbered):
@@ -155,6 +191,18 @@ def test_class_names_come_from_the_index_beside_the_shards(tmp_path, numbered):
     assert open_source(str(shard)).classes == ("a", "b", "c")
     (tmp_path / "index.json").write_text("[]")
     assert open_source(str(shard)).classes == ()
+
+
+def test_packed_local_shards_are_unpacked(tmp_path, numbered):
+    shard = numbered(tmp_path / "d/s-0.tar", 3)
+    (tmp_path / "d/s-1.tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
+    (tmp_path / "d/s-2.tar.zst").write_bytes(zstd.compress(shard.read_bytes()))
+    source = open_source(str(tmp_path / "d"))
+    assert sorted(source.keys) == sorted(
+        f"{s}:{i:04d}.png" for s in ("s-0.tar", "s-1.tar.gz", "s-2.tar.zst") for i in range(3)
+    )
+    assert source.labels.tolist() == [0, 1, 2] * 3
+    assert {source.read(i) for i in range(9)} == {source.read(i) for i in range(3)}
 
 
 def test_a_source_can_be_sent_to_another_process(tmp_path, numbered):

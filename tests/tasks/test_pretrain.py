@@ -1,9 +1,11 @@
 """Pre-training from the command line: the run directory, going on where it stopped, validation that counts."""
 
+import io
 import json
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -65,6 +67,35 @@ def test_the_same_command_goes_on_bit_for_bit(train):
     # Nothing left to do: nothing changes.
     assert train(*flags)[0] == 0
     assert losses(Path("runs/parts")) == before
+
+
+def test_a_stream_goes_on_where_it_stopped_and_keeps_no_secret(train, images, tmp_path):
+    with np.load(images) as file:
+        pictures = file["images"]
+    for shard in range(3):
+        with tarfile.open(tmp_path / f"s-{shard}.tar", "w") as tar:
+            for i, picture in enumerate(pictures[shard * 8 : shard * 8 + 5 + shard]):
+                buffer = io.BytesIO()
+                Image.fromarray(picture).save(buffer, "PNG")
+                member = tarfile.TarInfo(f"{i}.png")
+                member.size = buffer.tell()
+                tar.addfile(member, io.BytesIO(buffer.getvalue()))
+    shards = f"pipe:TOKEN={{}} cat {tmp_path}/s-{{{{0..2}}}}.tar"
+    code, printed = train("--train-dataset-shards", shards.format("abcdefgh"))
+    assert code == 0 and "3 shards, batch 8, 6 steps\n" in printed
+    before = losses()
+    for step in (4, 6):
+        (RUN / "checkpoints" / str(step)).rename(f"{step}.gone")
+    again = shards.format("another")
+    flags = ["--train-dataset-shards", again, "--valid-dataset-shards", again, "--train-loader-workers", 0]
+    code, printed = train(*flags)
+    assert code == 0 and "from step 2 of 6" in printed, printed
+    assert losses() == before
+    config = (RUN / "config.json").read_text()
+    assert "TOKEN=*** cat" in config and "another" not in config and "abcdefgh" not in config
+    assert sorted(path.name for path in (RUN / "positions").iterdir()) == ["2-0.json", "4-0.json", "6-0.json"]
+    last = json.loads((RUN / "metrics.jsonl").read_text().splitlines()[-2])
+    assert last["data/lost_shards"] == 0
 
 
 def test_parts_of_a_batch_give_the_run_of_the_whole(train):

@@ -83,9 +83,9 @@ class Spool:
         """Stop fetching, and remove the file unless it is kept; commands are killed with all they started."""
         self._stop.set()
         with self._news:
-            if not self.done or self._kept:
+            if self._kept:
                 return
-            if self._keep and self._error is None and not self._whole().exists():
+            if self.done and self._keep and self._error is None and not self._whole().exists():
                 self.path.replace(self._whole())
             self.path.unlink(missing_ok=True)
 

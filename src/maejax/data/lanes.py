@@ -17,8 +17,7 @@ from maejax.data.stream import Arriving, Here, Item, Stream
 from maejax.data.tar import TarError
 
 LANES = 64
-POOL = 16384  # images: the windows of all lanes together
-LEAST, MOST = 256, 2048  # images in a window
+LEAST, MOST = 256, 4096  # images in a window
 
 
 class Lanes:
@@ -26,13 +25,15 @@ class Lanes:
 
     The shards of a run form an endless sequence: a permutation of all shards for epoch 0, one for epoch 1, and so on.
     Lane l of L reads every L-th of them, beginning with the l-th, from front to back, and fetches the next one ahead.
-    Within a shard, windows of consecutive images are shuffled. A batch takes the same number of images from each lane:
+    Within a shard, windows of up to `MOST` consecutive images are shuffled, which for most shards is the whole of them;
+    they have long been fetched by then. In the first shard of a lane windows grow from `LEAST`, twofold each time, so
+    that a run begins before whole shards are here. A batch takes the same number of images from each lane:
     its first rows from lane 0, the next from lane 1. So every shard is read once an epoch and every image of it once,
     and the order depends on the seed, the batch size and the shards alone, not on hosts, workers or the network. Shards
     of unequal size only let some lanes be at a later shard than others.
 
-    L is the largest number that divides the images of a batch, at most `LANES` and at most the number of shards. The
-    windows of all lanes hold `POOL` images, each from `LEAST` to `MOST`. A process reads only the lanes of its `rows`.
+    L is the largest number that divides the images of a batch, at most `LANES` and at most the number of shards. A
+    process reads only the lanes of its `rows`.
     """
 
     def __init__(self, stream: Stream, *, batch_size: int, rows: range, repeats: int, seed: int, faults: Faults):
@@ -45,7 +46,6 @@ class Lanes:
         images = batch_size // repeats
         most = min(LANES, len(stream.shards))
         self.count = next(number for number in range(most, 0, -1) if images % number == 0)
-        self.window = min(MOST, max(LEAST, POOL // self.count))
         self.share = batch_size // self.count  # rows of a lane in a batch
         self.mine = range(rows.start // self.share, -(-rows.stop // self.share))
         self.order = lru_cache(maxsize=4)(partial(epoch_order, len(stream.shards), seed))
@@ -166,12 +166,13 @@ class Lane:
         lanes, place = self._lanes, self._place(self.shard)
         base = self._number(self.shard) << 32
         done = 0
-        for window, items in enumerate(self._current.windows(lanes.window)):
-            if done + len(items) > skip:
-                order = window_order(len(items), lanes.seed, place, window).tolist()
-                for i in order[max(0, skip - done) :]:
-                    yield base + window * lanes.window + i, items[i]
+        sizes = itertools.repeat(MOST) if self.shard else (min(MOST, LEAST << n) for n in itertools.count())
+        for window, items in enumerate(self._current.windows(sizes)):
+            order = window_order(len(items), lanes.seed, place, window).tolist()
+            for i in order[max(0, skip - done) :]:
+                yield base + done + i, items[i]
             done += len(items)
+        lanes.stream.learn(self._number(self.shard), done)
 
     def _place(self, shard: int) -> int:
         """Return the place in the endless sequence of shards."""

@@ -46,6 +46,10 @@ class Source:
         """The number of images; a stream may not know it."""
         return len(self.keys)
 
+    def key(self, i: int) -> str:
+        """Name image i, as messages do."""
+        return self.keys[i]
+
     def place(self, i: int) -> Place | np.ndarray:
         """Say where image i lies, or give its pixels, uint8 [H, W] or [H, W, C]."""
         raise NotImplementedError

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maejax.data.errors import FetchError
+from maejax.data.errors import DataError, FetchError
 from maejax.data.fetch import Spool, kept_file, read_address, remove_leftovers, stem_of
 from maejax.data.fill import Place
 from maejax.data.redact import redact
@@ -73,9 +73,9 @@ class Arriving:
         """Whether no more of it will come."""
         return self._spool.done
 
-    def windows(self, size: int) -> Iterator[list[Item]]:
-        """Yield its images, `size` at a time, as they arrive; raises TarError and FetchError at its damage."""
-        path, window = str(self._spool.path), []
+    def windows(self, sizes: Iterator[int]) -> Iterator[list[Item]]:
+        """Yield its images in groups of these sizes as they arrive; raises TarError and FetchError at its damage."""
+        path, window, size = str(self._spool.path), [], next(sizes)
         failure: Exception | None = None
         try:
             for sample in along_tar(self._spool.path, self._shard.title, self._spool.wait):
@@ -83,7 +83,7 @@ class Arriving:
                 window.append(Item(Place(path, sample.offset, sample.size), label, sample.key))
                 if len(window) == size:
                     yield window
-                    window = []
+                    window, size = [], next(sizes)
         except (TarError, OSError) as error:
             failure = error
         if window:
@@ -108,10 +108,13 @@ class Here:
         """There is nothing to start."""
         return self
 
-    def windows(self, size: int) -> Iterator[list[Item]]:
-        """Yield its images, `size` at a time."""
-        for start in range(0, len(self.items), size):
-            yield list(self.items[start : start + size])
+    def windows(self, sizes: Iterator[int]) -> Iterator[list[Item]]:
+        """Yield its images in groups of these sizes."""
+        start = 0
+        while start < len(self.items):
+            end = start + next(sizes)
+            yield list(self.items[start:end])
+            start = end
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -122,8 +125,8 @@ class Stream:
     """Images that are read shard by shard: see `Lanes` for their order.
 
     `folder` holds what is fetched; with `keep` it stays there for later epochs and runs. `total` is the number of
-    images where an index.json beside the shards tells it, else None; `classes` come from there too, else (). `lost` is
-    what could not be read when the stream was opened.
+    images where an index.json beside the shards tells it, else None until every shard was read once; `classes` come
+    from there too, else (). `lost` is what could not be read when the stream was opened.
     """
 
     shards: Sequence[Remote | Here]
@@ -134,6 +137,17 @@ class Stream:
     classes: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
+    _sizes: dict[int, int] = field(default_factory=dict)
+
+    def learn(self, number: int, size: int) -> None:
+        """Note how many images a shard had; when that is known of all of them, so is `total`."""
+        self._sizes[number] = size
+        if len(self._sizes) == len(self.shards):
+            self.total = sum(self._sizes.values())
+
+    def key(self, i: int) -> str:
+        """Name the image of number i, which holds that of its shard and its place there."""
+        return f"{self.shards[i >> 32].name}, image {i & 0xFFFFFFFF}"
 
     def open(self, number: int) -> Arriving | Here:
         """Start to read a shard by its number, 0 .. len(shards) - 1."""
@@ -151,7 +165,9 @@ def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, Plac
         for shard, reading in zip(shards, opened, strict=True):
             before = len(reasons)
             try:
-                for item in itertools.chain.from_iterable(itertools.islice(reading.windows(1), PROBED_IMAGES)):
+                for item in itertools.chain.from_iterable(
+                    itertools.islice(reading.windows(itertools.repeat(1)), PROBED_IMAGES)
+                ):
                     yield item.key, item.image
             except (TarError, FetchError) as error:
                 reasons.append(f"{shard.name}: {error}")
@@ -179,7 +195,10 @@ def open_folder(cache_dir: str) -> Path:
     """Return the folder for what is fetched: `cache_dir`, or a temporary one that goes when this process ends."""
     if cache_dir:
         folder = Path(cache_dir).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"--cache-dir {cache_dir}: {error.strerror}; give a folder that can be written") from None
         remove_leftovers(folder)
         return folder
     folder = Path(tempfile.mkdtemp(prefix="maejax-shards-"))

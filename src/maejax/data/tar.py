@@ -45,7 +45,7 @@ def members(path: Path, grow: Callable[[int], int] | None = None) -> Iterator[Me
             header = block[:BLOCK]
             if header == bytes(BLOCK):
                 return
-            if offset and not header:
+            if offset and len(header) < BLOCK:
                 raise TarError(f"ends at byte {end} without the end mark of a tar: it may have been cut")
             if not _is_header(header):
                 raise TarError(

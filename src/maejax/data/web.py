@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import urllib3
 
@@ -36,7 +37,7 @@ def read_web(address: str, patience: Patience, stop: threading.Event) -> Generat
     done = 0
     identity: str | None = None  # of the file: what it is called at the first answer must not change
     length: int | None = None
-    with _pool(patience) as pool:
+    with _pool(url, patience) as pool:
         while True:
             ask = dict(headers)
             if done:
@@ -96,7 +97,7 @@ def list_hf(pattern: str, patience: Patience) -> list[str]:
     )
     url += "?recursive=true"
     found: list[str] = []
-    with _pool(patience) as pool:
+    with _pool(_endpoint(), patience) as pool:
         retry = Retry(patience, threading.Event())
         while url:
             try:
@@ -154,8 +155,14 @@ def _token_header() -> dict[str, str]:
     return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
 
 
-def _pool(patience: Patience) -> urllib3.PoolManager:
-    return urllib3.PoolManager(timeout=urllib3.Timeout(connect=patience.connect, read=patience.stall))
+def _pool(url: str, patience: Patience) -> urllib3.PoolManager:
+    """Connect as the environment says: HTTPS_PROXY, NO_PROXY."""
+    timeout = urllib3.Timeout(connect=patience.connect, read=patience.stall)
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    if proxy and not proxy_bypass(parts.hostname or ""):
+        return urllib3.ProxyManager(proxy, timeout=timeout)
+    return urllib3.PoolManager(timeout=timeout)
 
 
 def _redirects() -> urllib3.Retry:

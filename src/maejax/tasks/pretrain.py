@@ -14,8 +14,11 @@ from rich.console import Console
 from maejax import __version__
 from maejax.config import Config, ConfigError, differences, flags
 from maejax.data.augment import build_train
-from maejax.data.pipeline import Batch, Loader, check_readable
-from maejax.data.shards import Source, open_source
+from maejax.data.faults import Faults
+from maejax.data.pipeline import Batch, Loader, check_readable, merge_positions
+from maejax.data.redact import redact
+from maejax.data.shards import Source, open_source, open_stream
+from maejax.data.stream import Stream
 from maejax.interop.run import abstract_model, initial_model, load_arrays
 from maejax.models import masking
 from maejax.models.arrays import array_name, check_arrays
@@ -38,7 +41,8 @@ from maejax.training.state import TrainState, abstract_state, create_state, make
 MAY_CHANGE = {
     "output_dir", "name", "project", "resume", "save_interval", "keep_checkpoints", "log_interval", "eval_interval",
     "ipaddr", "hostname", "train_loader_workers", "valid_loader_workers", "valid_dataset_shards", "valid_batch_size",
-    "save_minutes", "distributed", "coordinator", "num_processes", "process_id", "sharding", "on_nan",
+    "save_minutes", "distributed", "coordinator", "num_processes", "process_id", "sharding", "on_nan", "cache_dir",
+    "on_bad_data", "max_bad_images", "max_lost_shards",
 }  # fmt: skip
 UNWRITTEN = {"ipaddr", "coordinator", "num_processes", "process_id"}  # of this process and its machine, not of the run
 
@@ -93,7 +97,8 @@ def check_flags(config: Config) -> None:
                 "leave it out, or choose --mode linear or finetune"
             )
     least = {"save_interval": 1, "keep_checkpoints": 1, "log_interval": 1, "eval_interval": 0, "training_steps": 1,
-             "warmup_steps": 0, "train_loader_workers": 0, "valid_loader_workers": 0}  # fmt: skip
+             "warmup_steps": 0, "train_loader_workers": 0, "valid_loader_workers": 0, "max_bad_images": 0,
+             "max_lost_shards": 0}  # fmt: skip
     for name, smallest in least.items():
         if given[name] < smallest:
             raise ConfigError(f"--{name.replace('_', '-')} {given[name]}: give at least {smallest}")
@@ -129,7 +134,9 @@ def check_batch(flag: str, size: int, parts: int, config: Config) -> None:
         )
 
 
-def run(config: Config, console: Console, *, sources: tuple[Source, Source | None] | None = None) -> Pretrained:
+def run(
+    config: Config, console: Console, *, sources: tuple[Source | Stream, Source | None] | None = None
+) -> Pretrained:
     """Pre-train: everything that can be wrong is checked before anything is compiled.
 
     Raises:
@@ -148,9 +155,9 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
     directory = Path(config.run.output_dir) / (config.run.name or config.run.mode)
     written = {
         "maejax": __version__,
-        "flags": {name: value for name, value in flags(config).items() if name not in UNWRITTEN},
+        "flags": safe_flags(config),
         "model": model_arguments,
-        "images": len(train_source),
+        "images": train_source.total,
         "classes": train_source.classes,
     }
     first = jax.process_index() == 0
@@ -184,9 +191,9 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
         Checkpoints(best_path(directory), 1) as best,
     ):
         if newest:
-            state, start, _ = checkpoints.restore(abstract_state(init, optimizer, mesh, sharding))
+            state, start, positions = checkpoints.restore(abstract_state(init, optimizer, mesh, sharding))
         else:
-            state, start = create_state(init, optimizer, mesh, sharding), 0
+            state, start, positions = create_state(init, optimizer, mesh, sharding), 0, None
             if weights is not None:
                 state = with_weights(state, weights)
         with RunLog(directory, start, optimization.training_steps, console, first=first) as log:
@@ -195,25 +202,35 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
             if start:
                 log.say(f"continuing {directory} from step {start} of {optimization.training_steps}")
             log.say(describe(config, state, train_source, peak, directory))
+            for problem in train_source.problems[:5]:
+                log.say(f"data     {problem}")
             evaluate = None
             if valid_source is not None:
-                validation = Validation(config, valid_source, directory, mesh, start)
+                validation = Validation(config, valid_source, directory, mesh, faults_allowed(config), start)
                 evaluate = partial(evaluate_and_keep_best, validation, best)
                 if start and validation.best_step == start:
                     best.save(state, start)  # the process before may have ended between the two saves
-            batches = loader.iterate(start, optimization.training_steps)
+            position = merge_positions(positions) if positions and positions[0] is not None else None
+            batches = loader.iterate(start, optimization.training_steps, position)
             state, done = fit(
                 state, step_fn, rows_of(batches), mesh=mesh, start=start, stop=optimization.training_steps,
                 batch_size=config.data.train_batch_size, checkpoints=checkpoints, log=log,
                 save_interval=config.run.save_interval, save_minutes=config.run.save_minutes,
                 log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
-                extra=lambda: {"data/bad_images": float(len(loader.bad))},
+                extra=partial(count_faults, loader), position=loader.position,
                 explain=partial(explain, config, train_source, directory, mesh),
             )  # fmt: skip
             batches.close()
             if loader.bad:
                 log.say(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
+            if loader.lost:
+                log.say(f"{len(loader.lost)} shards were not read to the end, the first: {next(iter(loader.lost))}")
     return Pretrained(directory, state.model, done)  # type: ignore[arg-type]
+
+
+def count_faults(loader: Loader) -> dict[str, float]:
+    """Count what this process's input left out so far."""
+    return {"data/bad_images": float(len(loader.bad)), "data/lost_shards": float(len(loader.lost))}
 
 
 def evaluate_and_keep_best(validation: Validation, best: Checkpoints, state: TrainState, step: int) -> dict[str, float]:
@@ -224,7 +241,7 @@ def evaluate_and_keep_best(validation: Validation, best: Checkpoints, state: Tra
     return metrics
 
 
-def explain(config: Config, source: Source, directory: Path, mesh, state: TrainState, step: int, rows) -> str:
+def explain(config: Config, source: Source | Stream, directory: Path, mesh, state: TrainState, step: int, rows) -> str:
     """Say why the step after `state` gave no finite loss or gradient, and write its batch for inspection."""
     model: Any = local_copy(state.model, mesh)
     count, process = len(rows["images"]), jax.process_index()
@@ -237,22 +254,37 @@ def explain(config: Config, source: Source, directory: Path, mesh, state: TrainS
         bad = np.flatnonzero(rows["valid"])
     path = directory / "bad" / f"{step}-{process}.npz"
     where = first_bad_layer(model, rows["images"][bad], order[bad])
-    keys = list_keys([source.keys[i] for i in rows["index"][bad]])
+    keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
     return f"first not finite: {where}; on {keys}; {write_batch(path, rows, order)}"
 
 
-def open_sources(config: Config) -> tuple[Source, Source | None]:
+def open_sources(config: Config) -> tuple[Source | Stream, Source | None]:
     """Open the training and the validation images, and see that they can be read."""
-    train = open_source(config.data.train_dataset_shards)
+    train = open_stream(config.data.train_dataset_shards, cache_dir=config.data.cache_dir)
     check_readable(train, config.data.channels)
     if not config.data.valid_dataset_shards:
         return train, None
-    valid = open_source(config.data.valid_dataset_shards)
+    valid = open_source(config.data.valid_dataset_shards, cache_dir=config.data.cache_dir)
     check_readable(valid, config.data.channels)
     return train, valid
 
 
-def train_loader(config: Config, source: Source) -> Loader:
+def faults_allowed(config: Config) -> Faults:
+    """Collect what may be wrong with the data."""
+    data = config.data
+    return Faults(data.on_bad_data, data.max_bad_images, data.max_lost_shards)
+
+
+def safe_flags(config: Config) -> dict[str, Any]:
+    """List the flags for config.json: addresses and commands without their secrets, nothing of this machine."""
+    return {
+        name: redact(value) if name.endswith("_dataset_shards") else value
+        for name, value in flags(config).items()
+        if name not in UNWRITTEN
+    }
+
+
+def train_loader(config: Config, source: Source | Stream) -> Loader:
     """Build the loader of this host's training batches."""
     augment = config.augment
     return Loader(
@@ -263,7 +295,7 @@ def train_loader(config: Config, source: Source) -> Loader:
         batch_size=config.data.train_batch_size, channels=config.data.channels, size=config.image_shape,
         seed=config.seeds.shuffle_seed, shuffle=True, repeats=augment.augment_repeats,
         workers=config.data.train_loader_workers, process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_count=jax.process_count(), faults=faults_allowed(config),
     )  # fmt: skip
 
 
@@ -305,21 +337,24 @@ def run_differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str
         return []
     before, now = ({k: v for k, v in c["flags"].items() if k not in MAY_CHANGE} for c in (old, new))
     changed = differences(before, now)
-    if old["images"] != new["images"]:
+    if None not in (old["images"], new["images"]) and old["images"] != new["images"]:
         changed.append(f"{old['images']} training images -> {new['images']}")
     return changed
 
 
-def describe(config: Config, state: TrainState, source: Source, peak: float, directory: Path) -> str:
+def describe(config: Config, state: TrainState, source: Source | Stream, peak: float, directory: Path) -> str:
     """Say in a few lines what is about to be trained, on what, where."""
     parameters = sum(array.size for array in jax.tree.leaves(nnx.state(state.model, nnx.Param)))
     data, optimization = config.data, config.optimization
-    epochs = optimization.training_steps * data.train_batch_size / len(source) / config.augment.augment_repeats
+    if source.total is None:
+        images, epochs = f"{len(source.shards)} shards", ""  # type: ignore[union-attr]
+    else:
+        seen = optimization.training_steps * data.train_batch_size / config.augment.augment_repeats
+        images, epochs = f"{source.total:,} images", f" = {seen / source.total:.1f} epochs"
     return (
         f"model    {parameters / 1e6:.2f} M parameters, {config.encoder.layers} x {config.encoder.dim} encoder, "
         f"{config.mae.dec_layers} x {config.mae.dec_dim} decoder, {precision(config)}\n"
-        f"data     {len(source):,} images, batch {data.train_batch_size}, "
-        f"{optimization.training_steps:,} steps = {epochs:.1f} epochs\n"
+        f"data     {images}, batch {data.train_batch_size}, {optimization.training_steps:,} steps{epochs}\n"
         f"rate     peak {peak:.3g} = {optimization.learning_rate:g} x {data.train_batch_size} / 256\n"
         f"devices  {jax.device_count()} x {jax.devices()[0].device_kind}"
         f"{f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''}, {config.machine.sharding}\n"

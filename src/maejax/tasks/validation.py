@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from maejax.config import Config
 from maejax.data.augment import build_eval
+from maejax.data.faults import Faults
 from maejax.data.pipeline import Batch, Loader
 from maejax.data.shards import Source
 from maejax.evaluate.reconstruct import draw_grid, reconstruct
@@ -38,12 +39,12 @@ class Validation:
     `best` is the smallest loss so far and `best_step` its step, both also of the run's earlier processes up to `start`.
     """
 
-    def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, start: int = 0):
+    def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, faults: Faults, start: int = 0):
         self.loader = Loader(
             source, build_eval(config.image_shape, config.augment.test_crop_ratio),
             batch_size=config.data.valid_batch_size, channels=config.data.channels, size=config.image_shape,
             shuffle=False, workers=config.data.valid_loader_workers, process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_count=jax.process_count(), faults=faults,
         )  # fmt: skip
         self.seed, self.directory, self.mesh = config.seeds.noise_seed, directory, mesh
         metrics = directory / "metrics.jsonl"

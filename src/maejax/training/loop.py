@@ -16,7 +16,7 @@ from maejax.training.errors import TrainingError
 from maejax.training.log import RunLog
 from maejax.training.mesh import put_batch
 from maejax.training.meter import Meter
-from maejax.training.processes import first_line
+from maejax.training.processes import first_line, gather
 from maejax.training.state import HALT, SAVE, STOP, Control, TrainState
 
 QUEUED = 2  # steps handed to the device before the first of them is done; each holds a batch in its memory
@@ -71,7 +71,7 @@ def fit(
         save_minutes: also save when the last save is so long ago; 0 switches it off.
         evaluate: `(state, step) -> metrics`, written to the log.
         extra: more metrics for every log line, of the host's.
-        position: of `batches`, saved with every checkpoint; anything that JSON holds.
+        position: of `batches` in this process; those of all are saved with every checkpoint, as JSON.
         explain: `(state, step, rows) -> sentences` on why the step after `state` gave no finite loss or gradient.
 
     Returns:
@@ -131,14 +131,14 @@ def fit(
                 settle()  # may bring to light what other processes ask for
             if agreement.has(HALT):
                 step = int(jax.device_get(state.step))
-                checkpoints.save(state, step, here if halted_at is None else halted_at.position)
+                checkpoints.save(state, step, gather(here if halted_at is None else halted_at.position))
                 checkpoints.wait()
                 raise failure or TrainingError(f"the input of another process failed; step {step} was saved")
             if due and evaluate is not None:
                 log.write(step, evaluate(state, step))
                 meter.restart(step)
             if done or agreement.any() or (step > start and step % save_interval == 0):
-                checkpoints.save(state, step, here)
+                checkpoints.save(state, step, gather(here))
                 saved_at = time.monotonic()
                 agreement.clear(SAVE)
             if done or agreement.has(STOP):

@@ -1,7 +1,9 @@
 """Several processes as one run: how they find each other, what they agree on, how they end when one is gone."""
 
+import json
 import os
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -71,6 +73,16 @@ def share(value: float) -> float:
 def everywhere(true: bool) -> bool:
     """Tell whether something is true in all processes, which must all call this."""
     return bool(np.all(multihost_utils.process_allgather(np.array(true))))
+
+
+def gather(value: Any) -> list[Any]:
+    """Return what each process gives, anything that JSON holds, by its number; all must call this."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.array(len(text))))
+    texts = np.asarray(multihost_utils.process_allgather(np.pad(text, (0, int(sizes.max()) - len(text)))))
+    return [json.loads(line[:size].tobytes()) for line, size in zip(texts, sizes.tolist(), strict=True)]
 
 
 def leave(code: int) -> int:
