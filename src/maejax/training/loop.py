@@ -18,6 +18,7 @@ from maejax.training.mesh import put_batch
 from maejax.training.meter import Meter
 from maejax.training.processes import first_line
 from maejax.training.state import HALT, SAVE, STOP, Control, TrainState
+from maejax.training.trace import Trace
 
 QUEUED = 2  # steps handed to the device before the first of them is done; each holds a batch in its memory
 ADVICE = "try a lower --learning-rate, --clip-grad 1, or --on-nan skip"
@@ -56,6 +57,7 @@ def fit(
     extra: Callable[[], dict[str, float]] = dict,
     position: Callable[[], Any] = lambda: None,
     explain: Callable[[TrainState, int, dict[str, np.ndarray]], str] = lambda *_: "",
+    trace: Trace | None = None,
 ) -> tuple[TrainState, bool]:
     """Train from step `start` to `stop`, saving and logging on the way. Several processes run this together.
 
@@ -73,6 +75,7 @@ def fit(
         extra: more metrics for every log line, of the host's.
         position: of `batches`, saved with every checkpoint; anything that JSON holds.
         explain: `(state, step, rows) -> sentences` on why the step after `state` gave no finite loss or gradient.
+        trace: what is to be profiled.
 
     Returns:
         The last state, and whether it is at `stop` (False: a signal asked to stop; the state was saved).
@@ -82,7 +85,7 @@ def fit(
         Exception: what `batches` raised, after the state was saved.
 
     """
-    meter = Meter(batch_size)
+    meter = Meter(batch_size, stop)
     agreement = Agreement(mesh)
     running: deque[Running] = deque()
     skipped, halted_at = 0, None
@@ -143,6 +146,9 @@ def fit(
                 agreement.clear(SAVE)
             if done or agreement.has(STOP):
                 return state, done
+            if trace is not None and trace.turns(step):
+                settle()
+                trace.turn(step)
             with jax.transfer_guard("disallow"):
                 before = time.monotonic()
                 try:

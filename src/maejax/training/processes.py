@@ -13,13 +13,16 @@ JOIN_SECONDS = 300  # hosts of a pod may start minutes apart
 SILENT_SECONDS = 30  # a process that is not heard of for so long is dead, and the others end
 
 
-def join(*, distributed: bool, coordinator: str, num_processes: int, process_id: int) -> None:
+def join(*, distributed: bool, coordinator: str, num_processes: int, process_id: int) -> bool:
     """Make this process one of a run of several; call before anything touches a device. Never falls back to one host.
 
     Args:
         distributed: find the others through the TPU pod, SLURM, Open MPI or Kubernetes that started this process.
         coordinator: HOST:PORT of process 0 where nothing starts them together, with `num_processes` and `process_id`
             (from 0). "", 0 and -1, and not `distributed`: this process is alone, and nothing happens.
+
+    Returns:
+        Whether this is the first process, which speaks for all.
 
     Raises:
         RunError: the flags do not fit together, there is no such cluster, or the others were not found.
@@ -31,7 +34,7 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         wrong = "without " + " and ".join(missing) if missing else "with --distributed"
         raise RunError(f"--coordinator, --num-processes and --process-id belong together: {wrong} they say nothing")
     if missing and not distributed:
-        return
+        return True
     if not missing and not (":" in coordinator and 0 <= process_id < num_processes):
         raise RunError(
             f"--coordinator {coordinator} --num-processes {num_processes} --process-id {process_id}: give HOST:PORT, "
@@ -57,9 +60,11 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         ) from None
     except RuntimeError as error:  # of the coordination service
         raise RunError(f"the other processes were not found within {JOIN_SECONDS} s: {first_line(error)}") from None
+    sys.excepthook = _end_at_once
     if jax.process_count() != (num_processes or max(2, jax.process_count())):
         expected = f"{num_processes} processes" if num_processes else "more than one process"
         raise RunError(f"{expected} were to be joined, but JAX sees {jax.process_count()}; nothing was trained")
+    return jax.process_index() == 0
 
 
 def share(value: float) -> float:
@@ -80,6 +85,11 @@ def leave(code: int) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _end_at_once(kind, error, trace) -> None:
+    sys.__excepthook__(kind, error, trace)
+    leave(1)
 
 
 def first_line(error: BaseException) -> str:
