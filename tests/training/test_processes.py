@@ -53,7 +53,10 @@ def test_one_run_on_one_process_on_two_and_split(tmp_path, images, train):
     dead = time.monotonic()
     code, said = harness.finish(processes[0])
     assert time.monotonic() - dead < 60
-    assert code == 1 and "most likely since another process ended" in said, said
+    # By our sentence, or where the main thread cannot be reached, by JAX's, which aborts.
+    assert (code == 1 and "most likely since another process ended" in said) or (
+        code == -signal.SIGABRT and "The following tasks are unhealthy" in said
+    ), said
     assert f"continuing runs/pretrain from step {stopped}" in said
 
     code, printed = train(*flags)

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from maejax.training.mesh import put_rows
-from maejax.training.state import WISHES
+from maejax.training.mesh import put_rows, put_same
+from maejax.training.state import WISHES, Control
 
 
 @contextmanager
@@ -66,6 +66,11 @@ class Agreement:
     def clear(self, wish: int) -> None:
         """Forget a wish that was fulfilled."""
         self._asked[wish], self._agreed[wish] = 0, False
+
+    def first_control(self) -> Control:
+        """Give what the first step takes for the control of a step before it."""
+        nobody, no = np.zeros(WISHES, np.int32), np.zeros((), bool)
+        return Control(*(put_same(value, self._mesh) for value in (nobody, no, no)))
 
     def asks(self) -> jax.Array:
         """Give the wishes of all processes, [devices, 3] int32, to be sent with a step."""

@@ -122,7 +122,8 @@ def fit(
             finish_one()
 
     with jax.set_mesh(mesh), stop_requests() as stop_asked, named_peers(checkpoints):
-        step, control, rows, failure, saved_at = start, None, None, None, time.monotonic()
+        step, control = start, agreement.first_control()
+        rows, failure, saved_at = None, None, time.monotonic()
         while True:
             here, done = position(), step == stop
             if stop_asked.is_set():

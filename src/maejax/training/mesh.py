@@ -73,6 +73,12 @@ def put_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
         return jax.make_array_from_process_local_data(split(mesh), rows)
 
 
+def put_same(value: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Put an array that is the same on every host whole on every device."""
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_process_local_data(replicated(mesh), value)
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Put this host's rows of a global batch on its devices; works for any number of hosts."""
     return {name: put_rows(rows, mesh) for name, rows in batch.items()}
