@@ -5,19 +5,19 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 
-from maejax.config import MODES, Config, ConfigError, recipe
+from maejax.config import MODES, Config, ConfigError, Encoder, recipe
 from maejax.data.shards import DataError
 from maejax.training.errors import RunError, TrainingError
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75  # exit codes
 
-Json = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 def train_command(mode: str) -> Callable[..., int]:
@@ -39,7 +39,7 @@ def train_command(mode: str) -> Callable[..., int]:
 
 
 def demo(
-    output_dir: str = "runs", name: str = "demo", seed: int = 0, training_steps: int | None = None, json: Json = False
+    output_dir: str = "runs", name: str = "demo", seed: int = 0, training_steps: int | None = None, json: Flag = False
 ) -> int:
     """Do the whole job on embedded real images in under ten minutes: pack, pre-train, judge, report.
 
@@ -64,41 +64,106 @@ def demo(
 
 
 def pack(
-    src: tyro.conf.Positional[str],
-    dst: tyro.conf.Positional[str],
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SRC")],
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DST")] = "",
     shard_size: int = 1000,
     shuffle_seed: int | None = 0,
     image_size: int | None = None,
-    json: Json = False,
+    quality: int | None = None,
+    labels: str | None = None,
+    workers: int | None = None,
+    verify: Flag = False,
+    deep: Flag = False,
+    json: Flag = False,
 ) -> int:
-    """Pack images into balanced, shuffled tar shards with an index and checksums.
+    """Pack images into balanced, shuffled tar shards with an index and checksums, or verify shards that are packed.
+
+    A pack that was interrupted goes on where it stopped by the same command.
 
     Args:
-        src: Image folder (labelled or flat), tar shards, or an .npz file with `images` and `labels`.
+        src: Image folder (labelled or flat), tar shards, a Hugging Face `datasets` folder, arrow or parquet files, or
+            an .npz file with `images` and `labels`. With --verify: the folder of packed shards.
         dst: Folder for the shards, which are called after it.
         shard_size: Images in a shard at the most.
         shuffle_seed: Seed of the order; None keeps the order of the source.
         image_size: Resize larger images to this short side, in pixels.
-        json: Print the index as JSON.
+        quality: JPEG quality, 1 to 100. Given: JPEG and WebP images become JPEG of this quality where that is smaller.
+            None: only resized ones are written anew, at 95.
+        labels: File that says which image is of which class: csv, tsv or json, file name (or stem) and class.
+        workers: Threads, each of which writes a shard. None: one for each core. Never changes what is written.
+        verify: Read all shards of a folder again and compare them with its index.json; exit code 2 if one is wrong.
+        deep: With --verify: decode every image too.
+        json: Print the index, or what --verify found, as JSON.
 
     """
-    from rich.progress import Progress
-
-    from maejax.data.pack import pack as write_shards
+    from maejax.tasks import pack as task
 
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("packing", total=None)
-        index = write_shards(
-            src, dst, shard_size=shard_size, shuffle_seed=shuffle_seed, image_size=image_size,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
-    for key, reason in index["skipped"].items():
-        console.print(f"left out {key}: {reason}", highlight=False, markup=False)
+    if verify:
+        found = task.check(console, task.verified_folder(src, dst), deep=deep, workers=workers)
+        if json:
+            print_json(found._asdict())
+        else:
+            task.show(Console(), found)
+        return WRONG_INPUT if found.wrong else DONE
+    index = task.run(
+        console, src, task.destination(dst, deep), shard_size=shard_size, shuffle_seed=shuffle_seed,
+        image_size=image_size, quality=quality, labels=labels, workers=workers,
+    )  # fmt: skip
     if json:
         print_json(index)
     else:
         print(f"{index['total']:,} images in {len(index['shards'])} shards in {dst}")
+    return DONE
+
+
+def data(
+    shards: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")],
+    image_size: str = "224",
+    channels: int = 3,
+    random_crop: Literal["rrc", "src", "none"] = "rrc",
+    crop_scale: float = 0.2,
+    color_jitter: float = 0.0,
+    labels: str | None = None,
+    sample: int = 1000,
+    all: Flag = False,
+    out: str = "contact-sheet.png",
+    consume: float | None = None,
+    seed: int = 0,
+    json: Flag = False,
+) -> int:
+    """Look at images before training on them: what is there, what is wrong, and how fast this host prepares them.
+
+    Also draws 64 images as the model will see them, augmented by the same flags as in training.
+
+    Args:
+        shards: Anything that --train-dataset-shards takes.
+        image_size: Image size in pixels: a number, or HxW.
+        channels: Channels of an image: 1 grey, 3 colour, 4 with alpha.
+        random_crop: rrc: RandomResizedCrop. src: SimpleResizedCrop of DeiT-III. none: resize and centre crop.
+        crop_scale: Smallest share of the image's area that rrc takes.
+        color_jitter: Factor for brightness, contrast and saturation jitter.
+        labels: File that says which image is of which class: csv, tsv or json, file name (or stem) and class.
+        sample: Number of images that are decoded, drawn from all of them.
+        all: Decode every image.
+        out: File for the picture.
+        consume: Images a second that the model takes: says whether the loader keeps up.
+        seed: Seed of the order and of the augmentation, as --shuffle-seed in training.
+        json: Print the facts as JSON.
+
+    """
+    from maejax.tasks import data as task
+
+    size = Config(encoder=Encoder(image_size=image_size)).image_shape
+    facts = task.run(
+        Console(stderr=True), shards, size=size, channels=channels, random_crop=random_crop, crop_scale=crop_scale,
+        color_jitter=color_jitter, labels=labels, sample=None if all else sample, out=Path(out), consume=consume,
+        seed=seed,
+    )  # fmt: skip
+    if json:
+        print_json(facts)
+    else:
+        task.show(Console(), facts)
     return DONE
 
 
@@ -108,7 +173,7 @@ def reconstruct(
     out: str = "reconstructions",
     mask: str = "random",
     seed: int = 0,
-    json: Json = False,
+    json: Flag = False,
 ) -> int:
     """Hide patches of your own images and draw what the model makes of them, one picture for each image.
 
@@ -141,7 +206,9 @@ def main(args: Sequence[str] | None = None) -> int:
         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
     )  # fmt: skip
     try:
-        commands = {"train": train_command(mode_of(args)), "demo": demo, "pack": pack, "reconstruct": reconstruct}
+        commands = {
+            "train": train_command(mode_of(args)), "demo": demo, "data": data, "pack": pack, "reconstruct": reconstruct,
+        }  # fmt: skip
         return tyro.extras.subcommand_cli_from_dict(
             commands, prog="maejax", description="Masked-autoencoder pre-training in JAX.", args=args,
             config=(tyro.conf.OmitArgPrefixes,),

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from .server import Server
+
 
 @pytest.fixture
 def encode():
@@ -56,3 +58,11 @@ def photo():
         noise = Image.fromarray((rng.random((cells, cells, 3)) * 255).astype(np.uint8))
         pixels += (np.asarray(noise.resize((400, 300), Image.Resampling.BICUBIC)) / 127.5 - 1) * strength
     return pixels.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def server():
+    """A web server that misbehaves as it is told; see tests/data/server.py."""
+    server = Server()
+    yield server
+    server.stop()

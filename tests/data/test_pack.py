@@ -5,9 +5,11 @@ import tarfile
 import numpy as np
 import pytest
 
+from maejax.data import pack as packing
 from maejax.data.decode import decode
 from maejax.data.pack import pack
 from maejax.data.shards import DataError, open_source
+from maejax.data.verify import verify
 
 
 @pytest.fixture
@@ -85,25 +87,97 @@ def test_arrays_become_png(tmp_path):
     assert (packed.labels.tolist(), packed.classes) == ([2, 0, 1], ("x", "y", "z"))
 
 
-def test_a_finished_pack_is_left_alone_and_an_interrupted_one_done_again(tmp_path, folder):
-    out = tmp_path / "out"
-
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_interrupted_pack_goes_on_and_a_finished_one_is_left_alone(tmp_path, folder, workers):
     def interrupt(done, total):
-        if done == 6:
+        if done == 9:
             raise KeyboardInterrupt
 
+    out, whole = tmp_path / "in-parts" / "out", tmp_path / "at-once" / "out"
     with pytest.raises(KeyboardInterrupt):
-        pack(str(folder), str(out), shard_size=4, progress=interrupt)
+        pack(str(folder), str(out), shard_size=2, workers=workers, progress=interrupt)
     assert not (out / "index.json").exists()
-    index = pack(str(folder), str(out), shard_size=4)
+    kept = {path: path.stat().st_ino for path in out.glob("*.tar")}
+    assert 1 <= len(kept) <= (4 if workers == 1 else 5)
+    (out / "out-0000.tar").write_bytes(b"cut")  # a record alone does not count
+    kept.pop(out / "out-0000.tar", None)
+    with (out / "pack.jsonl").open("a") as journal:
+        journal.write('{"name": "out-0005')
+    calls = []
+    index = pack(str(folder), str(out), shard_size=2, workers=2, progress=lambda *call: calls.append(call))
+    images = sum(1 if path.name == "out-0005.tar" else 2 for path in kept)
+    assert (calls[0], calls[-1]) == ((images + 1, 11), (11, 11))
+    assert {path: path.stat().st_ino for path in kept} == kept
+    assert pack(str(folder), str(whole), shard_size=2, workers=1) == index
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
+
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert pack(str(folder), str(out), shard_size=4) == index
+    assert pack(str(folder), str(out), shard_size=2) == index
     assert times == {path: path.stat().st_mtime_ns for path in out.iterdir()}
     with pytest.raises(DataError, match="holds other files, or another pack"):
         pack(str(folder), str(out), shard_size=5)
     (out / "out-0001.tar").unlink()
-    assert pack(str(folder), str(out), shard_size=4) == index
-    assert (out / "out-0001.tar").exists()
+    assert pack(str(folder), str(out), shard_size=2) == index
+    assert (out / "out-0001.tar").read_bytes() == (whole / "out-0001.tar").read_bytes()
+    assert times[out / "out-0002.tar"] == (out / "out-0002.tar").stat().st_mtime_ns
+
+
+def test_shards_stay_balanced_where_images_are_left_out(tmp_path, folder, monkeypatch):
+    for i in range(8):  # without a shuffle they fill shards of their own
+        (folder / f"dress/bad{i}.jpg").write_bytes(b"\xff\xd8\xff")
+    arguments = {"shard_size": 3, "shuffle_seed": None}
+    index = pack(str(folder), str(tmp_path / "a/out"), **arguments)
+    assert [shard["samples"] for shard in index["shards"]] == [3, 3, 3, 2]
+    assert (index["total"], len(index["skipped"])) == (11, 8)
+    names = sorted(path.name for path in (tmp_path / "a/out").iterdir())
+    assert names == ["index.json", *(f"out-{i:04d}.tar" for i in range(4))]
+    assert verify(str(tmp_path / "a/out"), deep=True).wrong == []
+    source, packed = open_source(str(folder)), open_source(str(tmp_path / "a/out"))
+    good = [i for i in range(19) if source.keys[i] not in index["skipped"]]
+    assert [packed.read(i) for i in range(11)] == [source.read(i) for i in good]
+    assert packed.labels.tolist() == source.labels[good].tolist()
+
+    # Interrupted while the images are dealt out anew: the same in the end.
+    def interrupt(source, i):
+        if ".uneven" in str(source.files[0]) and i == 5:
+            raise KeyboardInterrupt
+        return source.read(i)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(packing, "_read", interrupt)
+        pack(str(folder), str(tmp_path / "b/out"), **arguments)
+    index["pack"]["source"] = str(folder)
+    assert pack(str(folder), str(tmp_path / "b/out"), **arguments) == index
+    assert sorted(path.name for path in (tmp_path / "b/out").iterdir()) == names
+
+
+def test_quality_makes_lossy_images_smaller_and_leaves_the_others(tmp_path, photo, encode):
+    (tmp_path / "in").mkdir()
+    for name, data in {
+        "1.jpg": encode(photo, "JPEG", quality=95),
+        "2.jpeg": encode(photo, "JPEG", quality=20),
+        "3.webp": encode(photo, "WEBP", lossless=True),
+        "4.png": encode(photo),
+    }.items():
+        (tmp_path / "in" / name).write_bytes(data)
+    pack(str(tmp_path / "in"), str(tmp_path / "out"), shuffle_seed=None, quality=60)
+    source, packed = open_source(str(tmp_path / "in")), open_source(str(tmp_path / "out"))
+    assert [key.partition(".tar:")[2] for key in packed.keys] == [
+        f"0000000{i}{suffix}" for i, suffix in enumerate([".jpg", ".jpg", ".jpg", ".png"])
+    ]
+    assert len(packed.read(0)) < len(source.read(0)) / 2
+    assert [packed.read(i) == source.read(i) for i in range(4)] == [False, True, False, True]
+    assert np.abs(decode(packed.read(2)).astype(int) - photo).mean() < 6
+
+
+def test_labels_come_from_a_file(tmp_path, folder):
+    (tmp_path / "labels.csv").write_text("".join(f"{i}.png,{'even' if i % 2 == 0 else 'odd'}\n" for i in range(11)))
+    pack(str(folder), str(tmp_path / "out"), shuffle_seed=None, labels=str(tmp_path / "labels.csv"))
+    packed = open_source(str(tmp_path / "out"))
+    assert packed.classes == ("even", "odd")
+    assert [int(decode(packed.read(i)).max()) % 2 for i in range(11)] == packed.labels.tolist()
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path, folder):

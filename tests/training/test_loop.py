@@ -53,8 +53,8 @@ def train(folder, batches, stop=6, on_nan="stop", step=None, **options):
     options = {"save_interval": 100, "log_interval": 1, **options}
     with Checkpoints(folder / "checkpoints") as saves, RunLog(folder, 0, stop, Console(quiet=True)) as log:
         state, _ = fit(
-            create_state(Line, OPTIMIZER, mesh), step or STEP[on_nan], give(), mesh=mesh, start=0, stop=stop, batch_size=4,
-            checkpoints=saves, log=log, **options,
+            create_state(Line, OPTIMIZER, mesh), step or STEP[on_nan], give(), mesh=mesh, start=0, stop=stop,
+            batch_size=4, checkpoints=saves, log=log, **options,
         )  # fmt: skip
     return np.asarray(state.model.kernel[...])
 

@@ -1,24 +1,28 @@
-"""The order of a run and its batches: which image is where, the same for any number of processes and threads."""
+"""Batches of a run: the same for any number of processes and threads."""
 
+import contextlib
 import itertools
-import logging
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
 from maejax.data.augment import Size, Transform
 from maejax.data.decode import UnreadableImage, decode
-from maejax.data.shards import DataError, Source
+from maejax.data.errors import DataError
+from maejax.data.faults import Faults
+from maejax.data.fill import Fault, Place, Row, fill
+from maejax.data.lanes import Lanes
+from maejax.data.lanes import merge_positions as merge_positions
+from maejax.data.layout import Layout, Numbered
+from maejax.data.order import epoch_order as epoch_order
+from maejax.data.shards import Source
+from maejax.data.stream import Stream, first_images
 
 AHEAD = 2  # batches prepared beyond the one in use
-_ORDER, _AUGMENT = 0, 1  # streams of random numbers
-
-_log = logging.getLogger("maejax.data")
 
 
 @dataclass
@@ -26,7 +30,8 @@ class Batch:
     """The rows of a global batch that belong to one process.
 
     `images` uint8 [B, H, W, C]; `labels` int32 [B], -1 where there is none; `valid` bool [B], False for rows that no
-    image fills, which are zeros; `index` int64 [B], the image's number in the source, -1 for padding.
+    image fills, which are zeros; `index` int64 [B], the image's number in the source, -1 for padding. In a stream it is
+    shard * 2**32 + the image's number in the shard.
     """
 
     images: np.ndarray
@@ -35,39 +40,26 @@ class Batch:
     index: np.ndarray
 
 
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of n images in an epoch, a permutation of 0..n-1 as int64 [n].
-
-    It sorts raw bits of Philox, whose streams are fixed for good; those of numpy's `permutation` are not.
-    """
-    return np.argsort(_philox(seed, _ORDER, epoch).random_raw(n), kind="stable")
-
-
-def _philox(seed: int, stream: int, position: int) -> np.random.Philox:
-    # Counter-based: every (seed, stream, position) has 2**64 blocks of its own, and none costs a warm-up.
-    key = np.array([seed % 2**64, stream], np.uint64)
-    return np.random.Philox(key=key, counter=np.array([0, position, 0, 0], np.uint64))
-
-
 class Loader:
-    """Batches of a source, by number.
+    """Batches of a source or a stream.
 
-    Training (`shuffle`) sees an endless sequence of epochs, each a permutation of the whole source; batch `step` is
-    positions step * B .. (step + 1) * B of it, with B = `batch_size`, which counts the rows of all processes; process i
-    of `process_count` has the i-th part. Evaluation is one pass in the order of the source, and its last batch is
-    padded. Each image enters `repeats` times, one after the other, augmented differently. What a batch contains depends
-    on the arguments and its number alone, never on `workers`, the number of threads that prepare batches (0: the
-    calling thread).
+    Training (`shuffle`) sees an endless sequence of epochs. Of a source each is a permutation of the whole; batch
+    `step` is positions step * B .. (step + 1) * B of it, with B = `batch_size`, which counts the rows of all processes;
+    process i of `process_count` has the i-th part. Of a stream it is as `Lanes` says. Evaluation is one pass in the
+    order of the source, and its last batch is padded. Each image enters `repeats` times, one after the other, augmented
+    differently. What a batch contains depends on the arguments and its number alone, never on `workers`, the number of
+    threads that prepare batches (0: the calling thread).
 
-    `steps` is the number of batches in a pass, the same in every process. `bad` maps the key of each image that could
-    not be read so far to the reason; its rows are zeros and not valid, and the log names it once.
+    `steps` is the number of batches in a pass, the same in every process; None for a stream whose size is not known.
+    `faults` says what may be wrong and counts it: the rows of a bad image are zeros and not valid.
 
-    Raises DataError where `batch_size` does not divide by `repeats` or `process_count`.
+    Raises DataError where `batch_size` does not divide by `repeats` or `process_count`, where a stream is to be
+    evaluated, and, while batches are made, where more is wrong with the data than `faults` allows.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Stream,
         transform: Transform,
         *,
         batch_size: int,
@@ -79,6 +71,7 @@ class Loader:
         workers: int = 0,
         process_index: int = 0,
         process_count: int = 1,
+        faults: Faults | None = None,
     ):
         for what, number in (("augment_repeats", repeats), ("the number of processes", process_count)):
             if batch_size < 1 or batch_size % number:
@@ -91,108 +84,141 @@ class Loader:
         self.size = size
         self.seed = seed
         self.shuffle = shuffle
-        self.repeats = repeats
         self.workers = workers
-        self.process_index = process_index
-        self.process_count = process_count
-        self.steps = -(-len(source) * repeats // batch_size)
-        self.bad: dict[str, str] = {}
-        self._bad_lock = threading.Lock()
-        self._order = lru_cache(maxsize=2)(partial(epoch_order, len(source), seed))  # a batch may span two epochs
+        self.faults = Faults() if faults is None else faults
+        self.steps = None if source.total is None else -(-source.total * repeats // batch_size)
+        share = batch_size // process_count
+        rows = range(process_index * share, (process_index + 1) * share)
+        if isinstance(source, Source):
+            self._layouts = Numbered(
+                source, batch_size=batch_size, rows=rows, repeats=repeats, seed=seed, shuffle=shuffle
+            )
+        elif shuffle:
+            self._layouts = Lanes(
+                source, batch_size=batch_size, rows=rows, repeats=repeats, seed=seed, faults=self.faults
+            )
+        else:
+            raise DataError("a stream cannot be evaluated in order; open it by open_source, which fetches all of it")
+        self._position: dict[str, Any] | None = None
+        for name, reason in source.lost.items():
+            self.faults.lost_shard(name, reason)
+
+    @property
+    def bad(self) -> dict[str, str]:
+        """The key of each image that could not be read so far, and why."""
+        return self.faults.bad
+
+    @property
+    def lost(self) -> dict[str, str]:
+        """The name of each shard that could not be read to its end so far, and why."""
+        return self.faults.lost
+
+    def position(self) -> dict[str, Any] | None:
+        """Say where a stream stands after the last batch that was yielded, as JSON holds it; None for a source.
+
+        It covers the lanes that this process reads; the positions of several processes are merged by `merge_positions`.
+        """
+        return self._position
 
     def batch(self, step: int) -> Batch:
-        """Return this process's rows of global batch `step`; prepared in the calling thread."""
-        batch, positions = self._plan(step)
-        self._fill(batch, positions, range(len(positions)))
-        return batch
+        """Return this process's rows of global batch `step` of a source; prepared in the calling thread."""
+        if isinstance(self._layouts, Lanes):
+            raise DataError("a stream has no batches by number; go through them by iterate")
+        return self._prepare(self._layouts.layout(step))
 
-    def iterate(self, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
+    def iterate(
+        self, start: int = 0, stop: int | None = None, position: dict[str, Any] | None = None
+    ) -> Generator[Batch, None, None]:
         """Yield batches `start` .. `stop`, preparing two ahead; without `stop`, a whole pass, or endless training.
 
-        The threads end with the iterator, also when it is closed early or forgotten. What goes wrong in one of them
-        (an OSError of the disk, say) is raised here.
+        A stream that does not start at 0 needs the `position` it had there. The threads end with the iterator, also
+        when it is closed early or forgotten. What goes wrong in one of them is raised here.
         """
         if stop is None and not self.shuffle:
             stop = self.steps
-        steps = itertools.count(start) if stop is None else range(start, stop)
+        with contextlib.ExitStack() as stack:
+            if isinstance(self._layouts, Lanes):
+                lanes = self._layouts.open(start, position)
+                for lane in lanes:
+                    stack.callback(lane.close)
+                layouts = self._layouts.layouts(lanes, start, stop)
+            else:
+                layouts = self._layouts.layouts(start, stop)
+            for layout, batch in stack.enter_context(contextlib.closing(self._batches(layouts))):
+                self._position = layout.position
+                for release in layout.release:
+                    release()
+                yield batch
+
+    def _batches(self, layouts: Iterable[Layout]) -> Generator[tuple[Layout, Batch], None, None]:
         if not self.workers:
-            yield from map(self.batch, steps)
+            for layout in layouts:
+                yield layout, self._prepare(layout)
             return
         executor = ThreadPoolExecutor(self.workers, thread_name_prefix="maejax-data")
-        waiting: deque[tuple[Batch, list[Future[None]]]] = deque()
+        waiting: deque[tuple[Layout, Batch, list[Future[list[Fault]]]]] = deque()
         try:
-            for step in steps:
-                waiting.append(self._submit(executor, step))
+            for layout in layouts:
+                waiting.append((layout, *self._submit(executor, layout)))
                 if len(waiting) > AHEAD:
-                    yield _finished(*waiting.popleft())
+                    yield self._finish(*waiting.popleft())
             while waiting:
-                yield _finished(*waiting.popleft())
+                yield self._finish(*waiting.popleft())
         finally:
             executor.shutdown(wait=True, cancel_futures=True)
 
-    def _submit(self, executor: ThreadPoolExecutor, step: int) -> tuple[Batch, list[Future[None]]]:
-        batch, positions = self._plan(step)
+    def _prepare(self, layout: Layout) -> Batch:
+        batch = self._empty(layout)
+        self._close(layout, batch, fill(batch.images, layout.rows, self.transform, self.channels, self.seed))
+        return batch
+
+    def _submit(self, executor: ThreadPoolExecutor, layout: Layout) -> tuple[Batch, list[Future[list[Fault]]]]:
+        batch = self._empty(layout)
         # A few pieces per thread: one per image would cost tiny images more than their decoding.
-        pieces = np.array_split(np.arange(len(positions)), min(len(positions), 4 * self.workers))
-        return batch, [executor.submit(self._fill, batch, positions, piece.tolist()) for piece in pieces]
+        cuts = np.linspace(0, len(layout.rows), min(len(layout.rows), 4 * self.workers) + 1).astype(int).tolist()
+        return batch, [
+            executor.submit(fill, batch.images, layout.rows[a:b], self.transform, self.channels, self.seed)
+            for a, b in itertools.pairwise(cuts)
+        ]
 
-    def _plan(self, step: int) -> tuple[Batch, np.ndarray]:
-        """Lay out a batch: everything but the pixels, and the position of each row in the endless sequence."""
-        rows = self.batch_size // self.process_count
-        positions = step * self.batch_size + self.process_index * rows + np.arange(rows)
-        epochs, within = np.divmod(positions // self.repeats, len(self.source))
-        if self.shuffle:
-            index = np.empty(rows, np.int64)
-            for epoch in np.unique(epochs).tolist():
-                index[epochs == epoch] = self._order(epoch)[within[epochs == epoch]]
-        else:
-            index = np.where(epochs == 0, within, -1)
+    def _finish(self, layout: Layout, batch: Batch, pieces: list[Future[list[Fault]]]) -> tuple[Layout, Batch]:
+        self._close(layout, batch, itertools.chain.from_iterable(piece.result() for piece in pieces))
+        return layout, batch
+
+    def _empty(self, layout: Layout) -> Batch:
         # A new array every time: on CPU, JAX may use the memory of a batch as it is, long after the next was asked for.
-        images = np.zeros((rows, *self.size, self.channels), np.uint8)
-        labels = np.where(index >= 0, self.source.labels[index], -1).astype(np.int32)
-        return Batch(images, labels, np.zeros(rows, bool), index), positions
+        images = np.zeros((len(layout.index), *self.size, self.channels), np.uint8)
+        return Batch(images, layout.labels, layout.index >= 0, layout.index)
 
-    def _fill(self, batch: Batch, positions: np.ndarray, rows: Iterable[int]) -> None:
-        last, image = -1, None
-        for row in rows:
-            index = int(batch.index[row])
-            if index < 0:
-                continue
-            if index != last:  # repeats lie side by side and are decoded once
-                last, image = index, self._read(index)
-            if image is not None:
-                rng = np.random.Generator(_philox(self.seed, _AUGMENT, int(positions[row])))
-                batch.images[row] = self.transform(image, rng)
-                batch.valid[row] = True
-
-    def _read(self, index: int) -> np.ndarray | None:
-        try:
-            return decode(self.source.read(index), self.channels)
-        except UnreadableImage as error:
-            key = self.source.keys[index]
-            with self._bad_lock:
-                new = key not in self.bad
-                self.bad[key] = str(error)
-            if new:
-                _log.warning("unreadable image %s: %s", key, error)
-            return None
+    def _close(self, layout: Layout, batch: Batch, faults: Iterable[Fault]) -> None:
+        """Mark the rows that have no image, and judge whether it is too much."""
+        self.faults.saw(len({row.index for row in layout.rows}), self.source.total)
+        made: dict[int, Row] = {}
+        for fault in faults:
+            made = made or {row.row: row for row in layout.rows}
+            batch.valid[fault.row] = False
+            row = made[fault.row]
+            shard = None if fault.file is None else layout.shard(row)
+            if shard is not None:
+                self.faults.lost_shard(shard, fault.reason)
+            else:
+                self.faults.bad_image(layout.key(row), fault.reason)
 
 
-def _finished(batch: Batch, pieces: list[Future[None]]) -> Batch:
-    for piece in pieces:
-        piece.result()
-    return batch
+def check_readable(source: Source | Stream, channels: int, at_most: int = 1000) -> None:
+    """Try images from the front until one can be read; raises DataError where none of the first `at_most` can.
 
-
-def check_readable(source: Source, channels: int, at_most: int = 1000) -> None:
-    """Try images from the front until one can be read; raises DataError where none of the first `at_most` can."""
+    Of a stream, the first shards are tried, with little patience.
+    """
     reasons: list[str] = []
-    for i in range(min(len(source), at_most)):
+    if isinstance(source, Stream):
+        tried = first_images(source, reasons)
+    else:
+        tried = ((source.keys[i], source.place(i)) for i in range(min(len(source), at_most)))
+    for key, image in tried:
         try:
-            decode(source.read(i), channels)
+            decode(image.read() if isinstance(image, Place) else image, channels)
             return
         except (UnreadableImage, OSError) as error:
-            reasons.append(str(error))
-    raise DataError(
-        f"none of {len(reasons)} images tried can be read; the first, {source.keys[0]}: {reasons[0]}; check the files"
-    )
+            reasons.append(f"{key}: {error}")
+    raise DataError(f"none of {len(reasons)} images tried can be read; the first, {reasons[0]}; check the files")

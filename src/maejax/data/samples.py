@@ -3,6 +3,7 @@
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,17 +26,24 @@ class Sample(NamedTuple):
 
 @dataclass
 class Listing:
-    """What a look at one place found: samples, what is wrong with it, and the files by suffix."""
+    """What a look at one place found: samples, what is wrong with it, which tars are damaged, suffixes, classes."""
 
     samples: list[Sample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
     suffixes: Counter[str] = field(default_factory=Counter)
+    classes: tuple[str, ...] = ()
 
     def extend(self, other: "Listing") -> None:
         """Append what another look found."""
         self.samples += other.samples
         self.problems += other.problems
+        self.lost |= other.lost
         self.suffixes += other.suffixes
+        if self.classes and other.classes and self.classes != other.classes:
+            place = other.samples[0].path.name if other.samples else "a file without images"
+            self.problems.append(f"{place}: names other classes than the files before it; their labels do not fit")
+        self.classes = self.classes or other.classes
 
 
 def in_tar(path: Path, title: str) -> Listing:
@@ -48,41 +56,87 @@ def in_tar(path: Path, title: str) -> Listing:
     ends the listing and is told in `problems`.
     """
     listing = Listing()
-    images: dict[str, list[Member]] = {}
-    labels: dict[str, int] = {}
-    bad_labels: list[str] = []
+    group = _Group(path)
     try:
         for member in members(path):
-            # Plain strings: a million members pass here, and paths would take most of the time.
-            folder, slash, name = member.name.rpartition("/")
-            if _hidden(name) or "__MACOSX" in folder:
-                continue
-            stem, _, extension = name.partition(".")
-            key = folder + slash + stem
-            suffix = _suffix(name)
-            listing.suffixes[suffix] += 1
-            if suffix in IMAGE_SUFFIXES:
-                images.setdefault(key, []).append(member)
-            elif extension == "cls" or (extension == "json" and key not in labels):
-                try:
-                    label = _label(extension, _content(path, member))
-                except ValueError:
-                    bad_labels.append(member.name)
-                    continue
-                if label is not None:
-                    labels[key] = label
+            key = _key(member)
+            if key is not None:
+                listing.suffixes[group.add(key, member)] += 1
     except (TarError, OSError) as error:
         listing.problems.append(f"{path}: {error}")
-    for key, candidates in images.items():
-        plain = [member for member in candidates if member.name.count(".", len(key)) == 1]
-        folder = key.rpartition("/")[0].rpartition("/")[2].removeprefix(".") or None  # "./1.jpg" lies in no folder
-        for name, offset, size, _ in plain or candidates:
-            listing.samples.append(Sample(f"{title}:{name}", path, offset, size, labels.get(key), folder))
-    if bad_labels:
-        listing.problems.append(f"{path}: {len(bad_labels)} labels are no class numbers, the first is {bad_labels[0]}")
+        listing.lost[str(path)] = str(error)
+    listing.samples = list(group.samples(title))
+    if group.bad_labels:
+        listing.problems.append(
+            f"{path}: {len(group.bad_labels)} labels are no class numbers, the first is {group.bad_labels[0]}"
+        )
     if not listing.samples and not listing.problems:
         listing.problems.append(f"{path}: holds no image")
     return listing
+
+
+def along_tar(path: Path, title: str, grow: Callable[[int], int]) -> Iterator[Sample]:
+    """Yield the samples of a tar shard as they arrive, see `members` for `grow`; the rules are those of `in_tar`.
+
+    Members of a sample must lie side by side, as webdataset wants it. Raises TarError and OSError where the shard stops
+    being one, after all that was whole before.
+    """
+    group, last = _Group(path), None
+    try:
+        for member in members(path, grow):
+            key = _key(member)
+            if key is None:
+                continue
+            if key != last:
+                yield from group.samples(title)
+                group, last = _Group(path), key
+            group.add(key, member)
+    except (TarError, OSError):
+        yield from group.samples(title)
+        raise
+    yield from group.samples(title)
+
+
+class _Group:
+    """Members of a tar on their way to samples."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._images: dict[str, list[Member]] = {}
+        self._labels: dict[str, int] = {}
+        self.bad_labels: list[str] = []
+
+    def add(self, key: str, member: Member) -> str:
+        """Take a member in and return its suffix."""
+        suffix = _suffix(member.name.rpartition("/")[2])
+        extension = member.name[len(key) + 1 :]
+        if suffix in IMAGE_SUFFIXES:
+            self._images.setdefault(key, []).append(member)
+        elif extension == "cls" or (extension == "json" and key not in self._labels):
+            try:
+                label = _label(extension, _content(self._path, member))
+            except ValueError:
+                self.bad_labels.append(member.name)
+            else:
+                if label is not None:
+                    self._labels[key] = label
+        return suffix
+
+    def samples(self, title: str) -> Iterator[Sample]:
+        for key, candidates in self._images.items():
+            plain = [member for member in candidates if member.name.count(".", len(key)) == 1]
+            folder = key.rpartition("/")[0].rpartition("/")[2].removeprefix(".") or None  # "./1.jpg" lies in no folder
+            for name, offset, size, _ in plain or candidates:
+                yield Sample(f"{title}:{name}", self._path, offset, size, self._labels.get(key), folder)
+
+
+def _key(member: Member) -> str | None:
+    """Return what the members of a sample share: the path up to the first dot of the file name; None to pass over."""
+    # Plain strings: a million members pass here, and paths would take most of the time.
+    folder, slash, name = member.name.rpartition("/")
+    if _hidden(name) or "__MACOSX" in folder:
+        return None
+    return folder + slash + name.partition(".")[0]
 
 
 def in_folder(root: Path) -> Listing:

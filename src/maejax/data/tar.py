@@ -1,7 +1,7 @@
 """The tar format, as far as reading needs it: where each member of a local file lies."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,19 +22,24 @@ class Member(NamedTuple):
     head: bytes
 
 
-def members(path: Path) -> Iterator[Member]:
+def members(path: Path, grow: Callable[[int], int] | None = None) -> Iterator[Member]:
     """Walk the headers of a tar file from front to back, skipping over the contents.
+
+    Of a file that still grows, `grow(n)` waits until n bytes are there, or no more will come, and returns how many
+    there are; a member is yielded when all of it is there.
 
     Reads ustar, GNU long names and pax (path, size). `offset` and `size` are in bytes; `head` is the first
     min(size, 512) bytes, which come along with the header for free: a label needs no second read.
 
     Raises TarError where the file stops being a tar, after yielding every intact member before that, and OSError.
     """
-    end = path.stat().st_size
+    end = path.stat().st_size if grow is None else 0
     override: dict[str, str] = {}  # what a long name or pax header says about the member after it
     offset = 0
     with path.open("rb", buffering=0) as file:
         while True:
+            if grow is not None and offset + 2 * BLOCK > end:
+                end = grow(offset + 2 * BLOCK)
             file.seek(offset)
             block = file.read(2 * BLOCK)
             header = block[:BLOCK]
@@ -49,6 +54,8 @@ def members(path: Path) -> Iterator[Member]:
             kind = header[156:157]
             size = 0 if kind in _NO_DATA else int(override.get("size") or _number(header[124:136]))
             data = offset + BLOCK
+            if grow is not None and data + size > end:
+                end = grow(data + size)
             if data + size > end:
                 raise TarError(f"ends at byte {end} in the middle of {_name(header, override)!r}: it was cut")
             offset = data + -(-size // BLOCK) * BLOCK

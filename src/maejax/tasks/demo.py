@@ -32,8 +32,8 @@ from maejax.training.rundir import read_config, write_json
 RECIPE: dict[str, Any] = {
     "channels": 1, "mean": (0.286,), "std": (0.353,), "image_size": "28", "patch_size": 7, "random_crop": "none",
     "test_crop_ratio": 1.0, "layers": 4, "dim": 128, "heads": 4, "dec_layers": 1, "dec_dim": 64, "dec_heads": 4,
-    "norm_pix_loss": True, "train_batch_size": 256, "valid_batch_size": 500, "learning_rate": 3.4e-3,
-    "training_steps": 2500, "warmup_steps": 125, "eval_interval": 500, "save_interval": 500, "log_interval": 25,
+    "norm_pix_loss": True, "train_batch_size": 128, "valid_batch_size": 500, "learning_rate": 4.8e-3,
+    "training_steps": 4000, "warmup_steps": 200, "eval_interval": 1000, "save_interval": 1000, "log_interval": 50,
     "train_loader_workers": 1, "valid_loader_workers": 1,
 }  # fmt: skip
 FEATURES = "cls+mean"

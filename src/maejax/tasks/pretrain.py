@@ -14,7 +14,7 @@ from rich.console import Console
 from maejax import __version__
 from maejax.config import Config, ConfigError, differences, flags
 from maejax.data.augment import build_train
-from maejax.data.pipeline import Batch, Loader, check_readable
+from maejax.data.pipeline import Batch, Loader, check_readable, merge_positions
 from maejax.data.shards import Source, open_source
 from maejax.interop.run import abstract_model, initial_model, load_arrays
 from maejax.models import masking
@@ -189,9 +189,9 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
         Checkpoints(best_path(directory), 1) as best,
     ):
         if newest:
-            state, start, _ = checkpoints.restore(abstract_state(init, optimizer, mesh, sharding))
+            state, start, position = checkpoints.restore(abstract_state(init, optimizer, mesh, sharding))
         else:
-            state, start = create_state(init, optimizer, mesh, sharding), 0
+            state, start, position = create_state(init, optimizer, mesh, sharding), 0, None
             if weights is not None:
                 state = with_weights(state, weights)
         trackers = open_trackers(config, directory, start, written) if first else []
@@ -210,7 +210,7 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
                 evaluate = partial(evaluate_and_keep_best, validation, best, log)
                 if start and validation.best_step == start:
                     best.save(state, start)  # the process before may have ended between the two saves
-            batches = loader.iterate(start, optimization.training_steps)
+            batches = loader.iterate(start, optimization.training_steps, position)
             state, done = fit(
                 state, step_fn, rows_of(batches), mesh=mesh, start=start, stop=optimization.training_steps,
                 batch_size=config.data.train_batch_size, checkpoints=checkpoints, log=log,
@@ -218,6 +218,7 @@ def run(config: Config, console: Console, *, sources: tuple[Source, Source | Non
                 log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
                 extra=lambda: {"data/bad_images": float(len(loader.bad))},
                 explain=partial(explain, config, train_source, directory, mesh), trace=trace,
+                position=loader.position, merge=merge_if_any,
             )  # fmt: skip
             batches.close()
             if loader.bad:
@@ -233,6 +234,11 @@ def open_trackers(config: Config, directory: Path, start: int, written: dict[str
     if config.run.tensorboard:
         trackers.append(TensorBoard(directory, start))
     return trackers
+
+
+def merge_if_any(positions: list[Any]) -> Any:
+    """Put together where the processes stand in a stream; None where the input has no position beside its step."""
+    return None if positions[0] is None else merge_positions(positions)
 
 
 def traced_steps(config: Config) -> tuple[int, int]:

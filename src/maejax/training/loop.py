@@ -14,7 +14,7 @@ from maejax.training.agreement import Agreement, stop_requests
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import TrainingError
 from maejax.training.log import RunLog
-from maejax.training.mesh import put_batch
+from maejax.training.mesh import gather, put_batch
 from maejax.training.meter import Meter
 from maejax.training.processes import first_line
 from maejax.training.state import HALT, SAVE, STOP, Control, TrainState
@@ -56,6 +56,7 @@ def fit(
     eval_interval: int = 0,
     extra: Callable[[], dict[str, float]] = dict,
     position: Callable[[], Any] = lambda: None,
+    merge: Callable[[list[Any]], Any] = lambda positions: positions[0],
     explain: Callable[[TrainState, int, dict[str, np.ndarray]], str] = lambda *_: "",
     trace: Trace | None = None,
 ) -> tuple[TrainState, bool]:
@@ -73,7 +74,8 @@ def fit(
         save_minutes: also save when the last save is so long ago; 0 switches it off.
         evaluate: `(state, step) -> metrics`, written to the log.
         extra: more metrics for every log line, of the host's.
-        position: of `batches`, saved with every checkpoint; anything that JSON holds.
+        position: of this host's `batches`, anything that JSON holds.
+        merge: makes one of the positions of all processes, which every checkpoint holds as its `data`.
         explain: `(state, step, rows) -> sentences` on why the step after `state` gave no finite loss or gradient.
         trace: what is to be profiled.
 
@@ -135,14 +137,15 @@ def fit(
                 settle()  # may bring to light what other processes ask for
             if agreement.has(HALT):
                 step = int(jax.device_get(state.step))
-                checkpoints.save(state, step, here if halted_at is None else halted_at.position)
+                here = here if halted_at is None else halted_at.position
+                checkpoints.save(state, step, merge(gather(here, mesh)))
                 checkpoints.wait()
                 raise failure or TrainingError(f"the input of another process failed; step {step} was saved")
             if due and evaluate is not None:
                 log.write(step, evaluate(state, step))
                 meter.restart(step)
             if done or agreement.any() or (step > start and step % save_interval == 0):
-                checkpoints.save(state, step, here)
+                checkpoints.save(state, step, merge(gather(here, mesh)))
                 saved_at = time.monotonic()
                 agreement.clear(SAVE)
             if done or agreement.has(STOP):

@@ -1,5 +1,6 @@
 """Where arrays live: one mesh of all devices, batches split over it, the state on every device or split as well."""
 
+import json
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -77,6 +78,22 @@ def put_same(value: np.ndarray, mesh: Mesh) -> jax.Array:
     """Put an array that is the same on every host whole on every device."""
     with jax.transfer_guard_host_to_device("allow"):
         return jax.make_array_from_process_local_data(replicated(mesh), value)
+
+
+def gather(value: Any, mesh: Mesh) -> list[Any]:
+    """Give every process the values of all, each anything that JSON holds; all processes call this together."""
+    if jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    sizes = _from_all(np.array([len(text)], np.int32), mesh)
+    texts = _from_all(np.frombuffer(text.ljust(int(sizes.max())), np.uint8), mesh)
+    return [json.loads(row.tobytes()) for row in texts]
+
+
+def _from_all(row: np.ndarray, mesh: Mesh) -> np.ndarray:
+    rows = np.asarray(local_copy(put_rows(np.tile(row, (len(mesh.local_devices), 1)), mesh), mesh))
+    first = {device.process_index: i for i, device in reversed(list(enumerate(mesh.devices.flat)))}
+    return rows[[first[process] for process in sorted(first)]]
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -1,0 +1,78 @@
+"""Bytes of buckets and of every other file system that fsspec knows."""
+
+import re
+import threading
+from collections.abc import Generator
+
+import fsspec
+
+from maejax.data.errors import FetchError
+from maejax.data.redact import redact
+from maejax.data.retry import Patience, Retry, Stopped
+
+CHUNK = 1 << 20
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
+
+
+def read_bucket(address: str, patience: Patience, stop: threading.Event) -> Generator[bytes, None, None]:
+    """Yield the bytes of a file by its fsspec address (gs://, s3://, memory://, ...).
+
+    After a failure it goes on from the byte reached. Raises FetchError for a file that is missing, forbidden, or
+    changed meanwhile, and where patience is at its end.
+    """
+    system, path = _system(address)
+    retry = Retry(patience, stop)
+    done, identity = 0, None
+    while True:
+        try:
+            system.invalidate_cache()  # what was listed before may be old
+            info = system.info(path)
+            found = (info.get("size"), info.get("etag") or info.get("ETag"))
+            if identity is not None and found != identity:
+                raise FetchError("the file changed while it was read; start again")
+            identity = found
+            with system.open(path, "rb", block_size=4 * CHUNK, cache_type="readahead") as file:
+                file.seek(done)
+                while chunk := file.read(CHUNK):
+                    done += len(chunk)
+                    retry.progress()
+                    yield chunk  # type: ignore[misc]
+            if found[0] is None or done >= found[0]:
+                return
+            retry.wait(f"ended at byte {done} of {found[0]}")
+        except (FetchError, Stopped):
+            raise
+        except FileNotFoundError:
+            raise FetchError("not found; correct the address") from None
+        except PermissionError as error:
+            raise FetchError(f"access denied: {_short(error)}; log in, or ask for access") from None
+        except Exception as error:  # every file system raises its own
+            retry.wait(_short(error))
+
+
+def list_bucket(pattern: str) -> list[str]:
+    """List the files that a pattern stands for, as addresses, sorted; raises FetchError."""
+    system, path = _system(pattern)
+    scheme = pattern.partition("://")[0]
+    try:
+        found = system.glob(path)
+    except Exception as error:
+        raise FetchError(f"cannot be listed: {_short(error)}") from None
+    return sorted(f"{scheme}://{str(name).lstrip('/')}" for name in found)
+
+
+def _system(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    scheme = address.partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(address)
+    except ImportError:
+        extra = _EXTRAS.get(scheme)
+        what = f"pip install 'maejax[{extra}]'" if extra else f"install what fsspec needs for {scheme}://"
+        raise FetchError(f"reading {scheme}:// needs a package that is not installed; {what}") from None
+    except ValueError:
+        raise FetchError(f"{scheme}:// is no kind of address known here") from None
+
+
+def _short(error: Exception) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return redact(re.sub(r"\s+", " ", first)[:300])

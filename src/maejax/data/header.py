@@ -1,0 +1,36 @@
+"""What the first bytes of an encoded image say, without decoding it."""
+
+import io
+from typing import NamedTuple
+
+from maejax.data.decode import FORMATS, UnreadableImage
+
+SUFFIX = {
+    "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif",
+}  # fmt: skip
+
+
+class Header(NamedTuple):
+    """Format and mode by Pillow's names ("JPEG", "RGB"), width and height in pixels before any EXIF rotation."""
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
+def read_header(data: bytes) -> Header:
+    """Read format, mode and size of an encoded image; raises UnreadableImage where it starts as none."""
+    opener = next((opener for magic, opener in FORMATS if data.startswith(magic)), None)
+    if opener is None or opener.format is None:
+        raise UnreadableImage(f"no image format known here (starts with {data[:12]!r})")
+    try:
+        image = opener(io.BytesIO(data))
+    except Exception as error:  # on broken bytes Pillow's plugins raise nearly anything
+        raise UnreadableImage(f"damaged {opener.format}: {error}") from None
+    return Header(opener.format, image.mode, *image.size)
+
+
+def suffix_of(data: bytes) -> str:
+    """Return the suffix that belongs to the format of an encoded image, "" where it has none known here."""
+    return next((SUFFIX[opener.format or ""] for magic, opener in FORMATS if data.startswith(magic)), "")

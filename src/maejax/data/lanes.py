@@ -1,0 +1,193 @@
+"""The order of a stream: lanes that read shards side by side."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from maejax.data.errors import DataError, FetchError
+from maejax.data.faults import Faults
+from maejax.data.fill import Place, Row
+from maejax.data.layout import Layout
+from maejax.data.order import epoch_order, window_order
+from maejax.data.stream import Arriving, Here, Item, Stream
+from maejax.data.tar import TarError
+
+LANES = 64
+POOL = 16384  # images: the windows of all lanes together
+LEAST, MOST = 256, 2048  # images in a window
+
+
+class Lanes:
+    """Lays out batches of a stream, one after the other.
+
+    The shards of a run form an endless sequence: a permutation of all shards for epoch 0, one for epoch 1, and so on.
+    Lane l of L reads every L-th of them, beginning with the l-th, from front to back, and fetches the next one ahead.
+    Within a shard, windows of consecutive images are shuffled. A batch takes the same number of images from each lane:
+    its first rows from lane 0, the next from lane 1. So every shard is read once an epoch and every image of it once,
+    and the order depends on the seed, the batch size and the shards alone, not on hosts, workers or the network. Shards
+    of unequal size only let some lanes be at a later shard than others.
+
+    L is the largest number that divides the images of a batch, at most `LANES` and at most the number of shards. The
+    windows of all lanes hold `POOL` images, each from `LEAST` to `MOST`. A process reads only the lanes of its `rows`.
+    """
+
+    def __init__(self, stream: Stream, *, batch_size: int, rows: range, repeats: int, seed: int, faults: Faults):
+        self.stream = stream
+        self.batch_size = batch_size
+        self.rows = rows
+        self.repeats = repeats
+        self.seed = seed
+        self.faults = faults
+        images = batch_size // repeats
+        most = min(LANES, len(stream.shards))
+        self.count = next(number for number in range(most, 0, -1) if images % number == 0)
+        self.window = min(MOST, max(LEAST, POOL // self.count))
+        self.share = batch_size // self.count  # rows of a lane in a batch
+        self.mine = range(rows.start // self.share, -(-rows.stop // self.share))
+        self.order = lru_cache(maxsize=4)(partial(epoch_order, len(stream.shards), seed))
+
+    def open(self, start: int, position: dict[str, Any] | None) -> "list[Lane]":
+        """Open the lanes of this process where they stand before batch `start`; all begin to fetch.
+
+        Raises DataError where `start` is not 0 and its position is not given, or is that of another stream.
+        """
+        if start and position is None:
+            raise DataError(f"a stream cannot start at step {start}: the position it had there was not kept")
+        at = {} if position is None else self._check(position)
+        return [Lane(self, number, *at.get(str(number), (0, 0))) for number in self.mine]
+
+    def layouts(self, lanes: "Sequence[Lane]", start: int, stop: int | None) -> Iterator[Layout]:
+        """Yield the layouts of batches `start` .. `stop`, for ever without `stop`, of lanes that were opened there."""
+        for step in itertools.count(start) if stop is None else range(start, stop):
+            for lane in lanes:
+                lane.look_ahead()
+            yield self._layout(step, lanes)
+
+    def _layout(self, step: int, lanes: "Sequence[Lane]") -> Layout:
+        count = len(self.rows)
+        index, labels = np.full(count, -1, np.int64), np.full(count, -1, np.int32)
+        rows: list[Row] = []
+        keys: dict[int, str] = {}
+        for lane in lanes:
+            first = lane.number * self.share
+            for image in range(self.share // self.repeats):
+                number, item = lane.take()
+                for repeat in range(self.repeats):
+                    row = first + image * self.repeats + repeat - self.rows.start
+                    if 0 <= row < count:
+                        index[row], labels[row] = number, item.label
+                        position = step * self.batch_size + self.rows.start + row
+                        rows.append(Row(row, position, number, item.image))
+                        keys[row] = item.key
+        release = [close for lane in lanes for close in lane.retired]
+        for lane in lanes:
+            lane.retired = []
+        return Layout(step, index, labels, rows, lambda row: keys[row.row], self._shard, self._position(lanes), release)
+
+    def _shard(self, row: Row) -> str | None:
+        if not isinstance(row.image, Place) or row.image.size < 0:
+            return None
+        return self.stream.shards[row.index >> 32].name
+
+    def _position(self, lanes: "Sequence[Lane]") -> dict[str, Any]:
+        return {**self._shape(), "at": {str(lane.number): [lane.shard, lane.offset] for lane in lanes}}
+
+    def _shape(self) -> dict[str, int]:
+        return {"lanes": self.count, "shards": len(self.stream.shards), "images": self.batch_size // self.repeats}
+
+    def _check(self, position: dict[str, Any]) -> dict[str, list[int]]:
+        shape = {name: position.get(name) for name in self._shape()}
+        missing = [number for number in self.mine if str(number) not in position["at"]]
+        if shape != self._shape() or missing:
+            raise DataError(
+                f"the position in the stream is of another run: it has {shape}, this one {self._shape()}; "
+                "give the same shards and batch size, or start a new run"
+            )
+        return position["at"]
+
+
+class Lane:
+    """One lane: `shard` counts the shards it began before, `offset` the images taken from the present one."""
+
+    def __init__(self, lanes: Lanes, number: int, shard: int, offset: int):
+        self.number = number
+        self.shard = shard
+        self.offset = offset
+        self.retired: list[Callable[[], None]] = []
+        self._lanes = lanes
+        self._barren: deque[str] = deque()  # shards in a row without any image
+        self._current = self._open(shard)
+        self._next: Arriving | Here | None = None
+        self._images = self._read(offset)
+
+    def look_ahead(self) -> None:
+        """Begin to fetch the next shard where the present one is here."""
+        if self._next is None and self._current.done:
+            self._next = self._open(self.shard + 1)
+
+    def take(self) -> tuple[int, Item]:
+        """Return the next image and its number; waits until it is here."""
+        while True:
+            try:
+                item = next(self._images)
+            except StopIteration:
+                self._advance("holds no image")
+            except (TarError, FetchError) as error:
+                name = self._shard_at(self.shard).name
+                self._lanes.faults.lost_shard(name, str(error))
+                self._advance(str(error))
+            else:
+                self.offset += 1
+                self._barren.clear()
+                return item
+
+    def close(self) -> None:
+        """Stop fetching."""
+        for close in (*self.retired, self._current.close, *([self._next.close] if self._next else [])):
+            close()
+
+    def _advance(self, why: str) -> None:
+        if self.offset == 0:
+            self._barren.append(f"{self._shard_at(self.shard).name}: {why}")
+            if len(self._barren) >= len(self._lanes.stream.shards):
+                raise DataError(
+                    f"no image in {len(self._barren)} shards in a row, such as {self._barren[-1]}; check the shards"
+                )
+        self.retired.append(self._current.close)
+        self.shard, self.offset = self.shard + 1, 0
+        self._current, self._next = self._next or self._open(self.shard), None
+        self._images = self._read(0)
+
+    def _read(self, skip: int) -> Iterator[tuple[int, Item]]:
+        lanes, place = self._lanes, self._place(self.shard)
+        base = self._number(self.shard) << 32
+        done = 0
+        for window, items in enumerate(self._current.windows(lanes.window)):
+            if done + len(items) > skip:
+                order = window_order(len(items), lanes.seed, place, window).tolist()
+                for i in order[max(0, skip - done) :]:
+                    yield base + window * lanes.window + i, items[i]
+            done += len(items)
+
+    def _place(self, shard: int) -> int:
+        """Return the place in the endless sequence of shards."""
+        return self.number + shard * self._lanes.count
+
+    def _number(self, shard: int) -> int:
+        epoch, within = divmod(self._place(shard), len(self._lanes.stream.shards))
+        return int(self._lanes.order(epoch)[within])
+
+    def _shard_at(self, shard: int):
+        return self._lanes.stream.shards[self._number(shard)]
+
+    def _open(self, shard: int) -> Arriving | Here:
+        return self._lanes.stream.open(self._number(shard))
+
+
+def merge_positions(positions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Put together what several processes say of their lanes."""
+    return {**positions[0], "at": {lane: at for position in positions for lane, at in position["at"].items()}}

@@ -1,0 +1,32 @@
+"""Random numbers by position: the order of an epoch, and what augmentation draws for a row."""
+
+import numpy as np
+
+_ORDER, _AUGMENT = 0, 1  # streams of random numbers
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of n images in an epoch, a permutation of 0..n-1 as int64 [n].
+
+    It sorts raw bits of Philox, whose streams are fixed for good; those of numpy's `permutation` are not.
+    """
+    return np.argsort(_philox(seed, _ORDER, epoch).random_raw(n), kind="stable")
+
+
+def window_order(n: int, seed: int, shard: int, window: int) -> np.ndarray:
+    """Return the order of n consecutive images of a stream, int64 [n].
+
+    `shard` counts the shards of all epochs, `window` the windows within the shard: no two windows share an order.
+    """
+    return np.argsort(_philox(seed, _ORDER, shard, 1 + window).random_raw(n), kind="stable")
+
+
+def augment_rng(seed: int, position: int) -> np.random.Generator:
+    """Return the random numbers of augmentation for the row at a position of the endless sequence."""
+    return np.random.Generator(_philox(seed, _AUGMENT, position))
+
+
+def _philox(seed: int, stream: int, position: int, part: int = 0) -> np.random.Philox:
+    # Counter-based: every (seed, stream, position, part) has 2**64 blocks of its own, and none costs a warm-up.
+    key = np.array([seed % 2**64, stream], np.uint64)
+    return np.random.Philox(key=key, counter=np.array([0, position, part, 0], np.uint64))

@@ -1,0 +1,97 @@
+"""Shards against the index beside them: sizes, checksums, numbers of images, and whether every image is whole."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from maejax.data.decode import UnreadableImage, decode
+from maejax.data.samples import in_tar
+from maejax.data.shards import DataError
+
+
+class Verified(NamedTuple):
+    """What is there, and what is wrong with it: pairs of the name of a shard or image and a reason."""
+
+    shards: int
+    images: int
+    bytes: int
+    wrong: list[tuple[str, str]]
+
+
+def verify(
+    dst: str, *, deep: bool = False, workers: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> Verified:
+    """Read every shard of the folder `dst` again and compare it with its `index.json`.
+
+    Compared is what the index tells of a shard: bytes, sha256, samples. Each has to be a whole tar; with `deep`, each
+    of its images has to decode. Shards that the index does not name are wrong too. `workers` threads read a shard each
+    (None: one for each core). `progress` is called with the number of bytes done and of all.
+
+    Raises DataError where there is no index, or none that can be read.
+    """
+    folder = Path(dst).expanduser()
+    try:
+        index = json.loads((folder / "index.json").read_bytes())
+        entries: list[dict[str, Any]] = [{**entry, "name": str(entry["name"])} for entry in index["shards"]]
+    except OSError:
+        unfinished = (folder / "pack.jsonl").exists()
+        raise DataError(
+            f"{folder}: has no index.json; "
+            + ("the pack is not finished: start it again" if unfinished else "maejax pack writes one beside its shards")
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{folder / 'index.json'}: is no index of shards; pack them again") from None
+    named = {entry["name"] for entry in entries}
+    wrong = [(path.name, "is not in the index") for path in sorted(folder.glob("[!.]*.tar")) if path.name not in named]
+    total = sum((folder / entry["name"]).stat().st_size for entry in entries if (folder / entry["name"]).is_file())
+    done = images = 0
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="maejax-verify") as executor:
+        try:
+            for size, count, reasons in executor.map(lambda entry: _check(folder, entry, deep), entries):
+                done, images = done + size, images + count
+                wrong += reasons
+                if progress is not None:
+                    progress(done, total)
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+    if "total" in index and index["total"] != images and not wrong:
+        wrong.append(("index.json", f"tells of {index['total']} images, the shards hold {images}"))
+    return Verified(len(entries), images, done, wrong)
+
+
+def _check(folder: Path, entry: dict[str, Any], deep: bool) -> tuple[int, int, list[tuple[str, str]]]:
+    """Return bytes, images, and what is wrong, of one shard."""
+    name, path = entry["name"], folder / entry["name"]
+    try:
+        size = path.stat().st_size
+        if size != entry.get("bytes", size):
+            return size, 0, [(name, f"has {size:,} bytes instead of {entry['bytes']:,}")]
+        wrong = []
+        if "sha256" in entry:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != entry["sha256"]:
+                wrong.append((name, f"has the sha256 {digest[:16]}... instead of {str(entry['sha256'])[:16]}..."))
+        found = in_tar(path, name)
+        wrong += [(name, problem.removeprefix(f"{path}: ")) for problem in found.problems]
+        count = len(found.samples)
+        if count != entry.get("samples", count):
+            wrong.append((name, f"holds {count} images instead of {entry['samples']}"))
+        if deep:
+            with path.open("rb") as file:
+                for sample in found.samples:
+                    file.seek(sample.offset)
+                    try:
+                        decode(file.read(sample.size))
+                    except UnreadableImage as error:
+                        wrong.append((sample.key, str(error)))
+    except FileNotFoundError:
+        return 0, 0, [(name, "is missing")]
+    except OSError as error:
+        return 0, 0, [(name, f"cannot be read: {error.strerror}")]
+    return size, count, wrong

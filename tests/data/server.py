@@ -1,0 +1,68 @@
+"""A web server on loopback that misbehaves as it is told."""
+
+import http.server
+import threading
+import time
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files` (path -> bytes). `plans` (path -> list of moods) says how it treats the first requests of a path.
+
+    Moods: a status number; (status, headers); "reset" or "stall" after half of what was asked; "short" says more bytes
+    than it sends. `seen` records (path, Range, Authorization) of each request.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files, self.plans, self.seen = {}, {}, []
+        self.ranges = True
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def stop(self):
+        self.shutdown()
+        self.server_close()
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server, path = self.server, self.path.partition("?")[0]
+        server.seen.append((self.path, self.headers.get("Range"), self.headers.get("Authorization")))
+        plan = server.plans.get(path, [])
+        mood = plan.pop(0) if plan else None
+        if isinstance(mood, int | tuple):
+            status, headers = (mood, {}) if isinstance(mood, int) else mood
+            self._answer(status, b"", headers)
+            return
+        data = server.files.get(path)
+        if data is None:
+            self._answer(404, b"", {})
+            return
+        start, headers, status = 0, {"ETag": f'"{hash(data)}"'}, 200
+        asked = self.headers.get("Range")
+        if asked and server.ranges and self.headers.get("If-Range", headers["ETag"]) == headers["ETag"]:
+            start, status = int(asked.removeprefix("bytes=").rstrip("-")), 206
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        body = data[start:]
+        if mood is None:
+            self._answer(status, body, headers)
+            return
+        self._answer(status, body[: len(body) // 2], headers, length=len(body))
+        self.wfile.flush()
+        if mood == "stall":
+            time.sleep(2)
+        self.close_connection = True
+
+    def _answer(self, status, body, headers, length=None):
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body) if length is None else length)} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)

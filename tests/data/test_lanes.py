@@ -1,0 +1,256 @@
+"""Streams: every image once an epoch, the same order for everybody, and going on where a run stopped."""
+
+import gzip
+import logging
+import shutil
+import threading
+import time
+from collections import Counter
+
+import fsspec
+import numpy as np
+import pytest
+
+from maejax.data import lanes
+from maejax.data.augment import build_eval, build_train
+from maejax.data.errors import DataError
+from maejax.data.faults import Faults
+from maejax.data.pipeline import Loader, check_readable, merge_positions
+from maejax.data.retry import Patience
+from maejax.data.shards import open_source, open_stream
+
+QUICK = Patience(connect=2, stall=0.3, total=1, backoff=0.02)
+SIZES = [9, 17, 4, 0, 12, 8, 25]  # images a shard: unequal, and one of none
+
+
+@pytest.fixture
+def serve(server, numbered, tmp_path):
+    """Put shards of numbered images on the server: image i of shard s is filled with 10 * s + i. Returns the spec."""
+
+    def serve(sizes, pack=bytes):
+        for s, size in enumerate(sizes):
+            data = numbered(tmp_path / "made.tar", size).read_bytes()
+            server.files[f"/s-{s}.tar"] = pack(data)
+        return f"{server.url}/s-{{0..{len(sizes) - 1}}}.tar"
+
+    return serve
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    monkeypatch.setattr(lanes, "LEAST", 4)
+    monkeypatch.setattr(lanes, "POOL", 12)
+
+
+def train(stream, **arguments):
+    transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True)
+    return Loader(stream, transform, **{"batch_size": 6, "channels": 1, "size": (6, 6), "seed": 3} | arguments)
+
+
+def stream_of(spec, **arguments):
+    return open_stream(spec, patience=QUICK, **arguments)
+
+
+def assert_same(a, b):
+    for name in ("images", "labels", "valid", "index"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def fetch_threads():
+    return [thread for thread in threading.enumerate() if thread.name == "maejax-fetch"]
+
+
+def test_every_shard_and_image_once_an_epoch_in_windows(serve):
+    stream = stream_of(serve(SIZES))
+    loader = train(stream)
+    assert loader._layouts.count == 6 and loader.steps is None
+    batches = loader.iterate()
+    seen = [[] for _ in range(6)]  # what each lane gave
+    for batch in (next(batches) for _ in range(60)):
+        assert batch.valid.all()
+        assert (batch.labels == (batch.index & 0xFFFFFFFF) % 3).all()
+        assert (batch.images == (batch.index & 0xFFFFFFFF)[:, None, None, None]).all()
+        for lane, index in enumerate(batch.index.tolist()):
+            seen[lane].append(index)
+    batches.close()
+    sequence = [int(s) for epoch in range(9) for s in loader._layouts.order(epoch)]
+    assert all(sorted(sequence[e * 7 : e * 7 + 7]) == list(range(7)) for e in range(9))
+    shuffled = 0
+    for lane, images in enumerate(seen):
+        for shard in sequence[lane::6]:
+            if not images:
+                break
+            part, images = images[: SIZES[shard]], images[SIZES[shard] :]
+            assert {i >> 32 for i in part} <= {shard}
+            numbers = [i & 0xFFFFFFFF for i in part]
+            for start in range(0, len(numbers), 4):
+                window = numbers[start : start + 4]
+                if start + 4 <= len(numbers):
+                    assert sorted(window) == list(range(start, start + 4))
+                shuffled += window != sorted(window)
+    assert shuffled > 30
+
+
+@pytest.mark.parametrize("processes", [2, 3, 6])
+def test_processes_and_threads_change_nothing(serve, processes):
+    spec = serve(SIZES)
+    whole = list(train(stream_of(spec)).iterate(stop=12))
+    parts = [
+        list(train(stream_of(spec), process_index=i, process_count=processes, workers=2).iterate(stop=12))
+        for i in range(processes)
+    ]
+    for step, batch in enumerate(whole):
+        np.testing.assert_array_equal(np.concatenate([part[step].images for part in parts]), batch.images)
+        np.testing.assert_array_equal(np.concatenate([part[step].index for part in parts]), batch.index)
+
+
+def test_fewer_shards_than_processes_and_lanes(serve):
+    spec = serve([5, 3])
+    whole = list(train(stream_of(spec), batch_size=8, repeats=2).iterate(stop=9))
+    parts = [
+        list(train(stream_of(spec), batch_size=8, repeats=2, process_index=i, process_count=4).iterate(stop=9))
+        for i in range(4)
+    ]
+    for step, batch in enumerate(whole):
+        np.testing.assert_array_equal(np.concatenate([part[step].images for part in parts]), batch.images)
+        assert (batch.index[::2] == batch.index[1::2]).all()
+    counts = Counter(np.concatenate([batch.index[::2] for batch in whole]).tolist())
+    assert len(counts) == 8 and min(counts.values()) >= 3
+
+
+def test_a_run_goes_on_where_it_stopped_and_reads_only_what_it_needs(serve, server):
+    spec = serve(SIZES)
+    whole = list(train(stream_of(spec)).iterate(stop=30))
+    halves = [train(stream_of(spec), workers=1, process_index=i, process_count=2) for i in (0, 1)]
+    for half in halves:
+        running = half.iterate()
+        for _ in range(17):
+            next(running)
+        running.close()
+    position = merge_positions([half.position() for half in halves])
+    server.seen.clear()
+    resumed = train(stream_of(spec), workers=2)
+    for a, b in zip(whole[17:], resumed.iterate(17, 30, position), strict=True):
+        assert_same(a, b)
+    first = [seen[0] for seen in server.seen if seen[0] != "/index.json"][:6]
+    loader = train(stream_of(spec))
+    sequence = [int(s) for epoch in range(9) for s in loader._layouts.order(epoch)]
+    assert sorted(first) == sorted(f"/s-{sequence[lane + 6 * position['at'][str(lane)][0]]}.tar" for lane in range(6))
+    with pytest.raises(DataError, match="position"):
+        next(train(stream_of(spec)).iterate(17))
+    with pytest.raises(DataError, match="of another run"):
+        next(train(stream_of(spec), batch_size=12).iterate(17, None, position))
+
+
+def test_all_kinds_of_shards_mix(serve, server, numbered, tmp_path, encode):
+    serve([6, 6])
+    fsspec.filesystem("memory").pipe("/b/m.tar", numbered(tmp_path / "m.tar", 6).read_bytes())
+    (tmp_path / "z.tar.gz").write_bytes(gzip.compress((tmp_path / "m.tar").read_bytes()))
+    (tmp_path / "images").mkdir()
+    for i in range(6):
+        (tmp_path / f"images/{i}.png").write_bytes(encode(np.full((6, 6), i, np.uint8)))
+    lines = ["# all", f"{server.url}/s-{{0,1}}.tar", "memory://b/*.tar", f"pipe:cat {tmp_path}/{{m..m}}.tar",
+             f"pipe:cat {tmp_path}/m.tar", f"{tmp_path}/z.tar.gz", f"{tmp_path}/images"]  # fmt: skip
+    (tmp_path / "list.txt").write_text("\n".join([*lines[:3], "", *lines[4:]]))
+    for spec in (f"@{tmp_path}/list.txt", [*lines[1:3], *lines[4:]]):
+        loader = train(stream_of(spec), batch_size=6)
+        index = np.concatenate([batch.index for batch in loader.iterate(stop=6)])
+        assert sorted(index.tolist()) == [s << 32 | i for s in range(6) for i in range(6)]
+        whole = open_source(spec)
+        assert len(whole) == 36
+    server.files["/list.txt"] = f"{server.url}/s-0.tar\n".encode()
+    assert len(open_source(f"@{server.url}/list.txt")) == 6
+    fsspec.filesystem("memory").rm("/b", recursive=True)
+
+
+def test_a_cache_serves_later_epochs_and_runs(serve, server, tmp_path):
+    spec = serve([6, 6, 6])
+    kept = stream_of(spec, cache_dir=str(tmp_path / "cache"))
+    batches = list(train(kept).iterate(stop=9))
+    wait_for(lambda: not fetch_threads())
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
+    server.seen.clear()
+    again = list(train(stream_of(spec, cache_dir=str(tmp_path / "cache"))).iterate(stop=9))
+    for a, b in zip(batches, again, strict=True):
+        assert_same(a, b)
+    assert {seen[0] for seen in server.seen} <= {"/index.json"}
+    assert not list((tmp_path / "cache").glob("*.part"))
+    assert len(open_source(spec, cache_dir=str(tmp_path / "cache"))) == 18
+    assert {seen[0] for seen in server.seen} <= {"/index.json"}
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_without_a_cache_nothing_stays(serve, tmp_path):
+    stream = stream_of(serve([6] * 12))
+    most = 0
+    for _ in train(stream, workers=1).iterate(stop=24):
+        most = max(most, len(list(stream.folder.iterdir())))
+    assert 6 <= most <= 6 * 2 + 6
+    wait_for(lambda: not list(stream.folder.iterdir()))
+    shutil.rmtree(stream.folder)
+
+
+def test_passing_faults_change_nothing(serve, server):
+    spec = serve(SIZES)
+    whole = list(train(stream_of(spec)).iterate(stop=10))
+    server.plans = {f"/s-{i}.tar": [503, "reset", "stall"] for i in range(7)}
+    loader = train(stream_of(spec))
+    for a, b in zip(whole, loader.iterate(stop=10), strict=True):
+        assert_same(a, b)
+    assert not loader.lost and not loader.bad
+
+
+@pytest.mark.parametrize("fault", ["404", "cut", "page", "empty"])
+def test_a_lost_shard_is_an_error_unless_allowed(serve, server, fault, caplog):
+    spec = serve([6, 6, 6, 6])
+    whole = server.files["/s-2.tar"]
+    del server.files["/s-2.tar"]
+    if fault != "404":
+        server.files["/s-2.tar"] = {"cut": whole[:5000], "page": b"<html>" + whole, "empty": b""}[fault]
+    words = {"404": "HTTP 404", "cut": "it was cut", "page": "web page", "empty": "not a tar"}[fault]
+    with pytest.raises(DataError, match=rf"1 shard cannot be read.*--max-lost-shards 0.*s-2\.tar: .*{words}"):
+        list(train(stream_of(spec)).iterate(stop=6))
+    loader = train(stream_of(spec), faults=Faults(max_lost_shards=1))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "maejax.data"):
+        index = np.concatenate([batch.index for batch in loader.iterate(stop=12)])
+    assert set((index >> 32).tolist()) - {2} == {0, 1, 3}
+    assert [name.rpartition("/")[2] for name in loader.lost] == ["s-2.tar"]
+    assert len(caplog.records) == 1
+    with pytest.raises(DataError, match="--on-bad-data stop"):
+        list(train(stream_of(spec), faults=Faults("stop", max_lost_shards=1)).iterate(stop=6))
+    with pytest.raises(DataError, match="1 shard cannot be read"):  # also where all is fetched at once
+        Loader(open_source(spec, patience=QUICK), build_eval((6, 6), 1.0), batch_size=4, channels=1, size=(6, 6))
+
+
+def test_nothing_usable_is_said_within_seconds(serve, server, tmp_path):
+    spec = serve([6, 6])
+    for path in list(server.files):
+        server.files[path] = b"<html>Sign in</html>"
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"none of 2 images.*s-0\.tar: is a web page"):
+        check_readable(stream_of(spec), 1)
+    with pytest.raises(DataError, match=r"no image found.*is a web page"):
+        open_source(spec)
+    secret = "pipe:curl -s -f -H 'Authorization:Bearer hf_abcdefgh' " + server.url + "/no-{0..3}.tar"
+    with pytest.raises(DataError) as caught:
+        check_readable(stream_of(secret), 1)
+    assert "hf_abcdefgh" not in str(caught.value) and "exit code 22" in str(caught.value)
+    assert time.monotonic() - start < 9
+    with pytest.raises(DataError, match="no image in 2 shards in a row"):
+        list(train(stream_of(serve([0, 0]))).iterate(stop=1))
+
+
+def test_an_evaluation_is_over_all_images_in_order(serve):
+    source = open_source(serve(SIZES))
+    loader = Loader(source, build_eval((6, 6), 1.0), batch_size=10, channels=1, size=(6, 6), shuffle=False)
+    values = np.concatenate([batch.images[batch.valid, 0, 0, 0] for batch in loader.iterate()])
+    assert values.tolist() == [i for size in SIZES for i in range(size)]
+    with pytest.raises(DataError, match="cannot be evaluated"):
+        train(stream_of(serve(SIZES)), shuffle=False)
