@@ -8,8 +8,11 @@ import maejax
 PACKAGE = Path(maejax.__file__).parent
 # A room may import from the rooms behind it, never from those before it.
 ROOMS = ["cli", "plan", "tasks", "evaluate", "interop", "training", "data", "models", "config"]
-ONLY_IN = {"tyro": "cli.py", "orbax": "training/checkpoint.py"}
-NEVER = {"torch", "tensorflow", "wandb", "timm", "transformers"}
+ONLY_IN = {
+    "tyro": "cli.py", "orbax": "training/checkpoint.py", "wandb": "training/trackers.py",
+    "tensorboardX": "training/trackers.py",
+}  # fmt: skip
+NEVER = {"torch", "tensorflow", "timm", "transformers"}
 APART = {"config": set(), "models": set(), "data": set(), "training": {"models", "data"}}  # all that these may import
 
 

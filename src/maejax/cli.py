@@ -26,8 +26,7 @@ def train_command(mode: str) -> Callable[..., int]:
 
     def train(config: Config = defaults) -> int:
         prepare_devices()
-        join_processes(config)
-        console = Console()
+        console = Console(quiet=not join_processes(config))
         if config.run.mode != "pretrain":
             raise ConfigError(f"--mode {config.run.mode} is not built yet; --mode pretrain is")
         from maejax.tasks import pretrain
@@ -241,16 +240,17 @@ def prepare_devices() -> None:
     keep_freed_memory()
 
 
-def join_processes(config: Config) -> None:
-    """Become one of the processes of a run, if the flags say so; before JAX looks for devices."""
+def join_processes(config: Config) -> bool:
+    """Become one of the processes of a run, if the flags say so; tell whether it is the first, which speaks for all."""
     machine = config.machine
-    if machine.distributed or machine.coordinator or machine.num_processes or machine.process_id >= 0:
-        from maejax.training.processes import join
+    if not (machine.distributed or machine.coordinator or machine.num_processes or machine.process_id >= 0):
+        return True
+    from maejax.training.processes import join
 
-        join(
-            distributed=machine.distributed, coordinator=machine.coordinator, num_processes=machine.num_processes,
-            process_id=machine.process_id,
-        )  # fmt: skip
+    return join(
+        distributed=machine.distributed, coordinator=machine.coordinator, num_processes=machine.num_processes,
+        process_id=machine.process_id,
+    )  # fmt: skip
 
 
 def leave_processes(code: int) -> int:

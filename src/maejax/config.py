@@ -29,7 +29,7 @@ class Run:
     name: str = ""
     """Name of this run and of its folder. Empty: the mode's name."""
     project: str = ""
-    """Name of the project this run belongs to (W&B project in the original); kept in config.json."""
+    """Name of the project this run belongs to, for --wandb; kept in config.json."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: continue from the newest checkpoint if there is one. never: refuse to. must: refuse to start anew."""
     save_interval: int = 1000
@@ -42,6 +42,12 @@ class Run:
     """Steps between log lines."""
     eval_interval: int = 0
     """Steps between validations; 0: only at the end. Each one also draws pictures of reconstructions."""
+    wandb: bool = False
+    """Also log to Weights & Biases, in the project --project; WANDB_MODE=offline keeps it in the run directory."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files, to OUTPUT_DIR/NAME/tensorboard."""
+    profile: str = ""
+    """START:STOP traces these steps on every process into OUTPUT_DIR/NAME/profile, for TensorBoard or xprof."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the matrix products. auto: bfloat16 on TPU and GPU, float32 on CPU. All else is float32."""
     pretrained_ckpt: str = ""

@@ -67,3 +67,10 @@ def finish(process):
     """Wait for a process, and return (exit code, what it printed)."""
     printed = process.communicate(timeout=PATIENCE)[0]
     return process.returncode, printed
+
+
+def said(processes):
+    """End processes and collect what they printed, for a test that has failed."""
+    for process in processes:
+        process.kill()
+    return "\n".join(f"{i}: {finish(process)}" for i, process in enumerate(processes))

@@ -18,9 +18,9 @@ def test_a_continued_run_logs_every_step_once(tmp_path):
 def test_no_terminal_gets_plain_lines(tmp_path, capsys):
     with RunLog(tmp_path, 0, 200, Console(force_terminal=False)) as log:
         log.advance(1)
-        log.report(100, {"train/loss": 0.5, "train/images_per_second": 1234.5})
+        log.report(100, {"train/loss": 0.5, "train/images_per_second": 1234.5, "train/eta_seconds": 61.4})
     out = capsys.readouterr().out
-    assert "step 100/200  loss 0.5000  1,23" in out and "ETA" in out
+    assert "step 100/200  loss 0.5000  1,23" in out and "ETA 0:01:01" in out
 
 
 def test_a_full_disk_delays_lines_and_loses_none(tmp_path, caplog, full_disk):

@@ -39,7 +39,7 @@ def good(stop):
     return [rows(step) for step in range(stop)]
 
 
-def train(folder, batches, stop=6, on_nan="stop", **options):
+def train(folder, batches, stop=6, on_nan="stop", step=None, **options):
     """Train on given batches; an exception among them is raised in place of a batch. Return the last kernel."""
     mesh = make_mesh()
 
@@ -53,8 +53,8 @@ def train(folder, batches, stop=6, on_nan="stop", **options):
     options = {"save_interval": 100, "log_interval": 1, **options}
     with Checkpoints(folder / "checkpoints") as saves, RunLog(folder, 0, stop, Console(quiet=True)) as log:
         state, _ = fit(
-            create_state(Line, OPTIMIZER, mesh), STEP[on_nan], give(), mesh=mesh, start=0, stop=stop, batch_size=4,
-            checkpoints=saves, log=log, **options,
+            create_state(Line, OPTIMIZER, mesh), step or STEP[on_nan], give(), mesh=mesh, start=0, stop=stop,
+            batch_size=4, checkpoints=saves, log=log, **options,
         )  # fmt: skip
     return np.asarray(state.model.kernel[...])
 
@@ -106,6 +106,12 @@ def test_a_loss_that_is_not_finite_can_be_skipped(tmp_path):
     assert [step for step, _ in read_metrics(tmp_path / "metrics.jsonl", "train/loss")] == [1, 2, 3, 5, 6]
     with pytest.raises(TrainingError, match="10 steps in a row"):
         train(tmp_path / "bad", [bad()] * 20, stop=20, on_nan="skip")
+
+
+def test_nothing_is_compiled_after_the_first_step(tmp_path):
+    step = make_step(losses, OPTIMIZER, lambda step: 0.1)
+    train(tmp_path, good(6), step=step, save_interval=2)
+    assert step._cache_size() == 1
 
 
 def test_saves_also_go_by_the_clock(tmp_path):

@@ -29,16 +29,16 @@ def test_flags_that_do_not_name_the_processes_are_refused():
         join(distributed=True, coordinator="localhost:1234", num_processes=2, process_id=0)
 
 
-def test_one_run_on_one_process_on_two_and_split(tmp_path, images, train, monkeypatch):
+def test_one_run_on_one_process_on_two_and_split(tmp_path, images, train):
     """Two processes are told to stop by one, go on with a split state, lose one, and one process ends the run."""
     flags = ["--valid-dataset-shards", images, "--valid-batch-size", 16, "--training-steps", STEPS, *SGD,
-             "--eval-interval", 4, "--save-interval", 5]  # fmt: skip
+             "--eval-interval", 12, "--save-interval", 5]  # fmt: skip
     code, printed = train(*flags, "--name", "alone")
     assert code == 0, printed
     run = tmp_path / "runs/pretrain"
 
     processes = harness.start_several(tmp_path, images, *flags)
-    assert harness.wait_until(lambda: harness.last_step(run) >= 6, *processes)
+    assert harness.wait_until(lambda: harness.last_step(run) >= 6, *processes), harness.said(processes)
     processes[1].send_signal(signal.SIGTERM)
     (first, first_said), (second, second_said) = map(harness.finish, processes)
     assert first == second == 75, first_said + second_said
@@ -48,12 +48,15 @@ def test_one_run_on_one_process_on_two_and_split(tmp_path, images, train, monkey
     assert saved_steps(run / "checkpoints")[-1] == stopped < STEPS
 
     processes = harness.start_several(tmp_path, images, *flags, "--sharding", "fsdp")
-    assert harness.wait_until(lambda: harness.last_step(run) >= stopped + 6, *processes)
+    assert harness.wait_until(lambda: harness.last_step(run) >= stopped + 6, *processes), harness.said(processes)
     processes[1].kill()
     dead = time.monotonic()
     code, said = harness.finish(processes[0])
     assert time.monotonic() - dead < 60
-    assert code == 1 and "most likely since another process ended" in said, said
+    # By our sentence, or where the main thread cannot be reached, by JAX's, which aborts.
+    assert (code == 1 and "most likely since another process ended" in said) or (
+        code == -signal.SIGABRT and "The following tasks are unhealthy" in said
+    ), said
     assert f"continuing runs/pretrain from step {stopped}" in said
 
     code, printed = train(*flags)

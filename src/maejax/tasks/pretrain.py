@@ -30,12 +30,14 @@ from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import RunError
 from maejax.training.log import RunLog
 from maejax.training.loop import fit
-from maejax.training.mesh import local_copy, make_mesh
+from maejax.training.mesh import first_device, local_copy, make_mesh
 from maejax.training.optim import build_optimizer
 from maejax.training.processes import everywhere, share
 from maejax.training.rundir import best_path, checkpoints_path, config_path, open_run, read_config
 from maejax.training.schedule import peak_rate, warmup_cosine
 from maejax.training.state import TrainState, abstract_state, create_state, make_step
+from maejax.training.trace import Trace
+from maejax.training.trackers import TensorBoard, Tracker, WandB, check_installed
 
 # These change nothing that is computed, so a run may continue with other values.
 MAY_CHANGE = {
@@ -43,6 +45,7 @@ MAY_CHANGE = {
     "ipaddr", "hostname", "train_loader_workers", "valid_loader_workers", "valid_dataset_shards", "valid_batch_size",
     "save_minutes", "distributed", "coordinator", "num_processes", "process_id", "sharding", "on_nan", "cache_dir",
     "on_bad_data", "max_bad_images", "max_lost_shards",
+    "wandb", "tensorboard", "profile",
 }  # fmt: skip
 UNWRITTEN = {"ipaddr", "coordinator", "num_processes", "process_id"}  # of this process and its machine, not of the run
 
@@ -107,6 +110,7 @@ def check_flags(config: Config) -> None:
             raise ConfigError(
                 f"--{name.replace('_', '-')} {given[name]} is not built yet; the paper's pre-training recipe uses none"
             )
+    traced_steps(config)
     if not config.data.train_dataset_shards:
         raise ConfigError("--train-dataset-shards is missing: name tar shards, an image folder or an .npz file")
     if config.augment.color_jitter and config.data.channels not in (1, 3):
@@ -145,6 +149,7 @@ def run(
 
     """
     check_flags(config)
+    check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
     model_arguments = geometry(config)
     try:
         abstract_model(model_arguments)
@@ -191,12 +196,16 @@ def run(
         Checkpoints(best_path(directory), 1) as best,
     ):
         if newest:
-            state, start, positions = checkpoints.restore(abstract_state(init, optimizer, mesh, sharding))
+            state, start, position = checkpoints.restore(abstract_state(init, optimizer, mesh, sharding))
         else:
-            state, start, positions = create_state(init, optimizer, mesh, sharding), 0, None
+            state, start, position = create_state(init, optimizer, mesh, sharding), 0, None
             if weights is not None:
                 state = with_weights(state, weights)
-        with RunLog(directory, start, optimization.training_steps, console, first=first) as log:
+        trackers = open_trackers(config, directory, start, written) if first else []
+        with (
+            RunLog(directory, start, optimization.training_steps, console, first=first, trackers=trackers) as log,
+            Trace(directory / "profile" / str(jax.process_index()), *traced_steps(config)) as trace,
+        ):
             if config.run.ipaddr:
                 log.say("--ipaddr is accepted for the original's scripts and ignored")
             if start:
@@ -207,18 +216,18 @@ def run(
             evaluate = None
             if valid_source is not None:
                 validation = Validation(config, valid_source, directory, mesh, faults_allowed(config), start)
-                evaluate = partial(evaluate_and_keep_best, validation, best)
+                evaluate = partial(evaluate_and_keep_best, validation, best, log)
                 if start and validation.best_step == start:
                     best.save(state, start)  # the process before may have ended between the two saves
-            position = merge_positions(positions) if positions and positions[0] is not None else None
             batches = loader.iterate(start, optimization.training_steps, position)
             state, done = fit(
                 state, step_fn, rows_of(batches), mesh=mesh, start=start, stop=optimization.training_steps,
                 batch_size=config.data.train_batch_size, checkpoints=checkpoints, log=log,
                 save_interval=config.run.save_interval, save_minutes=config.run.save_minutes,
                 log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
-                extra=partial(count_faults, loader), position=loader.position,
-                explain=partial(explain, config, train_source, directory, mesh),
+                extra=partial(count_faults, loader),
+                explain=partial(explain, config, train_source, directory, mesh), trace=trace,
+                position=loader.position, merge=merge_if_any,
             )  # fmt: skip
             batches.close()
             if loader.bad:
@@ -233,9 +242,44 @@ def count_faults(loader: Loader) -> dict[str, float]:
     return {"data/bad_images": float(len(loader.bad)), "data/lost_shards": float(len(loader.lost))}
 
 
-def evaluate_and_keep_best(validation: Validation, best: Checkpoints, state: TrainState, step: int) -> dict[str, float]:
-    """Validate a state, and save it where it is the best so far."""
+def open_trackers(config: Config, directory: Path, start: int, written: dict[str, Any]) -> list[Tracker]:
+    """Begin to log to what the flags name besides metrics.jsonl."""
+    trackers: list[Tracker] = []
+    if config.run.wandb:
+        trackers.append(WandB(directory, config.run.project, directory.name, written))
+    if config.run.tensorboard:
+        trackers.append(TensorBoard(directory, start))
+    return trackers
+
+
+def merge_if_any(positions: list[Any]) -> Any:
+    """Put together where the processes stand in a stream; None where the input has no position beside its step."""
+    return None if positions[0] is None else merge_positions(positions)
+
+
+def traced_steps(config: Config) -> tuple[int, int]:
+    """Read `--profile START:STOP`; without it, steps that are never made.
+
+    Raises:
+        ConfigError: it has another form.
+
+    """
+    if not config.run.profile:
+        return -1, -1
+    start, _, stop = config.run.profile.partition(":")
+    if not (start.isdecimal() and stop.isdecimal() and int(start) < int(stop)):
+        raise ConfigError(f"--profile {config.run.profile}: give START:STOP, two steps such as 100:110")
+    return int(start), int(stop)
+
+
+def evaluate_and_keep_best(
+    validation: Validation, best: Checkpoints, log: RunLog, state: TrainState, step: int
+) -> dict[str, float]:
+    """Validate a state, hand on its pictures, and save it where it is the best so far."""
     metrics = validation(state, step)
+    picture = validation.picture_path(step)
+    if picture.exists():
+        log.picture(step, picture)
     if validation.best_step == step:
         best.save(state, step)
     return metrics
@@ -245,15 +289,15 @@ def explain(config: Config, source: Source | Stream, directory: Path, mesh, stat
     """Say why the step after `state` gave no finite loss or gradient, and write its batch for inspection."""
     model: Any = local_copy(state.model, mesh)
     count, process = len(rows["images"]), jax.process_index()
-    noise_key = jax.random.fold_in(jax.random.key(config.seeds.noise_seed), step - 1)
-    order = masking.random(noise_key, count * jax.process_count(), model.patches)[process * count :][:count]
-    order = np.asarray(order)
-    losses = np.asarray(model(model.normalize(rows["images"]), order).loss)
-    bad = np.flatnonzero(rows["valid"] & ~np.isfinite(losses))
-    if not len(bad):
-        bad = np.flatnonzero(rows["valid"])
     path = directory / "bad" / f"{step}-{process}.npz"
-    where = first_bad_layer(model, rows["images"][bad], order[bad])
+    with first_device():
+        noise_key = jax.random.fold_in(jax.random.key(config.seeds.noise_seed), step - 1)
+        order = masking.random(noise_key, count * jax.process_count(), model.patches)
+        order = np.asarray(order)[process * count :][:count]
+        losses = np.asarray(model(model.normalize(rows["images"]), order).loss)
+        bad = np.flatnonzero(rows["valid"] & ~np.isfinite(losses))
+        bad = bad if len(bad) else np.flatnonzero(rows["valid"])
+        where = first_bad_layer(model, rows["images"][bad], order[bad])
     keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
     return f"first not finite: {where}; on {keys}; {write_batch(path, rows, order)}"
 

@@ -17,7 +17,7 @@ from maejax.evaluate.reconstruct import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.log import read_metrics
-from maejax.training.mesh import local_copy, put_batch
+from maejax.training.mesh import first_device, local_copy, put_batch
 from maejax.training.processes import share
 from maejax.training.state import TrainState
 
@@ -72,10 +72,15 @@ class Validation:
         model = local_copy(state.model, self.mesh)
         if first is not None and jax.process_index() == 0:
             try:
-                draw(model, first, self.seed, self.directory / "images" / f"{step}.png")  # type: ignore[arg-type]
+                with first_device():
+                    draw(model, first, self.seed, self.picture_path(step))  # type: ignore[arg-type]
             except OSError as error:
                 _log.error("the pictures of step %s were not written: %s", step, error.strerror or error)
         return {"val/loss": loss, "val/loss/best": self.best}
+
+    def picture_path(self, step: int) -> Path:
+        """Where the pictures of a step are."""
+        return self.directory / "images" / f"{step}.png"
 
 
 def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from maejax.training.mesh import split
-from maejax.training.state import WISHES
+from maejax.training.mesh import put_rows, put_same
+from maejax.training.state import WISHES, Control
 
 
 @contextmanager
@@ -40,7 +40,7 @@ class Agreement:
     """
 
     def __init__(self, mesh: Mesh):
-        self._split, self._devices = split(mesh), len(mesh.local_devices)
+        self._mesh = mesh
         self._alone = jax.process_count() == 1
         self._asked, self._agreed = np.zeros(WISHES, np.int32), np.zeros(WISHES, bool)
         self._sent: tuple[bytes, jax.Array] | None = None
@@ -67,10 +67,15 @@ class Agreement:
         """Forget a wish that was fulfilled."""
         self._asked[wish], self._agreed[wish] = 0, False
 
+    def first_control(self) -> Control:
+        """Give what the first step takes for the control of a step before it."""
+        nobody, no = np.zeros(WISHES, np.int32), np.zeros((), bool)
+        return Control(*(put_same(value, self._mesh) for value in (nobody, no, no)))
+
     def asks(self) -> jax.Array:
         """Give the wishes of all processes, [devices, 3] int32, to be sent with a step."""
         key = self._asked.tobytes()
         if self._sent is None or self._sent[0] != key:
-            rows = np.tile(self._asked, (self._devices, 1))
-            self._sent = key, jax.make_array_from_process_local_data(self._split, rows)
+            rows = np.tile(self._asked, (len(self._mesh.local_devices), 1))
+            self._sent = key, put_rows(rows, self._mesh)
         return self._sent[1]

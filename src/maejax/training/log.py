@@ -4,17 +4,20 @@ import json
 import logging
 import math
 import os
-import time
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from maejax.training.trackers import Tracker, guarded
+
 _log = logging.getLogger("maejax.training")
 
 
 class RunLog:
-    """Metrics and progress of one run; a context manager. Of several processes the first alone writes and prints.
+    """Metrics and progress of a run; a context manager. Of several processes the first alone writes and prints.
 
     Where metrics.jsonl cannot be written (a full disk, say), the log says so, and the lines are written later.
 
@@ -23,12 +26,17 @@ class RunLog:
         start, stop: the steps this process goes through. Lines beyond `start`, written by an earlier process after its
             last checkpoint, are dropped, so that every step is logged once.
         console: where to print; only a terminal gets a moving bar.
+        first: whether this is the first process of the run.
+        trackers: who else gets metrics and pictures; closed with this.
 
     """
 
-    def __init__(self, directory: Path, start: int, stop: int, console: Console, *, first: bool = True):
+    def __init__(
+        self, directory: Path, start: int, stop: int, console: Console, *, first: bool = True,
+        trackers: Sequence[Tracker] = (),
+    ):  # fmt: skip
         self.console = console
-        self._lines = None
+        self._lines, self._trackers = None, trackers if first else ()
         if first:
             path = directory / "metrics.jsonl"
             keep_until(path, start)
@@ -40,7 +48,7 @@ class RunLog:
         )  # fmt: skip
         self._task = self._bar.add_task("training", total=stop, completed=start, now="compiling")
         self._stop = stop
-        self._clock: tuple[float, int] | None = None
+        self._begun = False
 
     def __enter__(self):
         self._bar.start()
@@ -50,12 +58,21 @@ class RunLog:
         self._bar.stop()
         if self._lines is not None:
             self._lines.close()
+        for tracker in self._trackers:
+            guarded(tracker.close)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Append metrics of a step to metrics.jsonl; what is not finite is left out, for JSON has no such numbers."""
         if self._lines is not None:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             self._lines.append(json.dumps({"step": step, **finite}) + "\n")
+            for tracker in self._trackers:
+                guarded(tracker.write, step, finite)
+
+    def picture(self, step: int, path: Path) -> None:
+        """Hand a picture of reconstructions on to the trackers."""
+        for tracker in self._trackers:
+            guarded(tracker.picture, step, path)
 
     def report(self, step: int, metrics: dict[str, float]) -> None:
         """Write the training metrics of a step and show them."""
@@ -65,24 +82,20 @@ class RunLog:
         now = f"{loss}  {rate:,.0f} images/s" if rate else loss
         self._bar.update(self._task, completed=step, now=now)
         if not self.console.is_terminal:
-            self.console.print(f"step {step}/{self._stop}  {now}{self._eta(step)}", highlight=False)
+            seconds = metrics.get("train/eta_seconds")
+            eta = "" if seconds is None else f"  ETA {timedelta(seconds=round(seconds))}"
+            self.console.print(f"step {step}/{self._stop}  {now}{eta}", highlight=False)
 
     def advance(self, step: int) -> None:
         """Move the bar."""
-        if self._clock is None:
+        if not self._begun:
             self._bar.reset(self._task, completed=step, now="")  # the first step compiled: no measure of speed
-            self._clock = (time.monotonic(), step)
+            self._begun = True
         self._bar.update(self._task, completed=step)
 
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-    def _eta(self, step: int) -> str:
-        if self._clock is None or step <= self._clock[1]:
-            return ""
-        seconds = (time.monotonic() - self._clock[0]) / (step - self._clock[1]) * (self._stop - step)
-        return f"  ETA {seconds // 3600:.0f}:{seconds % 3600 // 60:02.0f}:{seconds % 60:02.0f}"
 
 
 class Lines:

@@ -14,10 +14,11 @@ from maejax.training.agreement import Agreement, stop_requests
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import TrainingError
 from maejax.training.log import RunLog
-from maejax.training.mesh import put_batch
+from maejax.training.mesh import gather, put_batch
 from maejax.training.meter import Meter
-from maejax.training.processes import first_line, gather
+from maejax.training.processes import first_line
 from maejax.training.state import HALT, SAVE, STOP, Control, TrainState
+from maejax.training.trace import Trace
 
 QUEUED = 2  # steps handed to the device before the first of them is done; each holds a batch in its memory
 ADVICE = "try a lower --learning-rate, --clip-grad 1, or --on-nan skip"
@@ -55,7 +56,9 @@ def fit(
     eval_interval: int = 0,
     extra: Callable[[], dict[str, float]] = dict,
     position: Callable[[], Any] = lambda: None,
+    merge: Callable[[list[Any]], Any] = lambda positions: positions[0],
     explain: Callable[[TrainState, int, dict[str, np.ndarray]], str] = lambda *_: "",
+    trace: Trace | None = None,
 ) -> tuple[TrainState, bool]:
     """Train from step `start` to `stop`, saving and logging on the way. Several processes run this together.
 
@@ -71,8 +74,10 @@ def fit(
         save_minutes: also save when the last save is so long ago; 0 switches it off.
         evaluate: `(state, step) -> metrics`, written to the log.
         extra: more metrics for every log line, of the host's.
-        position: of `batches` in this process; those of all are saved with every checkpoint, as JSON.
+        position: of this host's `batches`, anything that JSON holds.
+        merge: makes one of the positions of all processes, which every checkpoint holds as its `data`.
         explain: `(state, step, rows) -> sentences` on why the step after `state` gave no finite loss or gradient.
+        trace: what is to be profiled.
 
     Returns:
         The last state, and whether it is at `stop` (False: a signal asked to stop; the state was saved).
@@ -82,7 +87,7 @@ def fit(
         Exception: what `batches` raised, after the state was saved.
 
     """
-    meter = Meter(batch_size)
+    meter = Meter(batch_size, stop)
     agreement = Agreement(mesh)
     running: deque[Running] = deque()
     skipped, halted_at = 0, None
@@ -119,7 +124,9 @@ def fit(
             finish_one()
 
     with jax.set_mesh(mesh), stop_requests() as stop_asked, named_peers(checkpoints):
-        step, control, rows, failure, saved_at = start, None, None, None, time.monotonic()
+        step, control = start, agreement.first_control()
+        rows: Any = None
+        failure, saved_at = None, time.monotonic()
         while True:
             here, done = position(), step == stop
             if stop_asked.is_set():
@@ -131,18 +138,22 @@ def fit(
                 settle()  # may bring to light what other processes ask for
             if agreement.has(HALT):
                 step = int(jax.device_get(state.step))
-                checkpoints.save(state, step, gather(here if halted_at is None else halted_at.position))
+                here = here if halted_at is None else halted_at.position
+                checkpoints.save(state, step, merge(gather(here, mesh)))
                 checkpoints.wait()
                 raise failure or TrainingError(f"the input of another process failed; step {step} was saved")
             if due and evaluate is not None:
                 log.write(step, evaluate(state, step))
                 meter.restart(step)
             if done or agreement.any() or (step > start and step % save_interval == 0):
-                checkpoints.save(state, step, gather(here))
+                checkpoints.save(state, step, merge(gather(here, mesh)))
                 saved_at = time.monotonic()
                 agreement.clear(SAVE)
             if done or agreement.has(STOP):
                 return state, done
+            if trace is not None and trace.turns(step):
+                settle()
+                trace.turn(step)
             with jax.transfer_guard("disallow"):
                 before = time.monotonic()
                 try:
@@ -154,7 +165,8 @@ def fit(
                     agreement.ask(HALT)  # other processes are at this step, so it is made, but counts for nothing
                 if agreement.has(HALT):
                     continue
-                if running and running[-1].control.bad.is_ready():  # else the device had work while the host waited
+                # Else the device had work while the host waited.
+                if running and running[-1].control.bad.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
                     meter.wait(time.monotonic() - before)
                 if len(running) == QUEUED:
                     finish_one()

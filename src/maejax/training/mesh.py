@@ -1,5 +1,6 @@
 """Where arrays live: one mesh of all devices, batches split over it, the state on every device or split as well."""
 
+import json
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -67,17 +68,57 @@ def gather_unstacked(model: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(gather, model)
 
 
+def put_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Put this host's rows of a global array on its devices; works for any number of hosts."""
+    with jax.transfer_guard_host_to_device("allow"):  # JAX does not count this as the explicit transfer that it is
+        return jax.make_array_from_process_local_data(split(mesh), rows)
+
+
+def put_same(value: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Put an array that is the same on every host whole on every device."""
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_process_local_data(replicated(mesh), value)
+
+
+def gather(value: Any, mesh: Mesh) -> list[Any]:
+    """Give every process the values of all, each anything that JSON holds; all processes call this together."""
+    if jax.process_count() == 1:
+        return [value]
+    text = json.dumps(value).encode()
+    sizes = _from_all(np.array([len(text)], np.int32), mesh)
+    texts = _from_all(np.frombuffer(text.ljust(int(sizes.max())), np.uint8), mesh)
+    return [json.loads(row.tobytes()) for row in texts]
+
+
+def _from_all(row: np.ndarray, mesh: Mesh) -> np.ndarray:
+    rows = np.asarray(local_copy(put_rows(np.tile(row, (len(mesh.local_devices), 1)), mesh), mesh))
+    first = {device.process_index: i for i, device in reversed(list(enumerate(mesh.devices.flat)))}
+    return rows[[first[process] for process in sorted(first)]]
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Put this host's rows of a global batch on its devices; works for any number of hosts."""
-    sharding = split(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    return {name: put_rows(rows, mesh) for name, rows in batch.items()}
 
 
 def local_copy(tree: Tree, mesh: Mesh) -> Tree:
-    """Give this process a copy of a tree on one of its devices; all processes call this together."""
+    """Give this process a copy of a tree on its first device; all processes call this together."""
     if not all(array.is_fully_replicated for array in jax.tree.leaves(tree)):
         tree = jax.jit(_same, out_shardings=replicated(mesh))(tree)
-    return jax.tree.map(lambda array: array.addressable_data(0), tree)
+    here = replicated(_first_device())
+    (device,) = here.device_set
+    return jax.tree.map(
+        lambda a: jax.device_put(next(s.data for s in a.addressable_shards if s.device == device), here), tree
+    )
+
+
+def first_device():
+    """Compute on this process's first device alone within a `with`, as for a `local_copy`."""
+    return jax.set_mesh(_first_device())
+
+
+def _first_device() -> Mesh:
+    return jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:1])
 
 
 def _same(tree):

@@ -1,6 +1,5 @@
 """Several processes as one run: how they find each other, what they agree on, how they end when one is gone."""
 
-import json
 import os
 import sys
 from typing import Any
@@ -15,13 +14,16 @@ JOIN_SECONDS = 300  # hosts of a pod may start minutes apart
 SILENT_SECONDS = 30  # a process that is not heard of for so long is dead, and the others end
 
 
-def join(*, distributed: bool, coordinator: str, num_processes: int, process_id: int) -> None:
+def join(*, distributed: bool, coordinator: str, num_processes: int, process_id: int) -> bool:
     """Make this process one of a run of several; call before anything touches a device. Never falls back to one host.
 
     Args:
         distributed: find the others through the TPU pod, SLURM, Open MPI or Kubernetes that started this process.
         coordinator: HOST:PORT of process 0 where nothing starts them together, with `num_processes` and `process_id`
             (from 0). "", 0 and -1, and not `distributed`: this process is alone, and nothing happens.
+
+    Returns:
+        Whether this is the first process, which speaks for all.
 
     Raises:
         RunError: the flags do not fit together, there is no such cluster, or the others were not found.
@@ -33,7 +35,7 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         wrong = "without " + " and ".join(missing) if missing else "with --distributed"
         raise RunError(f"--coordinator, --num-processes and --process-id belong together: {wrong} they say nothing")
     if missing and not distributed:
-        return
+        return True
     if not missing and not (":" in coordinator and 0 <= process_id < num_processes):
         raise RunError(
             f"--coordinator {coordinator} --num-processes {num_processes} --process-id {process_id}: give HOST:PORT, "
@@ -41,7 +43,7 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         )
     # A stop is agreed on by the loop itself, see `Agreement`; JAX's service would catch SIGTERM before it.
     jax.config.update("jax_enable_preemption_service", False)
-    timeouts = {
+    timeouts: dict[str, Any] = {
         "initialization_timeout": JOIN_SECONDS, "heartbeat_timeout_seconds": SILENT_SECONDS,
         "shutdown_timeout_seconds": SILENT_SECONDS,
     }  # fmt: skip
@@ -59,9 +61,11 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         ) from None
     except RuntimeError as error:  # of the coordination service
         raise RunError(f"the other processes were not found within {JOIN_SECONDS} s: {first_line(error)}") from None
+    sys.excepthook = _end_at_once
     if jax.process_count() != (num_processes or max(2, jax.process_count())):
         expected = f"{num_processes} processes" if num_processes else "more than one process"
         raise RunError(f"{expected} were to be joined, but JAX sees {jax.process_count()}; nothing was trained")
+    return jax.process_index() == 0
 
 
 def share(value: float) -> float:
@@ -75,16 +79,6 @@ def everywhere(true: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(true))))
 
 
-def gather(value: Any) -> list[Any]:
-    """Return what each process gives, anything that JSON holds, by its number; all must call this."""
-    if jax.process_count() == 1:
-        return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.array(len(text))))
-    texts = np.asarray(multihost_utils.process_allgather(np.pad(text, (0, int(sizes.max()) - len(text)))))
-    return [json.loads(line[:size].tobytes()) for line, size in zip(texts, sizes.tolist(), strict=True)]
-
-
 def leave(code: int) -> int:
     """Return an exit code; one of several processes ends at once, since a tidy end would wait for the others."""
     if code and jax.distributed.is_initialized():
@@ -92,6 +86,11 @@ def leave(code: int) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _end_at_once(kind, error, trace) -> None:
+    sys.__excepthook__(kind, error, trace)
+    leave(1)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,0 +1,106 @@
+"""Where metrics and pictures go besides metrics.jsonl: Weights & Biases and TensorBoard, where a run asks for them."""
+
+import importlib.util
+import logging
+import uuid
+from pathlib import Path
+from typing import Any, Protocol
+
+from maejax.training.errors import RunError
+
+_log = logging.getLogger("maejax.training")
+
+
+class Tracker(Protocol):
+    """Something that shows a run to people."""
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Take the metrics of a step."""
+
+    def picture(self, step: int, path: Path) -> None:
+        """Take a picture of reconstructions, a PNG file."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class WandB:
+    """Weights & Biases. It learns the flags and the metrics, nothing of the machine: no host, command, code or keys.
+
+    `WANDB_MODE=offline` keeps everything in the run directory. A run that goes on is the same run there.
+    """
+
+    def __init__(self, directory: Path, project: str, name: str, config: dict[str, Any]):
+        import wandb
+
+        known = directory / "wandb-run.txt"
+        if not known.exists():
+            known.write_text(uuid.uuid4().hex[:8] + "\n")
+        settings = wandb.Settings(
+            disable_git=True, disable_code=True, save_code=False, console="off", silent=True, host="-",
+            x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
+        )  # fmt: skip
+        self._run = wandb.init(
+            project=project or "maejax", name=name, dir=directory, config=config, id=known.read_text().strip(),
+            resume="allow", settings=settings,
+        )  # fmt: skip
+        self._run.define_metric("*", step_metric="step")  # its own counter does not go back when a run does
+        self._image = wandb.Image
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Take the metrics of a step."""
+        self._run.log({"step": step, **metrics})
+
+    def picture(self, step: int, path: Path) -> None:
+        """Take a picture of reconstructions, a PNG file."""
+        self._run.log({"step": step, "reconstructions": self._image(str(path))})
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._run.finish()
+
+
+class TensorBoard:
+    """Event files in `<directory>/tensorboard`; of a run that goes on, TensorBoard hides what is beyond `start`."""
+
+    def __init__(self, directory: Path, start: int):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Take the metrics of a step."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, path: Path) -> None:
+        """Take a picture of reconstructions, a PNG file."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self._writer.add_image("reconstructions", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+def check_installed(*, wandb: bool, tensorboard: bool) -> None:
+    """See that the libraries that a run asks for are there.
+
+    Raises:
+        RunError: one is not; the message says how to install it.
+
+    """
+    for flag, wanted, library in (("wandb", wandb, "wandb"), ("tensorboard", tensorboard, "tensorboardX")):
+        if wanted and importlib.util.find_spec(library) is None:
+            raise RunError(f"--{flag} needs a library that is not installed: pip install 'maejax[{flag}]'")
+
+
+def guarded(call, *args) -> None:
+    """Call a tracker; a failure is logged and costs nothing else."""
+    try:
+        call(*args)
+    except Exception as error:  # of a service or a disk: training must not depend on it
+        _log.error("%s failed (%s); training goes on", call.__qualname__, error)

@@ -1,0 +1,71 @@
+"""Weights & Biases and TensorBoard, the real libraries: what a run shows, and that it gives nothing away."""
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from maejax.training import trackers
+from maejax.training.log import read_metrics
+
+from .. import conftest
+
+SECRETS = {
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_secretsecretsecret",
+    "AWS_SECRET_ACCESS_KEY": "aws-secret-secret", "GOOGLE_APPLICATION_CREDENTIALS": "/secret/credentials.json",
+}  # fmt: skip
+
+
+def test_event_files_hold_what_metrics_jsonl_holds(train, images):
+    code, printed = train("--tensorboard", "--valid-dataset-shards", images, "--profile", "2:4")
+    assert code == 0, printed
+    events = EventAccumulator("runs/pretrain/tensorboard").Reload()
+    for name in ("train/loss", "train/param_norm", "val/loss", "val/loss/best", "train/images_per_second_per_device"):
+        shown = [(event.step, event.value) for event in events.Scalars(name)]
+        logged = read_metrics(Path("runs/pretrain/metrics.jsonl"), name)
+        assert shown == [(step, pytest.approx(value, rel=1e-6)) for step, value in logged] and shown, name
+    assert events.Images("reconstructions")[0].step == 6
+    assert list(Path("runs/pretrain/profile/0").rglob("*.xplane.pb"))  # of --profile
+
+
+def test_a_run_gives_no_secret_away(tmp_path, images):
+    """Flags that hold an address, secrets in the environment, W&B offline: none is in any file or printed line."""
+    run = subprocess.run(
+        ["python", conftest.ROOT / "src/main.py", *conftest.TINY, "--train_dataset_shards", images,
+         "--training-steps", "2", "--wandb", "--project", "mine", "--ipaddr", "203.0.113.9"],
+        cwd=tmp_path, env={**os.environ, **SECRETS, "WANDB_MODE": "offline"}, text=True, capture_output=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    (record,) = tmp_path.rglob("*.wandb")
+    assert b"train/loss" in record.read_bytes()
+    forbidden = [*SECRETS.values(), "203.0.113.9", *addresses()]
+    for path in tmp_path.rglob("*"):
+        text = path.read_bytes() if path.is_file() else b""
+        assert not [word for word in forbidden if word.encode() in text], path
+    assert not [word for word in forbidden if word in run.stdout + run.stderr]
+
+
+def addresses():
+    """List this machine's own addresses, but for loopback."""
+    found = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
+    return [address for address in found if not address.startswith(("127.", "::1"))]
+
+
+def test_a_tracker_that_fails_costs_nothing_else(train, caplog, monkeypatch):
+    def fail(*_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(trackers.TensorBoard, "write", fail)
+    code, _ = train("--tensorboard")
+    assert code == 0 and "TensorBoard.write failed" not in caplog.text.replace("fail failed", "")
+    assert np.isfinite(read_metrics(Path("runs/pretrain/metrics.jsonl"), "train/loss")[-1][1])
+
+
+def test_a_library_that_is_missing_is_named(train, monkeypatch):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    code, printed = train("--wandb")
+    assert code == 2 and "pip install 'maejax[wandb]'" in printed
