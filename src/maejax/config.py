@@ -55,7 +55,8 @@ class Data:
     """Where images come from."""
 
     train_dataset_shards: str = ""
-    """Tar shards (brace lists {0000..0103}, globs; quote them), an image folder (labelled or flat), or an .npz file."""
+    """Tar shards (brace lists {0000..0103}, globs; quote them), an image folder (labelled or flat), a Hugging Face
+    `datasets` folder, arrow or parquet files, or an .npz file."""
     valid_dataset_shards: str = ""
     """The same for validation. Empty: no validation."""
     train_batch_size: int = 4096
