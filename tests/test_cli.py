@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(train):
 
 def test_help_reads_like_documentation(maejax):
     code, printed = maejax("--help")
-    assert code == 0 and all(name in printed for name in ("train", "demo", "pack", "reconstruct"))
+    assert code == 0 and all(name in printed for name in ("train", "demo", "data", "pack", "reconstruct"))
     code, printed = maejax("train", "--help")
     assert code == 0
     for group in ("data", "augment", "encoder", "mae", "optimization", "seeds"):

@@ -63,9 +63,10 @@ class Data:
     """Where images come from."""
 
     train_dataset_shards: str = ""
-    """Tar shards (brace lists {0000..0103}, globs; quote them), an image folder (labelled or flat), or an .npz file.
-    Shards may be .tar, .tar.gz or .tar.zst, here or at https://, hf://datasets/..., gs://, s3://, or what a command
-    prints, "pipe:COMMAND". @FILE is a list of these, one a line."""
+    """Tar shards (brace lists {0000..0103}, globs; quote them), an image folder (labelled or flat), a Hugging Face
+    `datasets` folder, arrow or parquet files, or an .npz file. Shards may be .tar, .tar.gz or .tar.zst, here or at
+    https://, hf://datasets/..., gs://, s3://, or what a command prints, "pipe:COMMAND". @FILE is a list of these, one a
+    line."""
     valid_dataset_shards: str = ""
     """The same for validation; fetched once, as a whole. Empty: no validation."""
     cache_dir: str = ""

@@ -12,7 +12,7 @@ from maejax.data.shards import DataError, open_source
     [
         ("a.csv", "1.png,shoe\nd/2.png,dress\n"),
         ("a.csv", "file_name,label\n1.png,shoe\nd/2.png,dress\n"),
-        ("a.csv", "\ufeffID;Breed\n1;shoe\nd/2;dress\n"),
+        ("a.csv", "\ufeffID;Breed;x\n1;shoe;0\nd/2;dress;0\n"),
         ("a.csv", 'label,width,image\nshoe,"1,5",./1.png\n dress ,2,d\\2.png\n'),
         ("a.tsv", "1.png\tshoe\n\nd/2.png\tdress\n"),
         ("a.json", '{"1": "shoe", "d/2.png": "dress"}'),

@@ -30,6 +30,7 @@ def test_shards_hold_the_same_bytes_balanced_and_shuffled(tmp_path, folder):
     assert before == after
     assert list(before) != list(after)
     assert packed.classes == ("dress", "shoe")
+    assert len({key.partition(":")[2] for key in packed.keys}) == 11, "a name is given once over all shards"
     assert [shard["samples"] for shard in index["shards"]] == [4, 4, 3]
     assert calls[-1] == (11, 11)
     assert json.loads((tmp_path / "out/index.json").read_text()) == index
@@ -103,6 +104,9 @@ def test_an_interrupted_pack_goes_on_and_a_finished_one_is_left_alone(tmp_path, 
     kept.pop(out / "out-0000.tar", None)
     with (out / "pack.jsonl").open("a") as journal:
         journal.write('{"name": "out-0005')
+    with pytest.raises(KeyboardInterrupt):
+        pack(str(folder), str(out), shard_size=2, workers=1, progress=lambda *_: interrupt(9, 11))
+    assert all(f'"{path.name}"' in (out / "pack.jsonl").read_text() for path in kept)
     calls = []
     index = pack(str(folder), str(out), shard_size=2, workers=2, progress=lambda *call: calls.append(call))
     images = sum(1 if path.name == "out-0005.tar" else 2 for path in kept)
@@ -148,8 +152,9 @@ def test_shards_stay_balanced_where_images_are_left_out(tmp_path, folder, monkey
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(packing, "_read", interrupt)
         pack(str(folder), str(tmp_path / "b/out"), **arguments)
-    index["pack"]["source"] = str(folder)
-    assert pack(str(folder), str(tmp_path / "b/out"), **arguments) == index
+    calls = []
+    assert pack(str(folder), str(tmp_path / "b/out"), **arguments, progress=lambda *call: calls.append(call)) == index
+    assert calls == [], "no image is read from the source again"
     assert sorted(path.name for path in (tmp_path / "b/out").iterdir()) == names
 
 

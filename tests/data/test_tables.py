@@ -29,7 +29,7 @@ def table(images):
     rows = {
         "text": ["a picture"] * 10,
         "image": pa.array([{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(images)]),
-        "label": pa.array([i % 3 if i else -1 for i in range(10)], pa.int64()),
+        "label": pa.array([i % 3 if i else -100 for i in range(10)], pa.int64()),
     }
     return pa.table(rows).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 

@@ -1,7 +1,10 @@
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from maejax.data.shards import open_source
 from maejax.evaluate.survey import survey
@@ -9,10 +12,6 @@ from maejax.evaluate.survey import survey
 
 @pytest.fixture
 def encode():
-    import io
-
-    from PIL import Image
-
     def encode(pixels, format="PNG", **options):
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, format, **options)
@@ -41,8 +40,6 @@ def test_a_folder_is_counted_measured_and_its_faults_named(tmp_path, encode):
 
 
 def test_shards_duplicates_and_empty_classes(tmp_path, encode):
-    import tarfile
-
     image = tmp_path / "image.png"
     image.write_bytes(encode(np.zeros((4, 4, 3), np.uint8)))
     (tmp_path / "0.cls").write_bytes(b"2")

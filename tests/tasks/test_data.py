@@ -32,13 +32,13 @@ def test_a_source_is_looked_at(maejax, images):
 
 def test_the_sheet_shows_what_training_sees(maejax, tmp_path):
     for i in range(3):
-        Image.fromarray(np.full((16, 16, 3), 50 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        Image.fromarray(np.full((16, 16, 3), 50 * i + 50, np.uint8)).save(tmp_path / f"{i}.png")
     (tmp_path / "bad[red].jpg").write_bytes(b"no image")
     code, printed = maejax("data", ".", "--image-size", 64)
     assert code == 0 and "1 cannot be read" in printed and "bad[red].jpg" in printed
     with Image.open("contact-sheet.png") as sheet:
         colours = set(np.asarray(sheet)[2:-2, 2:-2].reshape(-1, 3)[:, 0].tolist())
-    assert colours == {0, 50, 100, 255}, "three images and paper, no row for the one that cannot be read"
+    assert colours == {50, 100, 150, 255}, "three images and paper, nothing for the one that cannot be read"
 
 
 @pytest.mark.parametrize(

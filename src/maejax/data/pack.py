@@ -49,8 +49,9 @@ def pack(
     done and of all, by one thread at a time.
 
     Returns the index: `total` images written, `classes`, `skipped` (key -> reason, for images that cannot be read),
-    `shards` (name, samples, bytes, sha256) and `pack`, the arguments. A pack that was interrupted is gone on with by
-    the same call, which keeps the shards that are done; one that is finished is left alone.
+    `problems` of the source, `shards` (name, samples, bytes, sha256) and `pack`, the arguments. A pack that was
+    interrupted is gone on with by the same call, which keeps the shards that are done; one that is finished is left
+    alone.
 
     Raises DataError for a source that cannot be opened or has no readable image, and where `dst` holds other files;
     OSError where writing fails on the way, as on a full disk.
@@ -91,6 +92,7 @@ def pack(
         "total": sum(shard["samples"] for shard in shards),
         "classes": list(source.classes),
         "skipped": skipped,
+        "problems": source.problems,
         "shards": shards,
         "pack": arguments,
     }

@@ -31,6 +31,8 @@ def run(console: Console, src: str, dst: str, **options) -> dict:
         raise TrainingError(
             f"{dst}: {error.strerror}; make room, or mend it, and start the same command again"
         ) from None
+    for problem in index.get("problems", ()):
+        console.print(problem, highlight=False, markup=False, soft_wrap=True)
     for key, reason in index["skipped"].items():
         console.print(f"left out {key}: {reason}", highlight=False, markup=False, soft_wrap=True)
     return index
