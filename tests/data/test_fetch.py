@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import time
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from maejax.data import fetch
 from maejax.data.errors import DataError, FetchError
@@ -173,6 +175,38 @@ def test_buckets_are_read_by_fsspec(fetched):
     assert hashlib.sha256(fetched("memory://bucket/s.tar")).digest() == hashlib.sha256(BODY).digest()
     assert "not found" in reason(fetched, "memory://bucket/t.tar")
     assert "no kind of address" in reason(fetched, "nonsense://bucket/t.tar")
+    system.rm("/bucket", recursive=True)
+
+
+def test_buckets_that_fail_in_the_middle(fetched):
+    class Flaky(MemoryFileSystem):
+        protocol = "flaky"
+        failures = 0
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.replace("flaky://", "memory://"))
+
+        def _open(self, path, *args, **kwargs):
+            if not Flaky.failures:
+                return super()._open(path, *args, **kwargs)
+            Flaky.failures -= 1
+            return Breaking(BODY)
+
+    class Breaking(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > len(BODY) // 3:
+                raise RuntimeError("the cloud has a moment")
+            return super().read(size)
+
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    system = fsspec.filesystem("flaky")
+    system.pipe("/bucket/s.tar", BODY)
+    Flaky.failures = 3
+    assert fetched("flaky://bucket/s.tar") == BODY
+    assert Flaky.failures == 0
+    Flaky.failures = 99
+    assert "the cloud has a moment (gave up" in reason(fetched, "flaky://bucket/s.tar")
     system.rm("/bucket", recursive=True)
 
 

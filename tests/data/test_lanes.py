@@ -1,6 +1,7 @@
 """Streams: every image once an epoch, the same order for everybody, and going on where a run stopped."""
 
 import gzip
+import json
 import logging
 import shutil
 import threading
@@ -169,6 +170,21 @@ def test_all_kinds_of_shards_mix(serve, server, numbered, tmp_path, encode):
     fsspec.filesystem("memory").rm("/b", recursive=True)
 
 
+def test_the_size_comes_from_the_index_or_from_reading(serve, server):
+    spec = serve([3, 5])
+    loader = train(stream_of(spec), batch_size=4)
+    assert loader.source.total is None
+    for _ in loader.iterate(stop=4):
+        pass
+    assert loader.source.total == 8
+    entries = [{"name": f"s-{i}.tar", "samples": n} for i, n in enumerate([3, 5, 7])]
+    server.files["/index.json"] = json.dumps({"shards": entries, "classes": ["a", "b"]}).encode()
+    stream = stream_of(spec)
+    assert (stream.total, stream.classes, train(stream, batch_size=4).steps) == (8, ("a", "b"), 2)
+    server.files["/index.json"] = json.dumps({"shards": entries[:1], "classes": []}).encode()
+    assert stream_of(spec).total is None
+
+
 def test_a_cache_serves_later_epochs_and_runs(serve, server, tmp_path):
     spec = serve([6, 6, 6])
     kept = stream_of(spec, cache_dir=str(tmp_path / "cache"))
@@ -240,7 +256,7 @@ def test_nothing_usable_is_said_within_seconds(serve, server, tmp_path):
     for path in list(server.files):
         server.files[path] = b"<html>Sign in</html>"
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"none of 2 images.*s-0\.tar: is a web page"):
+    with pytest.raises(DataError, match=r"none of 2 images and shards.*s-0\.tar: is a web page"):
         check_readable(stream_of(spec), 1)
     with pytest.raises(DataError, match=r"no image found.*is a web page"):
         open_source(spec)

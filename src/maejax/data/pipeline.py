@@ -208,6 +208,7 @@ def check_readable(source: Source | Stream, channels: int, at_most: int = 1000) 
     Of a stream, the first shards are tried, with little patience.
     """
     reasons: list[str] = []
+    what = "images and shards" if isinstance(source, Stream) else "images"
     if isinstance(source, Stream):
         tried = first_images(source, reasons)
     else:
@@ -218,4 +219,4 @@ def check_readable(source: Source | Stream, channels: int, at_most: int = 1000) 
             return
         except (UnreadableImage, OSError) as error:
             reasons.append(f"{key}: {error}")
-    raise DataError(f"none of {len(reasons)} images tried can be read; the first, {reasons[0]}; check the files")
+    raise DataError(f"none of {len(reasons)} {what} tried can be read; the first, {reasons[0]}; check the files")
