@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +35,7 @@ class WandB:
 
         known = directory / "wandb-run.txt"
         if not known.exists():
-            known.write_text(wandb.util.generate_id() + "\n")
+            known.write_text(uuid.uuid4().hex[:8] + "\n")
         settings = wandb.Settings(
             disable_git=True, disable_code=True, save_code=False, console="off", silent=True, host="-",
             x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
