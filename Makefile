@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; don
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint seeds clean
+.PHONY: demo test lint seeds faults clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maejax demo
@@ -20,6 +20,10 @@ lint: $(VENV)/.installed-test
 seeds: $(VENV)/.installed
 	for seed in 0 1 2; do $(BIN)/maejax demo --seed $$seed --name demo-$$seed || exit; done
 	$(BIN)/python benchmarks/demo_seeds.py runs/demo-0 runs/demo-1 runs/demo-2
+
+# The table of docs/faults.md: 24 kills, damaged checkpoints, full disks, processes that die.
+faults: $(VENV)/.installed-test
+	MAEJAX_KILLS=24 $(BIN)/python -m pytest -v -s tests/training tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -10,7 +10,7 @@ from maejax.training.checkpoint import saved_steps
 
 from . import harness
 
-KILLS = int(os.environ.get("MAEJAX_KILLS", "3"))
+KILLS = int(os.environ.get("MAEJAX_KILLS", "2"))
 STEPS = 12 * KILLS
 FLAGS = ["--training-steps", STEPS, "--save-interval", 4, "--eval-interval", 6, "--dropout", 0.1, "--droppath", 0.1]
 

@@ -57,7 +57,7 @@ def write_batch(path: Path, rows: dict[str, np.ndarray], order: np.ndarray) -> s
     """Write a batch with its masks as .npz for inspection, and say where; or why not."""
     try:
         path.parent.mkdir(exist_ok=True)
-        np.savez(path, **{**rows, "order": order})  # pyright: ignore[reportArgumentType]
+        np.savez(path, **rows, order=order)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         return f"the batch was not written ({error.strerror})"
     return f"the batch is in {path}"

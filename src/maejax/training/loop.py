@@ -125,8 +125,7 @@ def fit(
 
     with jax.set_mesh(mesh), stop_requests() as stop_asked, named_peers(checkpoints):
         step, control = start, agreement.first_control()
-        rows: Any = None
-        failure, saved_at = None, time.monotonic()
+        rows, failure, saved_at = {}, None, time.monotonic()
         while True:
             here, done = position(), step == stop
             if stop_asked.is_set():
@@ -159,14 +158,14 @@ def fit(
                 try:
                     rows = next(batches) if failure is None else rows
                 except Exception as error:  # whatever it is: the state is saved before it goes its way
-                    if rows is None:
+                    if not rows:
                         raise  # nothing was done yet
                     failure, rows = error, {name: np.zeros_like(values) for name, values in rows.items()}
                     agreement.ask(HALT)  # other processes are at this step, so it is made, but counts for nothing
                 if agreement.has(HALT):
                     continue
-                # Else the device had work while the host waited.
-                if running and running[-1].control.bad.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+                last: Any = running[-1].control.bad if running else None
+                if last is not None and last.is_ready():  # else the device had work while the host waited
                     meter.wait(time.monotonic() - before)
                 if len(running) == QUEUED:
                     finish_one()

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Any
+from functools import partial
 
 import jax
 import numpy as np
@@ -43,17 +43,15 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         )
     # A stop is agreed on by the loop itself, see `Agreement`; JAX's service would catch SIGTERM before it.
     jax.config.update("jax_enable_preemption_service", False)
-    timeouts: dict[str, Any] = {
-        "initialization_timeout": JOIN_SECONDS, "heartbeat_timeout_seconds": SILENT_SECONDS,
-        "shutdown_timeout_seconds": SILENT_SECONDS,
-    }  # fmt: skip
+    initialize = partial(
+        jax.distributed.initialize, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=SILENT_SECONDS,
+        shutdown_timeout_seconds=SILENT_SECONDS,
+    )  # fmt: skip
     try:
         if missing:
-            jax.distributed.initialize(**timeouts)
+            initialize()
         else:
-            jax.distributed.initialize(
-                coordinator, num_processes, process_id, cluster_detection_method="deactivate", **timeouts
-            )
+            initialize(coordinator, num_processes, process_id, cluster_detection_method="deactivate")
     except ValueError as error:
         raise RunError(
             f"--distributed: no TPU pod, SLURM, Open MPI or Kubernetes job was found that started this process "
