@@ -14,6 +14,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from maejax.data.turbojpeg import Box, decode_region
+
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 # libjpeg's warnings after which pixels are missing. It goes on and paints them grey, and Pillow says nothing of it.
@@ -59,6 +61,66 @@ def decode(data: bytes | np.ndarray, channels: int = 3) -> np.ndarray:
     return pixels if orientation == 1 else _upright(pixels, orientation)
 
 
+class Picture:
+    """An image in a file, of which no more is decoded than is asked for.
+
+    `shape` is (H, W, C), upright, as `decode` would return it. Where libjpeg-turbo 3 is installed, a part of a JPEG is
+    decoded alone, to the same bits; otherwise, and for other formats, the whole image is, once.
+    """
+
+    def __init__(self, data: bytes, channels: int = 3):
+        """Read the header of a file; raises UnreadableImage as `decode` does."""
+        self._data = data
+        self._channels = channels
+        self._pixels: np.ndarray | None = None
+        stored = _jpeg_size(data) if data.startswith(b"\xff\xd8\xff") and channels in _MODES else None
+        if stored is None:
+            self._pixels = decode(data, channels)
+            height, width, _ = self._pixels.shape
+        else:
+            self._orientation = _orientation(_exif(data))
+            height, width = stored if self._orientation < 5 else stored[::-1]
+        self.shape = height, width, channels
+
+    def crop(self, box: Box) -> np.ndarray:
+        """Decode `box` (top, left, height, width, within `shape`) to pixels, uint8 [height, width, C].
+
+        A JPEG is refused as by `decode` where its end mark is missing or anything is wrong down to the lower edge of
+        the box; what lies below is looked at only where the whole image is decoded.
+
+        Raises UnreadableImage.
+        """
+        top, left, height, width = box
+        if self._pixels is None and (height, width) != self.shape[:2]:
+            part = decode_region(self._data, _stored_box(box, self.shape, self._orientation), self._channels)
+            if part is not None:
+                part = part if part.shape[2] == self._channels else _convert(_as_image(part), self._channels)
+                return part if self._orientation == 1 else _upright(part, self._orientation)
+        if self._pixels is None:
+            self._pixels = decode(self._data, self._channels)
+        return self._pixels[top : top + height, left : left + width]
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return height and width as stored in a JPEG's header, None where `decode` has to find out what is wrong."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    _check_size(int(width), int(height))
+    return int(height), int(width)
+
+
+def _stored_box(box: Box, shape: tuple[int, int, int], orientation: int) -> Box:
+    """Undo `_upright` on a box of the upright image."""
+    top, left, height, width = box
+    if orientation in (2, 3, 6, 7):
+        left = shape[1] - left - width
+    if orientation in (3, 4, 7, 8):
+        top = shape[0] - top - height
+    return (left, top, width, height) if orientation >= 5 else (top, left, height, width)
+
+
 def _decode_jpeg(data: bytes, channels: int) -> tuple[np.ndarray, int]:
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(data)
@@ -74,9 +136,7 @@ def _decode_jpeg(data: bytes, channels: int) -> tuple[np.ndarray, int]:
         return _decode_pillow(data, channels)
     if pixels.shape[2] != channels:
         pixels = _convert(_as_image(pixels), channels)
-    start = data.find(b"Exif\0\0", 0, 1 << 16)
-    exif = data[start:] if start >= 4 and data[start - 4 : start - 2] == b"\xff\xe1" else b""
-    return pixels, _orientation(exif)
+    return pixels, _orientation(_exif(data))
 
 
 def _decode_pillow(data: bytes, channels: int) -> tuple[np.ndarray, int]:
@@ -125,6 +185,12 @@ def _as_image(pixels: np.ndarray) -> Image.Image:
 def _check_size(width: int, height: int) -> None:
     if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
         raise UnreadableImage(f"{width} x {height} pixels are more than the limit of {Image.MAX_IMAGE_PIXELS}")
+
+
+def _exif(data: bytes) -> bytes:
+    """Return what follows the start of a JPEG's EXIF block, empty where there is none."""
+    start = data.find(b"Exif\0\0", 0, 1 << 16)
+    return data[start : start + (1 << 16)] if start >= 4 and data[start - 4 : start - 2] == b"\xff\xe1" else b""
 
 
 def _orientation(exif: bytes) -> int:

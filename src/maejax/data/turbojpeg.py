@@ -1,0 +1,119 @@
+"""A part of a JPEG, by libjpeg-turbo 3 where it is installed (simplejpeg carries a copy that decodes whole ones only).
+
+Pixels outside the part go through no inverse DCT and no colour conversion, and what lies below it is not read at all.
+"""
+
+import ctypes
+import importlib.metadata
+import os
+import sys
+import threading
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+# Numbers of turbojpeg.h, which are fixed for all of version 3.
+_DECOMPRESS = 1
+_WIDTH, _HEIGHT, _COLORSPACE, _SUBSAMPLING, _PROGRESSIVE = 5, 6, 8, 4, 12
+_RGB_SPACE, _YCC_SPACE, _GRAY_SPACE = 0, 1, 2
+_RGB, _GRAY = 0, 6
+_MCU_WIDTH = (8, 16, 16, 8, 8, 32, 8)  # by subsampling: 444 422 420 grey 440 411 441
+
+# Chroma is interpolated from its neighbours: without these pixels around it the edge of a part would differ.
+_MARGIN = 2
+
+
+class _Region(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ("x", "y", "w", "h")]
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """Find libjpeg-turbo 3: of the system, beside Python, or in the wheel `turbojpeg`; None where there is none.
+
+    `MAEJAX_TURBOJPEG` names a file to take instead; empty, it takes none.
+    """
+    named = os.environ.get("MAEJAX_TURBOJPEG")
+    for path in _candidates() if named is None else [named]:
+        try:
+            found = ctypes.CDLL(path)
+            _declare(found)
+            return found
+        except (OSError, AttributeError):  # not there; version 2
+            continue
+    return None
+
+
+def _candidates() -> list[str]:
+    name = {"darwin": "libturbojpeg.dylib", "win32": "turbojpeg.dll"}.get(sys.platform, "libturbojpeg.so.0")
+    paths = [name, str(Path(sys.prefix, "lib", name)), f"/opt/homebrew/opt/jpeg-turbo/lib/{name}"]
+    try:
+        files = importlib.metadata.files("turbojpeg") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    return paths + [str(file.locate()) for file in files if file.name.startswith("libturbojpeg")]
+
+
+def _declare(found: ctypes.CDLL) -> None:
+    handle, whole, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
+    found.tj3Init.argtypes, found.tj3Init.restype = [whole], handle
+    found.tj3Destroy.argtypes, found.tj3Destroy.restype = [handle], None
+    found.tj3Get.argtypes = [handle, whole]
+    found.tj3DecompressHeader.argtypes = [handle, ctypes.c_char_p, size]
+    found.tj3SetCroppingRegion.argtypes = [handle, _Region]
+    found.tj3Decompress8.argtypes = [handle, ctypes.c_char_p, size, ctypes.c_void_p, whole, whole]
+
+
+class _Decoder:
+    """A decoder of libjpeg-turbo's, with the buffers that it keeps between two calls."""
+
+    def __init__(self, found: ctypes.CDLL):
+        self.handle = found.tj3Init(_DECOMPRESS)
+        self._destroy = found.tj3Destroy
+
+    def __del__(self):
+        self._destroy(self.handle)
+
+
+_of_thread = threading.local()  # a decoder serves one call at a time, and ends with its thread
+
+
+def decode_region(data: bytes, box: Box, channels: int) -> np.ndarray | None:
+    """Decode `box` (top, left, height, width) of a JPEG, the same bits that it has in the whole image.
+
+    Returns uint8 [height, width, C], C = 1 for `channels` 1 and a grey JPEG, else 3; a view into a slightly larger
+    array. None where the whole file has to be looked at: no libjpeg-turbo 3, no baseline JPEG in RGB, YCbCr or grey, no
+    end mark in the last bytes, or anything at all that libjpeg warns of.
+    """
+    found = library()
+    if found is None or not data.endswith(b"\xff\xd9"):
+        return None
+    decoder = getattr(_of_thread, "decoder", None)
+    if decoder is None:
+        decoder = _of_thread.decoder = _Decoder(found)
+    handle = decoder.handle
+    if found.tj3DecompressHeader(handle, data, len(data)):
+        return None
+    space, subsampling = found.tj3Get(handle, _COLORSPACE), found.tj3Get(handle, _SUBSAMPLING)
+    if (
+        space not in (_RGB_SPACE, _YCC_SPACE, _GRAY_SPACE)
+        or not 0 <= subsampling < len(_MCU_WIDTH)
+        # Its scans refine each other, and libjpeg smooths across blocks where the last ones are missing.
+        or found.tj3Get(handle, _PROGRESSIVE)
+    ):
+        return None
+    top, left, height, width = box
+    x = max(0, left - _MARGIN) // _MCU_WIDTH[subsampling] * _MCU_WIDTH[subsampling]
+    y = max(0, top - _MARGIN)
+    right = min(left + width + _MARGIN, found.tj3Get(handle, _WIDTH))
+    bottom = min(top + height + _MARGIN, found.tj3Get(handle, _HEIGHT))
+    if found.tj3SetCroppingRegion(handle, _Region(x, y, right - x, bottom - y)):
+        return None
+    grey = space == _GRAY_SPACE and channels == 1
+    pixels = np.empty((bottom - y, right - x, 1 if grey else 3), np.uint8)
+    if found.tj3Decompress8(handle, data, len(data), pixels.ctypes.data, 0, _GRAY if grey else _RGB):
+        return None
+    return pixels[top - y : top - y + height, left - x : left - x + width]
