@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maejax.data.augment import Transform
-from maejax.data.decode import UnreadableImage, decode
+from maejax.data.decode import Picture, UnreadableImage, decode
 from maejax.data.order import augment_rng
 
 
@@ -47,7 +47,19 @@ class Fault(NamedTuple):
     file: str | None
 
 
-def fill(images: np.ndarray, rows: Sequence[Row], transform: Transform, channels: int, seed: int) -> list[Fault]:
+class Filling(NamedTuple):
+    """How rows are filled, the same for all of a run: augmentation, channels, seed of the augmentation.
+
+    `whole` decodes images whole and not just the crop, as is cheaper where each enters several times.
+    """
+
+    transform: Transform
+    channels: int
+    seed: int
+    whole: bool = False
+
+
+def fill(images: np.ndarray, rows: Sequence[Row], filling: Filling) -> list[Fault]:
     """Read, decode and augment an image for each of `rows`, into `images`, uint8 [B, H, W, C] of zeros.
 
     All arguments can be pickled, and what is written depends on nothing else. Rows that are returned stay zeros.
@@ -56,20 +68,25 @@ def fill(images: np.ndarray, rows: Sequence[Row], transform: Transform, channels
     last, image = -1, Fault(-1, "", None)
     for row in rows:
         if row.index != last:
-            last, image = row.index, _pixels(row, channels)
+            last, image = row.index, _open(row, filling)
+        if not isinstance(image, Fault):
+            try:
+                images[row.row] = filling.transform(image, augment_rng(filling.seed, row.position))
+            except UnreadableImage as error:
+                image = Fault(row.row, str(error), None)
         if isinstance(image, Fault):
             faults.append(image._replace(row=row.row))
-        else:
-            images[row.row] = transform(image, augment_rng(seed, row.position))
     return faults
 
 
-def _pixels(row: Row, channels: int) -> np.ndarray | Fault:
+def _open(row: Row, filling: Filling) -> np.ndarray | Picture | Fault:
     try:
         data = row.image.read() if isinstance(row.image, Place) else row.image
     except OSError as error:
         return Fault(row.row, error.strerror or str(error), os.fspath(row.image.path))  # type: ignore[union-attr]
     try:
-        return decode(data, channels)
+        if filling.whole or isinstance(data, np.ndarray):
+            return decode(data, filling.channels)
+        return Picture(data, filling.channels)
     except UnreadableImage as error:
         return Fault(row.row, str(error), None)

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,14 @@ from maejax.data.augment import Size, Transform
 from maejax.data.decode import UnreadableImage, decode
 from maejax.data.errors import DataError
 from maejax.data.faults import Faults
-from maejax.data.fill import Fault, Place, Row, fill
+from maejax.data.fill import Fault, Filling, Place, Row, fill
 from maejax.data.lanes import Lanes
 from maejax.data.lanes import merge_positions as merge_positions
 from maejax.data.layout import Layout, Numbered
 from maejax.data.order import epoch_order as epoch_order
 from maejax.data.shards import Source
 from maejax.data.stream import Stream, first_images
+from maejax.data.workers import Workers, describe_workers, open_workers
 
 AHEAD = 2  # batches prepared beyond the one in use
 
@@ -48,7 +49,8 @@ class Loader:
     process i of `process_count` has the i-th part. Of a stream it is as `Lanes` says. Evaluation is one pass in the
     order of the source, and its last batch is padded. Each image enters `repeats` times, one after the other, augmented
     differently. What a batch contains depends on the arguments and its number alone, never on `workers`, the number of
-    threads that prepare batches (0: the calling thread).
+    cores that prepare batches: 0 is the calling thread, up to 16 are threads, more are processes of up to 16 threads
+    each, which write into shared memory. `processes` sets their number, for tests; 0 is none.
 
     `steps` is the number of batches in a pass, the same in every process; None for a stream whose size is not known.
     `faults` says what may be wrong and counts it: the rows of a bad image are zeros and not valid.
@@ -69,6 +71,7 @@ class Loader:
         shuffle: bool = True,
         repeats: int = 1,
         workers: int = 0,
+        processes: int | None = None,
         process_index: int = 0,
         process_count: int = 1,
         faults: Faults | None = None,
@@ -78,16 +81,17 @@ class Loader:
                 below = max(batch_size // number, 1) * number
                 raise DataError(f"a batch size of {batch_size} does not divide by {what}, {number}; take {below}")
         self.source = source
-        self.transform = transform
         self.batch_size = batch_size
         self.channels = channels
         self.size = size
-        self.seed = seed
         self.shuffle = shuffle
         self.workers = workers
+        self.processes = processes
         self.faults = Faults() if faults is None else faults
         self.steps = None if source.total is None else -(-source.total * repeats // batch_size)
+        self._filling = Filling(transform, channels, seed, whole=repeats > 1)
         share = batch_size // process_count
+        self._shape = (share, *size, channels)
         rows = range(process_index * share, (process_index + 1) * share)
         if isinstance(source, Source):
             self._layouts = Numbered(
@@ -102,6 +106,11 @@ class Loader:
         self._position: dict[str, Any] | None = None
         for name, reason in source.lost.items():
             self.faults.lost_shard(name, reason)
+
+    @property
+    def footprint(self) -> str:
+        """One sentence for the log: what prepares batches on this host, and the memory that they take at most."""
+        return describe_workers(self.workers, self.processes, self._shape, AHEAD)
 
     @property
     def bad(self) -> dict[str, str]:
@@ -155,43 +164,31 @@ class Loader:
             for layout in layouts:
                 yield layout, self._prepare(layout)
             return
-        executor = ThreadPoolExecutor(self.workers, thread_name_prefix="maejax-data")
-        waiting: deque[tuple[Layout, Batch, list[Future[list[Fault]]]]] = deque()
+        workers = open_workers(self.workers, self.processes, self._shape, self._filling, AHEAD)
+        waiting: deque[tuple[Layout, np.ndarray, list[Future[list[Fault]]]]] = deque()
         try:
             for layout in layouts:
-                waiting.append((layout, *self._submit(executor, layout)))
+                waiting.append((layout, *workers.start(layout.rows)))
                 if len(waiting) > AHEAD:
-                    yield self._finish(*waiting.popleft())
+                    yield self._finish(workers, *waiting.popleft())
             while waiting:
-                yield self._finish(*waiting.popleft())
+                yield self._finish(workers, *waiting.popleft())
         finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+            workers.close()
 
     def _prepare(self, layout: Layout) -> Batch:
-        batch = self._empty(layout)
-        self._close(layout, batch, fill(batch.images, layout.rows, self.transform, self.channels, self.seed))
-        return batch
+        images = np.zeros(self._shape, np.uint8)
+        return self._close(layout, images, fill(images, layout.rows, self._filling))
 
-    def _submit(self, executor: ThreadPoolExecutor, layout: Layout) -> tuple[Batch, list[Future[list[Fault]]]]:
-        batch = self._empty(layout)
-        # A few pieces per thread: one per image would cost tiny images more than their decoding.
-        cuts = np.linspace(0, len(layout.rows), min(len(layout.rows), 4 * self.workers) + 1).astype(int).tolist()
-        return batch, [
-            executor.submit(fill, batch.images, layout.rows[a:b], self.transform, self.channels, self.seed)
-            for a, b in itertools.pairwise(cuts)
-        ]
+    def _finish(
+        self, workers: Workers, layout: Layout, images: np.ndarray, pieces: list[Future[list[Fault]]]
+    ) -> tuple[Layout, Batch]:
+        faults = [fault for piece in pieces for fault in piece.result()]
+        return layout, self._close(layout, workers.keep(images), faults)
 
-    def _finish(self, layout: Layout, batch: Batch, pieces: list[Future[list[Fault]]]) -> tuple[Layout, Batch]:
-        self._close(layout, batch, itertools.chain.from_iterable(piece.result() for piece in pieces))
-        return layout, batch
-
-    def _empty(self, layout: Layout) -> Batch:
-        # A new array every time: on CPU, JAX may use the memory of a batch as it is, long after the next was asked for.
-        images = np.zeros((len(layout.index), *self.size, self.channels), np.uint8)
-        return Batch(images, layout.labels, layout.index >= 0, layout.index)
-
-    def _close(self, layout: Layout, batch: Batch, faults: Iterable[Fault]) -> None:
+    def _close(self, layout: Layout, images: np.ndarray, faults: Iterable[Fault]) -> Batch:
         """Mark the rows that have no image, and judge whether it is too much."""
+        batch = Batch(images, layout.labels, layout.index >= 0, layout.index)
         self.faults.saw(len({row.index for row in layout.rows}), self.source.total)
         made: dict[int, Row] = {}
         for fault in faults:
@@ -203,6 +200,7 @@ class Loader:
                 self.faults.lost_shard(shard, fault.reason)
             else:
                 self.faults.bad_image(layout.key(row), fault.reason)
+        return batch
 
 
 def check_readable(source: Source | Stream, channels: int, at_most: int = 1000) -> None:

@@ -1,0 +1,194 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maejax.data.augment import build_train
+from maejax.data.pipeline import Loader
+from maejax.data.shards import open_source
+from maejax.data.workers import HELD, WorkerDied, describe_workers
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="threads only, on Windows")
+
+
+@pytest.fixture
+def source(tmp_path, numbered, write_tar):
+    numbered(tmp_path / "s.tar", 30)
+    write_tar(tmp_path / "t.tar", {"0.jpg": b"\xff\xd8\xff"})
+    return open_source(str(tmp_path / "*.tar"))
+
+
+def loader(source, transform=None, **arguments):
+    transform = transform or build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True)
+    arguments = {"workers": 2, "processes": 2, "batch_size": 10, "channels": 1, "size": (6, 6)} | arguments
+    return Loader(source, transform, **arguments)
+
+
+def children():
+    """Our processes below this one; what has ended but was not waited for counts."""
+    tasks = Path("/proc/self/task").glob("*/children")
+    pids = {int(pid) for task in tasks for pid in task.read_text().split()}
+    return {pid for pid in pids if b"maejax.data.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    yield
+    assert children() == set()
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_processes_change_nothing(source, repeats):
+    alone = list(loader(source, workers=0, repeats=repeats).iterate(stop=9))
+    ours = loader(source, repeats=repeats)
+    # All nine are kept, more than there are slots.
+    for a, b in zip(alone, list(ours.iterate(stop=9)), strict=True):
+        for name in ("images", "labels", "valid", "index"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert list(ours.bad) == ["t.tar:0.jpg"]
+    padded = loader(source, shuffle=False)
+    for _ in range(2):  # the second pass fills memory that was used before
+        last = list(padded.iterate())[-1]
+        assert not last.images[~last.valid].any()
+    threaded = loader(source, workers=3, processes=0, repeats=repeats)
+    np.testing.assert_array_equal(next(threaded.iterate()).images, alone[0].images)
+
+
+def test_a_batch_stays_as_it_is_while_anybody_holds_a_part_of_it(source):
+    batches = loader(source).iterate()
+    first = next(batches)
+    view, expected = first.images[3:4].reshape(-1)[5:], first.images[3:4].reshape(-1)[5:].copy()
+    assert first.images.ctypes.data % 64 == 0
+    addresses = set()
+    del first
+    for _ in range(30):
+        batch = next(batches)
+        addresses.add(batch.images.ctypes.data)
+        np.testing.assert_array_equal(view, expected)
+    assert len(addresses) <= 2 + 1 + HELD  # memory is used again
+    batches.close()
+    np.testing.assert_array_equal(view, expected)
+
+
+def without_jax(image, rng):
+    return np.full((6, 6, 1), "jax" in sys.modules, np.uint8)
+
+
+def test_processes_never_import_jax(source):
+    assert not next(loader(source, without_jax).iterate()).images.any()
+
+
+def killing(image, rng, folder, times):
+    """Kill the process that this runs in, the first `times` times."""
+    for i in range(times):
+        try:
+            Path(folder, str(i)).touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        os.kill(os.getpid(), signal.SIGKILL)
+    return np.ones((6, 6, 1), np.uint8)
+
+
+def test_a_process_that_is_killed_is_replaced_once(source, tmp_path):
+    batches = loader(source, partial(killing, folder=tmp_path, times=1), workers=1, processes=1).iterate(stop=5)
+    images = [batch.images[batch.valid] for batch in batches]
+    assert len(images) == 5
+    assert all(image.all() for image in images)
+    (tmp_path / "0").unlink()
+    batches = loader(source, partial(killing, folder=tmp_path, times=2), workers=1, processes=1).iterate()
+    with pytest.raises(WorkerDied, match=r"loader process 0 \(pid \d+\) died, killed by SIGKILL"):
+        list(batches)
+
+
+def test_a_process_that_waits_is_replaced_too(source):
+    batches = loader(source).iterate(stop=20)
+    next(batches)
+    before = children()
+    assert len(before) == 2
+    for pid in before | {os.getpid()}:
+        assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()  # no file can be left there
+    os.kill(before.pop(), signal.SIGKILL)
+    assert len(list(batches)) == 19
+
+
+def failing(image, rng):
+    raise OSError("the disk is gone")
+
+
+def failing_oddly(image, rng):
+    class Odd(Exception):
+        pass
+
+    raise Odd("cannot be sent")
+
+
+def test_errors_reach_the_caller(source):
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(loader(source, failing).iterate())
+    with pytest.raises(RuntimeError, match="Odd in a loader process: cannot be sent"):
+        next(loader(source, failing_oddly).iterate())
+    with pytest.raises(Exception, match=r"[Pp]ickle"):
+        next(loader(source, lambda image, rng: image).iterate())
+
+
+SCRIPT = """
+import sys, time
+from maejax.data.augment import build_train
+from maejax.data.pipeline import Loader
+from maejax.data.shards import open_source
+transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True)
+loader = Loader(open_source(sys.argv[1]), transform, batch_size=10, channels=1, size=(6, 6), workers=2, processes=2)
+batches = loader.iterate()
+next(batches)
+print("ready", flush=True)
+if sys.argv[2] == "wait":
+    for _ in batches:
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, None])
+def test_processes_end_with_their_parent(source, end):
+    path = source.place(0).path
+    run = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, path, "wait" if end else "leave"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True,
+    )  # fmt: skip
+    assert run.stdout.readline()
+    below = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    if end:
+        pids = below.read_text().split()
+        assert len(pids) == 2
+        os.killpg(run.pid, end)  # as Ctrl-C does: to the whole group
+        run.wait(timeout=20)
+        for pid in pids:
+            wait_for(
+                lambda pid=pid: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text()
+            )
+    _, errors = run.communicate(timeout=20)
+    assert "loader process" not in errors
+    assert (errors == "") == (end in (signal.SIGKILL, signal.SIGTERM, None))
+
+
+def test_the_memory_is_stated():
+    shape = (256, 224, 224, 3)
+    assert describe_workers(8, None, shape, 2) == (
+        "8 loader threads; at most 3 batches of 38.5 MB in preparation, 116 MB in all"
+    )
+    said = describe_workers(40, None, shape, 2)
+    assert said == ("3 loader processes of 14 + 13 + 13 threads; 7 batches of 38.5 MB in shared memory, 270 MB in all")
+    assert re.match("no loader threads", describe_workers(0, None, shape, 2))
