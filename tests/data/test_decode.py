@@ -142,6 +142,19 @@ def test_parts_of_a_picture_equal_the_whole(photo, encode, monkeypatch, subsampl
             np.testing.assert_array_equal(Picture(data, channels).crop(box), expected)
 
 
+def test_orientation_is_found_behind_other_blocks(photo, encode):
+    exif = Image.Exif()
+    exif[274] = 6
+    data = encode(photo, "JPEG", exif=exif)
+    comment = b"\xff\xfe" + (2 + 9).to_bytes(2) + b"Exif\0\0MM\0"
+    for other in (
+        data[:2] + comment + b"\xff\xff" + data[2:],
+        data[:2] + b"\xff\xed" + b"\xff\xff" + bytes(65533) + data[2:],
+    ):
+        np.testing.assert_array_equal(decode(other), by_pillow(other))
+        assert decode(other).shape == (400, 300, 3)
+
+
 @needs_libjpeg_turbo_3
 def test_only_what_is_asked_for_is_decoded(photo, encode, monkeypatch):
     picture = Picture(encode(photo, "JPEG"))

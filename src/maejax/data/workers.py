@@ -1,7 +1,7 @@
 """Threads and processes that fill the rows of batches.
 
-Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process. What holds the GIL, 20 to
-40 us an image, feeds no more; beyond that there are processes, each with threads, that write the rows straight into
+Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process. What holds the GIL, 35 to
+70 us an image, feeds no more; beyond that there are processes, each with threads, that write the rows straight into
 memory which all share. That memory has no name in any file system: nothing is left of it, however a run ends.
 """
 
@@ -112,6 +112,12 @@ def _cut(rows: Sequence[Row], parts: int) -> list[Sequence[Row]]:
     return [rows[a:b] for a, b in pairwise(cuts) if b > a]
 
 
+def _keep_freed_memory() -> None:
+    # glibc gives the pixels of an image back to the system and faults them in again for the next, a hundred pages an
+    # image, until a block larger than these was freed: mallopt(3), M_MMAP_THRESHOLD, which goes up to 32 MiB.
+    bytearray(31 << 20)
+
+
 class Threads:
     """Threads of this process; `Workers`."""
 
@@ -119,6 +125,7 @@ class Threads:
         self._shape = shape
         self._filling = filling
         self._pieces = _PIECES * threads
+        _keep_freed_memory()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="maejax-data")
 
     def start(self, rows: Sequence[Row]) -> tuple[np.ndarray, list[Future[list[Fault]]]]:
@@ -296,8 +303,8 @@ class _Worker:
     def _give_up(self, status: int) -> None:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
         self._died = WorkerDied(
-            f"loader process {self._number} (pid {self.pid}) died, {how}, and could not be replaced, or what replaced it "
-            "died too; if the host ran out of memory, lower --train-loader-workers or the batch size"
+            f"loader process {self._number} (pid {self.pid}) died, {how}, and could not be replaced, or its "
+            "replacement died too; if the host ran out of memory, lower --train-loader-workers or the batch size"
         )
         for _, future in self._open:
             future.set_exception(self._died)
@@ -322,6 +329,7 @@ def serve(connection: Connection, descriptor: int) -> None:
     """Fill rows for the process at the other end until it says stop, or is gone; the main function of a process."""
     work: _Work = connection.recv()
     memory = mmap.mmap(descriptor, 0)
+    _keep_freed_memory()
     executor = ThreadPoolExecutor(work.threads)
     answers: queue.SimpleQueue[tuple[np.ndarray, list[Future[list[Fault]]]]] = queue.SimpleQueue()
     threading.Thread(target=_answer, args=(connection, answers), daemon=True).start()
