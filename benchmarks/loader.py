@@ -135,12 +135,12 @@ def compare(shard: Path, libraries: dict[str, str], peers: list[Peer], options: 
     for turn in range(options.rounds + 1):  # the first warms up
         for name, library in libraries.items():
             use(library)
-            total, part = ours_whole(source, options.images), ours_stages(shard, source, options.images // 2)
+            total, part = ours_whole(source, options.images), ours_stages(shard, source, options.images)
             if turn:
                 totals.setdefault(name, []).append(total)
                 parts.setdefault(name, []).append(part)
         for peer in peers:
-            total, part = peer.ask(shard, options.images, False), peer.ask(shard, options.images // 2, True)
+            total, part = peer.ask(shard, options.images, False), peer.ask(shard, options.images, True)
             if turn:
                 totals.setdefault(peer.name, []).append(total)
                 parts.setdefault(peer.name, []).append(part)
