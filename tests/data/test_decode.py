@@ -7,7 +7,8 @@ from PIL import Image, ImageOps
 
 from maejax.data import decode as decode_module
 from maejax.data import turbojpeg
-from maejax.data.decode import Picture, UnreadableImage, decode
+from maejax.data.augment import resize
+from maejax.data.decode import UnreadableImage, decode, open_image
 
 
 def by_pillow(data, mode="RGB"):
@@ -122,24 +123,28 @@ needs_libjpeg_turbo_3 = pytest.mark.skipif(turbojpeg.library() is None, reason="
 BOXES = [(0, 0, 300, 400), (0, 0, 40, 50), (131, 217, 100, 120), (290, 390, 10, 10), (7, 0, 1, 400), (31, 33, 64, 1)]
 
 
+def part(data, box, channels=3):
+    return resize(open_image(data, channels), box, box[2:])
+
+
 @pytest.mark.parametrize("without", [False, True])
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_parts_of_a_picture_equal_the_whole(photo, encode, monkeypatch, subsampling, without):
     if without:
-        monkeypatch.setattr(turbojpeg, "library", lambda: None)
+        monkeypatch.setattr(decode_module, "library", lambda: None)
     datas = [encode(photo, "JPEG", subsampling=subsampling), encode(photo[..., 0], "JPEG")]
     for orientation in range(2, 9):
         exif = Image.Exif()
         exif[274] = orientation
         datas.append(encode(photo, "JPEG", subsampling=subsampling, exif=exif))
     for data, channels in itertools.product(datas, (1, 3, 4)):
-        whole, picture = decode(data, channels), Picture(data, channels)
-        assert picture.shape == whole.shape
+        whole = decode(data, channels)
+        assert open_image(data, channels).shape == whole.shape
         for top, left, height, width in BOXES:
             top, left = min(top, whole.shape[0] - 1), min(left, whole.shape[1] - 1)
             box = top, left, min(height, whole.shape[0] - top), min(width, whole.shape[1] - left)
             expected = whole[top : top + box[2], left : left + box[3]]
-            np.testing.assert_array_equal(Picture(data, channels).crop(box), expected)
+            np.testing.assert_array_equal(part(data, box, channels), expected)
 
 
 def test_orientation_is_found_behind_other_blocks(photo, encode):
@@ -157,7 +162,7 @@ def test_orientation_is_found_behind_other_blocks(photo, encode):
 
 @needs_libjpeg_turbo_3
 def test_only_what_is_asked_for_is_decoded(photo, encode, monkeypatch):
-    picture = Picture(encode(photo, "JPEG"))
+    picture = open_image(encode(photo, "JPEG"))
     monkeypatch.setattr(decode_module, "decode", lambda *_: pytest.fail("decoded whole"))
     assert picture.crop((9, 9, 20, 30)).shape == (20, 30, 3)
 
@@ -166,7 +171,7 @@ def test_only_what_is_asked_for_is_decoded(photo, encode, monkeypatch):
 def test_parts_of_other_pictures_equal_the_whole(photo, encode, options):
     cmyk = encode(Image.fromarray(photo).convert("CMYK"), "JPEG")
     for data in (encode(photo, **{"format": "JPEG", **options}), cmyk):
-        np.testing.assert_array_equal(Picture(data).crop((30, 50, 100, 90)), decode(data)[30:130, 50:140])
+        np.testing.assert_array_equal(part(data, (30, 50, 100, 90)), decode(data)[30:130, 50:140])
 
 
 def test_a_part_of_a_damaged_jpeg_is_refused(photo, encode):
@@ -176,8 +181,8 @@ def test_a_part_of_a_damaged_jpeg_is_refused(photo, encode):
     below = (200, 100, 90, 90)  # the damage, at a third and at half of the bytes, lies above its lower edge
     for broken in (data[: len(data) // 2], data[: len(data) // 2] + b"\xff\xd9", bytes(hurt), data[:20], b""):
         with pytest.raises(UnreadableImage):
-            Picture(broken).crop(below)
+            part(broken, below)
     with pytest.raises(UnreadableImage):  # without its end mark it is cut, wherever the box lies
-        Picture(data[: len(data) // 2]).crop((0, 0, 8, 8))
+        part(data[: len(data) // 2], (0, 0, 8, 8))
     trailed = data + b"trailer"
-    np.testing.assert_array_equal(Picture(trailed).crop(below), decode(data)[200:290, 100:190])
+    np.testing.assert_array_equal(part(trailed, below), decode(data)[200:290, 100:190])

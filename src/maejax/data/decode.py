@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from maejax.data.turbojpeg import Box, decode_region
+from maejax.data.turbojpeg import Box, decode_region, library
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -61,31 +61,40 @@ def decode(data: bytes | np.ndarray, channels: int = 3) -> np.ndarray:
     return pixels if orientation == 1 else _upright(pixels, orientation)
 
 
-class Picture:
-    """An image in a file, of which no more is decoded than is asked for.
+def open_image(data: bytes | np.ndarray, channels: int = 3) -> "np.ndarray | Picture":
+    """Return the pixels of an image as `decode` does, or, of most JPEGs, a Picture, where libjpeg-turbo 3 is installed.
 
-    `shape` is (H, W, C), upright, as `decode` would return it. Where libjpeg-turbo 3 is installed, a part of a JPEG is
-    decoded alone, to the same bits; otherwise, and for other formats, the whole image is, once.
+    Raises UnreadableImage.
+    """
+    if isinstance(data, bytes) and data.startswith(b"\xff\xd8\xff") and channels in _MODES and library():
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:  # for `decode` to find out what is wrong
+            pass
+        else:
+            _check_size(int(width), int(height))
+            return Picture(data, channels, (int(height), int(width)))
+    return decode(data, channels)
+
+
+class Picture:
+    """A JPEG of which no more is decoded than is asked for, to the same bits as the whole.
+
+    `shape` is (H, W, C), upright, as `decode` would return it.
     """
 
-    def __init__(self, data: bytes, channels: int = 3):
-        """Read the header of a file; raises UnreadableImage as `decode` does."""
+    def __init__(self, data: bytes, channels: int, stored: tuple[int, int]):
         self._data = data
         self._channels = channels
         self._pixels: np.ndarray | None = None
-        stored = _jpeg_size(data) if data.startswith(b"\xff\xd8\xff") and channels in _MODES else None
-        if stored is None:
-            self._pixels = decode(data, channels)
-            height, width, _ = self._pixels.shape
-        else:
-            self._orientation = _orientation(_exif(data))
-            height, width = stored if self._orientation < 5 else stored[::-1]
+        self._orientation = _orientation(_exif(data))
+        height, width = stored if self._orientation < 5 else stored[::-1]
         self.shape = height, width, channels
 
     def crop(self, box: Box) -> np.ndarray:
         """Decode `box` (top, left, height, width, within `shape`) to pixels, uint8 [height, width, C].
 
-        A JPEG is refused as by `decode` where its end mark is missing or anything is wrong down to the lower edge of
+        The image is refused as by `decode` where its end mark is missing or anything is wrong down to the lower edge of
         the box; what lies below is looked at only where the whole image is decoded.
 
         Raises UnreadableImage.
@@ -99,16 +108,6 @@ class Picture:
         if self._pixels is None:
             self._pixels = decode(self._data, self._channels)
         return self._pixels[top : top + height, left : left + width]
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Return height and width as stored in a JPEG's header, None where `decode` has to find out what is wrong."""
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
-        return None
-    _check_size(int(width), int(height))
-    return int(height), int(width)
 
 
 def _stored_box(box: Box, shape: tuple[int, int, int], orientation: int) -> Box:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maejax.data.augment import Transform
-from maejax.data.decode import Picture, UnreadableImage, decode
+from maejax.data.decode import Picture, UnreadableImage, decode, open_image
 from maejax.data.order import augment_rng
 
 
@@ -85,8 +85,6 @@ def _open(row: Row, filling: Filling) -> np.ndarray | Picture | Fault:
     except OSError as error:
         return Fault(row.row, error.strerror or str(error), os.fspath(row.image.path))  # type: ignore[union-attr]
     try:
-        if filling.whole or isinstance(data, np.ndarray):
-            return decode(data, filling.channels)
-        return Picture(data, filling.channels)
+        return (decode if filling.whole else open_image)(data, filling.channels)
     except UnreadableImage as error:
         return Fault(row.row, str(error), None)

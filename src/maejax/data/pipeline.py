@@ -1,7 +1,6 @@
 """Batches of a run: the same for any number of processes and threads."""
 
 import contextlib
-import itertools
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future
