@@ -4,7 +4,6 @@ Pixels outside the part go through no inverse DCT and no colour conversion, and 
 """
 
 import ctypes
-import importlib.metadata
 import os
 import sys
 import threading
@@ -32,7 +31,7 @@ class _Region(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """Find libjpeg-turbo 3: of the system, beside Python, or in the wheel `turbojpeg`; None where there is none.
+    """Find libjpeg-turbo 3 of the system, or beside Python as conda has it; None where there is none.
 
     `MAEJAX_TURBOJPEG` names a file to take instead; empty, it takes none.
     """
@@ -49,12 +48,7 @@ def library() -> ctypes.CDLL | None:
 
 def _candidates() -> list[str]:
     name = {"darwin": "libturbojpeg.dylib", "win32": "turbojpeg.dll"}.get(sys.platform, "libturbojpeg.so.0")
-    paths = [name, str(Path(sys.prefix, "lib", name)), f"/opt/homebrew/opt/jpeg-turbo/lib/{name}"]
-    try:
-        files = importlib.metadata.files("turbojpeg") or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    return paths + [str(file.locate()) for file in files if file.name.startswith("libturbojpeg")]
+    return [name, str(Path(sys.prefix, "lib", name)), f"/opt/homebrew/opt/jpeg-turbo/lib/{name}"]
 
 
 def _declare(found: ctypes.CDLL) -> None:
