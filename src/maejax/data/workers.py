@@ -218,7 +218,7 @@ class Slots:
 
     def take(self, rows: Sequence[Row]) -> tuple[int, np.ndarray]:
         """Return a free slot, its number and its array, uint8 [B, H, W, C]; all but `rows` are zeros."""
-        slot = self.free.popleft()
+        slot = self.free.pop()  # the one last used: the others may never take any memory
         images = np.ndarray(self.shape, np.uint8, self._memory, slot * self.stride)
         # Views, and JAX arrays that alias the memory, keep this very array alive.
         weakref.finalize(images, self.free.append, slot).atexit = False
