@@ -1,8 +1,8 @@
 """Threads and processes that fill the rows of batches.
 
-Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process. What holds the GIL, 35 to
-70 us an image, feeds no more; beyond that there are processes, each with threads, that write the rows straight into
-memory which all share. That memory has no name in any file system: nothing is left of it, however a run ends.
+Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process. What holds the GIL feeds no
+more (docs/loader.md); beyond that there are processes, each with threads, that write the rows straight into memory which
+all share. That memory has no name in any file system: nothing is left of it, however a run ends.
 """
 
 import collections
