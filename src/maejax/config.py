@@ -82,7 +82,8 @@ class Data:
     valid_batch_size: int = 512
     """Images per validation batch, over all devices and hosts."""
     train_loader_workers: int = os.cpu_count() or 1
-    """Threads per host that read and decode training images; 0: none beside the main one. Never changes the order."""
+    """Cores of each host that read and decode training images: up to 16 are threads, more are processes of up to 16
+    threads each; 0: none beside the main one. Never changes the order."""
     valid_loader_workers: int = os.cpu_count() or 1
     """The same for validation."""
     channels: int = 3

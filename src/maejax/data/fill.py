@@ -60,9 +60,9 @@ class Filling(NamedTuple):
 
 
 def fill(images: np.ndarray, rows: Sequence[Row], filling: Filling) -> list[Fault]:
-    """Read, decode and augment an image for each of `rows`, into `images`, uint8 [B, H, W, C] of zeros.
+    """Read, decode and augment an image for each of `rows`, into `images`, uint8 [B, H, W, C].
 
-    All arguments can be pickled, and what is written depends on nothing else. Rows that are returned stay zeros.
+    All arguments can be pickled, and what is written depends on nothing else. Rows that are returned are left alone.
     """
     faults: list[Fault] = []
     last, image = -1, Fault(-1, "", None)

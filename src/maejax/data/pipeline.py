@@ -86,6 +86,7 @@ class Loader:
         self.shuffle = shuffle
         self.workers = workers
         self.processes = processes
+        self._ahead = AHEAD if workers else 0
         self.faults = Faults() if faults is None else faults
         self.steps = None if source.total is None else -(-source.total * repeats // batch_size)
         self._filling = Filling(transform, channels, seed, whole=repeats > 1)
@@ -109,7 +110,7 @@ class Loader:
     @property
     def footprint(self) -> str:
         """One sentence for the log: what prepares batches on this host, and the memory that they take at most."""
-        return describe_workers(self.workers, self.processes, self._shape, AHEAD)
+        return describe_workers(self.workers, self.processes, self._shape, self._ahead)
 
     @property
     def bad(self) -> dict[str, str]:
@@ -132,7 +133,8 @@ class Loader:
         """Return this process's rows of global batch `step` of a source; prepared in the calling thread."""
         if isinstance(self._layouts, Lanes):
             raise DataError("a stream has no batches by number; go through them by iterate")
-        return self._prepare(self._layouts.layout(step))
+        layout, images = self._layouts.layout(step), np.zeros(self._shape, np.uint8)
+        return self._close(layout, images, fill(images, layout.rows, self._filling))
 
     def iterate(
         self, start: int = 0, stop: int | None = None, position: dict[str, Any] | None = None
@@ -159,25 +161,17 @@ class Loader:
                 yield batch
 
     def _batches(self, layouts: Iterable[Layout]) -> Generator[tuple[Layout, Batch], None, None]:
-        if not self.workers:
-            for layout in layouts:
-                yield layout, self._prepare(layout)
-            return
-        workers = open_workers(self.workers, self.processes, self._shape, self._filling, AHEAD)
+        workers = open_workers(self.workers, self.processes, self._shape, self._filling, self._ahead)
         waiting: deque[tuple[Layout, np.ndarray, list[Future[list[Fault]]]]] = deque()
         try:
             for layout in layouts:
                 waiting.append((layout, *workers.start(layout.rows)))
-                if len(waiting) > AHEAD:
+                if len(waiting) > self._ahead:
                     yield self._finish(workers, *waiting.popleft())
             while waiting:
                 yield self._finish(workers, *waiting.popleft())
         finally:
             workers.close()
-
-    def _prepare(self, layout: Layout) -> Batch:
-        images = np.zeros(self._shape, np.uint8)
-        return self._close(layout, images, fill(images, layout.rows, self._filling))
 
     def _finish(
         self, workers: Workers, layout: Layout, images: np.ndarray, pieces: list[Future[list[Fault]]]
@@ -193,6 +187,7 @@ class Loader:
         for fault in faults:
             made = made or {row.row: row for row in layout.rows}
             batch.valid[fault.row] = False
+            images[fault.row] = 0
             row = made[fault.row]
             shard = None if fault.file is None else layout.shard(row)
             if shard is not None:

@@ -1,8 +1,8 @@
 """Threads and processes that fill the rows of batches.
 
-Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process. What holds the GIL, 35 to
-70 us an image, feeds no more; beyond that there are processes, each with threads, that write the rows straight into
-memory which all share. That memory has no name in any file system: nothing is left of it, however a run ends.
+Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process. What holds the GIL feeds no
+more (docs/loader.md); beyond that there are processes, each with threads, that write rows straight into memory which
+all share. That memory has no name in any file system: nothing is left of it, however a run ends.
 """
 
 import collections
@@ -57,7 +57,7 @@ class Workers(Protocol):
     def start(self, rows: Sequence[Row]) -> tuple[np.ndarray, list[Future[list[Fault]]]]:
         """Begin to fill `rows` of a new batch, uint8 [B, H, W, C]; other rows are zeros. It is full when all are done.
 
-        Each future gives the rows that stay zeros, or raises what went wrong.
+        Each future gives the rows that could not be filled, or raises what went wrong.
         """
         ...
 
@@ -73,27 +73,22 @@ class Workers(Protocol):
 def open_workers(cores: int, processes: int | None, shape: Shape, filling: Filling, ahead: int) -> Workers:
     """Start workers for `cores` cores, in `processes` processes (None: as many as it takes; 0: threads of this one).
 
-    `ahead` is the number of batches that are filled while another one is.
+    `ahead` is the number of batches that are filled while another one is. 0 cores are the calling thread.
     """
     count = _processes(cores, processes)
-    return Processes(cores, count, shape, filling, ahead) if count else Threads(cores, shape, filling)
+    slots = Slots(shape, ahead + 1 + HELD)
+    if not cores:
+        return Caller(slots, filling)
+    return Processes(cores, count, slots, filling) if count else Threads(cores, slots, filling)
 
 
 def describe_workers(cores: int, processes: int | None, shape: Shape, ahead: int) -> str:
     """Say in a sentence what `open_workers` starts, and the memory that its batches take at most on this host."""
     count, megabytes = _processes(cores, processes), math.prod(shape) / 1e6
-    if count:
-        threads = " + ".join(map(str, _shares(cores, count)))
-        slots = ahead + 1 + HELD
-        return (
-            f"{count} loader processes of {threads} threads; {slots} batches of {megabytes:,.1f} MB in shared memory, "
-            f"{slots * megabytes:,.0f} MB in all"
-        )
-    ready = ahead + 1 if cores else 1
-    return (
-        f"{cores or 'no'} loader threads; at most {ready} batches of {megabytes:,.1f} MB in preparation, "
-        f"{ready * megabytes:,.0f} MB in all"
-    )
+    threads = " + ".join(map(str, _shares(cores, max(count, 1))))
+    who = f"{count} loader processes of {threads} threads" if count else f"{threads} loader threads"
+    slots = ahead + 1 + HELD
+    return f"{who}; {slots} batches of {megabytes:,.1f} MB, {slots * megabytes:,.0f} MB in all"
 
 
 def _processes(cores: int, processes: int | None) -> int:
@@ -118,42 +113,65 @@ def _keep_freed_memory() -> None:
     bytearray(31 << 20)
 
 
+class Caller:
+    """The calling thread; `Workers`."""
+
+    def __init__(self, slots: "Slots", filling: Filling):
+        self._slots = slots
+        self._filling = filling
+
+    def start(self, rows: Sequence[Row]) -> tuple[np.ndarray, list[Future[list[Fault]]]]:
+        """Fill a batch in a slot that nobody holds."""
+        _, images = self._slots.take(rows)
+        done: Future[list[Fault]] = Future()
+        done.set_result(fill(images, rows, self._filling))
+        return images, [done]
+
+    def keep(self, images: np.ndarray) -> np.ndarray:
+        """Return the batch, or a copy where the caller holds so many that no slot would be left."""
+        return images if self._slots.free else images.copy()
+
+    def close(self) -> None:
+        """Give up the memory."""
+        self._slots.close()
+
+
 class Threads:
     """Threads of this process; `Workers`."""
 
-    def __init__(self, threads: int, shape: Shape, filling: Filling):
-        self._shape = shape
+    def __init__(self, threads: int, slots: "Slots", filling: Filling):
+        self._slots = slots
         self._filling = filling
         self._pieces = _PIECES * threads
         _keep_freed_memory()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="maejax-data")
 
     def start(self, rows: Sequence[Row]) -> tuple[np.ndarray, list[Future[list[Fault]]]]:
-        """Begin to fill a batch."""
-        # A new array every time: on CPU, JAX may use the memory of a batch as it is, long after the next was asked for.
-        images = np.zeros(self._shape, np.uint8)
+        """Begin to fill a batch in a slot that nobody holds."""
+        _, images = self._slots.take(rows)
         return images, [self._executor.submit(fill, images, piece, self._filling) for piece in _cut(rows, self._pieces)]
 
     def keep(self, images: np.ndarray) -> np.ndarray:
-        """Return the batch itself."""
-        return images
+        """Return the batch, or a copy where the caller holds so many that no slot would be left."""
+        return images if self._slots.free else images.copy()
 
     def close(self) -> None:
         """Drop what has not begun and wait for the rest."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+        self._slots.close()
 
 
 class Processes:
-    """Processes with threads that fill a fixed number of batches in shared memory; `Workers`.
+    """Processes with threads; `Workers`.
 
     Each has an equal share of every batch. They end with this process, also when that is killed. One that dies is
     started anew and repeats what it had not finished; when it dies again, what it had to do raises WorkerDied.
     """
 
-    def __init__(self, cores: int, count: int, shape: Shape, filling: Filling, ahead: int):
+    def __init__(self, cores: int, count: int, slots: "Slots", filling: Filling):
         pickle.dumps(filling)  # what cannot be sent raises here, before anything is started
-        self._slots = _Slots(shape, ahead + 1 + HELD)
-        first = _Work(shape, self._slots.stride, filling)
+        self._slots = slots
+        first = _Work(slots.shape, slots.stride, filling)
         self.workers = [
             _Worker(i, first._replace(threads=threads), self._slots.descriptor)
             for i, threads in enumerate(_shares(cores, count))
@@ -161,9 +179,7 @@ class Processes:
 
     def start(self, rows: Sequence[Row]) -> tuple[np.ndarray, list[Future[list[Fault]]]]:
         """Begin to fill a batch in a slot that nobody holds."""
-        slot, images = self._slots.take()
-        if len(rows) < len(images):  # what was in the slot before
-            images[np.setdiff1d(np.arange(len(images)), [row.row for row in rows])] = 0
+        slot, images = self._slots.take(rows)
         shares = _cut(rows, len(self.workers))
         return images, [worker.submit(slot, share) for worker, share in zip(self.workers, shares, strict=False)]
 
@@ -182,8 +198,11 @@ class Processes:
         self._slots.close()
 
 
-class _Slots:
-    """Memory without a name for a fixed number of batches, each free again when no array uses it any more."""
+class Slots:
+    """Memory without a name for a fixed number of batches, each free again when no array uses it any more.
+
+    New memory for every batch would cost more than writing it: the system clears it page by page.
+    """
 
     def __init__(self, shape: Shape, count: int):
         self.shape = shape
@@ -197,15 +216,19 @@ class _Slots:
         self._memory = mmap.mmap(self.descriptor, count * self.stride)
         self.free = collections.deque(range(count))
 
-    def take(self) -> tuple[int, np.ndarray]:
-        slot = self.free.popleft()
+    def take(self, rows: Sequence[Row]) -> tuple[int, np.ndarray]:
+        """Return a free slot, its number and its array, uint8 [B, H, W, C]; all but `rows` are zeros."""
+        slot = self.free.pop()  # the one last used: the others may never take any memory
         images = np.ndarray(self.shape, np.uint8, self._memory, slot * self.stride)
         # Views, and JAX arrays that alias the memory, keep this very array alive.
         weakref.finalize(images, self.free.append, slot).atexit = False
+        if len(rows) < len(images):
+            images[np.setdiff1d(np.arange(len(images)), [row.row for row in rows])] = 0
         return slot, images
 
     def close(self) -> None:
-        os.close(self.descriptor)  # the memory lives as long as an array does
+        """Give up the memory; arrays that were handed out keep it."""
+        os.close(self.descriptor)
 
 
 class _Work(NamedTuple):
@@ -331,7 +354,7 @@ def serve(connection: Connection, descriptor: int) -> None:
     memory = mmap.mmap(descriptor, 0)
     _keep_freed_memory()
     executor = ThreadPoolExecutor(work.threads)
-    answers: queue.SimpleQueue[tuple[np.ndarray, list[Future[list[Fault]]]]] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[list[Future[list[Fault]]]] = queue.SimpleQueue()
     threading.Thread(target=_answer, args=(connection, answers), daemon=True).start()
     while True:
         try:
@@ -342,17 +365,15 @@ def serve(connection: Connection, descriptor: int) -> None:
             os._exit(0)  # at once: threads may be in the middle of an image, or of a read that hangs
         images = np.ndarray(work.shape, np.uint8, memory, task.slot * work.stride)
         pieces = _cut(task.rows, _PIECES * work.threads)
-        answers.put((images, [executor.submit(fill, images, piece, work.filling) for piece in pieces]))
+        answers.put([executor.submit(fill, images, piece, work.filling) for piece in pieces])
 
 
-def _answer(connection: Connection, answers: queue.SimpleQueue[tuple[np.ndarray, list[Future[list[Fault]]]]]) -> None:
+def _answer(connection: Connection, answers: queue.SimpleQueue[list[Future[list[Fault]]]]) -> None:
     while True:
-        images, pieces = answers.get()
+        pieces = answers.get()
         answer: list[Fault] | BaseException
         try:
             answer = [fault for piece in pieces for fault in piece.result()]
-            for fault in answer:
-                images[fault.row] = 0
         except BaseException as error:
             answer = error
         try:
