@@ -23,7 +23,7 @@ seeds: $(VENV)/.installed
 
 # The table of docs/faults.md: 24 kills, damaged checkpoints, full disks, processes that die.
 faults: $(VENV)/.installed-test
-	MAEJAX_KILLS=24 $(BIN)/python -m pytest -v -s tests/training tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py
+	MAEJAX_KILLS=24 $(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/training tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

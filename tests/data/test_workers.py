@@ -151,7 +151,8 @@ def test_errors_reach_the_caller(source):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a script ignores Ctrl-C
 from maejax.data.augment import build_train
 from maejax.data.pipeline import Loader
 from maejax.data.shards import open_source
@@ -179,7 +180,10 @@ def test_processes_end_with_their_parent(source, end):
         pids = below.read_text().split()
         assert len(pids) == 2
         os.killpg(run.pid, end)  # as Ctrl-C does: to the whole group
-        run.wait(timeout=20)
+        try:
+            run.wait(timeout=20)
+        finally:
+            run.kill()
         for pid in pids:
             wait_for(
                 lambda pid=pid: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text()

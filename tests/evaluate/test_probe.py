@@ -72,7 +72,7 @@ def test_the_minimum_is_found(n):
         logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         return -logs[np.arange(n), y].mean() + l2 / 2 * np.sum(w[:-1] ** 2)
 
-    weights, bias = list(_solutions(x, y, 3, [1.0, l2]))[1]
+    weights, bias = list(_solutions(x, y, 3, [1.0, l2], 1e-6))[1]
     best = minimize(plain, np.zeros(63), method="L-BFGS-B", options={"maxfun": 10**5}).fun
     assert plain(np.append(weights, bias[None], axis=0)) == pytest.approx(best, rel=1e-4)
 

@@ -5,6 +5,7 @@ import random
 import signal
 
 import numpy as np
+import pytest
 
 from maejax.training.checkpoint import saved_steps
 
@@ -25,6 +26,7 @@ def meet(process, folder, run, moment, randomness):
     return harness.wait_until(lambda: harness.last_step(run) >= target, process)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_bit_for_bit(tmp_path, images):
     """SIGTERM and SIGKILL in training, in a save and in a validation; then with other numbers of loader threads."""
     randomness = random.Random(KILLS)

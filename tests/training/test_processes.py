@@ -29,6 +29,7 @@ def test_flags_that_do_not_name_the_processes_are_refused():
         join(distributed=True, coordinator="localhost:1234", num_processes=2, process_id=0)
 
 
+@pytest.mark.slow
 def test_one_run_on_one_process_on_two_and_split(tmp_path, images, train):
     """Two processes are told to stop by one, go on with a split state, lose one, and one process ends the run."""
     flags = ["--valid-dataset-shards", images, "--valid-batch-size", 16, "--training-steps", STEPS, *SGD,

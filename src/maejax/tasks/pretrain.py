@@ -211,6 +211,7 @@ def run(
             if start:
                 log.say(f"continuing {directory} from step {start} of {optimization.training_steps}")
             log.say(describe(config, state, train_source, peak, directory))
+            log.say(f"loader   {loader.footprint}")
             for problem in train_source.problems[:5]:
                 log.say(f"data     {problem}")
             evaluate = None
