@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def test_event_files_hold_what_metrics_jsonl_holds(train, images):
 def test_a_run_gives_no_secret_away(tmp_path, images):
     """Flags that hold an address, secrets in the environment, W&B offline: none is in any file or printed line."""
     run = subprocess.run(
-        ["python", conftest.ROOT / "src/main.py", *conftest.TINY, "--train_dataset_shards", images,
+        [sys.executable, conftest.ROOT / "src/main.py", *conftest.TINY, "--train_dataset_shards", images,
          "--training-steps", "2", "--wandb", "--project", "mine", "--ipaddr", "203.0.113.9"],
         cwd=tmp_path, env={**os.environ, **SECRETS, "WANDB_MODE": "offline"}, text=True, capture_output=True,
     )  # fmt: skip
