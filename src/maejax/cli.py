@@ -41,7 +41,7 @@ def train_command(mode: str) -> Callable[..., int]:
 def demo(
     output_dir: str = "runs", name: str = "demo", seed: int = 0, training_steps: int | None = None, json: Flag = False
 ) -> int:
-    """Do the whole job on embedded real images in under ten minutes: pack, pre-train, judge, report.
+    """Do the whole job on embedded real images in about ten minutes: pack, pre-train, judge, report.
 
     Args:
         output_dir: Folder of all runs.
@@ -113,7 +113,8 @@ def pack(
     if json:
         print_json(index)
     else:
-        print(f"{index['total']:,} images in {len(index['shards'])} shards in {dst}")
+        count = len(index["shards"])
+        print(f"{index['total']:,} images in {count} shard{'s' * (count != 1)} in {dst}")
     return DONE
 
 

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
+from maejax.data.errors import DataError
 from maejax.data.labels import LabelError, assign, read_labels
-from maejax.data.shards import DataError, open_source
+from maejax.data.shards import open_source
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from maejax.data import lanes
 from maejax.data.augment import build_eval
 from maejax.data.errors import DataError
 from maejax.data.faults import Faults
-from maejax.data.pipeline import Loader, check_readable, merge_positions
+from maejax.data.lanes import merge_positions
+from maejax.data.pipeline import Loader, check_readable
 from maejax.data.retry import Patience
 from maejax.data.shards import open_source, open_stream
 

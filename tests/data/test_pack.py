@@ -7,8 +7,9 @@ import pytest
 
 from maejax.data import pack as packing
 from maejax.data.decode import decode
+from maejax.data.errors import DataError
 from maejax.data.pack import pack
-from maejax.data.shards import DataError, open_source
+from maejax.data.shards import open_source
 from maejax.data.verify import verify
 
 

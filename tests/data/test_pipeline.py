@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from maejax.data.augment import build_eval, build_train
+from maejax.data.errors import DataError
 from maejax.data.faults import Faults
-from maejax.data.pipeline import Loader, check_readable, epoch_order
-from maejax.data.shards import DataError, open_source
+from maejax.data.order import epoch_order
+from maejax.data.pipeline import Loader, check_readable
+from maejax.data.shards import open_source
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from maejax.data.decode import decode
+from maejax.data.errors import DataError
 from maejax.data.fetch import zstd
-from maejax.data.shards import DataError, open_source
+from maejax.data.shards import open_source
 from maejax.data.specs import expand
 
 PHOTOS = Path(__file__).parents[3] / "shared/data/clothing-small.tar"

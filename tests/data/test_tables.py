@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from maejax.data import tables
-from maejax.data.shards import DataError, open_source
+from maejax.data.errors import DataError
+from maejax.data.shards import open_source
 
 
 @pytest.fixture(autouse=True)

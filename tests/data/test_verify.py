@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from maejax.data.errors import DataError
 from maejax.data.pack import pack
-from maejax.data.shards import DataError
 from maejax.data.verify import verify
 
 

@@ -52,6 +52,7 @@ def test_one_run_on_one_process_on_two_and_split(tmp_path, images, train):
     assert harness.wait_until(lambda: harness.last_step(run) >= stopped + 6, *processes), harness.said(processes)
     processes[1].kill()
     dead = time.monotonic()
+    assert harness.finish(processes[1])[0] == -signal.SIGKILL
     code, said = harness.finish(processes[0])
     assert time.monotonic() - dead < 60
     # By our sentence, or where the main thread cannot be reached, by JAX's, which aborts.

@@ -17,9 +17,10 @@ import numpy as np
 
 from maejax.data.decode import UnreadableImage
 from maejax.data.encode import Encoding
+from maejax.data.errors import DataError
 from maejax.data.header import suffix_of
-from maejax.data.pipeline import epoch_order
-from maejax.data.shards import DataError, Source, open_source
+from maejax.data.order import epoch_order
+from maejax.data.shards import Source, open_source
 
 _JOURNAL = "pack.jsonl"  # lies in the folder while it is being packed into: for whom, and which shards are done
 _UNEVEN = ".uneven"  # shards from which images were left out, until their images are dealt out anew

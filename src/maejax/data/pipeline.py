@@ -15,9 +15,7 @@ from maejax.data.errors import DataError
 from maejax.data.faults import Faults
 from maejax.data.fill import Fault, Filling, Place, Row, fill
 from maejax.data.lanes import Lanes
-from maejax.data.lanes import merge_positions as merge_positions
 from maejax.data.layout import Layout, Numbered
-from maejax.data.order import epoch_order as epoch_order
 from maejax.data.shards import Source
 from maejax.data.stream import Stream, first_images
 from maejax.data.workers import Workers, describe_workers, open_workers

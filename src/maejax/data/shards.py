@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maejax.data.errors import DataError as DataError
+from maejax.data.errors import DataError
 from maejax.data.fill import Place
 from maejax.data.labels import LABEL_FILES, LabelError, assign, read_labels
 from maejax.data.order import epoch_order

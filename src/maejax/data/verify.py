@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maejax.data.decode import UnreadableImage, decode
+from maejax.data.errors import DataError
 from maejax.data.samples import in_tar
-from maejax.data.shards import DataError
 
 
 class Verified(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 
 from maejax.data.augment import build_eval
 from maejax.data.decode import UnreadableImage, decode
-from maejax.data.shards import DataError
+from maejax.data.errors import DataError
 from maejax.evaluate.reconstruct import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder

@@ -11,7 +11,7 @@ import numpy as np
 
 from maejax.data.decode import UnreadableImage, decode
 from maejax.data.header import read_header
-from maejax.data.pipeline import epoch_order
+from maejax.data.order import epoch_order
 from maejax.data.samples import IMAGE_SUFFIXES
 from maejax.data.shards import FileSource, Source
 

@@ -10,8 +10,9 @@ from rich.panel import Panel
 from rich.table import Table
 
 from maejax.data.augment import RandomCrop, Size, build_train
+from maejax.data.errors import DataError
 from maejax.data.pipeline import Loader, check_readable
-from maejax.data.shards import DataError, open_source
+from maejax.data.shards import open_source
 from maejax.evaluate.contact_sheet import draw_contact_sheet
 from maejax.evaluate.loader_speed import measure
 from maejax.evaluate.survey import survey

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from maejax.data.errors import DataError
 from maejax.data.pack import pack
-from maejax.data.shards import DataError
 from maejax.data.verify import Verified, verify
 from maejax.training.errors import TrainingError
 
@@ -65,7 +65,7 @@ def verified_folder(src: str, dst: str) -> str:
 
 def show(console: Console, found: Verified) -> None:
     """Print in a line how a verification ended."""
-    seen = f"{found.shards:,} shards, {found.images:,} images, {found.bytes / 1e6:,.1f} MB"
+    seen = f"{found.shards:,} shard{'s' * (found.shards != 1)}, {found.images:,} images, {found.bytes / 1e6:,.1f} MB"
     if found.wrong:
         console.print(f"[bold red]{len(found.wrong):,} wrong[/bold red] in {seen}", highlight=False)
     else:

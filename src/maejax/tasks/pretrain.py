@@ -15,7 +15,8 @@ from maejax import __version__
 from maejax.config import Config, ConfigError, differences, flags
 from maejax.data.augment import build_train
 from maejax.data.faults import Faults
-from maejax.data.pipeline import Batch, Loader, check_readable, merge_positions
+from maejax.data.lanes import merge_positions
+from maejax.data.pipeline import Batch, Loader, check_readable
 from maejax.data.redact import redact
 from maejax.data.shards import Source, open_source, open_stream
 from maejax.data.stream import Stream
