@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -33,9 +34,18 @@ def loader(source, transform=None, **arguments):
 
 def children():
     """Our processes below this one; what has ended but was not waited for counts."""
-    tasks = Path("/proc/self/task").glob("*/children")
-    pids = {int(pid) for task in tasks for pid in task.read_text().split()}
-    return {pid for pid in pids if b"maejax.data.workers" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # A thread may end while we look.
+            found.update(int(pid) for pid in (task / "children").read_text().split())
+    return {pid for pid in found if b"maejax.data.workers" in command(pid)}
+
+
+def command(pid):
+    """The command line of a process; empty for one that has gone meanwhile."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def wait_for(condition, seconds=20):
