@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import fsspec
 import numpy as np
@@ -182,6 +183,7 @@ def test_buckets_that_fail_in_the_middle(fetched):
     class Flaky(MemoryFileSystem):
         protocol = "flaky"
         failures = 0
+        fail: Callable
 
         @classmethod
         def _strip_protocol(cls, path):
@@ -196,16 +198,25 @@ def test_buckets_that_fail_in_the_middle(fetched):
     class Breaking(io.BytesIO):
         def read(self, size=-1):
             if self.tell() > len(BODY) // 3:
-                raise RuntimeError("the cloud has a moment")
+                Flaky.fail()
             return super().read(size)
+
+    def moment():
+        raise RuntimeError("the cloud has a moment")
+
+    woken = threading.Event()
 
     fsspec.register_implementation("flaky", Flaky, clobber=True)
     system = fsspec.filesystem("flaky")
     system.pipe("/bucket/s.tar", BODY)
-    Flaky.failures = 3
-    assert fetched("flaky://bucket/s.tar") == BODY
-    assert Flaky.failures == 0
+    for Flaky.fail in (moment, woken.wait):
+        Flaky.failures = 3
+        assert fetched("flaky://bucket/s.tar") == BODY
+        assert Flaky.failures == 0
     Flaky.failures = 99
+    assert "nothing came for 0.3 s (gave up" in reason(fetched, "flaky://bucket/s.tar")
+    woken.set()
+    Flaky.fail = moment
     assert "the cloud has a moment (gave up" in reason(fetched, "flaky://bucket/s.tar")
     system.rm("/bucket", recursive=True)
 

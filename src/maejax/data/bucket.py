@@ -1,8 +1,11 @@
 """Bytes of buckets and of every other file system that fsspec knows."""
 
+import queue
 import re
 import threading
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
+from typing import Any
 
 import fsspec
 
@@ -26,17 +29,18 @@ def read_bucket(address: str, patience: Patience, stop: threading.Event) -> Gene
     while True:
         try:
             system.invalidate_cache()  # what was listed before may be old
-            info = system.info(path)
+            info = _within(patience.stall, stop, system.info, path)
             found = (info.get("size"), info.get("etag") or info.get("ETag"))
             if identity is not None and found != identity:
                 raise FetchError("the file changed while it was read; start again")
             identity = found
-            with system.open(path, "rb", block_size=4 * CHUNK, cache_type="readahead") as file:
-                file.seek(done)
-                while chunk := file.read(CHUNK):
-                    done += len(chunk)
-                    retry.progress()
-                    yield chunk  # type: ignore[misc]
+            file = _within(patience.stall, stop, system.open, path, "rb", block_size=4 * CHUNK, cache_type="readahead")
+            file.seek(done)
+            while chunk := _within(patience.stall, stop, file.read, CHUNK):
+                done += len(chunk)
+                retry.progress()
+                yield chunk
+            file.close()  # one that stalls would stall here too, so it is left alone
             if found[0] is None or done >= found[0]:
                 return
             retry.wait(f"ended at byte {done} of {found[0]}")
@@ -48,6 +52,32 @@ def read_bucket(address: str, patience: Patience, stop: threading.Event) -> Gene
             raise FetchError(f"access denied: {_short(error)}; log in, or ask for access") from None
         except Exception as error:  # every file system raises its own
             retry.wait(_short(error))
+
+
+def _within(seconds: float, stop: threading.Event, function: Callable, *arguments: Any, **named: Any) -> Any:
+    """Call a function that may never return: few file systems know a timeout. Raises TimeoutError and Stopped."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            answers.put((function(*arguments, **named), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=call, daemon=True).start()
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            value, error = answers.get(timeout=max(0.0, min(0.2, deadline - time.monotonic())))
+        except queue.Empty:
+            if stop.is_set():
+                raise Stopped from None
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"nothing came for {seconds:g} s") from None
+            continue
+        if error is not None:
+            raise error
+        return value
 
 
 def list_bucket(pattern: str) -> list[str]:
