@@ -189,7 +189,7 @@ def reconstruct(
     """
     prepare_devices()
     from maejax.evaluate.pictures import write_pictures
-    from maejax.interop.run import load
+    from maejax.interop.files import load
 
     written = [str(path) for path in write_pictures(load(ckpt), images, Path(out), mask=mask, seed=seed)]
     if json:

@@ -1,6 +1,6 @@
 """Masked-autoencoder pre-training (He et al. 2022): the recipe behind `maejax train --mode pretrain`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from maejax.data.pipeline import Batch, Loader, check_readable
 from maejax.data.redact import redact
 from maejax.data.shards import Source, open_source, open_stream
 from maejax.data.stream import Stream
-from maejax.interop.run import abstract_model, initial_model, load_arrays
+from maejax.interop.pretrained import load_pretrained
+from maejax.interop.run import abstract_model, initial_model
 from maejax.models import masking
 from maejax.models.arrays import array_name, check_arrays
 from maejax.models.mae import MaskedAutoencoder
@@ -157,7 +158,10 @@ def run(
     except ValueError as error:
         raise ConfigError(f"the model's flags do not fit together: {error}") from None
     train_source, valid_source = sources or open_sources(config)
-    weights = load_arrays(config.run.pretrained_ckpt) if config.run.pretrained_ckpt else None
+    start_from = config.run.pretrained_ckpt
+    weights = load_pretrained(start_from, model_arguments, config.data.cache_dir) if start_from else None
+    if weights is not None and weights.gelu != "erf":
+        model_arguments |= {"gelu": weights.gelu}
     directory = Path(config.run.output_dir) / (config.run.name or config.run.mode)
     written = {
         "maejax": __version__,
@@ -201,7 +205,7 @@ def run(
         else:
             state, start, position = create_state(init, optimizer, mesh, sharding), 0, None
             if weights is not None:
-                state = with_weights(state, weights)
+                state = with_weights(state, weights.arrays)
         trackers = open_trackers(config, directory, start, written) if first else []
         with (
             RunLog(directory, start, optimization.training_steps, console, first=first, trackers=trackers) as log,
@@ -209,6 +213,8 @@ def run(
         ):
             if config.run.ipaddr:
                 log.say("--ipaddr is accepted for the original's scripts and ignored")
+            if weights is not None:
+                log.say(f"weights  {weights.said or start_from}")
             if start:
                 log.say(f"continuing {directory} from step {start} of {optimization.training_steps}")
             log.say(describe(config, state, train_source, peak, directory))
@@ -363,7 +369,7 @@ def sample_losses(model: MaskedAutoencoder, batch, turn, *, dropout_seed: int) -
     return model(model.normalize(batch["images"]), batch["order"], dropout_key).loss
 
 
-def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState:
+def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
     """Start from given weights instead of random ones; strict."""
     try:
         check_arrays(state.model, weights)
