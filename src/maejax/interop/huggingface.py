@@ -206,7 +206,8 @@ def write(weights: Weights, path: Path) -> list[str]:
         config |= {
             "architectures": ["ViTMAEForPreTraining"], "decoder_hidden_size": arguments["dec_dim"],
             "decoder_num_hidden_layers": arguments["dec_layers"],
-            "decoder_num_attention_heads": arguments["dec_heads"], "decoder_intermediate_size": 4 * arguments["dec_dim"],
+            "decoder_num_attention_heads": arguments["dec_heads"],
+            "decoder_intermediate_size": 4 * arguments["dec_dim"],
             "mask_ratio": arguments["mask_ratio"], "norm_pix_loss": arguments["norm_pix_loss"],
         }  # fmt: skip
     elif weights.kind == "classifier":

@@ -211,16 +211,18 @@ def read(path: Path, *, image_size: tuple[int, int] | None = None, norm_pix_loss
 
     """
     try:
-        tree = serialization.msgpack_restore(path.read_bytes())
+        tree: Any = serialization.msgpack_restore(path.read_bytes())
     except Exception as error:  # msgpack raises a dozen kinds of its own
         raise WeightsError(f"{path} is no msgpack file of weights ({type(error).__name__})") from None
+    if not isinstance(tree, Mapping):
+        raise WeightsError(f"{path} holds no named weights")
     state = flatten(tree)
     arguments, notices = geometry(state, str(path), image_size, norm_pix_loss)
     check_shapes(state, wanted_shapes(state, arguments), str(path))
     return Weights(to_ours(state, arguments), arguments, "original", "MaskedAutoencoder-Jax", tuple(notices))
 
 
-def wanted_shapes(state: Mapping[str, np.ndarray], arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def wanted_shapes(state: Mapping[str, np.ndarray], arguments: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Give the shapes of all tensors that a file of such a model holds."""
     from maejax.interop.run import model_shapes
 

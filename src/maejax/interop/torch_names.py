@@ -20,7 +20,27 @@ def from_state(state: Mapping[str, np.ndarray], what: str, layout: str, **known:
     arguments, notices = fair.geometry(state, what, **known)
     check_shapes(state, wanted_shapes(arguments), what)
     writer = "timm" if layout == "timm" else "the authors' PyTorch code"
-    return Weights(fair.to_ours(state), arguments, layout, writer, tuple(notices))
+    arrays = fair.to_ours(state)
+    if layout == "timm":
+        notices += drop_identity(arrays, arguments)
+    return Weights(arrays, arguments, layout, writer, tuple(notices))
+
+
+def drop_identity(arrays: dict[str, np.ndarray], arguments: dict[str, Any]) -> list[str]:
+    """Leave out what `to_timm` wrote as the identity, in place, and say so."""
+    notices = []
+    scales = [name for name in arrays if name.endswith((".scale1", ".scale2"))]
+    if scales and all((arrays[name] == 1).all() for name in scales):
+        for name in scales:
+            del arrays[name]
+        arguments["layerscale"] = False
+        notices.append("its LayerScale is 1 everywhere and left out: it does nothing")
+    if arguments.get("pooling") == "cls" and not arrays["head.kernel"].any() and not arrays["head.bias"].any():
+        for name in ("head.kernel", "head.bias"):
+            del arrays[name]
+        del arguments["labels"], arguments["pooling"]
+        notices.append("its head is all zeros and left out")
+    return notices
 
 
 def wanted_shapes(arguments: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -44,7 +64,7 @@ def to_fair(weights: Weights) -> tuple[dict[str, np.ndarray], list[str]]:
         raise WeightsError("the authors' code has no LayerScale; convert to timm, hf or maejax")
     arrays = dict(weights.arrays)
     if "head_norm.mean" in arrays:
-        arrays.setdefault("head_norm.batches", np.int64(0))
+        arrays.setdefault("head_norm.batches", np.array(0))
     return fair.to_theirs(arrays, arguments), activation_notice(weights)
 
 

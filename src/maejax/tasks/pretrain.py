@@ -28,6 +28,7 @@ from maejax.models.mae import MaskedAutoencoder
 from maejax.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
 from maejax.tasks.validation import Validation
+from maejax.tasks.weights import export_original
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import RunError
 from maejax.training.log import RunLog
@@ -47,7 +48,7 @@ MAY_CHANGE = {
     "ipaddr", "hostname", "train_loader_workers", "valid_loader_workers", "valid_dataset_shards", "valid_batch_size",
     "save_minutes", "distributed", "coordinator", "num_processes", "process_id", "sharding", "on_nan", "cache_dir",
     "on_bad_data", "max_bad_images", "max_lost_shards",
-    "wandb", "tensorboard", "profile",
+    "wandb", "tensorboard", "profile", "export_msgpack",
 }  # fmt: skip
 UNWRITTEN = {"ipaddr", "coordinator", "num_processes", "process_id"}  # of this process and its machine, not of the run
 
@@ -242,6 +243,9 @@ def run(
                 log.say(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
             if loader.lost:
                 log.say(f"{len(loader.lost)} shards were not read to the end, the first: {next(iter(loader.lost))}")
+    if config.run.export_msgpack and first:
+        for path in export_original(directory):
+            console.print(f"exported {path}", highlight=False)
     return Pretrained(directory, state.model, done)  # type: ignore[arg-type]
 
 
