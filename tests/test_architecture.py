@@ -10,9 +10,9 @@ PACKAGE = Path(maejax.__file__).parent
 ROOMS = ["cli", "plan", "tasks", "evaluate", "interop", "training", "data", "models", "config"]
 ONLY_IN = {
     "tyro": "cli.py", "orbax": "training/checkpoint.py", "wandb": "training/trackers.py",
-    "tensorboardX": "training/trackers.py",
+    "tensorboardX": "training/trackers.py", "torch": "interop/pickled.py",
 }  # fmt: skip
-NEVER = {"torch", "tensorflow", "timm", "transformers"}
+NEVER = {"tensorflow", "timm", "transformers"}
 APART = {"config": set(), "models": set(), "data": set(), "training": {"models", "data"}}  # all that these may import
 
 

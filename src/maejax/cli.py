@@ -189,13 +189,89 @@ def reconstruct(
     """
     prepare_devices()
     from maejax.evaluate.pictures import write_pictures
-    from maejax.interop.run import load
+    from maejax.interop.files import load
 
     written = [str(path) for path in write_pictures(load(ckpt), images, Path(out), mask=mask, seed=seed)]
     if json:
         print_json({"pictures": written})
     else:
         print("\n".join(written))
+    return DONE
+
+
+def inspect(
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")],
+    heads: int | None = None,
+    dec_heads: int | None = None,
+    image_size: str = "",
+    norm_pix_loss: bool | None = None,
+    json: Flag = False,
+) -> int:
+    """Say what a file of weights is: who wrote it, the model, what is in it, what to do with it.
+
+    Args:
+        path: Run directory, checkpoint, .safetensors, .msgpack, .pth, Hugging Face directory, or an address.
+        heads: Attention heads, where neither the file nor a head size of 64 tells them.
+        dec_heads: Attention heads of the decoder, where the file does not tell them. None: 16.
+        image_size: Image size, where the file does not tell it: a number, or HxW.
+        norm_pix_loss: Whether the targets were normalised per patch, where the file does not tell it.
+        json: Print the facts as JSON.
+
+    """
+    from maejax.tasks import weights as task
+
+    found, said = task.read_known(
+        path, image_size, heads=heads, dec_heads=dec_heads, norm_pix_loss=norm_pix_loss
+    )  # fmt: skip
+    facts = task.describe(path, found)
+    if said:
+        Console(stderr=True).print(said, highlight=False, soft_wrap=True)
+    if json:
+        print_json(facts)
+    else:
+        task.show(Console(), facts)
+    return DONE
+
+
+def convert(
+    src: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")],
+    dst: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")],
+    to: Literal["maejax", "original", "fair", "timm", "hf"] = "maejax",
+    identity: Flag = False,
+    heads: int | None = None,
+    dec_heads: int | None = None,
+    image_size: str = "",
+    norm_pix_loss: bool | None = None,
+    json: Flag = False,
+) -> int:
+    """Write weights in the layout of another code; a missing, extra or misshapen tensor is an error.
+
+    Args:
+        src: Anything that `maejax inspect` takes.
+        dst: File to write; for hf a directory.
+        to: maejax: one .safetensors. original: .msgpack. fair: .pth of the authors' code. timm: .pth or .safetensors.
+            hf: directory for `from_pretrained`.
+        identity: For timm's `init_values=` and 1,000 classes: write LayerScale as 1 and the head as zeros.
+        heads: As in inspect.
+        dec_heads: As in inspect.
+        image_size: As in inspect.
+        norm_pix_loss: As in inspect.
+        json: Print what was done as JSON.
+
+    """
+    from maejax.tasks import weights as task
+
+    done = task.convert(
+        src, dst, to, identity=identity, image_size=image_size, heads=heads, dec_heads=dec_heads,
+        norm_pix_loss=norm_pix_loss,
+    )  # fmt: skip
+    if json:
+        print_json(done)
+    else:
+        for line in [done["fetched"], *(f"note: {notice}" for notice in done["notices"])]:
+            if line:
+                Console(stderr=True).print(line, highlight=False, soft_wrap=True)
+        print(f"{done['kind']} from {done['from']} written to {dst} for {to}")
     return DONE
 
 
@@ -209,6 +285,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         commands = {
             "train": train_command(mode_of(args)), "demo": demo, "data": data, "pack": pack, "reconstruct": reconstruct,
+            "inspect": inspect, "convert": convert,
         }  # fmt: skip
         return tyro.extras.subcommand_cli_from_dict(
             commands, prog="maejax", description="Masked-autoencoder pre-training in JAX.", args=args,

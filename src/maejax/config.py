@@ -51,7 +51,10 @@ class Run:
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the matrix products. auto: bfloat16 on TPU and GPU, float32 on CPU. All else is float32."""
     pretrained_ckpt: str = ""
-    """Run directory or checkpoint to take the weights from."""
+    """Weights to start from: run directory or checkpoint, .safetensors, .msgpack, .pth, a Hugging Face directory, or
+    the address of a file, such as hf://OWNER/NAME/FILE. Strict; positions are interpolated to --image-size."""
+    export_msgpack: bool = False
+    """At the end, also write OUTPUT_DIR/NAME/NAME-last.msgpack and NAME-best.msgpack, in the original's layout."""
     ipaddr: str = ""
     """Accepted for the original's scripts and ignored: it published the machine's address."""
     hostname: str = ""

@@ -1,26 +1,36 @@
-"""Our own layout: a run directory, or one of its checkpoints."""
+"""Our own layout: a run directory, or one of its checkpoints, and models from what they hold."""
 
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from maejax.models.arrays import with_arrays
+from maejax.interop.weights import Weights, WeightsError, check_shapes, kind_of
+from maejax.models.arrays import named_arrays, with_arrays
+from maejax.models.classifier import Classifier
 from maejax.models.mae import MaskedAutoencoder
+from maejax.models.vit import VisionTransformer
 from maejax.training.checkpoint import read_model_arrays, saved_steps
 from maejax.training.errors import RunError
 from maejax.training.rundir import best_path, checkpoints_path, read_config
 
 
-def initial_model(arguments: dict[str, Any], seed: int = 0) -> MaskedAutoencoder:
-    """Build a freshly initialised model from the keyword arguments that config.json holds."""
+def initial_model(arguments: dict[str, Any], seed: int = 0) -> Any:
+    """Build a freshly initialised model from the keyword arguments that config.json holds.
+
+    A `MaskedAutoencoder` where they speak of a decoder, a `Classifier` where of labels, else a `VisionTransformer`.
+    """
     sized = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-    return MaskedAutoencoder(**{**sized, "dtype": jnp.dtype(arguments["dtype"])}, rngs=nnx.Rngs(seed))
+    sized |= {"dtype": jnp.dtype(arguments["dtype"])}
+    sized.pop("head_norm", None)  # folded into the head, see `model_of`
+    model = {"mae": MaskedAutoencoder, "classifier": Classifier, "encoder": VisionTransformer}[kind_of(arguments)]
+    return model(**sized, rngs=nnx.Rngs(seed))
 
 
-def abstract_model(arguments: dict[str, Any]) -> MaskedAutoencoder:
+def abstract_model(arguments: dict[str, Any]) -> Any:
     """Build a model's shape alone: no memory, no time.
 
     Raises:
@@ -28,6 +38,46 @@ def abstract_model(arguments: dict[str, Any]) -> MaskedAutoencoder:
 
     """
     return jax.eval_shape(lambda: initial_model(arguments))
+
+
+def model_shapes(arguments: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """List the arrays of a model by our names, those of an encoder alone under `encoder.` too."""
+    try:
+        named = named_arrays(abstract_model(arguments))
+    except ValueError as error:
+        raise WeightsError(f"the sizes do not fit together: {error}") from None
+    prefix = "encoder." if kind_of(arguments) == "encoder" else ""
+    shapes = {prefix + name: tuple(array.shape) for name, array in named.items()}
+    if "head_norm" in arguments:
+        shapes |= {f"head_norm.{name}": (arguments["dim"],) for name in ("mean", "var")}
+    return shapes
+
+
+def model_of(weights: Weights) -> Any:
+    """Build the model of weights: an nnx.Module, float32 parameters.
+
+    A probe's BatchNorm is folded into its linear layer: it is affine where its statistics are fixed.
+
+    Raises:
+        WeightsError: the arrays are not those of such a model, or a probe has no statistics.
+
+    """
+    arrays = dict(weights.arrays)
+    if "head_norm" in weights.arguments:
+        if "head_norm.mean" not in arrays:
+            raise WeightsError("the file lacks its BatchNorm's statistics, so its head cannot be used; its encoder can")
+        norm = {name: arrays.pop(name).astype(np.float64) for name in [n for n in arrays if n.startswith("head_norm.")]}
+        scale = norm.get("head_norm.scale", 1.0) / np.sqrt(norm["head_norm.var"] + weights.arguments["head_norm"])
+        shift = norm.get("head_norm.bias", 0.0) - norm["head_norm.mean"] * scale
+        kernel = arrays["head.kernel"].astype(np.float64)
+        arrays["head.bias"] = (arrays["head.bias"] + shift @ kernel).astype(np.float32)
+        arrays["head.kernel"] = (scale[:, None] * kernel).astype(np.float32)
+    if weights.kind == "encoder":
+        arrays = {name.removeprefix("encoder."): array for name, array in arrays.items()}
+    try:
+        return with_arrays(abstract_model(weights.arguments), arrays)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
 
 
 def locate(path: str | Path) -> tuple[Path, Path]:
@@ -56,25 +106,18 @@ def locate(path: str | Path) -> tuple[Path, Path]:
     return run, folder / str(steps[-1])
 
 
-def load_arrays(path: str | Path) -> dict[str, jax.Array]:
-    """Read the model of a run as arrays by name, on one device.
+def read(path: str | Path) -> Weights:
+    """Read the weights of a run directory, or of one of its checkpoints.
 
     Raises:
-        RunError: see `locate`.
-
-    """
-    return read_model_arrays(locate(path)[1])
-
-
-def load(path: str | Path) -> MaskedAutoencoder:
-    """Load the model of a run directory, or of one of its checkpoints: an nnx.Module, float32 parameters.
-
-    Raises:
-        RunError: there is no such run or checkpoint.
-        ValueError: the arrays are not those of the model in config.json; the message lists what differs.
+        RunError: there is no such run or checkpoint, or its arrays are not those of the model in config.json.
 
     """
     run, checkpoint = locate(path)
     config = read_config(run)
     assert config is not None  # locate found it
-    return with_arrays(abstract_model(config["model"]), read_model_arrays(checkpoint))
+    arrays = {name: np.asarray(array) for name, array in read_model_arrays(checkpoint).items()}
+    arguments = config["model"]
+    shapes = model_shapes(arguments)
+    check_shapes(arrays, shapes, str(checkpoint))
+    return Weights(arrays, arguments, "maejax", f"maejax {config['maejax']}, step {checkpoint.name}")

@@ -6,7 +6,7 @@ type of the matrix products; normalisation and softmax are always float32. No `k
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,13 @@ def _gelu_backward(h, g):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
+def activation(kind: str) -> Callable[[jax.Array], jax.Array]:
+    """Choose the GELU: "erf", exact, or "tanh", the approximation that the original's weights were trained with."""
+    if kind not in ("erf", "tanh"):
+        raise ValueError(f"gelu is erf or tanh, not {kind}")
+    return gelu if kind == "erf" else jax.nn.gelu
+
+
 def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None, shape: Sequence[int] | None = None):
     """Zero elements of x with probability `rate` and scale up the rest; identity without a key.
 
@@ -100,8 +107,12 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm layer: attention, then an MLP, each added to what came in."""
 
-    def __init__(self, dim: int, heads: int, *, layerscale: bool, dropout: float, dtype: Dtype, rngs: nnx.Rngs):
-        self.dropout = dropout
+    def __init__(
+        self, dim: int, heads: int, *, layerscale: bool, dropout: float, dtype: Dtype, rngs: nnx.Rngs,
+        gelu: str = "erf",
+    ):  # fmt: skip
+        activation(gelu)  # refuses an unknown one
+        self.dropout, self.gelu = dropout, gelu
         self.norm1 = layer_norm(dim, rngs)
         self.attention = Attention(dim, heads, dtype=dtype, rngs=rngs)
         self.norm2 = layer_norm(dim, rngs)
@@ -120,7 +131,7 @@ class Block(nnx.Module):
 
         attended = dropout(self.attention(self.norm1(x), tail), self.dropout, keys[0])
         x = add(x if tail is None else x[:, -tail:], attended, self.scale1, keys[1])
-        hidden = dropout(gelu(self.fc1(self.norm2(x))), self.dropout, keys[2])
+        hidden = dropout(activation(self.gelu)(self.fc1(self.norm2(x))), self.dropout, keys[2])
         return add(x, dropout(self.fc2(hidden), self.dropout, keys[3]), self.scale2, keys[4])
 
 
@@ -141,14 +152,14 @@ class Transformer(nnx.Module):
 
     def __init__(
         self, layers: int, dim: int, heads: int, *, layerscale: bool, dropout: float, droppath: float,
-        remat: bool, scan: bool, dtype: Dtype, rngs: nnx.Rngs,
+        remat: bool, scan: bool, dtype: Dtype, rngs: nnx.Rngs, gelu: str = "erf",
     ):  # fmt: skip
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide a width of {dim}")
         self.layers, self.droppath, self.remat, self.scan = layers, droppath, remat, scan
 
         def block(key):
-            return Block(dim, heads, layerscale=layerscale, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(key))
+            return Block(dim, heads, layerscale=layerscale, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(key), gelu=gelu)
 
         self.blocks = jax.vmap(block)(jax.random.split(rngs.params(), layers))
 
@@ -185,6 +196,7 @@ class VisionTransformer(nnx.Module):
         layerscale, dropout, droppath, remat, scan: see `Transformer`.
         final_norm: whether the tokens are normalised at the end; not for a classifier with mean pooling.
         dtype: type of the matrix products, float32 or bfloat16.
+        gelu: "erf" or "tanh", see `activation`.
 
     Raises:
         ValueError: a size does not fit: patch and image, heads and width, mean and channels.
@@ -196,7 +208,7 @@ class VisionTransformer(nnx.Module):
         layers: int = 12, heads: int = 12, posemb: str = "sincos2d", layerscale: bool = False, dropout: float = 0.0,
         droppath: float = 0.0, remat: bool = False, scan: bool = False, final_norm: bool = True,
         mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD,
-        dtype: Dtype = jnp.float32, rngs: nnx.Rngs,
+        dtype: Dtype = jnp.float32, gelu: str = "erf", rngs: nnx.Rngs,
     ):  # fmt: skip
         height, width = image_size
         if height % patch_size or width % patch_size:
@@ -205,13 +217,13 @@ class VisionTransformer(nnx.Module):
             raise ValueError(f"{channels} channels need as many means and standard deviations: {mean}, {std}")
         self.patch_size, self.channels, self.dim, self.dropout = patch_size, channels, dim, dropout
         self.grid = (height // patch_size, width // patch_size)
-        self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
+        self.mean, self.std, self.dtype, self.gelu = tuple(mean), tuple(std), dtype, gelu
         self.embed = linear(patch_size**2 * channels, dim, dtype, rngs)
         self.cls_token = token(dim, rngs)
         self.positions = positions(posemb, self.grid, dim, rngs)
         self.transformer = Transformer(
             layers, dim, heads, layerscale=layerscale, dropout=dropout, droppath=droppath, remat=remat, scan=scan,
-            dtype=dtype, rngs=rngs,
+            dtype=dtype, rngs=rngs, gelu=gelu,
         )  # fmt: skip
         self.norm = layer_norm(dim, rngs) if final_norm else None
 

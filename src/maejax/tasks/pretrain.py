@@ -1,6 +1,6 @@
 """Masked-autoencoder pre-training (He et al. 2022): the recipe behind `maejax train --mode pretrain`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,15 @@ from maejax.data.pipeline import Batch, Loader, check_readable
 from maejax.data.redact import redact
 from maejax.data.shards import Source, open_source, open_stream
 from maejax.data.stream import Stream
-from maejax.interop.run import abstract_model, initial_model, load_arrays
+from maejax.interop.pretrained import load_pretrained
+from maejax.interop.run import abstract_model, initial_model
 from maejax.models import masking
 from maejax.models.arrays import array_name, check_arrays
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
 from maejax.tasks.validation import Validation
+from maejax.tasks.weights import export_original
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import RunError
 from maejax.training.log import RunLog
@@ -46,7 +48,7 @@ MAY_CHANGE = {
     "ipaddr", "hostname", "train_loader_workers", "valid_loader_workers", "valid_dataset_shards", "valid_batch_size",
     "save_minutes", "distributed", "coordinator", "num_processes", "process_id", "sharding", "on_nan", "cache_dir",
     "on_bad_data", "max_bad_images", "max_lost_shards",
-    "wandb", "tensorboard", "profile",
+    "wandb", "tensorboard", "profile", "export_msgpack",
 }  # fmt: skip
 UNWRITTEN = {"ipaddr", "coordinator", "num_processes", "process_id"}  # of this process and its machine, not of the run
 
@@ -157,7 +159,10 @@ def run(
     except ValueError as error:
         raise ConfigError(f"the model's flags do not fit together: {error}") from None
     train_source, valid_source = sources or open_sources(config)
-    weights = load_arrays(config.run.pretrained_ckpt) if config.run.pretrained_ckpt else None
+    start_from = config.run.pretrained_ckpt
+    weights = load_pretrained(start_from, model_arguments, config.data.cache_dir) if start_from else None
+    if weights is not None and weights.gelu != "erf":
+        model_arguments |= {"gelu": weights.gelu}
     directory = Path(config.run.output_dir) / (config.run.name or config.run.mode)
     written = {
         "maejax": __version__,
@@ -201,7 +206,7 @@ def run(
         else:
             state, start, position = create_state(init, optimizer, mesh, sharding), 0, None
             if weights is not None:
-                state = with_weights(state, weights)
+                state = with_weights(state, weights.arrays)
         trackers = open_trackers(config, directory, start, written) if first else []
         with (
             RunLog(directory, start, optimization.training_steps, console, first=first, trackers=trackers) as log,
@@ -209,6 +214,8 @@ def run(
         ):
             if config.run.ipaddr:
                 log.say("--ipaddr is accepted for the original's scripts and ignored")
+            if weights is not None:
+                log.say(f"weights  {weights.said or start_from}")
             if start:
                 log.say(f"continuing {directory} from step {start} of {optimization.training_steps}")
             log.say(describe(config, state, train_source, peak, directory))
@@ -236,6 +243,9 @@ def run(
                 log.say(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
             if loader.lost:
                 log.say(f"{len(loader.lost)} shards were not read to the end, the first: {next(iter(loader.lost))}")
+    if config.run.export_msgpack and first:
+        for path in export_original(directory):
+            console.print(f"exported {path}", highlight=False)
     return Pretrained(directory, state.model, done)  # type: ignore[arg-type]
 
 
@@ -363,7 +373,7 @@ def sample_losses(model: MaskedAutoencoder, batch, turn, *, dropout_seed: int) -
     return model(model.normalize(batch["images"]), batch["order"], dropout_key).loss
 
 
-def with_weights(state: TrainState, weights: dict[str, jax.Array]) -> TrainState:
+def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
     """Start from given weights instead of random ones; strict."""
     try:
         check_arrays(state.model, weights)

@@ -1,0 +1,219 @@
+"""Weights to start from: any layout, here or at an address, fitted to another image size or number of channels."""
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maejax.data.errors import FetchError
+from maejax.data.fetch import read_address, stem_of
+from maejax.data.redact import redact
+from maejax.data.retry import Patience
+from maejax.interop import files
+from maejax.interop.weights import WeightsError, grid_of
+
+CACHE = "~/.cache/maejax/weights"
+
+
+class Fetched(NamedTuple):
+    """A file of weights on this host: where it is, its bytes, and their SHA-256."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+class Pretrained(NamedTuple):
+    """Arrays by our path to start from, the GELU that they were trained with, and what was fetched, in a line."""
+
+    arrays: dict[str, np.ndarray]
+    gelu: str
+    said: str
+
+
+def fetch_weights(address: str, cache_dir: str = "") -> Fetched:
+    """Fetch a file of weights once, and tell its size and checksum.
+
+    Args:
+        address: http(s)://, hf://OWNER/NAME/FILE, gs://, s3:// or what else fsspec knows.
+        cache_dir: where it is kept; empty: ~/.cache/maejax/weights.
+
+    Raises:
+        WeightsError: it cannot be had.
+
+    """
+    folder = Path(cache_dir or CACHE).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = redact(address)
+    name = shown.split("?")[0].rpartition("/")[2]
+    path = folder / f"{stem_of(address).rpartition('.')[2]}-{name}"
+    if not path.exists():
+        part = path.with_name(path.name + f".{threading.get_ident()}.part")
+        try:
+            with part.open("wb") as file:
+                for chunk in read_address(web_address(address), Patience(), threading.Event()):
+                    file.write(chunk)
+            part.replace(path)
+        except FetchError as error:
+            raise WeightsError(f"{shown}: {error}") from None
+        finally:
+            part.unlink(missing_ok=True)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Fetched(path, path.stat().st_size, digest)
+
+
+def web_address(address: str) -> str:
+    """Turn hf://OWNER/NAME[@REVISION]/FILE, a model's file, into its http address; others stay as they are."""
+    if not address.startswith("hf://") or address.startswith("hf://datasets/"):
+        return address
+    parts = address.removeprefix("hf://").removeprefix("models/").split("/", 2)
+    if len(parts) < 3:
+        raise WeightsError(f"{address} is no address of a file; write hf://OWNER/NAME/FILE")
+    name, _, revision = parts[1].partition("@")
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    return f"{endpoint}/{parts[0]}/{name}/resolve/{revision or 'main'}/{parts[2]}"
+
+
+def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
+    """Give a path on this host for a path or address, and a line that tells what was fetched, empty if nothing."""
+    if "://" not in str(path):
+        return Path(path).expanduser(), ""
+    fetched = fetch_weights(str(path), cache_dir)
+    if fetched.path.name.endswith("model.safetensors") and str(path).startswith("hf://"):
+        head = str(path).rpartition("/")[0]
+        config = fetch_weights(f"{head}/config.json", cache_dir)
+        together = fetched.path.with_name(fetched.path.name.removesuffix(".safetensors"))
+        together.mkdir(exist_ok=True)
+        for source, name in ((fetched.path, "model.safetensors"), (config.path, "config.json")):
+            (together / name).unlink(missing_ok=True)
+            (together / name).symlink_to(source.absolute())
+        return together, f"{redact(str(path))}: {fetched.size:,} bytes, sha256 {fetched.sha256}"
+    return fetched.path, f"{redact(str(path))}: {fetched.size:,} bytes, sha256 {fetched.sha256}"
+
+
+def load_encoder_arrays(
+    path: str, *, image_size: tuple[int, int] | None = None, channels: int | None = None, channel_rule: str = "",
+    cache_dir: str = "", **known: Any,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:  # fmt: skip
+    """Read all weights of any file by our path, and its model's arguments, fitted to a size and channels.
+
+    Args:
+        path: anything that `files.read` knows, or its address.
+        image_size: (H, W) that the weights are wanted for: positions are interpolated as the authors do.
+        channels: number of channels that they are wanted for; another than the file's needs `channel_rule`.
+        channel_rule: "sum" or "repeat", see `fit_channels`.
+        cache_dir: see `fetch_weights`.
+        known: what the file does not tell, see `files.read`.
+
+    Returns:
+        `{"encoder.cls_token": ..., ...}`, with decoder and head where the file has them, and the arguments, changed to
+        the size and channels that were asked for.
+
+    Raises:
+        RunError: the file cannot be had or is not whole, or the channels differ and there is no rule.
+
+    """
+    weights = files.read(local(path, cache_dir)[0], **known)
+    arrays, arguments = dict(weights.arrays), dict(weights.arguments)
+    if image_size is not None and tuple(image_size) != tuple(arguments["image_size"]):
+        old, patch = grid_of(arguments), arguments["patch_size"]
+        if image_size[0] % patch or image_size[1] % patch:
+            raise WeightsError(f"{path} has patches of {patch} pixels, which do not divide {image_size}")
+        new = (image_size[0] // patch, image_size[1] // patch)
+        for name in ("encoder.positions", "dec_positions"):
+            if name in arrays:
+                arrays[name] = resize_positions(arrays[name], old, new)
+        arguments["image_size"] = list(image_size)
+    if channels is not None and channels != arguments["channels"]:
+        filter = arrays["encoder.embed.kernel"]
+        try:
+            arrays["encoder.embed.kernel"] = fit_channels(filter, arguments["channels"], channels, channel_rule)
+        except ValueError as error:
+            raise WeightsError(f"{path}: {error}") from None
+        if "predict.kernel" in arrays:
+            arrays = {name: a for name, a in arrays.items() if name.startswith("encoder.")}
+            arguments = {name: v for name, v in arguments.items() if name in ENCODER_ARGUMENTS}
+        arguments |= {"channels": channels, "mean": [0.5] * channels, "std": [0.5] * channels}
+    return arrays, arguments
+
+
+ENCODER_ARGUMENTS = {
+    "image_size", "patch_size", "channels", "mean", "std", "dim", "layers", "heads", "posemb", "layerscale", "dropout",
+    "droppath", "remat", "scan", "dtype", "gelu",
+}  # fmt: skip
+
+
+def resize_positions(table: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """Interpolate a position table [1, 1 + N, D] to another grid, bicubic without antialiasing, the cls row untouched.
+
+    As the authors' `interpolate_pos_embed`, whose `torch.nn.functional.interpolate(align_corners=False)` takes the
+    cubic kernel with a = -.75 and repeats the border.
+    """
+    if old == new:
+        return table
+    grid = table[0, 1:].astype(np.float64).reshape(*old, -1)
+    rows, columns = cubic_matrix(old[0], new[0]), cubic_matrix(old[1], new[1])
+    resized = np.einsum("ab,bcd,ec->aed", rows, grid, columns).reshape(1, new[0] * new[1], -1)
+    return np.concatenate([table[:, :1], resized.astype(table.dtype)], axis=1)
+
+
+def cubic_matrix(old: int, new: int) -> np.ndarray:
+    """Compute the weights [new, old] of a bicubic resize along one axis, half-pixel centres, borders repeated."""
+    matrix = np.zeros((new, old))
+    for i in range(new):
+        centre = (i + 0.5) * old / new - 0.5
+        first = int(np.floor(centre)) - 1
+        for j in range(first, first + 4):
+            matrix[i, min(max(j, 0), old - 1)] += cubic(abs(centre - j))
+    return matrix
+
+
+def cubic(x: float, a: float = -0.75) -> float:
+    """Evaluate Keys' cubic kernel at a distance."""
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def fit_channels(kernel: np.ndarray, old: int, new: int, rule: str) -> np.ndarray:
+    """Fit a patch filter [(h, w, C), D] to another number of channels.
+
+    "sum": for one channel, the sum of all, so that a grey image gives what it gave as a colour one. "repeat": the
+    filter's channels over and over, scaled by old / new, so that the size of what comes out stays.
+
+    Raises:
+        ValueError: no rule, or "sum" to more than one channel.
+
+    """
+    if rule not in ("sum", "repeat"):
+        raise ValueError(f"the weights are for {old} channels and {new} are wanted: choose a rule, sum or repeat")
+    filter = kernel.reshape(-1, old, kernel.shape[-1])
+    if rule == "sum":
+        if new != 1:
+            raise ValueError(f"the rule sum makes one channel of {old}, not {new}: choose repeat")
+        return filter.sum(axis=1)
+    repeated = filter[:, np.arange(new) % old] * np.float32(old / new)
+    return repeated.reshape(-1, kernel.shape[-1])
+
+
+def load_pretrained(path: str, arguments: dict[str, Any], cache_dir: str = "") -> Pretrained:
+    """Read all arrays of a model that is to go on from `path`, fitted to its image size.
+
+    Raises:
+        RunError: the file cannot be had or is not whole, or it lacks the decoder that pre-training needs.
+
+    """
+    here, said = local(path, cache_dir)
+    arrays, told = load_encoder_arrays(str(here), image_size=tuple(arguments["image_size"]), **heads_of(arguments))
+    if "dec_dim" in arguments and "dec_dim" not in told:
+        raise WeightsError(f"{path} has no decoder, which pre-training needs; it can be probed, fine-tuned or encoded")
+    return Pretrained(arrays, told.get("gelu", "erf"), said)
+
+
+def heads_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Give the numbers of heads that a model says it has: a file of PyTorch's does not tell them."""
+    return {"heads": arguments["heads"], "dec_heads": arguments.get("dec_heads")}
