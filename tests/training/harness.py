@@ -19,23 +19,26 @@ DRIVER = Path(__file__).parent / "slow_train.py"
 PATIENCE = 300  # seconds; a test that waits longer hangs
 
 
-def start(folder, images, *flags, devices=1):
-    """Start one slowed training process in a folder."""
+def start(folder, images, *flags, devices=1, **environment):
+    """Start one slowed training process in a folder; later flags win."""
     command = [sys.executable, DRIVER, "train", "--train-dataset-shards", images, *TINY, *flags]
     return subprocess.Popen(
         [str(part) for part in command], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "COLUMNS": "300",
-             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **{name: str(value) for name, value in environment.items()}},
     )  # fmt: skip
 
 
-def start_several(folder, images, *flags, count=2, devices=2):
+def start_several(folder, images, *flags, count=2, devices=2, **environment):
     """Start the processes of one run, which find each other on loopback."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     coordinator = ("--coordinator", f"localhost:{port}", "--num-processes", count)
-    return [start(folder, images, *coordinator, "--process-id", i, *flags, devices=devices) for i in range(count)]
+    return [
+        start(folder, images, *coordinator, "--process-id", i, *flags, devices=devices, **environment)
+        for i in range(count)
+    ]
 
 
 def wait_until(true, *processes):

@@ -1,19 +1,23 @@
 """The real command line with slower steps and validations, so that a test can meet it at a chosen moment.
 
-It also notes a checksum of every batch: one a line, in batches.txt.
+It also notes a checksum of every batch: one a line, in batches.txt. With NOTES it notes which samples and masks this
+process gave to every step, in a file for each process; with STOP_AT it is told to stop before a step.
 """
 
+import json
+import os
+import signal
 import sys
 import time
 import zlib
 from pathlib import Path
 
-from maejax.cli import main
-from maejax.tasks import validation
-from maejax.training import loop, mesh
+import jax
+
+from maejax.training import loop, mesh, state
 
 SECONDS = 0.03
-put_batch, validate = loop.put_batch, validation.Validation.__call__
+put_batch, make_step = loop.put_batch, state.make_step
 
 
 def slow_batch(rows, mesh):
@@ -23,16 +27,48 @@ def slow_batch(rows, mesh):
     return put_batch(rows, mesh)
 
 
-def slow_validation(self, state, step):
-    marker = Path("validating")
-    marker.touch()
-    time.sleep(10 * SECONDS)
-    metrics = validate(self, state, step)
-    marker.unlink(missing_ok=True)
-    return metrics
+def noting_step(losses, optimizer, rate, grad_accum, draw, *rest):
+    """Make a step that also notes what it was given."""
+    step_fn, masks = make_step(losses, optimizer, rate, grad_accum, draw, *rest), None
+
+    def step(state, batch, *more):
+        nonlocal masks
+        masks = masks or jax.jit(lambda *given: draw(*given)["order"], out_shardings=batch["images"].sharding)
+        number = int(jax.device_get(state.step))
+        order = {shard.index[0].start or 0: shard.data for shard in masks(batch, state.step).addressable_shards}
+        index = {shard.index[0].start or 0: shard.data for shard in batch["index"].addressable_shards}
+        note = {"step": number, **{
+            name: [row for start in sorted(parts) for row in jax.device_get(parts[start]).tolist()]
+            for name, parts in (("index", index), ("order", order))
+        }}  # fmt: skip
+        with open(f"{os.environ['NOTES']}-{jax.process_index()}.jsonl", "a") as file:
+            file.write(json.dumps(note) + "\n")
+        if number == int(os.environ.get("STOP_AT", "-1")) and jax.process_index() == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_fn(state, batch, *more)
+
+    return step
+
+
+def slow_validation(validate):
+    def slow(self, state, step):
+        marker = Path("validating")
+        marker.touch()
+        time.sleep(10 * SECONDS)
+        metrics = validate(self, state, step)
+        marker.unlink(missing_ok=True)
+        return metrics
+
+    return slow
 
 
 if __name__ == "__main__":
     mesh.SMALL = 64  # so that FSDP splits a tiny model as well
-    loop.put_batch, validation.Validation.__call__ = slow_batch, slow_validation
+    loop.put_batch = slow_batch
+    if "NOTES" in os.environ:
+        state.make_step = noting_step
+    from maejax.cli import main
+    from maejax.tasks import validation
+
+    validation.Validation.__call__ = slow_validation(validation.Validation.__call__)
     sys.exit(main(sys.argv[1:]))
