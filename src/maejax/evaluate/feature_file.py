@@ -86,8 +86,8 @@ def write_features(
     height, width = (side * encoder.patch_size for side in encoder.grid)
     recipe = {
         "encoder": fingerprint(encoder), "images": len(source), "first": source.keys[0], "last": source.keys[-1],
-        "pool": pool, "layers": None if layers is None else list(layers), "crop_ratio": crop_ratio, "batch_size": batch_size,
-        "size": [height, width],
+        "pool": pool, "layers": None if layers is None else list(layers), "crop_ratio": crop_ratio,
+        "batch_size": batch_size, "size": [height, width],
     }  # fmt: skip
     first = _done(part, recipe)
     loader = Loader(
