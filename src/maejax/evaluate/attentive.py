@@ -43,9 +43,9 @@ def attentive_probe(
     classes, y = np.unique(train_y, return_inverse=True)
     size = min(BATCH, len(train_x))
     steps = epochs * (len(train_x) // size)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, RATE, max(1, int(WARMUP * steps)), steps)
-    optimizer = optax.adamw(schedule, b2=0.999, weight_decay=DECAY, mask=lambda tree: {k: "kernel" in k for k in tree})
     weights = _initial(jax.random.key(seed), dim, len(classes))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, RATE, max(1, int(WARMUP * steps)), steps)
+    optimizer = optax.adamw(schedule, b2=0.999, weight_decay=DECAY, mask={name: "kernel" in name for name in weights})
     slots = optimizer.init(weights)
 
     @jax.jit
