@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -275,6 +276,99 @@ def convert(
     return DONE
 
 
+def features(
+    ckpt: tyro.conf.Positional[str],
+    images: tyro.conf.Positional[str],
+    out: str,
+    pool: str = "cls",
+    layers: tuple[int, ...] = (),
+    labels: str | None = None,
+    test_crop_ratio: float = 0.875,
+    batch_size: int = 64,
+    workers: int = os.cpu_count() or 1,
+    json: Flag = False,
+) -> int:
+    """Write what the encoder says about every image: features, labels and names in one file.
+
+    Nothing is masked or augmented. A call that was interrupted goes on where it stopped by the same command.
+
+    Args:
+        ckpt: Run directory or checkpoint.
+        images: Anything that --train-dataset-shards takes.
+        out: File to write: .npz, .safetensors or .parquet.
+        pool: cls: the cls token. mean: the mean of the patch tokens. cls+mean: both. none: all tokens.
+        layers: Blocks after which features are taken, 0 the first, -1 the last. Empty: the encoder's output.
+        labels: File that says which image is of which class: csv, tsv or json, file name (or stem) and class.
+        test_crop_ratio: Images are resized to image size / ratio and cropped at the centre.
+        batch_size: Images that are encoded together.
+        workers: Threads that read and decode; 0: none beside the main one.
+        json: Print what was written as JSON.
+
+    """
+    prepare_devices()
+    from maejax.tasks import features as task
+
+    written = task.run(
+        Console(stderr=True), ckpt, images, Path(out), pool=pool, layers=layers, labels=labels,
+        crop_ratio=test_crop_ratio, batch_size=batch_size, workers=workers,
+    )  # fmt: skip
+    if json:
+        print_json(written)
+    else:
+        print(f"{written['images']:,} features of shape {list(written['shape'])} in {out}")
+    return DONE
+
+
+def evaluate(
+    ckpt: tyro.conf.Positional[str],
+    train_dataset_shards: str = "",
+    valid_dataset_shards: str = "",
+    protocol: str = "all",
+    out: str = "evaluation",
+    pool: str = "cls+mean",
+    labels: str | None = None,
+    test_crop_ratio: float = 0.875,
+    batch_size: int = 64,
+    workers: int = os.cpu_count() or 1,
+    no_control: Flag = False,
+    seed: int = 0,
+    json: Flag = False,
+) -> int:
+    """Judge a frozen encoder on labelled images, beside the same encoder untrained.
+
+    Writes OUT/report.json and OUT/report.html.
+
+    Args:
+        ckpt: Run directory or checkpoint.
+        train_dataset_shards: Labelled images that the judges learn from: anything that `maejax train` takes.
+        valid_dataset_shards: Labelled images to test with.
+        protocol: knn, fewshot, linear, attentive, several of these with commas between, or all.
+        out: Folder for the report.
+        pool: Features for all but attentive: cls, mean (of the patch tokens) or cls+mean.
+        labels: File that says which image is of which class: csv, tsv or json, file name (or stem) and class.
+        test_crop_ratio: Images are resized to image size / ratio and cropped at the centre.
+        batch_size: Images that are encoded together.
+        workers: Threads that read and decode; 0: none beside the main one.
+        no_control: Leave the untrained encoder out.
+        seed: Seed of the untrained weights, draws and probes.
+        json: Print the report as JSON.
+
+    """
+    prepare_devices()
+    from maejax.tasks import evaluate as task
+
+    command = f"maejax evaluate {ckpt} --train-dataset-shards '{train_dataset_shards}'"
+    result = task.run(
+        Console(stderr=json), ckpt, train_dataset_shards, valid_dataset_shards, Path(out), protocol=protocol, pool=pool,
+        labels=labels, crop_ratio=test_crop_ratio, batch_size=batch_size, workers=workers, control=not no_control,
+        seed=seed,
+        command=f"{command} --valid-dataset-shards '{valid_dataset_shards}' --protocol {protocol} --seed {seed}",
+    )  # fmt: skip
+    if json:
+        print_json(result)
+    return DONE
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run `maejax ARGS` and return its exit code: 0 done, 2 wrong input, 1 failed, 75 stopped after saving."""
     args = list(sys.argv[1:] if args is None else args)
@@ -286,6 +380,7 @@ def main(args: Sequence[str] | None = None) -> int:
         commands = {
             "train": train_command(mode_of(args)), "demo": demo, "data": data, "pack": pack, "reconstruct": reconstruct,
             "inspect": inspect, "convert": convert,
+            "features": features, "evaluate": evaluate,
         }  # fmt: skip
         return tyro.extras.subcommand_cli_from_dict(
             commands, prog="maejax", description="Masked-autoencoder pre-training in JAX.", args=args,

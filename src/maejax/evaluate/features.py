@@ -1,6 +1,6 @@
 """Frozen features: what the encoder says about an image when nothing is masked."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -9,40 +9,59 @@ import jax.numpy as jnp
 import numpy as np
 
 Pool = Literal["cls", "mean", "cls+mean"]
+POOLS = ("cls", "mean", "cls+mean")
 
 
 def extract(
-    model: Any, images: np.ndarray | Iterable[np.ndarray], batch_size: int = 256, pool: Pool = "cls+mean"
+    model: Any,
+    images: np.ndarray | Iterable[np.ndarray],
+    batch_size: int = 256,
+    pool: Pool | None = "cls+mean",
+    layers: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Encode every image and return its feature vector.
 
     `images` is uint8 [n, H, W, C], or an iterable of uint8 [b, H, W, C] with b of any size, read once. `model` offers
     `normalize` and `encode`. The feature is the class token ("cls"), the mean of the patch tokens ("mean"), or the two
-    side by side ("cls+mean"), which is the stronger choice for small encoders.
+    side by side ("cls+mean"), which is the stronger choice for small encoders; None keeps all tokens. `layers` are
+    those of `VisionTransformer.encode`.
 
-    Returns float32 [n, D], or [n, 2 D] for "cls+mean". Images pass through in chunks of one fixed size, so a feature
-    does not depend on the company an image keeps, and the encoder compiles once.
+    Returns float32 [n, D], or [n, 2 D] for "cls+mean", [n, 1 + N, D] for None; with `layers`, [n, L, ...]. Images pass
+    through in chunks of one fixed size, so a feature does not depend on the company an image keeps, and the encoder
+    compiles once.
 
     Raises ValueError for an unknown `pool`, for arrays that are not uint8 [b, H, W, C], and where there are no images.
     """
-    if pool not in ("cls", "mean", "cls+mean"):
-        raise ValueError(f"pool is 'cls', 'mean' or 'cls+mean', not {pool!r}")
     if isinstance(images, np.ndarray):
         batch_size = min(batch_size, max(len(images), 1))  # three images are not worth 256 passes
         images = [images]
+    features = list(stream(model, images, batch_size, pool, layers))
+    if not features:
+        raise ValueError("there are no images to encode")
+    return np.concatenate(features)
+
+
+def stream(
+    model: Any,
+    images: Iterable[np.ndarray],
+    batch_size: int = 256,
+    pool: Pool | None = "cls+mean",
+    layers: Sequence[int] | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield the features of images as they arrive, in chunks of `batch_size` at most; all else as `extract`."""
+    if pool is not None and pool not in POOLS:
+        raise ValueError(f"pool is {', '.join(map(repr, POOLS))} or None, not {pool!r}")
+    chosen = None if layers is None else tuple(layers)
     # The next chunk is under way before the last one is fetched: the device never waits for the host.
-    features: list[np.ndarray] = []
     pending: tuple[jax.Array, int] | None = None
     for chunk in _chunks(images, batch_size):
         padding = [(0, batch_size - len(chunk)), (0, 0), (0, 0), (0, 0)]
-        running = _encode(model, np.pad(chunk, padding), pool), len(chunk)
+        running = _encode(model, np.pad(chunk, padding), pool, chosen), len(chunk)
         if pending is not None:
-            features.append(np.asarray(pending[0])[: pending[1]])
+            yield np.asarray(pending[0])[: pending[1]]
         pending = running
-    if pending is None:
-        raise ValueError("there are no images to encode")
-    features.append(np.asarray(pending[0])[: pending[1]])
-    return np.concatenate(features)
+    if pending is not None:
+        yield np.asarray(pending[0])[: pending[1]]
 
 
 def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -53,8 +72,11 @@ def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
             yield batch[start : start + size]
 
 
-@partial(jax.jit, static_argnames="pool")
-def _encode(model: Any, images: jax.Array, pool: Pool) -> jax.Array:
-    tokens = model.encode(model.normalize(images), pool=None).astype(jnp.float32)
-    cls, mean = tokens[:, 0], tokens[:, 1:].mean(axis=1)
+@partial(jax.jit, static_argnames=("pool", "layers"))
+def _encode(model: Any, images: jax.Array, pool: Pool | None, layers: tuple[int, ...] | None) -> jax.Array:
+    chosen = {} if layers is None else {"layers": layers}
+    tokens = model.encode(model.normalize(images), pool=None, **chosen).astype(jnp.float32)
+    if pool is None:
+        return tokens
+    cls, mean = tokens[..., 0, :], tokens[..., 1:, :].mean(axis=-2)
     return {"cls": cls, "mean": mean, "cls+mean": jnp.concatenate([cls, mean], axis=-1)}[pool]

@@ -26,11 +26,11 @@ def linear_probe(
 
     Raises ValueError where features and labels differ in number, or fewer than two classes or five images are given.
     """
-    _check(train_x, train_y, test_x, test_y)
+    check_labels(train_x, train_y, test_x, test_y)
     if len(train_x) < 5:
         raise ValueError(f"a linear probe needs at least 5 training images, not {len(train_x)}")
     classes, y = np.unique(train_y, return_inverse=True)
-    x, test = _standardise(train_x, test_x)
+    x, test = standardise(train_x, test_x)
     shuffled = np.random.default_rng(seed).permutation(len(x))
     held, kept = np.split(shuffled, [len(x) // 5])
     candidates = _solutions(x[kept], y[kept], len(classes), _STRENGTHS, _NEARLY)
@@ -65,12 +65,12 @@ def few_label_probe(
     Raises ValueError where features and labels differ in number, where there are fewer labels than classes, or a class
     has fewer images than a draw takes.
     """
-    _check(train_x, train_y, test_x, test_y)
+    check_labels(train_x, train_y, test_x, test_y)
     classes, y = np.unique(train_y, return_inverse=True)
     each, smallest = labels // len(classes), int(np.bincount(y).min())
     if not 1 <= each <= smallest:
         raise ValueError(f"{labels} labels are {each} for each of {len(classes)} classes; one class has {smallest}")
-    x, test = _standardise(train_x, test_x)
+    x, test = standardise(train_x, test_x)
     rng = np.random.default_rng(seed)
     accuracies = []
     for _ in range(draws):
@@ -124,7 +124,8 @@ def _accuracy(x: np.ndarray, y: np.ndarray, weights: np.ndarray, bias: np.ndarra
     return 100 * float(np.mean(classes[np.argmax(x @ weights + bias, axis=1)] == y))
 
 
-def _standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Flatten features and scale each to mean 0 and deviation 1 in `train`."""
     train, test = (np.asarray(x, np.float32).reshape(len(x), -1) for x in (train, test))
     mean, std = train.mean(axis=0), train.std(axis=0)
     # A feature that never changes in training says nothing, whatever it does in the test.
@@ -132,7 +133,8 @@ def _standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nd
     return (train - mean) * scale, (test - mean) * scale
 
 
-def _check(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> None:
+def check_labels(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> None:
+    """Raise ValueError where features and labels differ in number, or there is nothing to tell apart."""
     if len(train_x) != len(train_y) or len(test_x) != len(test_y):
         counts = f"train {len(train_x)} and {len(train_y)}, test {len(test_x)} and {len(test_y)}"
         raise ValueError(f"features and labels differ in number: {counts}")

@@ -12,14 +12,14 @@ FEATURES = {"pretrained": "pre-trained encoder", "untrained": "same encoder, unt
 _LEVEL = 1.0  # points; with 2,000 test images the standard error of one accuracy near 80 % is 0.9
 
 
-def score_table(scores: Scores) -> Table:
+def score_table(scores: Scores, measures: Mapping[str, str] = MEASURES) -> Table:
     """Lay out the scores for the terminal: a row for each kind of feature, a column for each measure, in percent."""
     table = Table(title="Test accuracy in percent, encoder frozen", title_justify="left")
     table.add_column("features")
-    for measure in MEASURES.values():
+    for measure in measures.values():
         table.add_column(measure, justify="right")
     for kind, row in scores.items():
-        cells = [cell(row, measure) for measure in MEASURES]
+        cells = [cell(row, measure) for measure in measures]
         table.add_row(FEATURES.get(kind, kind), *cells, style="bold" if kind == "pretrained" else None)
     return table
 
@@ -54,11 +54,31 @@ def explain(scores: Scores) -> str:
     )
 
 
-def _compare(ours: Mapping[str, float], control: Mapping[str, float]) -> dict[str, list[str]]:
+def explain_control(scores: Scores, measures: Mapping[str, str], level: float) -> str:
+    """Say in one sentence where the pre-trained encoder is ahead of the untrained one, and where not.
+
+    A difference of less than `level` points is called level; `measures` are the columns that both rows have.
+    """
+    found = _compare(scores["pretrained"], scores["untrained"], measures, level)
+    if len(found["ahead of"]) == len(measures):
+        verdict = "Pre-training helped on every count"
+    elif len(found["ahead of"]) > len(found["behind"]):
+        verdict = "Pre-training helped, though not on every count"
+    else:
+        verdict = "Pre-training did not help here"
+    return f"{verdict}: in points of accuracy, the encoder is {_tell(found, 'the same one untrained', 'it')}."
+
+
+def _compare(
+    ours: Mapping[str, float],
+    control: Mapping[str, float],
+    measures: Mapping[str, str] = MEASURES,
+    level: float = _LEVEL,
+) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"ahead of": [], "level with": [], "behind": []}
-    for measure, name in MEASURES.items():
+    for measure, name in measures.items():
         difference = round(ours[measure] - control[measure], 1)
-        place = "level with" if abs(difference) < _LEVEL else "ahead of" if difference > 0 else "behind"
+        place = "level with" if abs(difference) < level else "ahead of" if difference > 0 else "behind"
         found[place].append(f"{name} ({difference:+.1f})")
     return found
 

@@ -18,7 +18,7 @@ def read_pickled(path: Path) -> tuple[dict[str, np.ndarray], bool]:
 
     """
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise WeightsError(f"{path} {INSTALL}") from None
     try:
@@ -37,7 +37,7 @@ def read_pickled(path: Path) -> tuple[dict[str, np.ndarray], bool]:
 
 def to_array(tensor) -> np.ndarray:
     """Copy a tensor; bfloat16, which NumPy lacks, becomes float32."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
@@ -50,7 +50,7 @@ def write_pickled(state: Mapping[str, np.ndarray], path: Path, *, wrapped: bool)
 
     """
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise WeightsError(f"writing {path} {INSTALL}") from None
     tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}

@@ -1,5 +1,7 @@
 """An encoder with a linear head: what fine-tuning trains (He et al. 2022, section A.1)."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -35,6 +37,14 @@ class Classifier(nnx.Module):
     def normalize(self, images: jax.Array) -> jax.Array:
         """As `VisionTransformer.normalize`."""
         return self.encoder.normalize(images)
+
+    def encode(self, x: jax.Array, pool: str | None = "cls", layers: Sequence[int] | None = None) -> jax.Array:
+        """As `VisionTransformer.encode`; the encoder of a "gap" classifier has no final norm."""
+        return self.encoder.encode(x, pool, layers)
+
+    def attention(self, x: jax.Array, layer: int = -1) -> jax.Array:
+        """As `VisionTransformer.attention`."""
+        return self.encoder.attention(x, layer)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Compute the logits [B, labels], float32, of normalised images x [B, H, W, C]."""

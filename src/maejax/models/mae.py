@@ -5,6 +5,7 @@ shuffled once, visible ones first, and stay shuffled: encode the visible ones, a
 decode, and score the last N - K tokens. This is the published algorithm without its un-shuffle.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -96,9 +97,13 @@ class MaskedAutoencoder(nnx.Module):
         """As `VisionTransformer.normalize`."""
         return self.encoder.normalize(images)
 
-    def encode(self, x: jax.Array, pool: str | None = "cls") -> jax.Array:
+    def encode(self, x: jax.Array, pool: str | None = "cls", layers: Sequence[int] | None = None) -> jax.Array:
         """As `VisionTransformer.encode`: features of whole images."""
-        return self.encoder.encode(x, pool)
+        return self.encoder.encode(x, pool, layers)
+
+    def attention(self, x: jax.Array, layer: int = -1) -> jax.Array:
+        """As `VisionTransformer.attention`: who reads whom in whole images."""
+        return self.encoder.attention(x, layer)
 
     def __call__(self, x: jax.Array, order: jax.Array, key: jax.Array | None = None) -> Output:
         """Hide, predict and score: x [B, H, W, C] normalised, order [B, N] int32, the first K patches are visible."""

@@ -92,6 +92,12 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, tail: int | None = None) -> jax.Array:
         """Attend over x [B, T, D]; with `tail`, only the last `tail` tokens ask and are returned [B, tail, D]."""
+        weights, v = self.weights(x, tail)
+        out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+        return self.proj(out.reshape(*out.shape[:2], x.shape[-1]))
+
+    def weights(self, x: jax.Array, tail: int | None = None) -> tuple[jax.Array, jax.Array]:
+        """Compute how much each token attends to each, float32 [B, heads, T or tail, T], and the values it reads."""
         dim = x.shape[-1]
         if tail is None:
             q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
@@ -100,8 +106,7 @@ class Attention(nnx.Module):
             k, v = jnp.split(some_outputs(self.qkv, x, slice(dim, None)), 2, axis=-1)
         q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (q, k, v))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-        out = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores).astype(v.dtype), v)
-        return self.proj(out.reshape(*out.shape[:2], dim))
+        return jax.nn.softmax(scores), v
 
 
 class Block(nnx.Module):
@@ -183,6 +188,17 @@ class Transformer(nnx.Module):
             x = layer(x, block, rates[i], None if keys is None else keys[i], tail if i == self.layers - 1 else None)
         return x
 
+    def states(self, x: jax.Array) -> list[jax.Array]:
+        """Run x [B, T, D] through the blocks as in evaluation; return what enters each, and what leaves the last."""
+        states = [x]
+        for i in range(self.layers):
+            states.append(self.block(i)(states[-1]))
+        return states
+
+    def block(self, i: int) -> Block:
+        """Take layer i out of the stack."""
+        return jax.tree.map(operator.itemgetter(i), self.blocks)
+
 
 class VisionTransformer(nnx.Module):
     """The encoder: patches and a cls token to tokens.
@@ -243,6 +259,11 @@ class VisionTransformer(nnx.Module):
         before they are embedded: no gradient flows to pixels, so the gather has no backward pass.
         """
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        tokens = self.transformer(self.tokens(x, keep, embed_key), stack_key)
+        return tokens if self.norm is None else self.norm(tokens)
+
+    def tokens(self, x: jax.Array, keep: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+        """Embed normalised images as what enters the first block; arguments and shape as of a call."""
         table = frozen_if_constant(self.positions)
         patches, places = patchify(x, self.patch_size), table[:, 1:]
         if keep is not None:
@@ -250,16 +271,52 @@ class VisionTransformer(nnx.Module):
         tokens = self.embed(patches) + places.astype(self.dtype)
         cls = (self.cls_token[...] + table[:, :1]).astype(self.dtype)
         cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.dim))
-        tokens = dropout(jnp.concatenate([cls, tokens], axis=1), self.dropout, embed_key)
-        tokens = self.transformer(tokens, stack_key)
-        return tokens if self.norm is None else self.norm(tokens)
+        return dropout(jnp.concatenate([cls, tokens], axis=1), self.dropout, key)
 
-    def encode(self, x: jax.Array, pool: str | None = "cls") -> jax.Array:
-        """Compute features of normalised images x [B, H, W, C] without a mask, float32.
+    def encode(self, x: jax.Array, pool: str | None = "cls", layers: Sequence[int] | None = None) -> jax.Array:
+        """Compute features of images x [B, H, W, C] without a mask, float32. uint8 images are normalised first.
 
         `pool`: "cls" (the cls token) or "mean" (of the patch tokens) give [B, D]; None gives all tokens [B, 1 + N, D].
+        With `layers` (0 is the first block, -1 the last) the features after each of these blocks, through the final
+        norm as after the last one: [B, L, D] or [B, L, 1 + N, D].
+
+        Raises:
+            ValueError: unknown pooling, no layers, or there is no such layer.
+
         """
-        return pooled(self(x).astype(jnp.float32), pool)
+        x = self.normalize(x) if x.dtype == jnp.uint8 else x
+        if layers is None:
+            return pooled(self(x).astype(jnp.float32), pool)
+        if not len(layers):
+            raise ValueError("layers names no layer; give at least one, -1 for the last")
+        states = self.transformer.states(self.tokens(x))[1:]
+        chosen = [states[self.layer_number(i)] for i in layers]
+        normed = [tokens if self.norm is None else self.norm(tokens) for tokens in chosen]
+        return jnp.stack([pooled(tokens.astype(jnp.float32), pool) for tokens in normed], axis=1)
+
+    def attention(self, x: jax.Array, layer: int = -1) -> jax.Array:
+        """Compute the attention of one block, the last by default, on images x [B, H, W, C] without a mask.
+
+        Returns float32 [B, heads, 1 + N, 1 + N]: how much each token (row; the first is cls) reads of each; rows sum
+        to 1. uint8 images are normalised first.
+
+        Raises:
+            ValueError: there is no such layer.
+
+        """
+        number = self.layer_number(layer)
+        x = self.tokens(self.normalize(x) if x.dtype == jnp.uint8 else x)
+        for i in range(number):
+            x = self.transformer.block(i)(x)
+        block = self.transformer.block(number)
+        return block.attention.weights(block.norm1(x))[0]
+
+    def layer_number(self, layer: int) -> int:
+        """Count a layer from the front: -1 is the last."""
+        count = self.transformer.layers
+        if not -count <= layer < count:
+            raise ValueError(f"there is no layer {layer}: the encoder has {count}, 0 to {count - 1}")
+        return layer % count
 
 
 def normalize(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

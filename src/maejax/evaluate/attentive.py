@@ -1,0 +1,103 @@
+"""An attentive probe: one learned query reads the frozen tokens of an image, a linear layer names the class."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from maejax.evaluate.probe import check_labels
+
+EPOCHS, BATCH, RATE, DECAY = 30, 128, 1e-3, 0.05
+WARMUP = 0.1  # share of the steps
+ROWS = 512  # test images at a time
+
+
+def attentive_probe(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    test_x: np.ndarray,
+    test_y: np.ndarray,
+    heads: int = 4,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> float:
+    """Train cross-attention pooling and a linear classifier on frozen tokens; return the test accuracy in percent.
+
+    `train_x` [n, T, D] and `test_x` [m, T, D] are the tokens of the encoder, arrays or files mapped into memory,
+    `train_y` [n] and `test_y` [m] integer labels. Keys and values are linear in the normalised tokens; a single query,
+    the same for all images, attends to them in `heads` heads; what it reads is projected, normalised and classified
+    (the attentive classifier of CAE, Chen et al. 2022, section 4.1, and of V-JEPA). AdamW with a cosine from 1e-3,
+    weight decay .05, batches of 128, a fixed number of epochs: the test labels decide nothing.
+
+    Raises ValueError where tokens and labels differ in number, fewer than two classes are given, or the heads do not
+    divide D.
+    """
+    check_labels(train_x, train_y, test_x, test_y)
+    dim = train_x.shape[-1]
+    if dim % heads:
+        raise ValueError(f"{heads} heads do not divide a width of {dim}")
+    classes, y = np.unique(train_y, return_inverse=True)
+    size = min(BATCH, len(train_x))
+    steps = epochs * (len(train_x) // size)
+    weights = _initial(jax.random.key(seed), dim, len(classes))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, RATE, max(1, int(WARMUP * steps)), steps)
+    optimizer = optax.adamw(schedule, b2=0.999, weight_decay=DECAY, mask={name: "kernel" in name for name in weights})
+    slots = optimizer.init(weights)
+
+    @jax.jit
+    def step(weights, slots, tokens, labels):
+        def loss(weights):
+            logits = _logits(weights, tokens, heads)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        updates, slots = optimizer.update(jax.grad(loss)(weights), slots, weights)
+        return optax.apply_updates(weights, updates), slots
+
+    rng, done = np.random.default_rng(seed), 0
+    for _ in range(epochs):
+        order = rng.permutation(len(train_x))
+        for start in range(0, len(order) - size + 1, size):
+            rows = np.sort(order[start : start + size])  # in the order of the file
+            weights, slots = step(weights, slots, train_x[rows], y[rows])
+            done += 1
+            if progress is not None:
+                progress(done, steps)
+    score = jax.jit(_logits, static_argnums=2)
+    rows = min(ROWS, len(test_x))
+    correct = 0
+    for start in range(0, len(test_x), rows):
+        tokens = test_x[start : start + rows]
+        padded = np.pad(tokens, [(0, rows - len(tokens)), (0, 0), (0, 0)])
+        guessed = np.asarray(score(weights, padded, heads)).argmax(axis=1)[: len(tokens)]
+        correct += int(np.sum(classes[guessed] == test_y[start : start + rows]))
+    return 100 * correct / len(test_x)
+
+
+def _initial(key: jax.Array, dim: int, classes: int) -> dict[str, Any]:
+    keys = jax.random.split(key, 3)
+    xavier = jax.nn.initializers.xavier_uniform()
+    return {
+        "query": 0.02 * jax.random.normal(keys[0], (1, 1, dim)),
+        "read_kernel": xavier(keys[1], (dim, 2 * dim)), "read_bias": jnp.zeros((1, 1, 2 * dim)),
+        "proj_kernel": xavier(keys[2], (dim, dim)), "proj_bias": jnp.zeros((1, dim)),
+        "head_kernel": jnp.zeros((dim, classes)), "head_bias": jnp.zeros((1, classes)),
+    }  # fmt: skip
+
+
+def _logits(weights: dict[str, Any], tokens: jax.Array, heads: int) -> jax.Array:
+    tokens = _normed(tokens.astype(jnp.float32))
+    batch, count, dim = tokens.shape
+    read = (tokens @ weights["read_kernel"] + weights["read_bias"]).reshape(batch, count, 2, heads, dim // heads)
+    query = weights["query"].reshape(heads, dim // heads) * (dim // heads) ** -0.5
+    share = jax.nn.softmax(jnp.einsum("hd,bthd->bht", query, read[:, :, 0]))
+    pooled = jnp.einsum("bht,bthd->bhd", share, read[:, :, 1]).reshape(batch, dim)
+    pooled = _normed(pooled @ weights["proj_kernel"] + weights["proj_bias"])
+    return pooled @ weights["head_kernel"] + weights["head_bias"]
+
+
+def _normed(x: jax.Array) -> jax.Array:
+    return (x - x.mean(axis=-1, keepdims=True)) * jax.lax.rsqrt(x.var(axis=-1, keepdims=True) + 1e-6)

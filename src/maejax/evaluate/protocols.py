@@ -1,0 +1,168 @@
+"""Every way to judge a frozen encoder on labelled images, by name, with the untrained encoder as control."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from maejax.data.augment import build_eval
+from maejax.data.errors import DataError
+from maejax.data.pipeline import Batch, Loader
+from maejax.data.shards import Source
+from maejax.evaluate.attentive import attentive_probe
+from maejax.evaluate.features import Pool, stream
+from maejax.evaluate.fewshot import few_shot
+from maejax.evaluate.knn import knn_accuracy
+from maejax.evaluate.probe import linear_probe
+from maejax.models.vit import Constant, VisionTransformer
+
+PROTOCOLS = ("knn", "fewshot", "linear", "attentive")
+NEIGHBOURS = (10, 20, 100, 200)  # as DINO
+SHOTS = (1, 5, 10, 25)
+DRAWS = 10
+MEASURES = {
+    **{f"knn_{k}": f"{k}-NN" for k in NEIGHBOURS},
+    **{f"fewshot_{n}": f"{n} shot{'s' * (n > 1)}" for n in SHOTS},
+    "linear": "linear", "attentive": "attentive",
+}  # fmt: skip
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Labelled images to train the judges on and to test them with; labels count `classes`, or are just numbers."""
+
+    train: Source
+    test: Source
+    classes: tuple[str, ...]
+
+
+def pair(train: Source, test: Source) -> Judged:
+    """Check that two sources have labels of the same classes, and number those of `test` as `train` does.
+
+    Raises:
+        DataError: a source has no labels, there are fewer than two classes, or `test` has a class that `train` lacks.
+
+    """
+    for name, source in (("--train-dataset-shards", train), ("--valid-dataset-shards", test)):
+        if (source.labels < 0).all():
+            raise DataError(f"{name}: no image has a label; use class folders, .cls members or a label file (--labels)")
+    if train.classes and test.classes and train.classes != test.classes:
+        number = {name: i for i, name in enumerate(train.classes)}
+        extra = sorted(set(test.classes) - number.keys())
+        if extra:
+            raise DataError(
+                f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {', '.join(extra[:5])}"
+            )
+        table = np.array([number[name] for name in test.classes], np.int32)
+        test.labels = np.where(test.labels < 0, test.labels, table[test.labels]).astype(np.int32)
+    found = np.unique(train.labels[train.labels >= 0])
+    if len(found) < 2:
+        raise DataError("--train-dataset-shards has images of one class only; a judge needs at least two")
+    return Judged(train, test, train.classes)
+
+
+def untrained_like(encoder: VisionTransformer, seed: int = 0) -> VisionTransformer:
+    """Build an encoder of the same geometry with fresh weights; fixed positions are those of `encoder`."""
+    stack, height = encoder.transformer, encoder.grid[0] * encoder.patch_size
+    fixed = isinstance(encoder.positions, Constant)
+    fresh = VisionTransformer(
+        image_size=(height, encoder.grid[1] * encoder.patch_size), patch_size=encoder.patch_size,
+        channels=encoder.channels, dim=encoder.dim, layers=stack.layers, heads=stack.blocks.attention.heads,
+        posemb="sincos2d" if fixed else "learnable", layerscale=stack.blocks.scale1 is not None,
+        final_norm=encoder.norm is not None, mean=encoder.mean, std=encoder.std, dtype=encoder.dtype,
+        rngs=nnx.Rngs(seed),
+    )  # fmt: skip
+    if fixed:
+        fresh.positions = encoder.positions
+    return fresh
+
+
+def score(
+    encoder: VisionTransformer,
+    data: Judged,
+    protocols: Sequence[str],
+    *,
+    pool: Pool = "cls+mean",
+    crop_ratio: float = 0.875,
+    batch_size: int = 64,
+    workers: int = 0,
+    seed: int = 0,
+    tell: Tell = lambda _: None,
+) -> dict[str, float]:
+    """Judge an encoder by each protocol; returns accuracies in percent by the names in `MEASURES`.
+
+    Few-shot scores have a `_std` beside them, the spread over draws; shots that the smallest class cannot give, and
+    numbers of neighbours beyond that of training images, are left out. Images without a label, or that cannot be read,
+    take no part. Tokens for the attentive probe lie in a temporary file, half-precision.
+    """
+    scores: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="maejax-tokens-") as folder:
+        sides = []
+        for name, source in (("training", data.train), ("test", data.test)):
+            tell(f"encoding {len(source):,} {name} images")
+            tokens = Path(folder, f"{name}.npy") if "attentive" in protocols else None
+            sides.append(_encode(encoder, source, pool, crop_ratio, batch_size, workers, tokens))
+        (train_x, train_y, train_tokens), (test_x, test_y, test_tokens) = sides
+        if "knn" in protocols:
+            tell("nearest neighbours")
+            for k in [k for k in NEIGHBOURS if k <= len(train_x)]:
+                scores[f"knn_{k}"] = knn_accuracy(train_x, train_y, test_x, test_y, k=k)
+        if "fewshot" in protocols:
+            tell(f"few labels, {DRAWS} draws")
+            smallest = int(np.unique(train_y, return_counts=True)[1].min())
+            for n in [n for n in SHOTS if n <= smallest]:
+                mean, spread = few_shot(train_x, train_y, test_x, test_y, n, DRAWS, seed)
+                scores |= {f"fewshot_{n}": mean, f"fewshot_{n}_std": spread}
+        if "linear" in protocols:
+            tell("linear probe")
+            scores["linear"] = linear_probe(train_x, train_y, test_x, test_y, seed=seed)
+        if "attentive" in protocols:
+            tell("attentive probe")
+            assert train_tokens is not None and test_tokens is not None
+            heads = encoder.transformer.blocks.attention.heads
+            scores["attentive"] = attentive_probe(train_tokens, train_y, test_tokens, test_y, heads=heads, seed=seed)
+            del train_tokens, test_tokens, sides  # before their files go
+    return {measure: round(float(value), 2) for measure, value in scores.items()}
+
+
+def _encode(
+    encoder: VisionTransformer, source: Source, pool: Pool, crop_ratio: float, batch_size: int, workers: int,
+    tokens_path: Path | None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # fmt: skip
+    """Encode the labelled images of a source: pooled features, labels and, mapped into memory, all tokens."""
+    size = (encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size)
+    loader = Loader(
+        source, build_eval(size, crop_ratio), batch_size=batch_size, channels=encoder.channels, size=size,
+        shuffle=False, workers=workers,
+    )  # fmt: skip
+    batches: list[Batch] = []
+
+    def images() -> Iterator[np.ndarray]:
+        for batch in loader.iterate():
+            batches.append(batch)
+            yield batch.images
+
+    features, labels, stored, done = [], [], None, 0
+    if tokens_path is not None:
+        shape = (len(source), 1 + encoder.patches, encoder.dim)
+        stored = np.lib.format.open_memmap(tokens_path, mode="w+", dtype=np.float16, shape=shape)
+    for rows in stream(encoder, images(), batch_size, pool if stored is None else None):
+        batch = batches.pop(0)
+        used = batch.valid & (batch.labels >= 0)
+        if stored is not None:
+            stored[done : done + used.sum()] = rows[used]
+            rows = _pooled(rows, pool)
+        features.append(rows[used])
+        labels.append(batch.labels[used])
+        done += int(used.sum())
+    return np.concatenate(features), np.concatenate(labels), None if stored is None else stored[:done]
+
+
+def _pooled(tokens: np.ndarray, pool: Pool) -> np.ndarray:
+    cls, mean = tokens[:, 0], tokens[:, 1:].mean(axis=1)
+    return {"cls": cls, "mean": mean, "cls+mean": np.concatenate([cls, mean], axis=1)}[pool]

@@ -1,0 +1,80 @@
+"""`maejax evaluate`: one table of all judges, with the untrained encoder beside the trained one."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from maejax.data.errors import DataError
+from maejax.data.shards import open_source
+from maejax.evaluate.protocols import pair, untrained_like
+from maejax.models.arrays import named_arrays
+from maejax.models.vit import VisionTransformer
+
+
+def labelled(path, classes, labels):
+    """Write noise as dark pictures, but for dogs, which are bright."""
+    images = np.random.default_rng(len(labels)).integers(0, 60, (len(labels), 16, 16, 3), np.uint8)
+    images[np.array(classes)[labels] == "dog"] += 90
+    np.savez(path, images=images, labels=labels, classes=np.array(classes))
+    return path
+
+
+@pytest.fixture
+def splits(tmp_path):
+    train = labelled(tmp_path / "train.npz", ["cat", "dog"], np.arange(40) % 2)
+    test = labelled(tmp_path / "test.npz", ["dog", "cat"], (np.arange(18) + 1) % 2)
+    return train, test
+
+
+def test_all_protocols_in_one_report(train, maejax, splits):
+    assert train()[0] == 0
+    flags = ["--train-dataset-shards", splits[0], "--valid-dataset-shards", splits[1], "--workers", 0]
+    flags += ["--out", "judged"]
+    code, printed = maejax("evaluate", "runs/pretrain", *flags)
+    assert code == 0, printed
+    report = json.loads(Path("judged/report.json").read_text())
+    columns = {"knn_10", "knn_20", "fewshot_1", "fewshot_5", "fewshot_10", "linear", "attentive"}
+    for kind in ("pretrained", "untrained"):
+        assert {name for name in report["scores"][kind] if not name.endswith("_std")} == columns
+    assert report["images"] == {"train": 40, "test": 18}
+    page = Path("judged/report.html").read_text()
+    for text in ("same encoder, untrained", "attentive", "10 shots", report["explanation"][:20]):
+        assert text in page
+    # The splits number the classes differently: who overlooks that gets all wrong.
+    assert report["scores"]["pretrained"]["linear"] > 90
+    code, printed = maejax("evaluate", "runs/pretrain", *flags, "--protocol", "knn", "--no-control", "--json")
+    assert code == 0 and '"knn_20"' in printed and "untrained" not in printed
+
+
+def test_bad_input_gets_one_sentence(train, maejax, images, splits, tmp_path):
+    train()
+    both = ["--train-dataset-shards", splits[0], "--valid-dataset-shards", splits[1]]
+    for flags, sentence in (
+        ([], "--train-dataset-shards is missing"),
+        ([*both, "--protocol", "svm"], "--protocol svm"),
+        ([*both, "--pool", "max"], "--pool max"),
+    ):
+        code, printed = maejax("evaluate", "runs/pretrain", *flags)
+        assert code == 2 and sentence in printed, printed
+    bird = open_source(str(labelled(tmp_path / "bird.npz", ["bird", "cat"], np.arange(6) % 2)))
+    with pytest.raises(DataError, match="lacks: bird"):
+        pair(open_source(str(splits[0])), bird)
+    unlabelled = tmp_path / "unlabelled.npz"
+    np.savez(unlabelled, images=np.zeros((3, 16, 16, 3), np.uint8))
+    with pytest.raises(DataError, match="--valid-dataset-shards: no image has a label"):
+        pair(open_source(str(splits[0])), open_source(str(unlabelled)))
+
+
+@pytest.mark.parametrize("changes", [{}, {"posemb": "learnable", "layerscale": True, "final_norm": False}], ids=str)
+def test_the_control_has_the_same_geometry_and_other_weights(changes):
+    geometry = {"image_size": (8, 16), "patch_size": 4, "layers": 2, "dim": 16, "heads": 4, **changes}
+    encoder = VisionTransformer(**geometry, rngs=nnx.Rngs(0))
+    fresh = untrained_like(encoder, seed=1)
+    ours, theirs = named_arrays(encoder), named_arrays(fresh)
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
+    assert jax.tree.structure(encoder) == jax.tree.structure(fresh)
+    assert np.abs(ours["embed.kernel"] - theirs["embed.kernel"]).max() > 0.01
