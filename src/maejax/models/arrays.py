@@ -1,6 +1,6 @@
 """A model's arrays by name, and strict replacement of all of them: what checkpoints and foreign layouts speak."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -47,3 +47,15 @@ def with_arrays(tree: Tree, arrays: Mapping[str, Any]) -> Tree:
     """
     check_arrays(tree, arrays)
     return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(arrays[array_name(path)], leaf.dtype), tree)
+
+
+def parted(tree: Tree, apart: Callable[[Any], bool]) -> tuple[Tree, Tree]:
+    """Part a model's arrays in two by path: those not `apart`, and those `apart`; None where the other has one."""
+    first = jax.tree_util.tree_map_with_path(lambda path, leaf: None if apart(path) else leaf, tree)
+    second = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if apart(path) else None, tree)
+    return first, second
+
+
+def joined(first: Tree, second: Tree) -> Tree:
+    """Join what `parted` has parted."""
+    return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda leaf: leaf is None)

@@ -3,57 +3,74 @@
 The layers of a model are one stack, so a bias has two dimensions here: every rule goes by a parameter's name.
 """
 
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from maejax.models.arrays import array_name
+from maejax.models.arrays import array_name, parted
 from maejax.models.vit import Constant
 
-DECAYED = ("kernel", "cls_token", "mask_token")  # authors' code: all but biases, norms and LayerScale
+DECAYED = ("kernel", "cls_token", "mask_token")  # authors' pre-training: all but biases, norms and LayerScale
+FINETUNE_DECAYED = ("kernel",)  # authors' fine-tuning spares the tokens too
 OPTIMIZERS = ("adamw", "lamb", "sgd", "lars")
 MOMENTUM = 0.9  # SGD and LARS: the paper's Table 10 and the original
 
 
 def build_optimizer(
     name: str, rate: optax.Schedule, *, weight_decay: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
-    clip_grad: float = 0.0, lr_decay: float = 1.0,
+    clip_grad: float = 0.0, lr_decay: float = 1.0, decayed: tuple[str, ...] = DECAYED,
+    tuned_blocks: float | None = None,
 ) -> optax.GradientTransformation:  # fmt: skip
     """Build an optimizer for a model of this package; fixed tables get no update and no slots.
 
     Args:
         name: "adamw", "lamb", "sgd" or "lars".
         rate: learning rate by step.
-        weight_decay: decoupled for AdamW and LAMB, added to the gradient for SGD and LARS, on `DECAYED` only.
+        weight_decay: decoupled for AdamW and LAMB, added to the gradient for SGD and LARS, on `decayed` only.
         b1, b2, eps: of Adam, for AdamW and LAMB.
         clip_grad: largest global gradient norm; 0 switches it off.
         lr_decay: layer-wise decay of the rate in the encoder, see `layer_rates`; 1 switches it off.
+        decayed: names of the parameters that decay; LARS and LAMB give trust ratios to these alone.
+        tuned_blocks: how many of the encoder's last blocks are trained, see `tuned_factors`; None for all of it.
 
     Raises:
         ValueError: unknown name.
 
     """
-    decay = optax.add_decayed_weights(weight_decay, mask=decay_mask)
+    mask = partial(decay_mask, decayed=decayed)
+    decay = optax.add_decayed_weights(weight_decay, mask=mask)
     match name:
         case "adamw":
             steps = [optax.scale_by_adam(b1, b2, eps), decay]
         case "lamb":
-            steps = [optax.scale_by_adam(b1, b2, eps), decay, scale_by_layer_trust()]
+            steps = [optax.scale_by_adam(b1, b2, eps), decay, scale_by_layer_trust(mask=mask)]
         case "sgd":
             steps = [decay, optax.trace(MOMENTUM)]
         case "lars":
-            steps = [decay, scale_by_layer_trust(coefficient=0.001, mask=decay_mask), optax.trace(MOMENTUM)]
+            steps = [decay, scale_by_layer_trust(coefficient=0.001, mask=mask), optax.trace(MOMENTUM)]
         case _:
             raise ValueError(f"the optimizer is one of {', '.join(OPTIMIZERS)}, not {name}")
     # LARS keeps the rate inside the momentum in the authors' code (buffer of unscaled updates): the rate comes last.
     steps.append(optax.scale_by_learning_rate(rate))
     if lr_decay != 1:
-        steps.append(scale_by_layer_rate(lr_decay))
+        steps.append(scale_by_factors(partial(layer_rates, decay=lr_decay)))
+    if tuned_blocks is not None:
+        steps.append(scale_by_factors(partial(tuned_factors, blocks=tuned_blocks)))
     if clip_grad:
         steps.insert(0, optax.clip_by_global_norm(clip_grad))
     update = optax.chain(*steps)
     return optax.partition({"trained": update, "fixed": optax.set_to_zero()}, trained_or_fixed)
+
+
+def for_trained(optimizer: optax.GradientTransformation, frozen: Callable[[Any], bool]) -> optax.GradientTransformation:
+    """Keep an optimizer from making slots for the arrays of a model whose path is `frozen`; see `make_step`."""
+    return optax.GradientTransformation(lambda params: optimizer.init(parted(params, frozen)[0]), optimizer.update)
 
 
 def trained_or_fixed(model: nnx.Module):
@@ -65,9 +82,9 @@ def trained_or_fixed(model: nnx.Module):
     )
 
 
-def decay_mask(model: nnx.Module):
-    """Mark the arrays that decay: linear weights and the cls and mask tokens, as in the authors' code."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaf_name(path) in DECAYED, model)
+def decay_mask(model: nnx.Module, decayed: tuple[str, ...] = DECAYED):
+    """Mark the arrays that decay, by the last part of their names."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: leaf_name(path) in decayed, model)
 
 
 def leaf_name(path) -> str:
@@ -105,12 +122,34 @@ def encoder_depth(model) -> int:
     return model.encoder.transformer.layers
 
 
-def scale_by_layer_rate(decay: float) -> optax.GradientTransformation:
-    """Multiply every update by its factor of `layer_rates`."""
+def tuned_factors(model: nnx.Module, blocks: float):
+    """Mark what partial fine-tuning trains, by 1, and what stays, by 0 (paper, Figure 9).
+
+    The head and its norms always; with `blocks` > 0 the encoder's final norm and the last `blocks` blocks, of which .5
+    is the MLP with its norm of the last one; embedding, cls token and positions only where all blocks are trained.
+    """
+
+    def factor(path, array):
+        name = array_name(path)
+        if not name.startswith("encoder."):
+            return 1.0
+        if name.startswith("encoder.norm."):
+            return float(blocks > 0)
+        if not name.startswith("encoder.transformer.blocks."):
+            return float(blocks >= encoder_depth(model))
+        depth = array.shape[0]
+        mlp = name.split(".")[3] in ("norm2", "fc1", "fc2", "scale2")
+        first = depth - (math.ceil(blocks) if mlp else int(blocks))
+        return (jnp.arange(depth) >= first).astype(jnp.float32).reshape(-1, *[1] * (array.ndim - 1))
+
+    return jax.tree_util.tree_map_with_path(factor, model)
+
+
+def scale_by_factors(factors: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Multiply every update by its factor, such as those of `layer_rates`, which `factors(model)` gives."""
 
     def update(updates, state, params=None):
-        rates = layer_rates(params, decay)  # pyright: ignore[reportArgumentType]
-        return jax.tree.map(jnp.multiply, updates, rates), state
+        return jax.tree.map(jnp.multiply, updates, factors(params)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

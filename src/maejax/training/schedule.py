@@ -10,6 +10,6 @@ def peak_rate(base_rate: float, batch_size: int) -> float:
     return base_rate * batch_size / IMAGES_PER_RATE
 
 
-def warmup_cosine(peak: float, warmup_steps: int, training_steps: int) -> optax.Schedule:
-    """Rise linearly from 0 to `peak` over the warm-up, then fall to 0 along half a cosine (paper, Table 8)."""
-    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, max(training_steps, warmup_steps + 1), 0.0)
+def warmup_cosine(peak: float, warmup_steps: int, training_steps: int, floor: float = 0.0) -> optax.Schedule:
+    """Rise linearly from 0 to `peak` over the warm-up, then fall to `floor` along half a cosine (paper, Table 8)."""
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps, max(training_steps, warmup_steps + 1), floor)

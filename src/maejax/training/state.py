@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from maejax.models.arrays import joined, parted
 from maejax.training.mesh import Sharding, gather_unstacked, hold_split, place_state
 
 Batch = dict[str, jax.Array]
@@ -83,6 +84,9 @@ def make_step(
     draw: Callable[[Batch, jax.Array], Batch] = lambda batch, step: batch,
     on_nan: OnNan = "stop",
     sharding: Sharding = "replicated",
+    frozen: Callable[[Any], bool] = lambda path: False,
+    prepare: Callable[[Any, Batch], Batch] = lambda model, batch: batch,
+    observe: Callable[[Any, Batch], Any] = lambda model, batch: model,
 ):
     """Compile `(state, batch) -> (state, metrics, control)`: mean loss over the valid rows, its gradient, one update.
 
@@ -96,36 +100,44 @@ def make_step(
     neither it nor any later step does, so that the state stays that before it. `before` is the control of the step
     before, and `asks` [devices, 3] int32 what the processes ask for; both may be left out. `sharding` is that with
     which the state was created.
+
+    Arrays whose path is `frozen` get no gradient and no update; the optimizer must be made `for_trained` of them.
+    `prepare(model, batch)` adds what they alone make of the batch, and `observe(model, batch)` gives the model with the
+    statistics that it keeps of what it saw; both get the whole batch, and no gradient passes them.
     """
 
-    def total(model, batch, turn):
-        return jnp.sum(losses(gather_unstacked(model), batch, turn) * batch["valid"])
+    def total(trained, rest, batch, turn):
+        model = gather_unstacked(joined(trained, rest))
+        return jnp.sum(losses(model, batch, turn) * batch["valid"])
 
-    def gradient(model, batch, step):
+    def gradient(trained, rest, batch, step):
         if grad_accum == 1:
-            return jax.value_and_grad(total)(model, batch, step)
+            return jax.value_and_grad(total)(trained, rest, batch, step)
         # Strided, so that every part has its share of every device's rows.
         parts = jax.tree.map(lambda a: a.reshape(-1, grad_accum, *a.shape[1:]).swapaxes(0, 1), batch)
 
         def add(sums, part):
             batch, turn = part
-            return jax.tree.map(jnp.add, sums, jax.value_and_grad(total)(model, batch, turn)), None
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(total)(trained, rest, batch, turn)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), model))
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), trained))
         return jax.lax.scan(add, zeros, (parts, step * grad_accum + jnp.arange(grad_accum)))[0]
 
     def step(state: TrainState, batch: Batch, before: Control | None = None, asks: jax.Array | None = None):
-        batch = draw(batch, state.step)
+        batch = prepare(state.model, draw(batch, state.step))
+        trained: Any
+        trained, rest = parted(state.model, frozen)
         count = jnp.maximum(1, jnp.sum(batch["valid"]))
-        loss, grads = jax.tree.map(lambda a: a / count, gradient(state.model, batch, state.step))
+        loss, grads = jax.tree.map(lambda a: a / count, gradient(trained, rest, batch, state.step))
         grads = hold_split(grads, sharding)
         norm = optax.tree.norm(grads)
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
         asked = jnp.zeros(WISHES, jnp.int32) if asks is None else asks.max(axis=0)
         halted = (asked[HALT] > 0) | (bad if on_nan == "stop" else False)
         halted = halted if before is None else halted | before.halted
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.model)  # type: ignore[arg-type]
-        new = (optax.apply_updates(state.model, updates), opt_state)  # type: ignore[arg-type]
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+        model = observe(joined(optax.apply_updates(trained, updates), rest), batch)
+        new = (model, opt_state)
         kept = jax.tree.map(lambda n, o: jnp.where(bad | halted, o, n), new, (state.model, state.opt_state))
         metrics = {
             "train/loss": loss,

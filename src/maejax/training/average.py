@@ -1,0 +1,39 @@
+"""A running average of the weights, kept with the optimizer's slots (Polyak averaging; paper, Table 11: .9999)."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from maejax.models.arrays import joined
+from maejax.training.state import TrainState
+
+
+class Averaged(NamedTuple):
+    """The optimizer's own slots, and the average of the weights that it trains."""
+
+    inner: Any
+    average: Any
+
+
+def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """Keep average = decay * average + (1 - decay) * weights after every update, from the first weights on."""
+
+    def init(params):
+        return Averaged(optimizer.init(params), jax.tree.map(lambda a: a.copy(), params))
+
+    def update(updates, state, params=None):
+        updates, inner = optimizer.update(updates, state.inner, params)
+        new = optax.apply_updates(params, updates)  # type: ignore[arg-type]
+        average = jax.tree.map(lambda a, n: a + (1 - decay) * (n - a), state.average, new)
+        return updates, Averaged(inner, average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def as_evaluated(state: TrainState) -> TrainState:
+    """Give the state whose model is judged: that of the averaged weights, where an average is kept."""
+    if not isinstance(state.opt_state, Averaged):
+        return state
+    return replace(state, model=joined(state.opt_state.average, state.model))
