@@ -11,7 +11,7 @@ import pytest
 
 from maejax.evaluate.features import extract
 from maejax.interop import files, run
-from maejax.interop.pretrained import fetch_weights, web_address
+from maejax.interop.pretrained import fetch_weights, load_encoder_arrays, web_address
 from maejax.interop.weights import WeightsError
 from tests.data.server import Server
 
@@ -96,7 +96,7 @@ def test_a_compiled_encoder_runs_without_us(maejax, weights):
 def test_what_does_not_fit_is_said_before_anything_runs(train, maejax, weights):
     files.write(weights("encoder"), "encoder.safetensors", "maejax")
     code, printed = train("--pretrained-ckpt", "encoder.safetensors")
-    assert code == 2 and "has no decoder, which pre-training needs" in printed
+    assert code == 2 and "has no decoder for 3 channels, which pre-training needs" in printed
     code, printed = maejax("convert", "encoder.safetensors", "x", "--to", "nothing")
     assert code == 2
     code, printed = maejax("export", "encoder.safetensors", "--report", "none.json")
@@ -106,7 +106,7 @@ def test_what_does_not_fit_is_said_before_anything_runs(train, maejax, weights):
     assert code == 2 and "rubbish.msgpack is no msgpack file of weights" in printed
 
 
-def test_weights_are_fetched_once(server, tmp_path):
+def test_weights_are_fetched_once(server, tmp_path, weights, same, monkeypatch):
     server.files["/w.pth"] = b"weights"
     for _ in range(2):
         fetched = fetch_weights(server.url + "/w.pth", str(tmp_path))
@@ -115,6 +115,12 @@ def test_weights_are_fetched_once(server, tmp_path):
     assert len(server.seen) == 1
     with pytest.raises(WeightsError, match=r"none\.pth: HTTP 404"):
         fetch_weights(server.url + "/none.pth", str(tmp_path))
+    files.write(weights("encoder"), tmp_path / "hf", "hf")
+    for name in ("config.json", "model.safetensors"):
+        server.files[f"/owner/name/resolve/main/{name}"] = (tmp_path / "hf" / name).read_bytes()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    arrays, _ = load_encoder_arrays("hf://owner/name/model.safetensors", cache_dir=str(tmp_path))
+    same(arrays, weights("encoder").arrays)
     assert web_address("hf://owner/name@v1/a/b.pth").endswith("/owner/name/resolve/v1/a/b.pth")
 
 
