@@ -190,9 +190,7 @@ def fit_channels(kernel: np.ndarray, old: int, new: int, rule: str) -> np.ndarra
 
     """
     if rule not in ("sum", "repeat"):
-        raise ValueError(
-            f"the weights are for {old} channels and {new} are wanted: choose a rule, --channel-rule sum or repeat"
-        )
+        raise ValueError(f"the weights are for {old} channels, not {new}: give --channel-rule sum or repeat")
     filter = kernel.reshape(-1, old, kernel.shape[-1])
     if rule == "sum":
         if new != 1:
