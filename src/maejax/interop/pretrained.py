@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from maejax.data.fetch import read_address, stem_of
 from maejax.data.redact import redact
 from maejax.data.retry import Patience
 from maejax.interop import files
-from maejax.interop.weights import WeightsError, grid_of
+from maejax.interop.weights import Weights, WeightsError, grid_of
 
 CACHE = "~/.cache/maejax/weights"
 
@@ -117,7 +118,14 @@ def load_encoder_arrays(
         RunError: the file cannot be had or is not whole, or the channels differ and there is no rule.
 
     """
-    weights = files.read(local(path, cache_dir)[0], **known)
+    weights = fit(files.read(local(path, cache_dir)[0], **known), path, image_size, channels, channel_rule)
+    return weights.arrays, weights.arguments
+
+
+def fit(
+    weights: Weights, path: str, image_size: tuple[int, int] | None, channels: int | None, channel_rule: str
+) -> Weights:  # fmt: skip
+    """Fit weights to an image size and a number of channels; for the rest see `load_encoder_arrays`."""
     arrays, arguments = dict(weights.arrays), dict(weights.arguments)
     if image_size is not None and tuple(image_size) != tuple(arguments["image_size"]):
         old, patch = grid_of(arguments), arguments["patch_size"]
@@ -138,7 +146,7 @@ def load_encoder_arrays(
             arrays = {name: a for name, a in arrays.items() if name.startswith("encoder.")}
             arguments = {name: v for name, v in arguments.items() if name in ENCODER_ARGUMENTS}
         arguments |= {"channels": channels, "mean": [0.5] * channels, "std": [0.5] * channels}
-    return arrays, arguments
+    return replace(weights, arrays=arrays, arguments=arguments)
 
 
 ENCODER_ARGUMENTS = {
@@ -198,6 +206,19 @@ def fit_channels(kernel: np.ndarray, old: int, new: int, rule: str) -> np.ndarra
         return filter.sum(axis=1)
     repeated = filter[:, np.arange(new) % old] * np.float32(old / new)
     return repeated.reshape(-1, kernel.shape[-1])
+
+
+def fetch_pretrained(
+    path: str, image_size: tuple[int, int], channels: int, cache_dir: str = "", channel_rule: str = ""
+) -> tuple[Weights, str]:  # fmt: skip
+    """Read a file as the whole model that it is, fitted to an image size and channels; say what was fetched.
+
+    Raises:
+        RunError: see `load_encoder_arrays`.
+
+    """
+    here, said = local(path, cache_dir)
+    return fit(files.read(here), path, image_size, channels, channel_rule), said
 
 
 def load_pretrained(path: str, arguments: dict[str, Any], cache_dir: str = "", channel_rule: str = "") -> Pretrained:

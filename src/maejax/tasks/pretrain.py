@@ -66,7 +66,8 @@ def check_flags(config: Config) -> None:
 
     """
     ignored = {
-        "mixup": 0, "cutmix": 0, "criterion": "ce", "label_smoothing": 0, "pooling": "cls", "label_mapping": "",
+        "eval_only": False, "ema": 0, "finetune_blocks": "all", "mixup": 0, "cutmix": 0, "criterion": "ce",
+        "label_smoothing": 0, "pooling": "cls", "label_mapping": "",
     }  # fmt: skip
     if config.encoder.labels > 0:
         ignored["labels"] = 0
@@ -108,7 +109,9 @@ def run(
         model_arguments |= {"gelu": weights.gelu}
     optimization, sharding = config.optimization, config.machine.sharding
     peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
-    rate = warmup_cosine(peak, optimization.warmup_steps, optimization.training_steps)
+    rate = warmup_cosine(
+        peak, optimization.warmup_steps, optimization.training_steps, optimization.min_learning_rate
+    )  # fmt: skip
     optimizer = build_optimizer(
         optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
         b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
@@ -161,7 +164,7 @@ def explain(
         bad = bad if len(bad) else np.flatnonzero(rows["valid"])
         where = first_bad_layer(model, rows["images"][bad], order[bad])
     keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
-    return f"first not finite: {where}; on {keys}; {write_batch(path, rows, order)}"
+    return f"first not finite: {where}; on {keys}; {write_batch(path, {**rows, 'order': order})}"
 
 
 def draw_masks(batch, step: jax.Array, *, noise_seed: int, patches: int):
