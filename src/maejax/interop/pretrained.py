@@ -28,11 +28,15 @@ class Fetched(NamedTuple):
 
 
 class Pretrained(NamedTuple):
-    """Arrays by our path to start from, the GELU that they were trained with, and what was fetched, in a line."""
+    """Arrays by our path to start from, the GELU and the normalisation of images that they were trained with.
+
+    `said` tells in a line what was fetched.
+    """
 
     arrays: dict[str, np.ndarray]
     gelu: str
     said: str
+    normalization: dict[str, list[float]]
 
 
 def fetch_weights(address: str, cache_dir: str = "") -> Fetched:
@@ -209,7 +213,7 @@ def fit_channels(kernel: np.ndarray, old: int, new: int, rule: str) -> np.ndarra
 
 
 def fetch_pretrained(
-    path: str, image_size: tuple[int, int], channels: int, cache_dir: str = "", channel_rule: str = ""
+    path: str, image_size: tuple[int, int], channels: int, cache_dir: str = "", channel_rule: str = "", **known: Any
 ) -> tuple[Weights, str]:  # fmt: skip
     """Read a file as the whole model that it is, fitted to an image size and channels; say what was fetched.
 
@@ -218,7 +222,7 @@ def fetch_pretrained(
 
     """
     here, said = local(path, cache_dir)
-    return fit(files.read(here), path, image_size, channels, channel_rule), said
+    return fit(files.read(here, **known), path, image_size, channels, channel_rule), said
 
 
 def load_pretrained(path: str, arguments: dict[str, Any], cache_dir: str = "", channel_rule: str = "") -> Pretrained:
@@ -228,17 +232,15 @@ def load_pretrained(path: str, arguments: dict[str, Any], cache_dir: str = "", c
         RunError: the file cannot be had or is not whole, or it lacks the decoder that pre-training needs.
 
     """
-    here, said = local(path, cache_dir)
-    arrays, told = load_encoder_arrays(
-        str(here), image_size=tuple(arguments["image_size"]), channels=arguments["channels"],
-        channel_rule=channel_rule, **heads_of(arguments),
-    )  # fmt: skip
+    size, channels = tuple(arguments["image_size"]), arguments["channels"]
+    weights, said = fetch_pretrained(path, size, channels, cache_dir, channel_rule, **heads_of(arguments))
+    arrays, told = weights.arrays, weights.arguments
     if "dec_dim" in arguments and "dec_dim" not in told:
         raise WeightsError(
             f"{path} has no decoder for {arguments['channels']} channels, which pre-training needs; it can be probed, "
             "fine-tuned or encoded"
         )
-    return Pretrained(arrays, told.get("gelu", "erf"), said)
+    return Pretrained(arrays, told.get("gelu", "erf"), said, {name: told[name] for name in ("mean", "std")})
 
 
 def heads_of(arguments: dict[str, Any]) -> dict[str, Any]:

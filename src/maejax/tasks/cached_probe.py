@@ -19,10 +19,12 @@ from maejax.evaluate.curve import draw_curve
 from maejax.models.arrays import joined, parted
 from maejax.models.classifier import Classifier
 from maejax.tasks.accuracy import Accuracy, score_logits
+from maejax.tasks.flags import refuse_ignored
 from maejax.tasks.pack import progress
 from maejax.tasks.training import Input
 from maejax.training.classification import is_encoder, probe_losses
 from maejax.training.mesh import put_batch
+from maejax.training.mixing import soft_targets
 from maejax.training.state import TrainState
 
 FACTORS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of --learning-rate, where --sweep-rates names none
@@ -58,9 +60,7 @@ def check_flags(config: Config) -> None:
         raise ConfigError("--cache-features chooses the best learning rate on --valid-dataset-shards: name them")
     if jax.process_count() > 1:
         raise ConfigError("--cache-features works in one process; leave it out on several")
-    for name, value in {"ema": 0.0, "grad_accum": 1}.items():
-        if getattr(config.optimization, name) != value:
-            raise ConfigError(f"--{name.replace('_', '-')}: --cache-features would ignore it; leave it out")
+    refuse_ignored(config, {"ema": 0.0, "grad_accum": 1, "random_erasing": 0.0}, "--cache-features would ignore it")
 
 
 def rates_of(config: Config) -> tuple[float, ...]:
@@ -99,7 +99,7 @@ def row_order(rows: int, batch_size: int, steps: int, seed: int) -> np.ndarray:
 
 def sweep(
     model: Any, cache: Cache, optimizer: optax.GradientTransformation, factors: np.ndarray, order: np.ndarray,
-    labels: int, smoothing: Callable[[jax.Array], jax.Array], tell: Callable[[int, int], None],
+    labels: int, smoothing: float, tell: Callable[[int, int], None],
 ) -> Any:  # fmt: skip
     """Train one head for every factor on the rate that the optimizer has, all in one vectorised run.
 
@@ -123,7 +123,7 @@ def sweep(
 
     def step(carry, index):
         batch: dict[str, Any] = {"features": table.features[index], "valid": table.valid[index]}
-        batch["targets"] = smoothing(jax.nn.one_hot(table.labels[index], labels))
+        batch["targets"] = soft_targets(table.labels[index], labels, smoothing)
         return jax.vmap(partial(one, batch=batch))(*carry, jnp.asarray(factors, jnp.float32)), None  # type: ignore[call-arg]
 
     run = jax.jit(lambda carry, indices: jax.lax.scan(step, carry, indices)[0], donate_argnums=0)
@@ -183,7 +183,7 @@ def write_sweep(directory: Path, found: Sweep) -> None:
 
 def probe(
     config: Config, console: Console, state: TrainState, optimizer: optax.GradientTransformation, loader: Input,
-    judge: Accuracy, rows: Callable, labels: int, smoothing: Callable[[jax.Array], jax.Array], images: int,
+    judge: Accuracy, rows: Callable, labels: int, smoothing: float, images: int,
 ) -> Sweep:  # fmt: skip
     """Fill the cache, sweep, choose.
 

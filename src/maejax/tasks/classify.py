@@ -20,6 +20,7 @@ from maejax.data.shards import Source
 from maejax.data.stream import Stream
 from maejax.interop.run import abstract_model, initial_model
 from maejax.models.classifier import BATCH_NORM_EPS, Classifier
+from maejax.models.vit import normalize
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
 from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
@@ -39,9 +40,11 @@ from maejax.tasks.training import (
 from maejax.tasks.transfer import Transferred, count_classes, match_classes, read_mapping, transfer
 from maejax.training.average import restart_average, with_average
 from maejax.training.checkpoint import Checkpoints
-from maejax.training.classification import cross_entropy, is_encoder, observe_features, probe_losses, smooth
+from maejax.training.classification import cross_entropy, is_encoder, observe_features, probe_losses
+from maejax.training.erasing import erase
 from maejax.training.log import RunLog
 from maejax.training.mesh import first_device, local_copy, make_mesh
+from maejax.training.mixing import mix, soft_targets
 from maejax.training.optim import DECAYED, FINETUNE_DECAYED, build_optimizer, for_trained
 from maejax.training.rundir import checkpoints_path
 from maejax.training.schedule import peak_rate, warmup_cosine
@@ -75,10 +78,9 @@ def check_flags(config: Config) -> None:
         config, {"image_mask_ratio": 0.0, "norm_pix_loss": False, "export_msgpack": False},
         f"--mode {config.run.mode} masks and reconstructs nothing and would ignore it; leave it out",
     )  # fmt: skip
-    refuse_ignored(
-        config, {"auto_augment": "none", "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0},
-        "it is not built yet; leave it out",
-    )  # fmt: skip
+    for name in ("mixup", "cutmix", "random_erasing"):
+        if not 0 <= getattr(config.augment, name) <= (1 if name == "random_erasing" else np.inf):
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config.augment, name)} is out of range")
     if config.run.mode == "linear":
         refuse_ignored(
             config,
@@ -138,25 +140,27 @@ def run(config: Config, console: Console) -> Classified:
         shape = abstract_model(arguments)
     except ValueError as error:
         raise ConfigError(f"the model's flags do not fit together: {error}") from None
-    given = Transferred({}, "erf", ())
+    given = Transferred({}, {}, ())
     if config.run.pretrained_ckpt:
         mapping = read_mapping(config.transfer.label_mapping, arguments["labels"])
         given = transfer(config, arguments, shape, mapping)
-        arguments |= {"gelu": given.gelu} if given.gelu != "erf" else {}
+        arguments |= given.arguments
     elif config.transfer.label_mapping:
         raise ConfigError("--label-mapping re-uses the head of a --pretrained-ckpt: give one")
     optimizer, rate, peak = build(config)
     linear = config.run.mode == "linear"
-    draw = partial(draw_targets, config=config, labels=arguments["labels"])
+    draw = partial(draw_batch, config=config, arguments=arguments)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed, criterion=config.augment.criterion)
     special: dict[str, Any] = {}
     if linear:
         losses = probe_losses
-        special = {"frozen": is_encoder, "prepare": encode_batch, "observe": observe_features}
+        prepare = partial(encode_batch, parts=config.optimization.grad_accum)
+        special = {"frozen": is_encoder, "prepare": prepare, "observe": observe_features}
     optimization, augment = config.optimization, config.augment
     transform = build_train(
-        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True
-    )
+        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
+        policy=augment.auto_augment, policy_mean=tuple(arguments["mean"]),
+    )  # fmt: skip
 
     def start(state: TrainState) -> TrainState:
         return restart_average(place_weights(state, given.arrays), is_encoder if linear else None)
@@ -169,8 +173,8 @@ def run(config: Config, console: Console) -> Classified:
         init=init,
         optimizer=optimizer,
         step=make_step(
-            losses, optimizer, rate, optimization.grad_accum, draw, config.machine.on_nan, config.machine.sharding,
-            **special,
+            losses, optimizer, rate, 1 if linear else optimization.grad_accum, draw, config.machine.on_nan,
+            config.machine.sharding, **special,
         ),
         start=start,
         weights="; ".join(given.notices),
@@ -206,7 +210,7 @@ def probe_cached(
         judge = open_accuracy(config, valid_source, directory, mesh, 0)
         found = cached_probe.probe(
             config, console, state, optimizer, train_loader(config, train_source, transform), judge, rows_of,
-            arguments["labels"], partial(smooth, smoothing=config.augment.label_smoothing), train_source.total,
+            arguments["labels"], config.augment.label_smoothing, train_source.total,
         )  # fmt: skip
         kept = TrainState(jnp.asarray(steps, jnp.int32), found.model, optimizer.init(found.model))  # type: ignore[arg-type]
         checkpoints.save(kept, steps)
@@ -251,20 +255,42 @@ def rows_of(batch: Batch) -> Rows:
     }  # fmt: skip
 
 
-def draw_targets(batch: dict[str, Any], step: jax.Array, *, config: Config, labels: int) -> dict[str, Any]:
-    """Add the targets [B, labels] of a global batch."""
-    return {**batch, "targets": smooth(jax.nn.one_hot(batch["labels"], labels), config.augment.label_smoothing)}
+def draw_batch(
+    batch: dict[str, Any], step: jax.Array, *, config: Config, arguments: dict[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """Make of a global batch what is learned from: normalised images `x`, erased and mixed, and `targets` [B, labels].
+
+    A function of the batch, the seeds and the step alone; the order of timm: normalise, erase, mix.
+    """
+    augment, seeds = config.augment, config.seeds
+    targets = soft_targets(batch["labels"], arguments["labels"], augment.label_smoothing)
+    x = normalize(batch["images"], tuple(arguments["mean"]), tuple(arguments["std"]))
+    x = erase(x, step, seed=seeds.shuffle_seed, probability=augment.random_erasing)
+    x, targets = mix(
+        x, targets, batch["valid"], step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix
+    )  # fmt: skip
+    return {"x": x, "targets": targets, "valid": batch["valid"]}
 
 
 def sample_losses(model: Classifier, batch, turn, *, dropout_seed: int, criterion) -> jax.Array:
     """Compute the loss of every sample [B]; dropout is a function of (seed, turn) alone."""
     dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), turn)
-    return cross_entropy(model(model.normalize(batch["images"]), dropout_key), batch["targets"], criterion)
+    return cross_entropy(model(batch["x"], dropout_key), batch["targets"], criterion)
 
 
-def encode_batch(model: Classifier, batch):
-    """Add the features [B, D] of a batch, which a frozen encoder makes as in evaluation."""
-    return {**batch, "features": model.features(model.normalize(batch["images"]))}
+def encode_batch(model: Classifier, batch, *, parts: int = 1):
+    """Replace the images of a batch by the features [B, D] that a frozen encoder makes of them, as in evaluation.
+
+    It goes through the batch in `parts`, one after the other; the head's BatchNorm sees all of it.
+    """
+    x = batch["x"]
+    if parts == 1:
+        features = model.features(x)
+    else:
+        # Strided, so that every part has its share of every device's rows.
+        made = jax.lax.map(model.features, x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1))
+        features = made.swapaxes(0, 1).reshape(len(x), -1)
+    return {"features": features, "targets": batch["targets"], "valid": batch["valid"]}
 
 
 def explain(

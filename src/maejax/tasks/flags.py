@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from maejax.config import Config, ConfigError, differences, flags
+from maejax.data.policies import check_policy
 from maejax.data.redact import redact
 from maejax.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
@@ -42,6 +43,8 @@ def check_run_flags(config: Config, *, training: bool = True) -> None:
     traced_steps(config)
     if not config.data.train_dataset_shards:
         raise ConfigError("--train-dataset-shards is missing: name tar shards, an image folder or an .npz file")
+    if config.augment.auto_augment != "none":
+        check_policy(config.augment.auto_augment, config.data.channels)
     if config.augment.color_jitter and config.data.channels not in (1, 3):
         raise ConfigError(f"--color-jitter works on 1 or 3 channels, not {config.data.channels}")
     check_batch("--train-batch-size", config.data.train_batch_size, config.optimization.grad_accum, config)

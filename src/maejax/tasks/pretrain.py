@@ -67,17 +67,13 @@ def check_flags(config: Config) -> None:
     """
     ignored = {
         "eval_only": False, "ema": 0, "finetune_blocks": "all", "mixup": 0, "cutmix": 0, "criterion": "ce",
-        "label_smoothing": 0, "pooling": "cls", "label_mapping": "",
+        "label_smoothing": 0, "pooling": "cls", "label_mapping": "", "random_erasing": 0, "cache_features": 0,
     }  # fmt: skip
     if config.encoder.labels > 0:
         ignored["labels"] = 0
     refuse_ignored(
         config, ignored,
         "pre-training has no classifier and would ignore it; leave it out, or choose --mode linear or finetune",
-    )  # fmt: skip
-    refuse_ignored(
-        config, {"auto_augment": "none", "random_erasing": 0},
-        "it is not built yet; the paper's pre-training recipe uses none",
     )  # fmt: skip
     check_run_flags(config)
 
@@ -121,8 +117,9 @@ def run(
     draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
     augment = config.augment
     transform = build_train(
-        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True
-    )
+        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
+        policy=augment.auto_augment, policy_mean=tuple(model_arguments["mean"]),
+    )  # fmt: skip
     trained = train(config, Recipe(
         model=model_arguments,
         init=partial(initial_model, model_arguments, config.seeds.init_seed),

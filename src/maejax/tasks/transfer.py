@@ -18,10 +18,10 @@ NEW = -1  # in a label mapping: a class that the old head does not know
 
 
 class Transferred(NamedTuple):
-    """Arrays by our names to start from, the GELU that they were trained with, and what is to be said of them."""
+    """Arrays by our names to start from, arguments that the model takes over, and what is to be said of them."""
 
     arrays: dict[str, np.ndarray]
-    gelu: str
+    arguments: dict[str, Any]
     notices: tuple[str, ...]
 
 
@@ -62,7 +62,11 @@ def transfer(config: Config, arguments: dict[str, Any], shape: Any, mapping: Seq
         notices.append(f"its head of {old} classes is taken over")
     elif old:
         notices.append(f"its head of {old} classes is left out (--label-mapping FILE takes rows of it)")
-    return Transferred(arrays, found.gelu, tuple(notices))
+    taken: dict[str, Any] = {} if found.gelu == "erf" else {"gelu": found.gelu}
+    for name in ("mean", "std"):
+        if not getattr(config.data, name):
+            taken[name] = found.normalization[name]
+    return Transferred(arrays, taken, tuple(notices))
 
 
 def without_affine(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -22,11 +22,6 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, criterion: Criterion) -
     return -jnp.mean(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits), axis=-1)
 
 
-def smooth(targets: jax.Array, smoothing: float) -> jax.Array:
-    """Mix targets [B, labels] with the uniform distribution, whose share is `smoothing` (Szegedy et al. 2016)."""
-    return (1 - smoothing) * targets + smoothing / targets.shape[-1]
-
-
 def is_encoder(path) -> bool:
     """Tell whether an array belongs to what linear probing freezes: all but the head."""
     return not array_name(path).startswith(("head.", "head_norm."))
