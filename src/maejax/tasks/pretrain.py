@@ -183,19 +183,9 @@ def run(
     if not everywhere(newest == share(newest) and config_path(directory).exists()):
         raise RunError(f"the processes see different files in {directory}; --output-dir must be a folder they share")
 
-    mesh, sharding = make_mesh(), config.machine.sharding
-    optimization = config.optimization
+    mesh, sharding, optimization = make_mesh(), config.machine.sharding, config.optimization
     peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
-    rate = warmup_cosine(peak, optimization.warmup_steps, optimization.training_steps)
-    optimizer = build_optimizer(
-        optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
-        b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
-        lr_decay=optimization.lr_decay,
-    )  # fmt: skip
-    init = partial(initial_model, model_arguments, config.seeds.init_seed)
-    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
-    draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
-    step_fn = make_step(losses, optimizer, rate, optimization.grad_accum, draw, config.machine.on_nan, sharding)
+    init, optimizer, step_fn = build_step(config, model_arguments)
     loader = train_loader(config, train_source)
     with (
         Checkpoints(checkpoints_path(directory), config.run.keep_checkpoints) as checkpoints,
@@ -247,6 +237,23 @@ def run(
         for path in export_original(directory):
             console.print(f"exported {path}", highlight=False)
     return Pretrained(directory, state.model, done)  # type: ignore[arg-type]
+
+
+def build_step(config: Config, model_arguments: dict[str, Any]):
+    """Build what trains: a function that makes the model, the optimizer, and the step of `make_step`."""
+    optimization, sharding = config.optimization, config.machine.sharding
+    peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
+    rate = warmup_cosine(peak, optimization.warmup_steps, optimization.training_steps)
+    optimizer = build_optimizer(
+        optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
+        b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
+        lr_decay=optimization.lr_decay,
+    )  # fmt: skip
+    init = partial(initial_model, model_arguments, config.seeds.init_seed)
+    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
+    draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
+    step = make_step(losses, optimizer, rate, optimization.grad_accum, draw, config.machine.on_nan, sharding)
+    return init, optimizer, step
 
 
 def count_faults(loader: Loader) -> dict[str, float]:
