@@ -48,7 +48,7 @@ def abstract_inputs(mesh: Mesh, batch_size: int, image_shape: tuple[int, int, in
     """Describe what the loop gives a step beside its state: batch, the control of the step before, wishes."""
     rows, same = split(mesh), replicated(mesh)
 
-    def array(shape, dtype, sharding):
+    def array(shape, dtype, sharding) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     batch = {
