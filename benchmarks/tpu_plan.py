@@ -22,12 +22,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maejax.config import Config, with_flags
+from maejax.models.flops import train_flop
 from maejax.models.mae import MaskedAutoencoder, Output
 from maejax.models.patches import patchify, take_patches
 from maejax.models.vit import frozen_if_constant
 from maejax.plan.compiled import abstract_inputs, compile_for
 from maejax.plan.estimate import estimate
-from maejax.plan.flops import train_flop
 from maejax.plan.hlo import parse
 from maejax.plan.target import find_target
 from maejax.plan.walk import walk

@@ -54,7 +54,7 @@ def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
     facts |= {
         "memory": compiled.memory._asdict() | {"peak": compiled.memory.peak},
         "hlo_flop": walked.flop * devices, "hlo_flop_by_type": {k: v * devices for k, v in walked.flop_by_type.items()},
-        "hbm_bytes": walked.nbytes, "loops_counted_once": walked.unknown_loops,
+        "hbm_bytes": walked.nbytes, "loops_counted_once": walked.unknown_loops, "kernels": walked.kernels,
         "collectives": [
             {"kind": kind, "dtype": dtype, "count": count, "bytes": nbytes}
             for (kind, dtype), (count, nbytes) in walked.messages.items()
@@ -106,10 +106,11 @@ def rows_of(facts: Mapping[str, Any]) -> list[Row]:
     rows.append(Row("model FLOP", f"{facts['model_flop']:.3g} a step", FIRM, "published algorithm, matrix products"))
     if "hbm_bytes" not in facts:
         return rows
+    kernels = f"; {count(len(facts['kernels']), 'library call')} or kernels not counted" if facts["kernels"] else ""
     types = ", ".join(f"{flop / facts['hlo_flop']:.1%} {name}" for name, flop in facts["hlo_flop_by_type"].items())
     loops = f"; {count(len(facts['loops_counted_once']), 'loop')} counted once" if facts["loops_counted_once"] else ""
     rows += [
-        Row("HLO FLOP", f"{facts['hlo_flop']:.3g} a step", FIRM, f"matrix products of the compiled module: {types}"),
+        Row("HLO FLOP", f"{facts['hlo_flop']:.3g} a step", FIRM, f"matrix products of the module: {types}{kernels}"),
         Row("memory traffic", f"{facts['hbm_bytes'] / 1e9:.1f} GB a step and device", FIRM, "scheduled module" + loops),
     ]
     for c in facts["collectives"]:
@@ -150,6 +151,8 @@ def count(number: int, thing: str) -> str:
 def show(console: Console, facts: Mapping[str, Any]) -> None:
     """Print a plan."""
     table = Table(box=None, show_header=False, pad_edge=False)
+    for wraps in (False, False, False, True):
+        table.add_column(no_wrap=not wraps)
     for row in rows_of(facts):
         table.add_row(row.name, row.value, f"[dim]{row.sure}[/]", f"[dim]{row.remark}[/]")
     console.print(table)

@@ -72,7 +72,10 @@ def find_target(name: str) -> Target:
     # No question to a metadata server, and no lock file, which would keep a second plan from starting.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=described, **options)
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=described, **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"--topology {name}: the installed libtpu cannot compile for it: {error}") from None
     return Target(name, chip, topology.devices)
 
 

@@ -18,13 +18,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maejax.plan.hlo import Computation, Instruction, Module, Shape
+from maejax.plan.hlo import Computation, Instruction, Module, Shape, bits
 
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "opt-barrier", "iota", "domain",
 }  # fmt: skip
-FREE_CALLS = {"AllocateBuffer", "ConcatBitcast", "AsyncCollectiveDone", "AssumeGatherIndicesInBound"}
+FREE_CALLS = {
+    "AllocateBuffer", "ConcatBitcast", "AsyncCollectiveDone", "AsyncCollectiveStart", "AssumeGatherIndicesInBound",
+    "GatherScatterIndicesBitpacked",
+}  # fmt: skip
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 SLICES = {"dynamic-slice", "slice", "gather"}
 
@@ -50,11 +53,16 @@ class Work(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """All work and messages of a module, and the loops whose number of turns could not be read (counted once)."""
+    """All work and messages of a module, and what could not be read.
+
+    `unknown_loops`: loops whose number of turns is not written down; they count once. `kernels`: calls of what the
+    compiler did not make, by target; their FLOP are not known.
+    """
 
     work: list[Work]
     collectives: list[Collective]
     unknown_loops: list[str]
+    kernels: list[str]
 
     @property
     def nbytes(self) -> int:
@@ -68,7 +76,7 @@ class Walk(NamedTuple):
 
     @property
     def flop_by_type(self) -> dict[str, int]:
-        """FLOP of matrix products by the type of their operands, the wider where they differ."""
+        """FLOP of matrix products by the type of their operands, such as "bf16", or "f32 x bf16" where they differ."""
         total: dict[str, int] = {}
         for work in self.work:
             for dtype, flop in work.flop.items():
@@ -87,7 +95,7 @@ class Walk(NamedTuple):
 
 def walk(module: Module) -> Walk:
     """Count all that a module does in one run."""
-    result = Walk([], [], [])
+    result = Walk([], [], [], [])
     _visit(module, module.entry, 1, result)
     return result
 
@@ -103,7 +111,7 @@ def _visit(module: Module, name: str, times: int, result: Walk) -> None:
         elif instruction.opcode == "conditional":
             cases = []
             for case in instruction.called:
-                cases.append(Walk([], [], []))
+                cases.append(Walk([], [], [], []))
                 _visit(module, case, times, cases[-1])
             dearest = max(cases, key=lambda case: (case.flop, case.nbytes))
             for ours, theirs in zip(result, dearest, strict=True):
@@ -114,6 +122,9 @@ def _visit(module: Module, name: str, times: int, result: Walk) -> None:
         elif instruction.opcode not in FREE:
             for kind, found, where in _collectives(module, computation, instruction):
                 result.collectives.append(_collective(where, kind, found, times))
+            target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+            if target and target[1] not in FREE_CALLS:
+                result.kernels.append(target[1])
             result.work.append(_work(module, computation, instruction, times))
 
 
@@ -250,9 +261,9 @@ def matmuls(module: Module, computation: Computation, instruction: Instruction) 
     """Yield operand type and FLOP of every matrix product in an instruction and what it fuses."""
     if instruction.opcode in ("dot", "convolution"):
         shapes = [computation.instructions[name].shapes[0] for name in instruction.operands[:2]]
-        widest = max(shapes, key=lambda shape: shape.nbytes // max(1, shape.elements))
+        types = sorted({shape.dtype for shape in shapes}, key=bits, reverse=True)
         flop = dot_flop if instruction.opcode == "dot" else convolution_flop
-        yield widest.dtype, flop(instruction, *shapes)
+        yield " x ".join(types), flop(instruction, *shapes)
     elif instruction.opcode == "fusion":
         fused = module.computations[instruction.called[0]]
         for inner in fused.instructions.values():

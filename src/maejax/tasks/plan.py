@@ -13,9 +13,9 @@ from rich.console import Console
 
 from maejax.config import Config, ConfigError, with_flags
 from maejax.interop.run import abstract_model
+from maejax.models.flops import train_flop
 from maejax.plan import report
 from maejax.plan.compiled import Compiled, abstract_inputs, compile_for, waiting
-from maejax.plan.flops import train_flop
 from maejax.plan.target import Target, find_target
 from maejax.tasks.pretrain import build_step, check_flags, geometry
 from maejax.training.state import abstract_state

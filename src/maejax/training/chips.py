@@ -14,8 +14,8 @@ GIB = 2**30
 class Chip(NamedTuple):
     """One JAX device: `memory` in bytes, `bandwidth` of it in bytes/s, `peak` bfloat16 FLOP/s, `clock` in Hz.
 
-    `link` is what one link to a neighbour carries in one direction, in bytes/s, and `links` their number; 0 where JAX's
-    compiler gives no module to count with. `kind` is what JAX calls it.
+    `link` is what one link to a neighbour carries in one direction, in bytes/s, and `links` their number. `clock` is 0
+    where the compiler tells no cycles. `kind` is what JAX calls it.
     """
 
     name: str

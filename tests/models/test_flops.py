@@ -2,7 +2,7 @@
 
 import pytest
 
-from maejax.plan.flops import train_flop, vit_flop
+from maejax.models.flops import train_flop, vit_flop
 
 DECODER = {"dec_dim": 512, "dec_layers": 8}
 SIZES = {"B": (768, 12, 16), "L": (1024, 24, 16), "H": (1280, 32, 14)}
