@@ -121,7 +121,7 @@ def _visit(module: Module, name: str, times: int, result: Walk) -> None:
                 _visit(module, called, times, result)
         elif instruction.opcode not in FREE:
             for kind, found, where in _collectives(module, computation, instruction):
-                result.collectives.append(_collective(where, kind, found, times))
+                result.collectives.extend(_sent(where, kind, found, times))
             target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
             if target and target[1] not in FREE_CALLS:
                 result.kernels.append(target[1])
@@ -318,10 +318,13 @@ def _collectives(
                 yield "reduce-scatter" if name.startswith("all-reduce-scatter") else kind, found, where
 
 
-def _collective(computation: Computation, kind: str, found: Instruction, times: int) -> Collective:
+def _sent(computation: Computation, kind: str, found: Instruction, times: int) -> Iterator[Collective]:
+    """Say what a collective sends, once for each element type: the compiler puts many arrays into one message."""
     results = found.shapes
     if found.opcode.endswith("-start") and len(results) > 1:  # operands and signals stand beside the results
         results = (max(results, key=lambda shape: shape.nbytes),)
     inputs = [computation.instructions[name].shapes for name in found.operands if name in computation.instructions]
-    sizes = [sum(shape.nbytes for shape in results), sum(shape.nbytes for shapes in inputs for shape in shapes)]
-    return Collective(kind, max(results, key=lambda shape: shape.nbytes).dtype, max(sizes), times)
+    sides = [results, tuple(shape for shapes in inputs for shape in shapes)]
+    for dtype in sorted({shape.dtype for shape in results}):
+        sizes = [sum(shape.nbytes for shape in side if shape.dtype == dtype) for side in sides]
+        yield Collective(kind, dtype, max(sizes), times)
