@@ -2,8 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
+
+from maejax.plan.compiled import Compiled, Memory
 
 from ..conftest import ROOT, TINY
 
@@ -28,6 +31,30 @@ def test_plan_for_this_machine(maejax, tmp_path):
     assert written["hlo_flop"] == facts["hlo_flop"] > 0
     page = (tmp_path / "plan/plan.html").read_text()
     assert "not estimated" in page and "4 x cpu on 1 host" in page
+
+
+def test_the_smallest_change_that_fits_is_found(maejax, monkeypatch):
+    from maejax.tasks import plan
+
+    text = (ROOT / "tests/plan/step.hlo").read_text()
+
+    def compile_step(config, target):
+        if config.encoder.grad_ckpt:
+            return Compiled(text, Memory(1000, 2000, 500, 500, 10), 1.0)
+        return Compiled("", None, 1.0, 40 * 2**30, 31 * 2**30)
+
+    monkeypatch.setattr(plan, "compile_step", compile_step)
+    code, printed = maejax("plan", "--topology", "cpu", *MODEL)
+    assert code == 0 and "needs 40.00 GiB" in printed and "does not fit" in printed
+    assert re.search(r"to make it fit +--grad-ckpt +firm", printed)
+    code, printed = maejax("plan", "--topology", "cpu", *MODEL, "--sweep", "--out", "swept")
+    rows = json.loads(Path("swept/plan.json").read_text())["sweep"]
+    assert [(r["choice"]["layers"], r["choice"]["remat"], r["choice"]["sharding"], r["fits"]) for r in rows[:4]] == [
+        ("unrolled", "none", "replicated", False), ("unrolled", "none", "fsdp", False),
+        ("unrolled", "every block", "replicated", True), ("unrolled", "every block", "fsdp", True),
+    ]  # fmt: skip
+    assert [r["batch_size"] for r in rows[8:]] == [4, 16]
+    assert Path("swept/plan.html").read_text().count("does not fit") >= 4
 
 
 def test_a_preset_gives_its_flags_and_later_ones_win(maejax):

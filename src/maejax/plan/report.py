@@ -111,20 +111,20 @@ def rows_of(facts: Mapping[str, Any]) -> list[Row]:
     loops = f"; {count(len(facts['loops_counted_once']), 'loop')} counted once" if facts["loops_counted_once"] else ""
     rows += [
         Row("HLO FLOP", f"{facts['hlo_flop']:.3g} a step", FIRM, f"matrix products of the module: {types}{kernels}"),
-        Row("memory traffic", f"{facts['hbm_bytes'] / 1e9:.1f} GB a step and device", FIRM, "scheduled module" + loops),
+        Row("memory traffic", f"{traffic(facts['hbm_bytes'])} a step and device", FIRM, "scheduled module" + loops),
     ]
     for c in facts["collectives"]:
-        rows.append(Row(f"  {c['kind']} {c['dtype']}", f"{c['count']} of {c['bytes'] / 1e6:,.1f} MB in all", FIRM))
+        rows.append(Row(f"  {c['kind']} {c['dtype']}", f"{c['count']}, {traffic(c['bytes'])} in all", FIRM))
     if facts["step_seconds"] is None:
         return [*rows, Row("time", "not estimated", UNKNOWN, "nothing is known of the speed of these devices: measure")]
     mfu = facts["mfu"]
     return [
         *rows,
-        Row("step", span(facts["step_seconds"], "{:.0f}", " ms", 1e3), ESTIMATE, "assumptions below"),
+        Row("step", span(facts["step_seconds"], "{:.3g}", " ms", 1e3), ESTIMATE, "assumptions below"),
         Row("  of peak (MFU)", f"{mfu['mix']:.0%} to {mfu['roof']:.0%}", ESTIMATE, "model FLOP; messages left out"),
-        Row("  messages", f"{1e3 * facts['message_seconds']:.1f} ms", ESTIMATE, "none hidden in the slowest case"),
+        Row("  messages", f"{1e3 * facts['message_seconds']:.3g} ms", ESTIMATE, "none hidden in the slowest case"),
         Row("images", span(facts["images_per_second"], "{:,.0f}", "/s"), ESTIMATE),
-        Row("whole run", span(facts["days"], "{:.2f}", " days"), ESTIMATE,
+        Row("whole run", span(facts["days"], "{:.3g}", " days"), ESTIMATE,
             f"{facts['steps']:,} steps, {facts['epochs']:.1f} epochs, {span(facts['chip_hours'], '{:,.0f}', '')} "
             "device-hours"),
         Row("input per host", f"{facts['input_images_per_second_per_host']:,.0f} images/s", ESTIMATE,
@@ -135,6 +135,11 @@ def rows_of(facts: Mapping[str, Any]) -> list[Row]:
 def size(nbytes: float) -> str:
     """Say a number of bytes."""
     return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**28 else f"{nbytes / 2**20:.1f} MiB"
+
+
+def traffic(nbytes: float) -> str:
+    """Say a number of bytes that are moved."""
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def span(values: Sequence[float], form: str, unit: str, scale: float = 1.0) -> str:
@@ -189,10 +194,10 @@ def sweep_cells(facts: Mapping[str, Any]) -> list[str]:
         needs = memory["needed_at_least"]
         verdict = f"does not fit ({size(needs)})" if needs > 0 else "does not fit"
         return [*cells, verdict, *[""] * 4, f"{facts['compile_seconds']:.0f} s"]
-    cells += [size(memory["peak"]), f"{facts['hbm_bytes'] / 1e9:.1f} GB"]
+    cells += [size(memory["peak"]), traffic(facts["hbm_bytes"])]
     if facts["step_seconds"]:
         mfu = facts["mfu"]
-        cells += [span(facts["step_seconds"], "{:.0f}", " ms", 1e3), span(facts["images_per_second"], "{:,.0f}", ""),
+        cells += [span(facts["step_seconds"], "{:.3g}", " ms", 1e3), span(facts["images_per_second"], "{:,.0f}", ""),
                   f"{mfu['mix']:.0%} to {mfu['roof']:.0%}"]  # fmt: skip
     else:
         cells += ["", "", ""]
