@@ -20,7 +20,7 @@ V3 = {4: "2x2", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16", 512:
 
 # What the number in gcloud's name counts, as many per chip, and the shapes.
 FAMILIES = {
-    "v2": ("v2", 2, V3), "v3": ("v3", 2, V3), "v4": ("v4", 2, CUBE), "v5litepod": ("v5e", 1, FLAT),
+    "v3": ("v3", 2, V3), "v4": ("v4", 2, CUBE), "v5litepod": ("v5e", 1, FLAT),
     "v5e": ("v5e", 1, FLAT), "v5p": ("v5p", 2, CUBE), "v6e": ("v6e", 1, FLAT),
 }  # fmt: skip
 

@@ -1,8 +1,8 @@
 """What accelerators can do at most, as their makers publish it: for plans, and for the share of it that a run reaches.
 
-Sources: memory, its bandwidth and peak from the pages "TPU v2" to "TPU v6e" at docs.cloud.google.com/tpu/docs; so are
+Sources: memory, its bandwidth and peak from the pages "TPU v3" to "TPU v6e" at docs.cloud.google.com/tpu/docs; so are
 the links of v5e, v5p and v6e (published per chip and for both directions: divided by 2 and by the number of links).
-Links of v2 and v3: Jouppi et al. 2020, doi:10.1145/3360307; of v4: Jouppi et al. 2023, arXiv 2304.01433. A v2 or v3
+Links of v3: Jouppi et al. 2020, doi:10.1145/3360307; of v4: Jouppi et al. 2023, arXiv 2304.01433. A v3
 chip is two JAX devices, so these have half of its memory, bandwidth and peak. GPUs: NVIDIA's data sheets of A100 80GB
 SXM, H100 SXM and H200 SXM, bfloat16 without sparsity. The clock is not published everywhere: it is peak / (FLOP of all
 matrix units in a cycle), whose number and size are on the same pages; for v6e that of v5p.
@@ -31,7 +31,6 @@ class Chip(NamedTuple):
 
 
 CHIPS = (
-    Chip("v2", "TPU v2", 8 * GIB, 350e9, 23e12, 0.70e9, 62e9, 4),
     Chip("v3", "TPU v3", 16 * GIB, 450e9, 61.5e12, 0.94e9, 82e9, 4),
     Chip("v4", "TPU v4", 32 * GIB, 1200e9, 275e12, 1.05e9, 50e9, 6),
     Chip("v5e", "TPU v5 lite", 16 * GIB, 819e9, 197e12, 1.50e9, 50e9, 4),
