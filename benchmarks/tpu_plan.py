@@ -49,6 +49,7 @@ ROWS = {
     "B": ("B", "v4-8", 512, {}),
     "B scan": ("B", "v4-8", 512, {"scan_layers": True}),
     "L": ("L", "v4-8", 512, {}),
+    "L scan": ("L", "v4-8", 512, {"scan_layers": True}),
     "H/14": ("H", "v4-8", 512, {"sharding": "fsdp", "scan_layers": True}),
     "B fsdp": ("B", "v4-8", 512, {"sharding": "fsdp"}),
     "H/14 v4-64": ("H", "v4-64", 4096, {"sharding": "fsdp", "scan_layers": True}),
