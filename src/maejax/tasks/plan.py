@@ -1,9 +1,12 @@
 """What a training command would do on other devices: the command behind `maejax plan`."""
 
 import gzip
+import multiprocessing
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from maejax.plan import report
 from maejax.plan.compiled import Compiled, abstract_inputs, compile_for, waiting
 from maejax.plan.target import Target, find_target
 from maejax.tasks.pretrain import build_step, check_flags, geometry
+from maejax.training.errors import TrainingError
 from maejax.training.state import abstract_state
 
 # In the order of what they cost: a message a layer, a third more arithmetic, smaller products. Unrolled layers keep the
@@ -47,7 +51,11 @@ def run(
         choices = list(swept(config, target))
         console.print(f"{len(choices)} compilations; {out}/plan.html grows with each", highlight=False)
         for changes in choices:
-            facts = plan_one(console, with_flags(config, **changes), target, images)
+            try:
+                facts = plan_one(console, with_flags(config, **changes), target, images)
+            except TrainingError as error:  # the other rows are worth having
+                console.print(f"{as_flags(changes)}: {error}", highlight=False)
+                continue
             facts["choice"] = {
                 "layers": "scanned" if changes["scan_layers"] else "unrolled",
                 "remat": "every block" if changes["grad_ckpt"] else "none", "sharding": changes["sharding"],
@@ -96,7 +104,7 @@ def plan_one(
 ) -> dict[str, Any]:
     """Compile the step of a configuration for a target and collect what there is to say; keep the compiled module."""
     with waiting(console, f"compiling for {target.name} (some minutes for a large model)"):
-        compiled = compile_step(config, target)
+        compiled = compile_step(config, target) if target.name in ("cpu", "gpu") else compile_apart(config, target)
     if module is not None and compiled.text:
         module.parent.mkdir(parents=True, exist_ok=True)
         module.write_bytes(gzip.compress(compiled.text.encode(), 1))
@@ -121,6 +129,29 @@ def compile_step(config: Config, target: Target) -> Compiled:
     state = abstract_state(init, optimizer, mesh, config.machine.sharding)
     inputs = abstract_inputs(mesh, config.data.train_batch_size, (*config.image_shape, config.data.channels))
     return compile_for(mesh, step, (state, *inputs))
+
+
+def compile_apart(config: Config, target: Target) -> Compiled:
+    """Compile in a process of its own: the TPU's compiler ends its process where it meets what it cannot do.
+
+    Raises:
+        TrainingError: it did.
+
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(compile_for_name, config, target.name).result()
+        except BrokenProcessPool:
+            raise TrainingError(
+                f"the TPU's compiler broke off on this step for {target.name}, which is a fault of its own (or of too "
+                "little memory on this machine); its words stand above; another slice, --sharding or version of libtpu "
+                "may do"
+            ) from None
+
+
+def compile_for_name(config: Config, topology: str) -> Compiled:
+    """Compile the step for a target of that name."""
+    return compile_step(config, find_target(topology))
 
 
 def remedy(console: Console, config: Config, target: Target, images: int) -> tuple[str, str, str]:
@@ -159,7 +190,9 @@ def swept(config: Config, target: Target) -> Iterator[dict[str, Any]]:
 def as_flags(changes: dict[str, Any]) -> str:
     """Spell changes as on a command line."""
     return " ".join(
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in changes.items()
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in changes.items()
+        if value is not False
     )
 
 
