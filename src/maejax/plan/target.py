@@ -24,6 +24,13 @@ FAMILIES = {
     "v5e": ("v5e", 1, FLAT), "v5p": ("v5p", 2, CUBE), "v6e": ("v6e", 1, FLAT),
 }  # fmt: skip
 
+# For libtpu: no question to a metadata server, no search for other hosts, and no lock file, which would keep a second
+# plan from starting.
+ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0", "TPU_ACCELERATOR_TYPE": "v4-8",
+}  # fmt: skip
+
 MISSING = (
     "planning for a TPU needs its compiler: pip install 'maejax[tpu]' (libtpu, about 140 MB; it needs no TPU, and runs "
     "on 64-bit x86 Linux)"
@@ -69,9 +76,8 @@ def find_target(name: str) -> Target:
     chip, described, options = read_name(name)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise ValueError(f"--topology {name}: {MISSING}")
-    # No question to a metadata server, and no lock file, which would keep a second plan from starting.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for variable, value in ALONE.items():
+        os.environ.setdefault(variable, value)
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=described, **options)
     except jax.errors.JaxRuntimeError as error:
