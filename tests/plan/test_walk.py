@@ -6,7 +6,8 @@ import pytest
 
 from maejax.plan.estimate import estimate
 from maejax.plan.hlo import parse, parse_instruction, parse_shapes
-from maejax.plan.walk import convolution_flop, walk
+from maejax.plan.products import convolution_flop
+from maejax.plan.walk import walk
 from maejax.training.chips import CHIPS
 
 TEXT = Path(__file__).with_name("step.hlo").read_text()

@@ -161,6 +161,8 @@ def show(console: Console, facts: Mapping[str, Any]) -> None:
     for row in rows_of(facts):
         table.add_row(row.name, row.value, f"[dim]{row.sure}[/]", f"[dim]{row.remark}[/]")
     console.print(table)
+    if facts.get("sweep"):
+        console.print(sweep_table(facts["sweep"]))
     for sentence in facts.get("assumptions", ()):
         console.print(f"[dim]- {sentence}[/]", highlight=False)
 

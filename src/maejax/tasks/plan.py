@@ -47,23 +47,26 @@ def run(
         raise ConfigError(str(error)) from None
     config = checked(config, target)
     done: list[dict[str, Any]] = []
+    facts, module = None, out / "module.hlo.gz"
     if sweep:
         choices = list(swept(config, target))
         console.print(f"{len(choices)} compilations; {out}/plan.html grows with each", highlight=False)
         for changes in choices:
+            changed = with_flags(config, **changes)
             try:
-                facts = plan_one(console, with_flags(config, **changes), target, images)
+                row = plan_one(console, changed, target, images, module if changed == config else None)
             except TrainingError as error:  # the other rows are worth having
                 console.print(f"{as_flags(changes)}: {error}", highlight=False)
                 continue
-            facts["choice"] = {
+            facts = row if changed == config else facts
+            row["choice"] = {
                 "layers": "scanned" if changes["scan_layers"] else "unrolled",
                 "remat": "every block" if changes["grad_ckpt"] else "none", "sharding": changes["sharding"],
             }  # fmt: skip
-            done.append(facts)
-            console.print("  ".join(filter(None, report.sweep_cells(facts))), highlight=False)
-            report.write(out, facts, done, command)
-    facts = plan_one(console, config, target, images, module=out / "module.hlo.gz")
+            done.append(row)
+            console.print("  ".join(filter(None, report.sweep_cells(row))), highlight=False, soft_wrap=True)
+            report.write(out, facts or row, done, command)
+    facts = facts or plan_one(console, config, target, images, module)
     if not facts["fits"]:
         facts["remedy"] = remedy(console, config, target, images)
     report.write(out, facts, done, command)
