@@ -103,18 +103,8 @@ def run(
         weights = load_pretrained(start_from, model_arguments, config.data.cache_dir, rule)
     if weights is not None and weights.gelu != "erf":
         model_arguments |= {"gelu": weights.gelu}
-    optimization, sharding = config.optimization, config.machine.sharding
-    peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
-    rate = warmup_cosine(
-        peak, optimization.warmup_steps, optimization.training_steps, optimization.min_learning_rate
-    )  # fmt: skip
-    optimizer = build_optimizer(
-        optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
-        b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
-        lr_decay=optimization.lr_decay,
-    )  # fmt: skip
-    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
-    draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
+    peak = peak_rate(config.optimization.learning_rate, config.data.train_batch_size)
+    init, optimizer, step = build_step(config, model_arguments)
     augment = config.augment
     transform = build_train(
         config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
@@ -122,9 +112,9 @@ def run(
     )  # fmt: skip
     trained = train(config, Recipe(
         model=model_arguments,
-        init=partial(initial_model, model_arguments, config.seeds.init_seed),
+        init=init,
         optimizer=optimizer,
-        step=make_step(losses, optimizer, rate, optimization.grad_accum, draw, config.machine.on_nan, sharding),
+        step=step,
         start=lambda state: state if weights is None else with_weights(state, weights.arrays),
         weights="" if weights is None else weights.said or start_from,
         source=train_source,
@@ -138,6 +128,25 @@ def run(
         for path in export_original(trained.directory):
             console.print(f"exported {path}", highlight=False)
     return Pretrained(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
+
+
+def build_step(config: Config, model_arguments: dict[str, Any]):
+    """Build what trains: a function that makes the model, the optimizer, and the step of `make_step`."""
+    optimization, sharding = config.optimization, config.machine.sharding
+    peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
+    rate = warmup_cosine(
+        peak, optimization.warmup_steps, optimization.training_steps, optimization.min_learning_rate
+    )  # fmt: skip
+    optimizer = build_optimizer(
+        optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
+        b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
+        lr_decay=optimization.lr_decay,
+    )  # fmt: skip
+    init = partial(initial_model, model_arguments, config.seeds.init_seed)
+    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
+    draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
+    step = make_step(losses, optimizer, rate, optimization.grad_accum, draw, config.machine.on_nan, sharding)
+    return init, optimizer, step
 
 
 def open_validation(config: Config, source: Source, directory: Path, mesh: Mesh, start: int) -> Validation:
