@@ -39,4 +39,4 @@ if [[ ${BUCKET:-} ]]; then
         gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "${bucket%/}" ~/bucket
     doctor+=(--bucket "$BUCKET" --output-dir ~/bucket/CKPT)
 fi
-.venv/bin/maejax doctor "${doctor[@]}" "$@"
+.venv/bin/maejax doctor "${doctor[@]}" "$@" | sed "s/^/$(hostname): /" # the outputs of a pod's workers mix

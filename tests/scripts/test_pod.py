@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +80,18 @@ class Cloud:
 @pytest.fixture
 def cloud(tmp_path):
     """Give a cloud without pods; what runs in it ends with the test."""
-    cloud = Cloud(tmp_path, "echo doctor $WORKER")
+    cloud = Cloud(tmp_path, "echo")
     yield cloud
     clouds.Pod(cloud.folder, "mae").vanish()
+
+
+def until(true):
+    """Wait without taking the cores from what is waited for."""
+    deadline = time.monotonic() + harness.PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+    return True
 
 
 def everywhere(state):
@@ -145,15 +155,15 @@ def test_what_is_wrong_gets_one_sentence(cloud):
 def test_secrets_are_in_files_and_in_no_command_line(cloud):
     cloud.did("create", "--type", "v4-32")
     said = cloud.did("login", WANDB_API_KEY=SECRET) + cloud.did("setup")
-    assert sorted(line for line in said.splitlines() if line.startswith("doctor")) == [
-        f"doctor {i} doctor --constraints constraints/tpu.txt" for i in range(4)
+    assert sorted(line for line in said.splitlines() if " doctor " in line) == [
+        f"w-{i}: doctor --constraints constraints/tpu.txt" for i in range(4)
     ]
     for home in clouds.Pod(cloud.folder, "mae").homes():
         path = home / ".maejax/secrets"
         assert path.read_text() == f"WANDB_API_KEY={SECRET}\n"
         assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
     cloud.did("start", "recipe.sh", "--end", 0, GCS_DATASET_DIR="gs://mine")
-    assert harness.wait_until(lambda: cloud.states() == everywhere("done"))
+    assert until(lambda: cloud.states() == everywhere("done"))
     logs = cloud.did("logs")
     assert f"w-3: step 1 {SECRET} gs://mine ['--end', '0', '--distributed']" in logs, "the training has the key"
     argv = (cloud.folder / "argv.jsonl").read_text()
@@ -187,7 +197,7 @@ def test_resume_gets_a_run_going_again_whatever_has_happened(cloud):
     assert cloud.did("stop", "--now").count("killed") == clouds.HOSTS
 
     cloud.did("resume", "recipe.sh", "--end", 2, **spot)
-    assert harness.wait_until(lambda: cloud.states() == everywhere("wrong input"))
+    assert until(lambda: cloud.states() == everywhere("wrong input"))
     run = cloud.pod("resume", "recipe.sh", "--end", 2, **spot)
     assert run.returncode == 2 and "the run was refused" in run.stderr
     cloud.did("delete", **spot)
@@ -198,7 +208,7 @@ def test_resume_gets_a_run_going_again_whatever_has_happened(cloud):
 def test_a_pod_of_four_trains_is_preempted_and_resumes(tmp_path, images):
     """Asked to stop, then taken away as a whole in the middle: the metrics are those of a run that was left alone."""
     cloud = Cloud(tmp_path, f"exec {sys.executable} -m maejax.cli")
-    flags = ["--train-dataset-shards", images, "--valid-dataset-shards", images, *TINY, "--training-steps", 400,
+    flags = ["--train-dataset-shards", images, "--valid-dataset-shards", images, *TINY, "--training-steps", 300,
              "--save-interval", 20, "--eval-interval", 100, "--output-dir", tmp_path / "runs"]  # fmt: skip
     recipe = "config/pretrain/pretrain-vit-b16-224-in1k-1600ep.sh"
     spot = {"POD_TYPE": "v4-32", "POD_SPOT": 1, "POD_QUEUED": 1, "GCS_DATASET_DIR": "gs://nowhere"}
@@ -209,24 +219,24 @@ def test_a_pod_of_four_trains_is_preempted_and_resumes(tmp_path, images):
 
     try:
         train("pod")
-        assert harness.wait_until(lambda: harness.last_step(run) > 0), cloud.did("logs")
+        assert until(lambda: harness.last_step(run) > 0), cloud.did("logs")
         assert cloud.states() == everywhere("running"), cloud.did("logs")
         assert cloud.did("stop").count("stopped and saved") == clouds.HOSTS, cloud.did("logs", "--lines", 50)
         stopped = harness.last_step(run)
         train("pod")
-        assert harness.wait_until(lambda: harness.last_step(run) >= stopped + 30), cloud.did("logs")
+        assert until(lambda: harness.last_step(run) >= stopped + 30), cloud.did("logs")
         clouds.preempt(cloud.folder, "mae")
         preempted = harness.last_step(run)
-        assert 0 < stopped < preempted < 400
+        assert 0 < stopped < preempted < 300
         train("pod")
-        assert harness.wait_until(lambda: cloud.states() == everywhere("done")), cloud.did("logs")
+        assert until(lambda: cloud.states() == everywhere("done")), cloud.did("logs")
         assert "continuing" in cloud.did("logs", "--lines", 1000)
         train("pod")  # done, so nothing happens
         cloud.did("start", recipe, *flags, "--name", "alone", **spot)
-        assert harness.wait_until(lambda: cloud.states() == everywhere("done")), cloud.did("logs")
+        assert until(lambda: cloud.states() == everywhere("done")), cloud.did("logs")
         for name in ("train/loss", "train/grad_norm", "val/loss"):
             left, alone = (harness.losses(tmp_path / "runs" / which, name) for which in ("pod", "alone"))
-            assert left.keys() == alone.keys() and max(left) == 400
+            assert left.keys() == alone.keys() and max(left) == 300
             np.testing.assert_allclose(list(left.values()), list(alone.values()), rtol=1e-6, err_msg=name)
     finally:
         clouds.Pod(cloud.folder, "mae").vanish()

@@ -91,7 +91,12 @@ def gather(value: Any, mesh: Mesh) -> list[Any]:
 
 
 def _from_all(row: np.ndarray, mesh: Mesh) -> np.ndarray:
-    rows = np.asarray(local_copy(put_rows(np.tile(row, (len(mesh.local_devices), 1)), mesh), mesh))
+    return by_process(local_copy(put_rows(np.tile(row, (len(mesh.local_devices), 1)), mesh), mesh), mesh)
+
+
+def by_process(rows: Any, mesh: Mesh) -> np.ndarray:
+    """Take from rows of all devices [devices, ...] those of the first device of every process [processes, ...]."""
+    rows = np.asarray(rows)
     first = {device.process_index: i for i, device in reversed(list(enumerate(mesh.devices.flat)))}
     return rows[[first[process] for process in sorted(first)]]
 
@@ -104,12 +109,17 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 def local_copy(tree: Tree, mesh: Mesh) -> Tree:
     """Give this process a copy of a tree on its first device; all processes call this together."""
     if not all(array.is_fully_replicated for array in jax.tree.leaves(tree)):
-        tree = jax.jit(_same, out_shardings=replicated(mesh))(tree)
+        tree = replicate(tree, mesh)
     here = replicated(_first_device())
     (device,) = here.device_set
     return jax.tree.map(
         lambda a: jax.device_put(next(s.data for s in a.addressable_shards if s.device == device), here), tree
     )
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """Make every array of a tree whole on every device; all processes call this together."""
+    return jax.jit(_same, out_shardings=replicated(mesh))(tree)
 
 
 def first_device():
