@@ -157,7 +157,6 @@ def fit(
                 checkpoints.save(state, step, merge(gather(here, mesh)))
                 saved_at = time.monotonic()
                 agreement.clear(SAVE)
-                pace.restart()
             if done or agreement.has(STOP):
                 return state, done
             if trace is not None and trace.turns(step):

@@ -106,6 +106,14 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: put_rows(rows, mesh) for name, rows in batch.items()}
 
 
+def first_rows(batch: dict[str, np.ndarray], count: int, mesh: Mesh) -> dict[str, np.ndarray]:
+    """Give every process the first rows of a global batch, of which it has its part; all call this together."""
+    if jax.process_count() == 1:
+        return {name: rows[:count] for name, rows in batch.items()}
+    taken = jax.jit(lambda rows: jax.tree.map(lambda a: a[:count], rows), out_shardings=replicated(mesh))
+    return {name: np.asarray(rows.addressable_data(0)) for name, rows in taken(put_batch(batch, mesh)).items()}
+
+
 def local_copy(tree: Tree, mesh: Mesh) -> Tree:
     """Give this process a copy of a tree on its first device; all processes call this together."""
     if not all(array.is_fully_replicated for array in jax.tree.leaves(tree)):
