@@ -50,6 +50,7 @@ def no_compilation(monkeypatch):
         (["--auto-augment", "rand-m9-mstd0.5-inc1"], "--auto-augment rand-m9-mstd0.5-inc1 is not built yet"),
         (["--random-erasing", "0.25"], "--random-erasing 0.25 is not built yet"),
         (["--save-interval", "0"], "--save-interval 0: give at least 1"),
+        (["--output-dir", "gs://bucket/runs"], "--output-dir gs://bucket/runs: .* mount the bucket"),
         (["--resume", "must"], "no checkpoint to resume from"),
         (["--pretrained-ckpt", "nothing"], "nothing does not exist: name a run directory"),
         (["--color-jitter", "0.4", "--channels", "4"], "--color-jitter works on 1 or 3 channels"),

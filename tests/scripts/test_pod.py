@@ -63,8 +63,9 @@ class Cloud:
             [self.checkout / "scripts/pod", *map(str, words)], text=True, capture_output=True, timeout=600,
             stdin=subprocess.DEVNULL,
             env={**{name: value for name, value in os.environ.items() if name.startswith("JAX_")},
-                 "PATH": f"{self.here}:/usr/bin:/bin", "HOME": str(self.folder), "POD_NAME": "mae", "POD_POLL": "0.1",
-                 "POD_ZONE": "us-central2-b", **{name: str(value) for name, value in environment.items()}},
+                 "PATH": f"{self.here}:/usr/bin:/bin", "HOME": str(self.folder),
+                 "POD_NAME": "mae", "POD_ZONE": "us-central2-b", "POD_POLL": "0.1", "POD_PAUSE": "0.1",
+                 **{name: str(value) for name, value in environment.items()}},
         )  # fmt: skip
 
     def did(self, *words, **environment):
@@ -196,9 +197,13 @@ def test_resume_gets_a_run_going_again_whatever_has_happened(cloud):
     assert json.loads((cloud.folder / "mae.json").read_text())["spot"] is True
     assert cloud.did("stop", "--now").count("killed") == clouds.HOSTS
 
-    cloud.did("resume", "recipe.sh", "--end", 2, **spot)
+    assert cloud.did("keep", "recipe.sh", "--end", 0, **spot).count("train started") == clouds.HOSTS
+    assert cloud.states() == everywhere("done")
+    assert "train started" not in cloud.did("resume", "recipe.sh", "--end", 0, **spot), "done is done"
+
+    cloud.did("start", "recipe.sh", "--end", 2, **spot)
     assert until(lambda: cloud.states() == everywhere("wrong input"))
-    run = cloud.pod("resume", "recipe.sh", "--end", 2, **spot)
+    run = cloud.pod("keep", "recipe.sh", "--end", 2, **spot)
     assert run.returncode == 2 and "the run was refused" in run.stderr
     cloud.did("delete", **spot)
     assert not (cloud.folder / "mae.json").exists()
@@ -228,10 +233,9 @@ def test_a_pod_of_four_trains_is_preempted_and_resumes(tmp_path, images):
         clouds.preempt(cloud.folder, "mae")
         preempted = harness.last_step(run)
         assert 0 < stopped < preempted < 300
-        train("pod")
-        assert until(lambda: cloud.states() == everywhere("done")), cloud.did("logs")
+        print(cloud.did("keep", recipe, *flags, "--name", "pod", **spot))
+        assert cloud.states() == everywhere("done"), cloud.did("logs")
         assert "continuing" in cloud.did("logs", "--lines", 1000)
-        train("pod")  # done, so nothing happens
         cloud.did("start", recipe, *flags, "--name", "alone", **spot)
         assert until(lambda: cloud.states() == everywhere("done")), cloud.did("logs")
         for name in ("train/loss", "train/grad_norm", "val/loss"):

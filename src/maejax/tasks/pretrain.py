@@ -114,6 +114,11 @@ def check_flags(config: Config) -> None:
                 f"--{name.replace('_', '-')} {given[name]} is not built yet; the paper's pre-training recipe uses none"
             )
     traced_steps(config)
+    if "://" in config.run.output_dir:
+        raise ConfigError(
+            f"--output-dir {config.run.output_dir}: a run is written to a folder; mount the bucket (docs/tpu.md) and "
+            "name the folder in it"
+        )
     if not config.data.train_dataset_shards:
         raise ConfigError("--train-dataset-shards is missing: name tar shards, an image folder or an .npz file")
     if config.augment.color_jitter and config.data.channels not in (1, 3):
