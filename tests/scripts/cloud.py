@@ -124,6 +124,7 @@ def main(cloud, *argv):
     elif facts.get("state") != "READY":
         fail(f"the TPU is {facts.get('state')}")
     elif verb == "scp":
+        pod.note(modes=facts.get("modes", {}) | {Path(source).name: oct(Path(source).stat().st_mode & 0o777)})
         for home in pod.homes():
             shutil.copy(source, home / target)  # with its mode, as scp
     else:

@@ -70,3 +70,10 @@ def test_a_bucket_that_cannot_be_written(tmp_path):
     (tmp_path / "sets").write_text("a file in the way")
     check = doctor.check_bucket(f"file://{tmp_path}/sets")
     assert check.status == "fail" and "cannot be written" in check.found
+
+
+@pytest.mark.parametrize(("consume", "status"), [(80, "ok"), (100, "warn"), (200, "fail")])
+def test_the_loader_is_held_against_what_the_model_takes(images, monkeypatch, consume, status):
+    monkeypatch.setattr(doctor, "measure", lambda *_: {"cores": 2, "one": 60.0, "all": 110.0})
+    check = doctor.check_loader(str(images), consume)
+    assert check.status == status and f"110 images/s with 2 threads; the model takes {consume}" in check.found
