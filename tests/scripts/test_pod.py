@@ -20,7 +20,8 @@ SECRET = "wk-0123456789"
 TRAINER = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-print("step 1", os.environ.get("WANDB_API_KEY"), os.environ.get("GCS_DATASET_DIR"), sys.argv[1:], flush=True)
+given = [os.environ.get(name) for name in ("WANDB_API_KEY", "GCS_DATASET_DIR", "OUTPUT_DIR")]
+print("step 1", *given, sys.argv[1:], flush=True)
 while "--end" not in sys.argv:
     time.sleep(.02)
 sys.exit(int(sys.argv[sys.argv.index("--end") + 1]))
@@ -167,12 +168,30 @@ def test_secrets_are_in_files_and_in_no_command_line(cloud):
     cloud.did("start", "recipe.sh", "--end", 0, GCS_DATASET_DIR="gs://mine")
     assert until(lambda: cloud.states() == everywhere("done"))
     logs = cloud.did("logs")
-    assert f"w-3: step 1 {SECRET} gs://mine ['--end', '0', '--distributed']" in logs, "the training has the key"
+    assert f"w-3: step 1 {SECRET} gs://mine None ['--end', '0', '--distributed']" in logs, "the training has the key"
     argv = (cloud.folder / "argv.jsonl").read_text()
     assert SECRET not in argv and SECRET not in said
     assert not list(Path("/tmp").glob("tmp.*/secrets")), "the local copy is gone"
     installed = (cloud.folder / "uv.txt").read_text()
     assert installed.count("--constraint constraints/tpu.txt --editable .[tpu,gcs,wandb]") == clouds.HOSTS
+
+
+def test_a_bucket_is_mounted_for_runs(cloud):
+    cloud.tool("gcsfuse", f'echo "$*" >> {cloud.folder}/gcsfuse.txt; touch "${{@: -1}}/mounted"')
+    cloud.tool("mountpoint", "[[ -e $2/mounted ]]")
+    cloud.did("create", "--type", "v4-32")
+    home = clouds.Pod(cloud.folder, "mae").homes()[1]
+    for _ in range(2):
+        said = cloud.did("setup", "--bucket", "gs://mine")
+        assert (
+            "w-1: doctor --constraints constraints/tpu.txt --bucket gs://mine "
+            f"--output-dir {home}/bucket/CKPT\n" in said
+        )
+    mounts = (cloud.folder / "gcsfuse.txt").read_text().splitlines()
+    assert len(mounts) == clouds.HOSTS and f"mine {home}/bucket" in "\n".join(mounts), "once"
+    cloud.did("start", "recipe.sh", "--end", 0)
+    assert until(lambda: cloud.states() == everywhere("done"))
+    assert f"w-1: step 1 None None {home}/bucket/CKPT" in cloud.did("logs")
 
 
 def test_resume_gets_a_run_going_again_whatever_has_happened(cloud):
