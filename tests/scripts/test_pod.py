@@ -201,6 +201,8 @@ def test_resume_gets_a_run_going_again_whatever_has_happened(cloud):
     assert cloud.states() == everywhere("running")
     assert cloud.did("resume", "recipe.sh", **spot).count("train started") == 0, "all is well"
     assert cloud.pod("start", "recipe.sh").returncode == 1, "never twice"
+    run = cloud.pod("resume", "recipe.sh", "--other", **spot)
+    assert run.returncode == 1 and "another command is running" in run.stderr
 
     assert cloud.did("stop").count("stopped and saved") == clouds.HOSTS
     assert cloud.did("resume", "recipe.sh", **spot).count("train started") == clouds.HOSTS
@@ -221,6 +223,8 @@ def test_resume_gets_a_run_going_again_whatever_has_happened(cloud):
     assert cloud.states() == everywhere("done")
     assert "train started" not in cloud.did("resume", "recipe.sh", "--end", 0, **spot), "done is done"
 
+    run = cloud.pod("keep", "recipe.sh", "--end", 1, **{**spot, "POD_PAUSE": 1})
+    assert run.returncode == 1 and "the run has failed three times in a row" in run.stderr
     cloud.did("start", "recipe.sh", "--end", 2, **spot)
     assert until(lambda: cloud.states() == everywhere("wrong input"))
     run = cloud.pod("keep", "recipe.sh", "--end", 2, **spot)
@@ -253,7 +257,7 @@ def test_a_pod_of_four_trains_is_preempted_and_resumes(tmp_path, images):
         clouds.preempt(cloud.folder, "mae")
         preempted = harness.last_step(run)
         assert 0 < stopped < preempted < 150
-        print(cloud.did("keep", recipe, *flags, "--name", "pod", **spot))
+        print(cloud.did("keep", recipe, *flags, "--name", "pod", **spot, POD_PAUSE=3))
         assert cloud.states() == everywhere("done"), cloud.did("logs")
         assert "continuing" in cloud.did("logs", "--lines", 1000)
         cloud.did("start", recipe, *flags, "--name", "alone", **spot)
