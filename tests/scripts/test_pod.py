@@ -45,12 +45,16 @@ class Cloud:
         self.here = folder / "here"
         self.tool("gcloud", f'exec {sys.executable} {clouds.__file__} {self.folder} "$@"', self.here)
         self.tool("hostname", 'echo "w-$WORKER"')
-        # In place of an installation: this environment, in which the package is.
+        self.doctor = doctor
+        self.install()
+
+    def install(self, works=True):
+        """Put this environment, in which the package is, in place of an installation; or one that does not work."""
         self.tool("uv", f"""echo "$PWD $*" >> {self.folder}/uv.txt
-            [[ $1 == venv ]] || exit 0
+            [[ $1 == venv ]] || exit {int(not works)}
             mkdir -p .venv/bin
             printf '#!/bin/sh\\nexec {sys.executable} "$@"\\n' | tee .venv/bin/python > .venv/bin/python3
-            printf '#!/bin/sh\\n{doctor} "$@"\\n' > .venv/bin/maejax
+            printf '#!/bin/sh\\n{self.doctor} "$@"\\n' > .venv/bin/maejax
             chmod +x .venv/bin/*""")  # fmt: skip
 
     def tool(self, name, text, place=None):
@@ -214,6 +218,9 @@ def test_resume_gets_a_run_going_again_whatever_has_happened(cloud):
     clouds.preempt(cloud.folder, "mae")
     run = cloud.pod("status", POD_QUEUED=1)
     assert run.returncode == 1 and run.stdout == "SUSPENDED\nPREEMPTED\n"
+    cloud.install(works=False)
+    assert cloud.pod("resume", "recipe.sh", **spot).returncode == 1
+    cloud.install()  # and the pod is there, but half
     again = cloud.did("resume", "recipe.sh", **spot)
     assert again.count("train started") == clouds.HOSTS and "every worker has WANDB_API_KEY" in again
     assert json.loads((cloud.folder / "mae.json").read_text())["spot"] is True
