@@ -15,6 +15,8 @@ from ..conftest import ROOT, TINY
 from ..training import harness
 from . import cloud as clouds
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the workers of a pod run Linux")
+
 SECRET = "wk-0123456789"
 # What a recipe starts, without JAX: it says what it was given, and ends as training does.
 TRAINER = """
