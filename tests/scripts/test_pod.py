@@ -67,7 +67,7 @@ class Cloud:
 
     def pod(self, *words, **environment):
         return subprocess.run(
-            [self.checkout / "scripts/pod", *map(str, words)], text=True, capture_output=True, timeout=600,
+            [self.checkout / "scripts/pod", *map(str, words)], text=True, capture_output=True, timeout=1800,
             stdin=subprocess.DEVNULL,
             env={**{name: value for name, value in os.environ.items() if name.startswith("JAX_")},
                  "PATH": f"{self.here}:/usr/bin:/bin", "HOME": str(self.folder),
@@ -95,7 +95,7 @@ def cloud(tmp_path):
 
 def until(true):
     """Wait without taking the cores from what is waited for."""
-    deadline = time.monotonic() + harness.PATIENCE
+    deadline = time.monotonic() + 3 * harness.PATIENCE
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.3)
