@@ -48,6 +48,7 @@ def no_compilation(monkeypatch):
         (["--random-erasing", "0.25"], "--random-erasing 0.25: pre-training has no classifier"),
         (["--auto-augment", "rand-m9", "--channels", "4"], "--auto-augment rand-m9 changes images of 1 or 3 channels"),
         (["--save-interval", "0"], "--save-interval 0: give at least 1"),
+        (["--output-dir", "gs://bucket/runs"], "--output-dir gs://bucket/runs: .* mount the bucket"),
         (["--resume", "must"], "no checkpoint to resume from"),
         (["--pretrained-ckpt", "nothing"], "nothing does not exist: name a run directory"),
         (["--color-jitter", "0.4", "--channels", "4"], "--color-jitter works on 1 or 3 channels"),

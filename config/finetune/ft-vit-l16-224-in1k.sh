@@ -2,10 +2,10 @@
 # ViT-L/16, fine-tuning, ImageNet-1k, 50 epochs: the authors' recipe, normalised pixels (85.9).
 # The paper's Table 9 differs: append --droppath 0.1.
 # Starts from $GCS_MODEL_PATH (any weights that maejax reads), reads $GCS_DATASET_DIR/imagenet-1k-wds, writes
-# $GCS_DATASET_DIR/CKPT. Flags given to this script come last and win.
+# $OUTPUT_DIR, else $GCS_DATASET_DIR/CKPT. Flags given to this script come last and win.
 python3 src/main.py --mode finetune \
     --name "$(basename "$0" .sh)" \
-    --output-dir "$GCS_DATASET_DIR/CKPT" \
+    --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \
     --pretrained-ckpt "$GCS_MODEL_PATH" \
     --train-dataset-shards "$GCS_DATASET_DIR/imagenet-1k-wds/imagenet1k-train-{0000..1023}.tar" \
     --valid-dataset-shards "$GCS_DATASET_DIR/imagenet-1k-wds/imagenet1k-validation-{00..63}.tar" \

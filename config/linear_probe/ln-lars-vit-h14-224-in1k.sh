@@ -2,10 +2,10 @@
 # ViT-H/14, linear probe by LARS, ImageNet-1k, 90 epochs: Table 10 of the paper (its result: 76.6).
 # The authors' code finds 50 epochs to be enough here: append --training-steps $((1281167 * 50 / 16384)).
 # Starts from $GCS_MODEL_PATH (any weights that maejax reads), reads $GCS_DATASET_DIR/imagenet-1k-wds, writes
-# $GCS_DATASET_DIR/CKPT. Flags given to this script come last and win.
+# $OUTPUT_DIR, else $GCS_DATASET_DIR/CKPT. Flags given to this script come last and win.
 python3 src/main.py --mode linear \
     --name "$(basename "$0" .sh)" \
-    --output-dir "$GCS_DATASET_DIR/CKPT" \
+    --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \
     --pretrained-ckpt "$GCS_MODEL_PATH" \
     --train-dataset-shards "$GCS_DATASET_DIR/imagenet-1k-wds/imagenet1k-train-{0000..1023}.tar" \
     --valid-dataset-shards "$GCS_DATASET_DIR/imagenet-1k-wds/imagenet1k-validation-{00..63}.tar" \

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # ViT-H/14, ImageNet-1k, 1600 epochs, normalised pixels: the paper's model of Table 3 (86.9 after fine-tuning).
 # Without --norm-pix-loss it is that of Table 7 (86.2).
-# Reads $GCS_DATASET_DIR/imagenet-1k-wds, writes $GCS_DATASET_DIR/CKPT. Flags given to this script come last and win.
+# Reads $GCS_DATASET_DIR/imagenet-1k-wds, writes to $OUTPUT_DIR, else $GCS_DATASET_DIR/CKPT. Further flags come last and win.
 python3 src/main.py --mode pretrain \
     --name "$(basename "$0" .sh)" \
-    --output-dir "$GCS_DATASET_DIR/CKPT" \
+    --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \
     --train-dataset-shards "$GCS_DATASET_DIR/imagenet-1k-wds/imagenet1k-train-{0000..1023}.tar" \
     --valid-dataset-shards "$GCS_DATASET_DIR/imagenet-1k-wds/imagenet1k-validation-{00..63}.tar" \
     --train-batch-size 4096 --valid-batch-size 512 \

@@ -456,6 +456,39 @@ def plan(
     return DONE
 
 
+def doctor(
+    output_dir: str = "runs",
+    bucket: str = "",
+    train_dataset_shards: str = "",
+    consume: float | None = None,
+    constraints: str = "",
+    json: Flag = False,
+) -> int:
+    """Look whether this machine is ready to train; exit code 1 if something fails.
+
+    Args:
+        output_dir: Folder of runs: whether it takes all that a run writes.
+        bucket: Address in a bucket, such as gs://mine/sets, below which a small file is written, read and deleted.
+        train_dataset_shards: Images to measure the loader with. Empty: some are drawn.
+        consume: Images a second that the model takes from this host: says whether the loader keeps up.
+        constraints: File of versions, as of constraints/, that those installed are compared with.
+        json: Print what was found as JSON.
+
+    """
+    from maejax.tasks import doctor as task
+
+    checks = task.run(
+        Console(stderr=True), output_dir=Path(output_dir), bucket=bucket, shards=train_dataset_shards, consume=consume,
+        constraints=constraints,
+    )  # fmt: skip
+    failed = any(check.status == "fail" for check in checks)
+    if json:
+        print_json({"ok": not failed, "checks": [check._asdict() for check in checks]})
+    else:
+        task.show(Console(), checks)
+    return FAILED if failed else DONE
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run `maejax ARGS` and return its exit code: 0 done, 2 wrong input, 1 failed, 75 stopped after saving."""
     args = list(sys.argv[1:] if args is None else args)
@@ -471,7 +504,7 @@ def main(args: Sequence[str] | None = None) -> int:
         commands = {
             "train": train_command(mode_of(args)), "demo": demo, "data": data, "pack": pack, "reconstruct": reconstruct,
             "inspect": inspect, "convert": convert, "export": export,
-            "features": features, "evaluate": evaluate, "plan": plan,
+            "features": features, "evaluate": evaluate, "plan": plan, "doctor": doctor,
         }  # fmt: skip
         return tyro.extras.subcommand_cli_from_dict(
             commands, prog="maejax", description="Masked-autoencoder pre-training in JAX.", args=args,

@@ -1,7 +1,8 @@
 """The real command line with slower steps and validations, so that a test can meet it at a chosen moment.
 
 It also notes a checksum of every batch: one a line, in batches.txt. With NOTES it notes which samples and masks this
-process gave to every step, in a file for each process; with STOP_AT it is told to stop before a step.
+process gave to every step, in a file for each process; with STOP_AT it is told to stop before a step. SLOW, as in
+1:input:.3, makes process 1 slower by so many seconds a step, while it waits for its `input`, or in the `rest`.
 """
 
 import json
@@ -17,6 +18,7 @@ import jax
 from maejax.training import loop, mesh, state
 
 SECONDS = 0.03
+WHO, WHAT, HOW_MUCH = os.environ.get("SLOW", "::").split(":")
 put_batch, make_step = loop.put_batch, state.make_step
 
 
@@ -24,7 +26,22 @@ def slow_batch(rows, mesh):
     with open("batches.txt", "a") as file:
         file.write(f"{zlib.crc32(rows['images'].tobytes(), zlib.crc32(rows['index'].tobytes()))}\n")
     time.sleep(SECONDS)
+    slow_down("rest")
     return put_batch(rows, mesh)
+
+
+def slow_down(what):
+    if what == WHAT and jax.process_index() == int(WHO):
+        time.sleep(float(HOW_MUCH))
+
+
+def slow_rows(rows_of):
+    def slow(batches):
+        for rows in rows_of(batches):
+            slow_down("input")
+            yield rows
+
+    return slow
 
 
 def noting_step(losses, optimizer, rate, grad_accum, draw, *rest):
@@ -68,7 +85,8 @@ if __name__ == "__main__":
     if "NOTES" in os.environ:
         state.make_step = noting_step
     from maejax.cli import main
-    from maejax.tasks import validation
+    from maejax.tasks import pretrain, validation
 
+    pretrain.rows_of = slow_rows(pretrain.rows_of)
     validation.Validation.__call__ = slow_validation(validation.Validation.__call__)
     sys.exit(main(sys.argv[1:]))

@@ -11,13 +11,13 @@ from jax.sharding import Mesh
 from maejax.config import Config
 from maejax.data.augment import build_eval
 from maejax.data.faults import Faults
-from maejax.data.pipeline import Batch, Loader
+from maejax.data.pipeline import Loader
 from maejax.data.shards import Source
 from maejax.evaluate.reconstruct import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.log import read_metrics
-from maejax.training.mesh import first_device, local_copy, put_batch
+from maejax.training.mesh import first_device, first_rows, local_copy, put_batch
 from maejax.training.processes import share
 from maejax.training.state import TrainState
 
@@ -54,8 +54,8 @@ class Validation:
         """Average the loss over all validation images, each once, and draw `images/<step>.png`."""
         total, count, first = 0.0, 0, None
         for batch in self.loader.iterate():
-            first = batch if first is None else first
             rows = {"images": batch.images, "valid": batch.valid, "index": batch.index}
+            first = first_rows(rows, 2 * PICTURES, self.mesh) if first is None else first
             loss, valid = jax.device_get(self._sums(state.model, put_batch(rows, self.mesh)))
             total, count = total + float(loss), count + int(valid)
         loss = total / max(1, count)
@@ -96,9 +96,9 @@ def best_so_far(directory: Path, metric: str, start: int, sign: int = 1) -> tupl
     return sign * share(best[0]), int(share(best[1]))
 
 
-def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:
+def draw(model: MaskedAutoencoder, batch: dict[str, np.ndarray], seed: int, path: Path) -> None:
     """Draw the first readable images of a batch, masked and reconstructed."""
-    rows = np.flatnonzero(batch.valid)[:PICTURES]
-    order = fixed_order(seed, jnp.asarray(batch.index[rows]), model.patches)
+    rows = np.flatnonzero(batch["valid"])[:PICTURES]
+    order = fixed_order(seed, jnp.asarray(batch["index"][rows]), model.patches)
     path.parent.mkdir(exist_ok=True)
-    draw_grid(reconstruct(model, batch.images[rows], np.asarray(order))).save(path)
+    draw_grid(reconstruct(model, batch["images"][rows], np.asarray(order))).save(path)

@@ -16,7 +16,8 @@ from maejax.training.errors import TrainingError
 from maejax.training.log import RunLog
 from maejax.training.mesh import gather, put_batch
 from maejax.training.meter import Meter
-from maejax.training.processes import first_line
+from maejax.training.pace import Pace, describe
+from maejax.training.processes import first_line, lost_peers, name_of
 from maejax.training.state import HALT, SAVE, STOP, Control, TrainState
 from maejax.training.trace import Trace
 
@@ -89,14 +90,16 @@ def fit(
     """
     meter = Meter(batch_size, stop)
     agreement = Agreement(mesh)
+    pace, slow = Pace(mesh), None
     running: deque[Running] = deque()
     skipped, halted_at = 0, None
 
     def finish_one():
         """Wait for the oldest step, and act on what it tells."""
-        nonlocal skipped, halted_at
+        nonlocal skipped, halted_at, slow
         done = running.popleft()
-        asked, bad, halted = jax.device_get(done.control)
+        with pace.waiting("device"):
+            asked, bad, halted = jax.device_get(done.control)
         agreement.hear(asked)
         if halted and agreement.has(HALT):
             halted_at = halted_at or done
@@ -111,6 +114,11 @@ def fit(
             if bad:
                 log.say(f"{not_finite(metrics, done.step)}; no update was made")
             metrics |= {**meter.read(done.step), "processed_samples": done.step * batch_size, **extra()}
+            before, slow = slow, pace.exchange()
+            if slow is not None:
+                metrics |= {"hosts/slowest": slow.process, "hosts/lag": slow.lag}
+                if before is None or before.process != slow.process:
+                    log.say(describe(slow, name_of(slow.process)))
             log.report(done.step, metrics)
         skipped = skipped + 1 if bad else 0
         if skipped == SKIPPED:
@@ -144,6 +152,7 @@ def fit(
             if due and evaluate is not None:
                 log.write(step, evaluate(state, step))
                 meter.restart(step)
+                pace.restart()
             if done or agreement.any() or (step > start and step % save_interval == 0):
                 checkpoints.save(state, step, merge(gather(here, mesh)))
                 saved_at = time.monotonic()
@@ -156,7 +165,8 @@ def fit(
             with jax.transfer_guard("disallow"):
                 before = time.monotonic()
                 try:
-                    rows = next(batches) if failure is None else rows
+                    with pace.waiting("input"):
+                        rows = next(batches) if failure is None else rows
                 except Exception as error:  # whatever it is: the state is saved before it goes its way
                     if not rows:
                         raise  # nothing was done yet
@@ -169,12 +179,15 @@ def fit(
                     meter.wait(time.monotonic() - before)
                 if len(running) == QUEUED:
                     finish_one()
-                state, metrics, control = step_fn(state, put_batch(rows, mesh), control, agreement.asks())
+                batch, asks = put_batch(rows, mesh), agreement.asks()
+                with pace.waiting("device"):
+                    state, metrics, control = step_fn(state, batch, control, asks)
                 step += 1
                 running.append(Running(step, rows, here, metrics, control))
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 meter.restart(step)  # compilation is no part of the rate
+                pace.restart()
             log.advance(step)
 
 
@@ -202,7 +215,8 @@ def named_peers(checkpoints: Checkpoints):
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
+        why = lost_peers(seconds=2) or "most likely another process ended"
         raise TrainingError(
-            f"process {jax.process_index()} cannot go on, most likely since another process ended: "
+            f"{name_of(jax.process_index())} cannot go on, for {why}: "
             f"{first_line(error)}; {kept(checkpoints)}; start the same command again on every host to go on from there"
         ) from error
