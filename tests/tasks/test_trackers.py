@@ -37,7 +37,7 @@ def test_a_run_gives_no_secret_away(tmp_path, images):
     """Flags that hold an address, secrets in the environment, W&B offline: none is in any file or printed line."""
     run = subprocess.run(
         [sys.executable, conftest.ROOT / "src/main.py", *conftest.TINY, "--train_dataset_shards", images,
-         "--training-steps", "2", "--wandb", "--project", "mine", "--ipaddr", "203.0.113.9"],
+         "--training-steps", "2", "--wandb", "--tensorboard", "--project", "mine", "--ipaddr", "203.0.113.9"],
         cwd=tmp_path, env={**os.environ, **SECRETS, "WANDB_MODE": "offline"}, text=True, capture_output=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
@@ -46,14 +46,14 @@ def test_a_run_gives_no_secret_away(tmp_path, images):
     forbidden = [*SECRETS.values(), "203.0.113.9", *addresses()]
     for path in tmp_path.rglob("*"):
         text = path.read_bytes() if path.is_file() else b""
-        assert not [word for word in forbidden if word.encode() in text], path
+        assert not [word for word in forbidden if word.encode() in text or word in path.name], path
     assert not [word for word in forbidden if word in run.stdout + run.stderr]
 
 
 def addresses():
-    """List this machine's own addresses, but for loopback."""
+    """List this machine's own name and addresses, but for loopback."""
     found = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)}
-    return [address for address in found if not address.startswith(("127.", "::1"))]
+    return [socket.gethostname(), *(address for address in found if not address.startswith(("127.", "::1")))]
 
 
 def test_a_tracker_that_fails_costs_nothing_else(train, caplog, monkeypatch):

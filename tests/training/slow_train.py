@@ -51,13 +51,14 @@ def noting_step(losses, optimizer, rate, grad_accum, draw, *rest):
 
 
 def slow_validation(validate):
-    def slow(self, state, step):
+    def slow(self, state, step, watch):
         marker = Path("validating")
         marker.touch()
         time.sleep(10 * SECONDS)
-        metrics = validate(self, state, step)
-        marker.unlink(missing_ok=True)
-        return metrics
+        try:
+            return validate(self, state, step, watch)
+        finally:
+            marker.unlink(missing_ok=True)
 
     return slow
 

@@ -173,7 +173,8 @@ class Transformer(nnx.Module):
     ):  # fmt: skip
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide a width of {dim}")
-        self.layers, self.droppath, self.remat, self.scan = layers, droppath, remat, scan
+        self.layers, self.droppath, self.scan = layers, droppath, scan
+        self.remat: Remat = remat
 
         def block(key):
             return Block(dim, heads, layerscale=layerscale, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(key), gelu=gelu)

@@ -1,6 +1,6 @@
 """What every task does around the loop: open the data, the run and its checkpoints, start or go on, tell, clean up."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from maejax.tasks.flags import precision, run_differences, safe_flags, traced_st
 from maejax.training.average import as_evaluated
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import RunError
-from maejax.training.log import RunLog
+from maejax.training.log import RunLog, evaluated_at
 from maejax.training.loop import fit
 from maejax.training.mesh import make_mesh
 from maejax.training.processes import everywhere, share
@@ -36,6 +36,7 @@ from maejax.training.trace import Trace
 from maejax.training.trackers import TensorBoard, Tracker, WandB
 
 Rows = dict[str, np.ndarray]
+Watch = Callable[[Iterable], Iterator]
 
 
 class Judge(Protocol):
@@ -43,8 +44,8 @@ class Judge(Protocol):
 
     best_step: int
 
-    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
-        """Compute the metrics of a state."""
+    def __call__(self, state: TrainState, step: int, watch: Watch) -> dict[str, float]:
+        """Compute the metrics of a state; `watch` is laid around the batches, see `Evaluate`."""
         ...
 
     def picture_path(self, step: int) -> Path:
@@ -95,6 +96,7 @@ class Recipe:
         describe: says in a few lines what is about to be trained.
         explain: `(directory, mesh, state, step, rows) -> sentences` on a loss that is not finite.
         weights: says where a new state's weights come from.
+        flop: the arithmetic that an image is worth in a step, for `train/mfu`; 0 leaves it out.
         facts: more for config.json.
 
     """
@@ -111,6 +113,7 @@ class Recipe:
     describe: Callable[[TrainState], str]
     explain: Callable[[Path, Mesh, TrainState, int, Rows], str]
     weights: str = ""
+    flop: float = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -176,9 +179,11 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
             log.say(f"loader   {loader.footprint}")
             for problem in source.problems[:5]:
                 log.say(f"data     {problem}")
-            evaluate = None
+            evaluate, evaluated = None, True
             if recipe.judge is not None:
                 judge = recipe.judge(directory, mesh, start)
+                # A stop may have come before or in the evaluation of the step at which this run goes on.
+                evaluated = not start or bool(share(evaluated_at(directory / "metrics.jsonl", start)))
                 evaluate = partial(evaluate_and_keep_best, judge, best, log)
                 if start and judge.best_step == start:
                     best.save(as_evaluated(state), start)  # the process before may have ended between the two saves
@@ -188,6 +193,7 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
                 stop=optimization.training_steps, batch_size=config.data.train_batch_size, checkpoints=checkpoints,
                 log=log, save_interval=config.run.save_interval, save_minutes=config.run.save_minutes,
                 log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
+                evaluated=evaluated, flop=recipe.flop,
                 extra=partial(count_faults, loader), explain=partial(recipe.explain, directory, mesh), trace=trace,
                 position=loader.position, merge=merge_if_any,
             )  # fmt: skip
@@ -220,10 +226,10 @@ def merge_if_any(positions: list[Any]) -> Any:
 
 
 def evaluate_and_keep_best(
-    validation: Judge, best: Checkpoints, log: RunLog, state: TrainState, step: int
+    validation: Judge, best: Checkpoints, log: RunLog, state: TrainState, step: int, watch: Watch
 ) -> dict[str, float]:
     """Validate a state, hand on its pictures, and save it where it is the best so far."""
-    metrics = validation(state, step)
+    metrics = validation(state, step, watch)
     picture = validation.picture_path(step)
     if picture.exists():
         log.picture(step, picture)

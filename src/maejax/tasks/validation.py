@@ -1,6 +1,7 @@
 """Validation of a masked autoencoder: the loss on held-out images under masks that never change, and pictures."""
 
 import logging
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -58,10 +59,10 @@ class Validation:
         losses = model(model.normalize(batch["images"]), order).loss
         return jnp.sum(losses * batch["valid"]), jnp.sum(batch["valid"])
 
-    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
+    def __call__(self, state: TrainState, step: int, watch: Callable[[Iterable], Iterator] = iter) -> dict[str, float]:
         """Average the loss over all validation images, each once, and draw `images/<step>.png`."""
         total, count, first = 0.0, 0, None
-        for batch in self.loader.iterate():
+        for batch in watch(self.loader.iterate()):
             first = batch if first is None else first
             rows = {"images": batch.images, "valid": batch.valid, "index": batch.index}
             loss, valid = jax.device_get(self._sums(state.model, put_batch(rows, self.mesh)))
