@@ -249,7 +249,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Transfer of a pre-trained classification head."""
+    """How pre-trained weights of another shape are used."""
+
+    channel_rule: Literal["", "sum", "repeat"] = ""
+    """What to do with a --pretrained-ckpt for another number of channels. sum: add its filters up, for grey images.
+    repeat: use them over and over, scaled. Empty: an error."""
 
     label_mapping: str = ""
     """JSON file: for every new class the index of the old one, -1 for none; re-uses the pre-trained head's rows."""

@@ -68,13 +68,16 @@ def check_flags(config: Config) -> None:
     """
     ignored = {
         "mixup": 0, "cutmix": 0, "criterion": "ce", "label_smoothing": 0, "pooling": "cls", "label_mapping": "",
-        "random_erasing": 0,
     }  # fmt: skip
     if config.encoder.labels > 0:
         ignored["labels"] = 0
     refuse_ignored(
         config, ignored,
         "pre-training has no classifier and would ignore it; leave it out, or choose --mode linear or finetune",
+    )  # fmt: skip
+    refuse_ignored(
+        config, {"auto_augment": "none", "random_erasing": 0},
+        "it is not built yet; the paper's pre-training recipe uses none",
     )  # fmt: skip
     check_run_flags(config)
 
@@ -98,7 +101,10 @@ def run(
         raise ConfigError(f"the model's flags do not fit together: {error}") from None
     train_source, valid_source = sources or open_sources(config)
     start_from = config.run.pretrained_ckpt
-    weights = load_pretrained(start_from, model_arguments, config.data.cache_dir) if start_from else None
+    weights = None
+    if start_from:
+        rule = config.transfer.channel_rule
+        weights = load_pretrained(start_from, model_arguments, config.data.cache_dir, rule)
     if weights is not None and weights.gelu != "erf":
         model_arguments |= {"gelu": weights.gelu}
     optimization, sharding = config.optimization, config.machine.sharding
