@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import TypeVar
 
 import jax
@@ -86,25 +86,26 @@ class Agreement:
 
         """
         source, end = iter(items), False
-        while not end:
-            item, failure = None, None
-            try:
-                item = next(source)
-            except StopIteration:
-                end = True
-            except Exception as error:  # whatever it is, the others must hear of it
-                failure = error
-            heard = gather([stop.is_set(), failure is not None], self._mesh)
-            if any(stopping for stopping, _ in heard):
-                self.ask(STOP)
-                self.hear(self._asked)
-                raise Stopped
-            if failure is not None:
-                raise failure
-            if any(failed for _, failed in heard):
-                raise TrainingError("the input of another process failed")
-            if not end:
-                yield item  # type: ignore[misc]
+        with closing(source) if hasattr(source, "close") else nullcontext():  # type: ignore[type-var]
+            while not end:
+                item, failure = None, None
+                try:
+                    item = next(source)
+                except StopIteration:
+                    end = True
+                except Exception as error:  # whatever it is, the others must hear of it
+                    failure = error
+                heard = gather([stop.is_set(), failure is not None], self._mesh)
+                if any(stopping for stopping, _ in heard):
+                    self.ask(STOP)
+                    self.hear(self._asked)
+                    raise Stopped
+                if failure is not None:
+                    raise failure
+                if any(failed for _, failed in heard):
+                    raise TrainingError("the input of another process failed")
+                if not end:
+                    yield item  # type: ignore[misc]
 
     def first_control(self) -> Control:
         """Give what the first step takes for the control of a step before it."""
