@@ -97,10 +97,12 @@ def main():
             best["step"] = min(best["step"], alone())
         best["host"] = min(best["host"], loop(nothing))
         best["loop"] = min(best["loop"], loop(step))
-    ms = {name: 1e3 * seconds for name, seconds in best.items()}
-    print(f"step alone {ms['step']:.2f} ms, host's work {ms['host']:.2f} ms, loop {ms['loop']:.2f} ms")
-    print(f"outside the step: {1 - best['step'] / best['loop']:.1%} of the loop;", end=" ")
-    print(f"{best['host'] / (best['step'] + best['host']):.1%} if nothing overlapped")
+        ms = {name: 1e3 * seconds for name, seconds in best.items()}
+        print(
+            f"best so far: step alone {ms['step']:.2f} ms, host's work {ms['host']:.2f} ms, loop {ms['loop']:.2f} ms; "
+            f"outside the step {1 - best['step'] / best['loop']:.1%} of the loop, "
+            f"{best['host'] / (best['step'] + best['host']):.1%} if nothing overlapped", flush=True,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
