@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; don
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test peers lint seeds faults clean
+.PHONY: demo test peers lint seeds faults clothing clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maejax demo
@@ -13,7 +13,7 @@ test: $(VENV)/.installed-test
 
 # The same against PyTorch, timm and transformers themselves.
 peers: $(VENV)/.installed-peers
-	$(BIN)/python -m pytest tests/interop/test_peers.py
+	$(BIN)/python -m pytest tests/interop/test_peers.py tests/data/test_policies.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
@@ -28,6 +28,11 @@ seeds: $(VENV)/.installed
 # The table of docs/faults.md: 24 kills, damaged checkpoints, full disks, processes that die.
 faults: $(VENV)/.installed-test
 	MAEJAX_KILLS=24 $(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/training tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py
+
+# The table of docs/clothing.md: under an hour on 2 cores. DATA names other photos.
+DATA ?= ../shared/data/clothing-small.tar
+clothing: $(VENV)/.installed
+	$(BIN)/python benchmarks/clothing.py --data $(DATA)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

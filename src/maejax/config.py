@@ -50,6 +50,13 @@ class Run:
     """START:STOP traces these steps on every process into OUTPUT_DIR/NAME/profile, for TensorBoard or xprof."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the matrix products. auto: bfloat16 on TPU and GPU, float32 on CPU. All else is float32."""
+    print_config: bool = False
+    """Print all flags as they are resolved, and the peak of the learning rate, as JSON; do nothing else."""
+    eval_only: bool = False
+    """Train nothing: print the loss and accuracy of the classifier in --pretrained-ckpt on --valid-dataset-shards."""
+    cache_features: int = 0
+    """For --mode linear: let the encoder see this many augmented epochs once, keep its features, and train heads of
+    several learning rates on them together; the best one is kept. 0: encode at every step."""
     pretrained_ckpt: str = ""
     """Weights to start from: run directory or checkpoint, .safetensors, .msgpack, .pth, a Hugging Face directory, or
     the address of a file, such as hf://OWNER/NAME/FILE. Strict; positions are interpolated to --image-size."""
@@ -191,6 +198,8 @@ class Optimization:
     """AdamW, LAMB, SGD with momentum .9, or LARS with momentum .9."""
     learning_rate: float = 1.5e-4
     """Base learning rate per 256 images, for every optimizer: peak = base * batch size / 256."""
+    sweep_rates: tuple[float, ...] = ()
+    """Base learning rates that --cache-features tries. Empty: from a tenth to ten times --learning-rate."""
     weight_decay: float = 0.05
     """Weight decay; never on biases, norms, LayerScale and positions."""
     adam_b1: float = 0.9
@@ -201,14 +210,20 @@ class Optimization:
     """Adam's epsilon."""
     lr_decay: float = 1.0
     """Layer-wise decay: head and final norm 1, block i decay^(depth - i), embedding decay^(depth + 1)."""
+    finetune_blocks: str = "all"
+    """How much of the encoder --mode finetune trains: all, a number of its last blocks, half (the last MLP), or 0."""
+    ema: float = 0.0
+    """Decay of a running average of the weights, which is then what is validated and kept as best; 0: none."""
     clip_grad: float = 0.0
     """Largest global gradient norm; 0 switches clipping off."""
     grad_accum: int = 1
     """Parts into which a batch is split, one after the other; the result is that of the whole batch."""
+    min_learning_rate: float = 0.0
+    """Where the learning rate ends, as it is: not per 256 images."""
     warmup_steps: int = 10_000
     """Steps over which the learning rate rises from 0 to its peak."""
     training_steps: int = 200_000
-    """Steps in all; the learning rate falls to 0 along a cosine."""
+    """Steps in all; the learning rate falls along a cosine."""
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,11 @@ def numbered(encode, write_tar):
 
 @pytest.fixture(scope="session")
 def photo():
+    """See make_photo."""
+    return make_photo()
+
+
+def make_photo():
     """A picture with the spectrum of a photo: strong in the large, weak in the small. uint8 [300, 400, 3]."""
     rng = np.random.default_rng(0)
     pixels = np.full((300, 400, 3), 128.0)

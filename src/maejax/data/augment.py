@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from maejax.data.decode import Picture
+from maejax.data.policies import IMAGENET_MEAN, apply_policy
 from maejax.data.turbojpeg import Box
 
 try:
@@ -27,16 +28,21 @@ RandomCrop = Literal["rrc", "src", "none"]
 
 
 def build_train(
-    size: Size, random_crop: RandomCrop, scale: tuple[float, float], color_jitter: float, flip: bool
-) -> Transform:
-    """Return what training does to an image: crop to `size`, jitter the colours, mirror every other one.
+    size: Size, random_crop: RandomCrop, scale: tuple[float, float], color_jitter: float, flip: bool,
+    policy: str = "none", policy_mean: tuple[float, ...] = IMAGENET_MEAN,
+) -> Transform:  # fmt: skip
+    """Return what training does to an image: crop to `size`, mirror every other one, augment, jitter the colours.
 
     `random_crop`: "rrc" takes a random share of the area within `scale`, "src" is DeiT III's simple random crop, "none"
-    resizes and crops the centre. `color_jitter` 0 leaves the colours alone. The function can be pickled.
+    resizes and crops the centre. `policy` is one of timm's, see `apply_policy`, or "none"; `policy_mean` is the model's
+    mean. `color_jitter` 0 leaves the colours alone. The function can be pickled.
     """
     if random_crop not in ("rrc", "src", "none"):
         raise ValueError(f"random_crop is 'rrc', 'src' or 'none', not {random_crop!r}")
-    return partial(_train, size=size, random_crop=random_crop, scale=scale, color_jitter_factor=color_jitter, flip=flip)
+    return partial(
+        _train, size=size, random_crop=random_crop, scale=scale, color_jitter_factor=color_jitter, flip=flip,
+        policy=policy, policy_mean=policy_mean,
+    )  # fmt: skip
 
 
 def build_eval(size: Size, crop_ratio: float) -> Transform:
@@ -55,6 +61,8 @@ def _train(
     scale: tuple[float, float],
     color_jitter_factor: float,
     flip: bool,
+    policy: str,
+    policy_mean: tuple[float, ...],
 ) -> np.ndarray:
     if random_crop == "rrc":
         image = random_resized_crop(image, size, scale, rng)
@@ -62,9 +70,11 @@ def _train(
         image = simple_resized_crop(image, size, rng)
     else:
         image = center_crop(image, size, 1.0)
-    if color_jitter_factor:
-        image = color_jitter(image, color_jitter_factor, rng)
-    return hflip(image, rng) if flip else image
+    if flip:
+        image = hflip(image, rng)
+    if policy != "none":
+        image = apply_policy(image, policy, rng, policy_mean)
+    return color_jitter(image, color_jitter_factor, rng) if color_jitter_factor else image
 
 
 def _eval(image: Pixels, rng: np.random.Generator, *, size: Size, ratio: float) -> np.ndarray:

@@ -25,7 +25,6 @@ def initial_model(arguments: dict[str, Any], seed: int = 0) -> Any:
     """
     sized = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     sized |= {"dtype": jnp.dtype(arguments["dtype"])}
-    sized.pop("head_norm", None)  # folded into the head, see `model_of`
     model = {"mae": MaskedAutoencoder, "classifier": Classifier, "encoder": VisionTransformer}[kind_of(arguments)]
     return model(**sized, rngs=nnx.Rngs(seed))
 
@@ -47,10 +46,7 @@ def model_shapes(arguments: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     except ValueError as error:
         raise WeightsError(f"the sizes do not fit together: {error}") from None
     prefix = "encoder." if kind_of(arguments) == "encoder" else ""
-    shapes = {prefix + name: tuple(array.shape) for name, array in named.items()}
-    if "head_norm" in arguments:
-        shapes |= {f"head_norm.{name}": (arguments["dim"],) for name in ("mean", "var")}
-    return shapes
+    return {prefix + name: tuple(array.shape) for name, array in named.items()}
 
 
 def model_of(weights: Weights) -> Any:
@@ -75,7 +71,7 @@ def model_of(weights: Weights) -> Any:
     if weights.kind == "encoder":
         arrays = {name.removeprefix("encoder."): array for name, array in arrays.items()}
     try:
-        return with_arrays(abstract_model(weights.arguments), arrays)
+        return with_arrays(abstract_model({n: v for n, v in weights.arguments.items() if n != "head_norm"}), arrays)
     except ValueError as error:
         raise WeightsError(str(error)) from None
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maejax.models.arrays import named_arrays
+from maejax.models.classifier import Classifier
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.vit import Transformer
 
@@ -38,6 +39,25 @@ def first_bad_layer(model: MaskedAutoencoder, images: np.ndarray, order: np.ndar
     return f"the gradient of {wrong[-1]}" if wrong else "no layer without dropout"
 
 
+def first_bad_part(model: Classifier, images: np.ndarray, labels: jax.Array) -> str:
+    """Name the first part of a classifier that is not finite on images uint8 [B, H, W, C] with labels int32 [B]."""
+    wrong = [name for name, array in named_arrays(model).items() if not finite(array)]
+    if wrong:
+        return f"the parameter {wrong[0]}"
+    x = model.normalize(jnp.asarray(images))
+    for layers, encoder in cut(model.encoder, "transformer"):
+        if not finite(encoder(x)):
+            return f"encoder.transformer.blocks[{layers - 1}]" if layers else "encoder.embed"
+    if not finite(model(x)):
+        return "the head"
+
+    def loss(m):
+        return -jnp.take_along_axis(jax.nn.log_softmax(m(x)), labels.reshape(-1, 1), axis=1).sum()
+
+    wrong = [name for name, array in named_arrays(jax.grad(loss)(model)).items() if not finite(array)]
+    return f"the gradient of {wrong[-1]}" if wrong else "no layer without dropout"
+
+
 def cut(module, attribute: str):
     """Yield (n, module with only the first n layers of one of its stacks), n from 0 to all of them."""
     whole: Transformer = getattr(module, attribute)
@@ -53,11 +73,11 @@ def finite(array: jax.Array) -> bool:
     return bool(jnp.isfinite(array).all())
 
 
-def write_batch(path: Path, rows: dict[str, np.ndarray], order: np.ndarray) -> str:
-    """Write a batch with its masks as .npz for inspection, and say where; or why not."""
+def write_batch(path: Path, rows: dict[str, np.ndarray]) -> str:
+    """Write a batch as .npz for inspection, and say where; or why not."""
     try:
         path.parent.mkdir(exist_ok=True)
-        np.savez(path, **rows, order=order)  # pyright: ignore[reportArgumentType]
+        np.savez(path, **rows)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         return f"the batch was not written ({error.strerror})"
     return f"the batch is in {path}"

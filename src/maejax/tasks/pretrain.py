@@ -67,17 +67,14 @@ def check_flags(config: Config) -> None:
 
     """
     ignored = {
-        "mixup": 0, "cutmix": 0, "criterion": "ce", "label_smoothing": 0, "pooling": "cls", "label_mapping": "",
+        "eval_only": False, "ema": 0, "finetune_blocks": "all", "mixup": 0, "cutmix": 0, "criterion": "ce",
+        "label_smoothing": 0, "pooling": "cls", "label_mapping": "", "random_erasing": 0, "cache_features": 0,
     }  # fmt: skip
     if config.encoder.labels > 0:
         ignored["labels"] = 0
     refuse_ignored(
         config, ignored,
         "pre-training has no classifier and would ignore it; leave it out, or choose --mode linear or finetune",
-    )  # fmt: skip
-    refuse_ignored(
-        config, {"auto_augment": "none", "random_erasing": 0},
-        "it is not built yet; the paper's pre-training recipe uses none",
     )  # fmt: skip
     check_run_flags(config)
 
@@ -109,7 +106,9 @@ def run(
         model_arguments |= {"gelu": weights.gelu}
     optimization, sharding = config.optimization, config.machine.sharding
     peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
-    rate = warmup_cosine(peak, optimization.warmup_steps, optimization.training_steps)
+    rate = warmup_cosine(
+        peak, optimization.warmup_steps, optimization.training_steps, optimization.min_learning_rate
+    )  # fmt: skip
     optimizer = build_optimizer(
         optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
         b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
@@ -119,8 +118,9 @@ def run(
     draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
     augment = config.augment
     transform = build_train(
-        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True
-    )
+        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
+        policy=augment.auto_augment, policy_mean=tuple(model_arguments["mean"]),
+    )  # fmt: skip
     trained = train(config, Recipe(
         model=model_arguments,
         init=partial(initial_model, model_arguments, config.seeds.init_seed),
@@ -163,7 +163,7 @@ def explain(
         bad = bad if len(bad) else np.flatnonzero(rows["valid"])
         where = first_bad_layer(model, rows["images"][bad], order[bad])
     keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
-    return f"first not finite: {where}; on {keys}; {write_batch(path, rows, order)}"
+    return f"first not finite: {where}; on {keys}; {write_batch(path, {**rows, 'order': order})}"
 
 
 def step_flop(model: MaskedAutoencoder) -> int:

@@ -1,7 +1,7 @@
 """What every task does around the loop: open the data, the run and its checkpoints, start or go on, tell, clean up."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ from maejax.training.average import as_evaluated
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import RunError
 from maejax.training.log import RunLog, evaluated_at
-from maejax.training.loop import fit
+from maejax.training.loop import Watch, fit
 from maejax.training.mesh import make_mesh
 from maejax.training.processes import everywhere, share
 from maejax.training.rundir import best_path, checkpoints_path, config_path, open_run, read_config
@@ -36,7 +36,6 @@ from maejax.training.trace import Trace
 from maejax.training.trackers import TensorBoard, Tracker, WandB
 
 Rows = dict[str, np.ndarray]
-Watch = Callable[[Iterable], Iterator]
 
 
 class Judge(Protocol):
@@ -97,7 +96,6 @@ class Recipe:
         explain: `(directory, mesh, state, step, rows) -> sentences` on a loss that is not finite.
         weights: says where a new state's weights come from.
         flop: the arithmetic that an image is worth in a step, for `train/mfu`; 0 leaves it out.
-        facts: more for config.json.
 
     """
 
@@ -114,7 +112,6 @@ class Recipe:
     explain: Callable[[Path, Mesh, TrainState, int, Rows], str]
     weights: str = ""
     flop: float = 0
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,18 +137,9 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
 
     """
     directory, source, optimization = run_directory(config), recipe.source, config.optimization
-    written = {
-        "maejax": __version__, "flags": safe_flags(config), "model": recipe.model, "images": source.total,
-        "classes": source.classes, **recipe.facts,
-    }  # fmt: skip
     first = jax.process_index() == 0
     console = console if first else Console(quiet=True)
-    newest = open_run(
-        directory, written, differences=run_differences(read_config(directory), written), resume=config.run.resume,
-        first=first,
-    )  # fmt: skip
-    if not everywhere(newest == share(newest) and config_path(directory).exists()):
-        raise RunError(f"the processes see different files in {directory}; --output-dir must be a folder they share")
+    newest, written = open_directory(config, recipe.model, source)
 
     mesh, sharding = make_mesh(), config.machine.sharding
     loader = recipe.loader()
@@ -203,6 +191,27 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
             if loader.lost:
                 log.say(f"{len(loader.lost)} shards were not read to the end, the first: {next(iter(loader.lost))}")
     return Trained(directory, state, done)
+
+
+def open_directory(config: Config, model: dict[str, Any], source: Source | Stream) -> tuple[int, dict[str, Any]]:
+    """Open the folder of a run, new or old: the step of its newest checkpoint, and what config.json holds.
+
+    Raises:
+        RunError: it holds another run, or the processes do not share it.
+
+    """
+    directory = run_directory(config)
+    written = {
+        "maejax": __version__, "flags": safe_flags(config), "model": model, "images": source.total,
+        "classes": source.classes,
+    }  # fmt: skip
+    newest = open_run(
+        directory, written, differences=run_differences(read_config(directory), written), resume=config.run.resume,
+        first=jax.process_index() == 0,
+    )  # fmt: skip
+    if not everywhere(newest == share(newest) and config_path(directory).exists()):
+        raise RunError(f"the processes see different files in {directory}; --output-dir must be a folder they share")
+    return newest, written
 
 
 def count_faults(loader: Input) -> dict[str, float]:
@@ -273,8 +282,15 @@ def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
         check_arrays(state.model, weights)
     except ValueError as error:
         raise ConfigError(f"--pretrained-ckpt: {error}") from None
+    return place_weights(state, weights)
+
+
+def place_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
+    """Put given arrays in the place of those of a state's model that have their names."""
 
     def place(path, old):
+        if array_name(path) not in weights:
+            return old
         new = np.asarray(weights[array_name(path)], old.dtype)
         return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
 

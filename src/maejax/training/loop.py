@@ -39,6 +39,9 @@ class Running(NamedTuple):
     control: Control
 
 
+Watch = Callable[[Iterable], Iterator]
+
+
 class Evaluate(Protocol):
     """Evaluates a state, and returns metrics for the log.
 
@@ -46,7 +49,7 @@ class Evaluate(Protocol):
     to stop or where the batches of one fail.
     """
 
-    def __call__(self, state: TrainState, step: int, watch: Callable[[Iterable], Iterator]) -> dict[str, float]: ...  # noqa: D102
+    def __call__(self, state: TrainState, step: int, watch: Watch) -> dict[str, float]: ...  # noqa: D102
 
 
 def fit(

@@ -1,0 +1,163 @@
+"""timm's augmentation policies (RandAugment, AugMix, AutoAugment, 3-Augment): its own code, with our random numbers.
+
+timm draws from Python's `random` and NumPy's global generator, which the loader's threads would share. So its module is
+loaded once more, apart from any other use of timm, and there `random` and `np.random` are generators of the thread's
+own, set for every image: no thread waits for another's, and nothing global is touched. PyTorch is not loaded either.
+"""
+
+import importlib.util
+import random
+import re
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from maejax.data.errors import DataError
+
+Size = tuple[int, int]
+Picturing = Callable[[Image.Image], Image.Image]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+POLICIES = ("v0", "v0r", "original", "originalr", "3a")
+_SECTION = re.compile(r"[a-z]+\d[\d.]*(inf)?|mstdinf")
+_TRANSFORMS = ("tweights", "t3a", "t3aw")  # timm takes any other name for the default
+_LOADING = threading.Lock()  # two copies of the module would draw from two sets of generators
+
+
+def check_policy(policy: str, channels: int = 3) -> None:
+    """Check before any long work that a policy can be had and works on images of so many channels.
+
+    Raises DataError where timm is missing, the name is none that timm knows, or the images have other than 1 or 3
+    channels.
+    """
+    if channels not in (1, 3):
+        raise DataError(f"--auto-augment {policy} changes images of 1 or 3 channels, not {channels}; set it to none")
+    name, *sections = policy.split("-")
+    # What timm does not understand in the sections it passes over.
+    known = name in (*POLICIES, "rand", "augmix") and all(
+        _SECTION.fullmatch(section) or (name == "rand" and section in _TRANSFORMS) for section in sections
+    )
+    _timm_policies()
+    try:
+        if not known:
+            raise ValueError
+        apply_policy(np.zeros((8, 8, channels), np.uint8), policy, np.random.default_rng(0))
+    except (AssertionError, ValueError, KeyError):
+        raise DataError(
+            f"--auto-augment {policy} is no policy of timm's; it is none, a name such as rand-m9-mstd0.5-inc1 or "
+            f"augmix-m3-w3, or one of {', '.join(POLICIES)}"
+        ) from None
+
+
+def apply_policy(
+    image: np.ndarray,
+    policy: str,
+    rng: np.random.Generator,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+) -> np.ndarray:
+    """Augment an image, uint8 [H, W, C], by a policy that timm names, as its `create_transform` does.
+
+    `mean`, per channel on the 0..1 scale, fills what moves into the picture; resampling is bicubic. Grey images (C = 1)
+    are augmented as colour images and made grey again. A function of the image and of `rng` alone, in any thread.
+
+    Raises DataError where timm is missing; what timm raises where it does not know the policy.
+    """
+    channels = image.shape[2]
+    picture = Image.fromarray(image if channels == 3 else np.repeat(image, 3, axis=2))
+    fill = tuple(min(255, round(255 * value)) for value in mean) * (3 // len(mean))
+    # The streams of these two classes are fixed for good; a 64-bit number each is all that ours has to give.
+    numbers = rng.integers(2**63, size=2).tolist()
+    drawn = np.random.RandomState(np.random.Philox(key=numbers[0]))
+    augmented = augmented_by(picture, policy, fill, random.Random(numbers[1]), drawn)
+    return np.asarray(augmented if channels == 3 else augmented.convert("L")).reshape(image.shape)
+
+
+def augmented_by(
+    picture: Image.Image, policy: str, fill: tuple[int, ...], python: random.Random, numpy: np.random.RandomState
+) -> Image.Image:
+    """Apply a policy with given generators in place of Python's and NumPy's global ones."""
+    module = _timm_policies()
+    transform = _transform(policy, picture.size, fill)
+    module.draws.python, module.draws.numpy = python, numpy
+    return transform(picture)
+
+
+@cache
+def _transform(policy: str, size: Size, fill: tuple[int, ...]) -> Picturing:
+    module = _timm_policies()
+    # As timm.data.create_transform with interpolation="bicubic", the authors' choice.
+    settings: dict[str, Any] = {
+        "translate_const": int(min(size) * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC
+    }  # fmt: skip
+    if policy.startswith("rand"):
+        return module.rand_augment_transform(policy, settings)
+    if policy.startswith("augmix"):
+        return module.augment_and_mix_transform(policy, settings | {"translate_pct": 0.3})
+    return module.auto_augment_transform(policy, settings)
+
+
+class _Draws(threading.local):
+    """The generators of the image that a thread works on."""
+
+    python: random.Random
+    numpy: np.random.RandomState
+
+
+class _Python:
+    """Stands for the module `random`."""
+
+    def __init__(self, draws: _Draws):
+        self._draws = draws
+
+    def __getattr__(self, name: str):
+        return getattr(self._draws.python, name)
+
+
+class _NumPy:
+    """Stands for the module `numpy`."""
+
+    def __init__(self, draws: _Draws):
+        self._draws = draws
+
+    def __getattr__(self, name: str):
+        return self._draws.numpy if name == "random" else getattr(np, name)
+
+
+class _ImageOps:
+    """Stands for the module of Pillow, whose `posterize` since 13 refuses to keep no bit, as timm's often does."""
+
+    def __getattr__(self, name: str):
+        return getattr(ImageOps, name)
+
+    @staticmethod
+    def posterize(image: Image.Image, bits: int) -> Image.Image:
+        return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+
+def _timm_policies() -> Any:
+    with _LOADING:
+        return _load()
+
+
+@cache
+def _load() -> ModuleType:
+    package = importlib.util.find_spec("timm")  # finds it, and does not import it
+    places = [] if package is None else package.submodule_search_locations or []
+    for place in places:
+        path = Path(place) / "data/auto_augment.py"
+        spec = importlib.util.spec_from_file_location("maejax_timm_auto_augment", path)
+        if path.exists() and spec is not None and spec.loader is not None:
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            draws = _Draws()
+            vars(module).update(draws=draws, random=_Python(draws), np=_NumPy(draws), ImageOps=_ImageOps())
+            return module
+    raise DataError(
+        "--auto-augment needs timm, whose policies these are: pip install 'maejax[timm]', or set it to none"
+    )

@@ -1,0 +1,319 @@
+"""Linear probing and fine-tuning (He et al. 2022, A.1): the recipes behind `--mode linear` and `--mode finetune`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from maejax.config import Config, ConfigError
+from maejax.data.augment import Transform, build_train
+from maejax.data.pipeline import Batch
+from maejax.data.shards import Source
+from maejax.data.stream import Stream
+from maejax.interop.run import abstract_model, initial_model
+from maejax.models.classifier import BATCH_NORM_EPS, Classifier
+from maejax.models.vit import normalize
+from maejax.tasks import cached_probe
+from maejax.tasks.accuracy import Accuracy
+from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
+from maejax.tasks.flags import check_run_flags, encoder_arguments, refuse_ignored
+from maejax.tasks.training import (
+    Recipe,
+    Rows,
+    describe_run,
+    faults_allowed,
+    open_directory,
+    open_sources,
+    place_weights,
+    run_directory,
+    train,
+    train_loader,
+)  # fmt: skip
+from maejax.tasks.transfer import Transferred, count_classes, match_classes, read_mapping, transfer
+from maejax.training.average import restart_average, with_average
+from maejax.training.checkpoint import Checkpoints
+from maejax.training.classification import cross_entropy, is_encoder, observe_features, probe_losses
+from maejax.training.erasing import erase
+from maejax.training.log import RunLog
+from maejax.training.mesh import first_device, local_copy, make_mesh
+from maejax.training.mixing import mix, soft_targets
+from maejax.training.optim import DECAYED, FINETUNE_DECAYED, build_optimizer, for_trained
+from maejax.training.rundir import checkpoints_path
+from maejax.training.schedule import peak_rate, warmup_cosine
+from maejax.training.state import TrainState, abstract_state, create_state, make_step
+from maejax.training.trackers import check_installed
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a run of probing or fine-tuning leaves: its directory, the model, and whether it got to the last step."""
+
+    directory: Path
+    model: Classifier
+    done: bool
+
+
+def geometry(config: Config, labels: int) -> dict[str, Any]:
+    """Collect the classifier's keyword arguments, as JSON can hold them; a probe normalises before its head."""
+    arguments = {**encoder_arguments(config), "labels": labels, "pooling": config.encoder.pooling}
+    return arguments | ({"head_norm": BATCH_NORM_EPS} if config.run.mode == "linear" else {})
+
+
+def check_flags(config: Config) -> None:
+    """Refuse flags that the mode would have to ignore, and sizes that do not fit.
+
+    Raises:
+        ConfigError: with the first flag that is wrong.
+
+    """
+    refuse_ignored(
+        config, {"image_mask_ratio": 0.0, "norm_pix_loss": False, "export_msgpack": False},
+        f"--mode {config.run.mode} masks and reconstructs nothing and would ignore it; leave it out",
+    )  # fmt: skip
+    for name in ("mixup", "cutmix", "random_erasing"):
+        if not 0 <= getattr(config.augment, name) <= (1 if name == "random_erasing" else np.inf):
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config.augment, name)} is out of range")
+    if config.run.mode == "linear":
+        refuse_ignored(
+            config,
+            {"droppath": 0.0, "dropout": 0.0, "lr_decay": 1.0, "finetune_blocks": "all", "criterion": "ce",
+             "mixup": 0.0, "cutmix": 0.0},
+            "a linear probe trains its head alone and would ignore it; leave it out, or choose --mode finetune",
+        )  # fmt: skip
+    if config.run.cache_features:
+        cached_probe.check_flags(config)
+    elif config.optimization.sweep_rates:
+        raise ConfigError("--sweep-rates are tried on --cache-features: give that too")
+    tuned_blocks(config)
+    if not 0 <= config.optimization.ema < 1:
+        raise ConfigError(f"--ema {config.optimization.ema}: give at least 0 and less than 1, such as 0.9999")
+    if not 0 <= config.augment.label_smoothing < 1:
+        raise ConfigError(f"--label-smoothing {config.augment.label_smoothing}: give at least 0 and less than 1")
+    check_run_flags(config)
+
+
+def tuned_blocks(config: Config) -> float | None:
+    """Read `--finetune-blocks`: how many of the last blocks are trained; None for all of the encoder.
+
+    Raises:
+        ConfigError: it is neither all, half nor a number of blocks.
+
+    """
+    given = config.optimization.finetune_blocks
+    if given == "all":
+        return None
+    try:
+        blocks = 0.5 if given == "half" else float(int(given))
+    except ValueError:
+        blocks = -1.0
+    if not 0 <= blocks <= config.encoder.layers:
+        raise ConfigError(
+            f"--finetune-blocks {given}: give 0 (the head alone), half (the last MLP too), a number of blocks up to "
+            f"{config.encoder.layers}, or all"
+        )
+    return None if blocks == config.encoder.layers else blocks
+
+
+def run(config: Config, console: Console) -> Classified:
+    """Probe or fine-tune: everything that can be wrong is checked before anything is compiled.
+
+    Raises:
+        ConfigError, DataError, RunError: the input is wrong.
+        TrainingError: the loss became non-finite.
+
+    """
+    check_flags(config)
+    check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
+    train_source, valid_source = open_sources(config)
+    arguments = geometry(config, count_classes(config.encoder.labels, train_source, config.data.train_dataset_shards))
+    if valid_source is not None:
+        match_classes(valid_source, train_source.classes, arguments["labels"], config.data.valid_dataset_shards)
+    try:
+        shape = abstract_model(arguments)
+    except ValueError as error:
+        raise ConfigError(f"the model's flags do not fit together: {error}") from None
+    given = Transferred({}, {}, ())
+    if config.run.pretrained_ckpt:
+        mapping = read_mapping(config.transfer.label_mapping, arguments["labels"])
+        given = transfer(config, arguments, shape, mapping)
+        arguments |= given.arguments
+    elif config.transfer.label_mapping:
+        raise ConfigError("--label-mapping re-uses the head of a --pretrained-ckpt: give one")
+    optimizer, rate, peak = build(config)
+    linear = config.run.mode == "linear"
+    draw = partial(draw_batch, config=config, arguments=arguments)
+    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed, criterion=config.augment.criterion)
+    special: dict[str, Any] = {}
+    if linear:
+        losses = probe_losses
+        prepare = partial(encode_batch, parts=config.optimization.grad_accum)
+        special = {"frozen": is_encoder, "prepare": prepare, "observe": observe_features}
+    optimization, augment = config.optimization, config.augment
+    transform = build_train(
+        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
+        policy=augment.auto_augment, policy_mean=tuple(arguments["mean"]),
+    )  # fmt: skip
+
+    def start(state: TrainState) -> TrainState:
+        return restart_average(place_weights(state, given.arrays), is_encoder if linear else None)
+
+    init = partial(initial_model, arguments, config.seeds.init_seed)
+    if config.run.cache_features:
+        return probe_cached(config, console, arguments, init, start, (train_source, valid_source), transform)
+    trained = train(config, Recipe(
+        model=arguments,
+        init=init,
+        optimizer=optimizer,
+        step=make_step(
+            losses, optimizer, rate, 1 if linear else optimization.grad_accum, draw, config.machine.on_nan,
+            config.machine.sharding, **special,
+        ),
+        start=start,
+        weights="; ".join(given.notices),
+        source=train_source,
+        loader=partial(train_loader, config, train_source, transform),
+        rows=rows_of,
+        judge=None if valid_source is None else partial(open_accuracy, config, valid_source),
+        describe=partial(describe, config, train_source, peak, arguments),
+        explain=partial(explain, train_source),
+    ), console)  # fmt: skip
+    return Classified(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
+
+
+def probe_cached(
+    config: Config, console: Console, arguments: dict[str, Any], init: Callable[[], Any],
+    start: Callable[[TrainState], TrainState], sources: tuple[Source | Stream, Source | None], transform: Transform,
+) -> Classified:  # fmt: skip
+    """Probe on features that are computed once, and leave a run as live probing does; see `cached_probe`."""
+    train_source, valid_source = sources
+    directory, steps = run_directory(config), config.optimization.training_steps
+    if train_source.total is None or valid_source is None:
+        raise ConfigError("--cache-features: shards that arrive while training have no known number; fetch them before")
+    newest, _ = open_directory(config, arguments, train_source)
+    optimizer, _, peak = build(config)
+    mesh = make_mesh()
+    with Checkpoints(checkpoints_path(directory), 1) as checkpoints, jax.set_mesh(mesh):
+        if newest:
+            console.print(f"{directory} has its probe already")
+            shape = abstract_state(init, optimizer, mesh)
+            return Classified(directory, checkpoints.restore(shape).state.model, True)  # type: ignore[arg-type]
+        state = start(create_state(init, optimizer, mesh))
+        console.print(describe(config, train_source, peak, arguments, state), highlight=False)
+        judge = open_accuracy(config, valid_source, directory, mesh, 0)
+        found = cached_probe.probe(
+            config, console, state, optimizer, train_loader(config, train_source, transform), judge, rows_of,
+            arguments["labels"], config.augment.label_smoothing, train_source.total,
+        )  # fmt: skip
+        kept = TrainState(jnp.asarray(steps, jnp.int32), found.model, optimizer.init(found.model))  # type: ignore[arg-type]
+        checkpoints.save(kept, steps)
+    scores = found.scores[found.rate]
+    with RunLog(directory, 0, steps, console) as log:
+        log.write(steps, scores)
+    cached_probe.write_sweep(directory, found)
+    for rate, each in found.scores.items():
+        best = ", the best" if rate == found.rate else ""
+        console.print(f"rate     {rate:g}: top-1 {each['val/top1']:.1f}{best}", highlight=False)
+    return Classified(directory, found.model, True)
+
+
+def build(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule, float]:
+    """Build the optimizer, its rate by step and the peak of the rate."""
+    optimization, linear = config.optimization, config.run.mode == "linear"
+    peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
+    rate = warmup_cosine(
+        peak, optimization.warmup_steps, optimization.training_steps, optimization.min_learning_rate
+    )  # fmt: skip
+    optimizer = build_optimizer(
+        optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
+        b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
+        lr_decay=optimization.lr_decay, decayed=DECAYED if linear else FINETUNE_DECAYED,
+        tuned_blocks=tuned_blocks(config),
+    )  # fmt: skip
+    if optimization.ema:
+        optimizer = with_average(optimizer, optimization.ema)
+    return (for_trained(optimizer, is_encoder) if linear else optimizer), rate, peak
+
+
+def open_accuracy(config: Config, source: Source, directory: Path, mesh: Mesh, start: int) -> Accuracy:
+    """Prepare the validation of a run that starts at a step."""
+    return Accuracy(config, source, directory, mesh, faults_allowed(config), start)
+
+
+def rows_of(batch: Batch) -> Rows:
+    """Give what of a batch the step reads; an image without a label is as if it were not there."""
+    return {
+        "images": batch.images, "labels": batch.labels, "valid": batch.valid & (batch.labels >= 0),
+        "index": batch.index,
+    }  # fmt: skip
+
+
+def draw_batch(
+    batch: dict[str, Any], step: jax.Array, *, config: Config, arguments: dict[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """Make of a global batch what is learned from: normalised images `x`, erased and mixed, and `targets` [B, labels].
+
+    A function of the batch, the seeds and the step alone; the order of timm: normalise, erase, mix.
+    """
+    augment, seeds = config.augment, config.seeds
+    targets = soft_targets(batch["labels"], arguments["labels"], augment.label_smoothing)
+    x = normalize(batch["images"], tuple(arguments["mean"]), tuple(arguments["std"]))
+    x = erase(x, step, seed=seeds.shuffle_seed, probability=augment.random_erasing)
+    x, targets = mix(
+        x, targets, batch["valid"], step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix
+    )  # fmt: skip
+    return {"x": x, "targets": targets, "valid": batch["valid"]}
+
+
+def sample_losses(model: Classifier, batch, turn, *, dropout_seed: int, criterion) -> jax.Array:
+    """Compute the loss of every sample [B]; dropout is a function of (seed, turn) alone."""
+    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), turn)
+    return cross_entropy(model(batch["x"], dropout_key), batch["targets"], criterion)
+
+
+def encode_batch(model: Classifier, batch, *, parts: int = 1):
+    """Replace the images of a batch by the features [B, D] that a frozen encoder makes of them, as in evaluation.
+
+    It goes through the batch in `parts`, one after the other; the head's BatchNorm sees all of it.
+    """
+    x = batch["x"]
+    if parts == 1:
+        features = model.features(x)
+    else:
+        # Strided, so that every part has its share of every device's rows.
+        made = jax.lax.map(model.features, x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1))
+        features = made.swapaxes(0, 1).reshape(len(x), -1)
+    return {"features": features, "targets": batch["targets"], "valid": batch["valid"]}
+
+
+def explain(
+    source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Rows
+) -> str:  # fmt: skip
+    """Say why the step after `state` gave no finite loss or gradient, and write its batch for inspection."""
+    model: Any = local_copy(state.model, mesh)
+    with first_device():
+        logits = np.asarray(model(model.normalize(rows["images"])))
+        bad = np.flatnonzero(rows["valid"] & ~np.isfinite(logits).all(axis=-1))
+        bad = bad if len(bad) else np.flatnonzero(rows["valid"])
+        where = first_bad_part(model, rows["images"][bad], jnp.asarray(rows["labels"][bad]))
+    keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
+    written = write_batch(directory / "bad" / f"{step}-{jax.process_index()}.npz", rows)
+    return f"first not finite: {where}; on {keys}; {written}"
+
+
+def describe(
+    config: Config, source: Source | Stream, peak: float, arguments: dict[str, Any], state: TrainState
+) -> str:  # fmt: skip
+    """Say in a few lines what is about to be trained, on what, where."""
+    read = "the mean of the patches" if arguments["pooling"] == "gap" else "cls"
+    head = f"head of {arguments['labels']} classes on {read}"
+    frozen = ", encoder frozen" if config.run.mode == "linear" else ""
+    encoder = f"{config.encoder.layers} x {config.encoder.dim} encoder{frozen}"
+    return describe_run(config, source, peak, state, f"{encoder}, {head}")

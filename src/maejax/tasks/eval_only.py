@@ -1,0 +1,71 @@
+"""The numbers of a classifier that is there already, whoever trained it (`maejax train --eval-only`)."""
+
+import json
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from maejax.config import Config, ConfigError
+from maejax.data.pipeline import check_readable
+from maejax.data.shards import open_source
+from maejax.interop import run as runs
+from maejax.interop.pretrained import fetch_pretrained
+from maejax.models.classifier import Classifier
+from maejax.tasks.accuracy import Accuracy
+from maejax.tasks.flags import check_run_flags
+from maejax.tasks.training import faults_allowed, run_directory
+from maejax.tasks.transfer import match_classes
+from maejax.training.mesh import make_mesh, put_same
+from maejax.training.rundir import read_config, write_json
+
+
+def run(config: Config, console: Console) -> dict[str, Any]:
+    """Score `--pretrained-ckpt` on the validation images, print the numbers and write them to evaluation.json.
+
+    The model is the file's own, but for `--image-size`, to which its positions are interpolated.
+
+    Raises:
+        ConfigError, DataError, RunError: the input is wrong.
+
+    """
+    data, path = config.data, config.run.pretrained_ckpt
+    if config.run.mode == "pretrain":
+        raise ConfigError("--eval-only scores classifiers: give --mode linear or finetune")
+    for flag, value in (("--pretrained-ckpt", path), ("--valid-dataset-shards", data.valid_dataset_shards)):
+        if not value:
+            raise ConfigError(f"--eval-only needs {flag}")
+    check_run_flags(config, training=False)
+    source = open_source(data.valid_dataset_shards, cache_dir=data.cache_dir)
+    check_readable(source, data.channels)
+    weights, said = fetch_pretrained(
+        path, config.image_shape, data.channels, data.cache_dir, config.transfer.channel_rule
+    )  # fmt: skip
+    model = runs.model_of(weights)
+    if not isinstance(model, Classifier):
+        raise ConfigError(f"--pretrained-ckpt {path} has no head; train one with --mode linear or finetune")
+    mapped = known_classes(path)
+    match_classes(source, mapped or source.classes, model.labels, data.valid_dataset_shards)
+    mesh = make_mesh()
+    judge = Accuracy(config, source, run_directory(config), mesh, faults_allowed(config))
+    console.print(f"weights  {said or path}: {weights.writer}", highlight=False)
+    console.print(f"data     {len(source):,} images, {model.labels} classes", highlight=False)
+    with jax.set_mesh(mesh):
+        scores = judge.score(jax.tree.map(lambda a: put_same(a, mesh), model))
+    result = {"checkpoint": path, "data": data.valid_dataset_shards, "images": len(source), **scores}
+    if jax.process_index() == 0:
+        directory = run_directory(config)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "evaluation.json", result)
+        console.print(json.dumps(scores), highlight=False)
+    return result
+
+
+def known_classes(path: str) -> tuple[str, ...]:
+    """Read the names of the classes that a run of this project was trained on; empty for other files."""
+    try:
+        directory, _ = runs.locate(path)
+    except ValueError:
+        return ()
+    config = read_config(directory)
+    return tuple(config["classes"]) if config else ()

@@ -1,0 +1,94 @@
+"""Mixup and cutmix of a global batch, on the devices: a new lambda and a new box at every step, as timm's `Mixup`.
+
+Rows are paired from both ends, the first with the last; they arrive in a new random order at every step.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+SWITCH = 0.5  # how often cutmix takes the place of mixup where both are on: timm's switch_prob
+
+
+class Mixture(NamedTuple):
+    """What a step keeps of an image; its partner gives the rest.
+
+    `pixels` float32 [H, W], 0..1: the weight of the image at each pixel. `target` float32 scalar, 0..1: that of its
+    targets, and the mean of `pixels`.
+    """
+
+    pixels: jax.Array
+    target: jax.Array
+
+
+def mix(
+    images: jax.Array, targets: jax.Array, valid: jax.Array, step: jax.Array, *, seed: int, mixup: float, cutmix: float
+) -> tuple[jax.Array, jax.Array]:
+    """Mix every image and its targets with those of its partner, as `draw_mixture` says; see `blend`.
+
+    A function of the global batch, `seed` and `step` alone. With `mixup` and `cutmix` 0 images and targets stay as
+    they are.
+    """
+    if not mixup and not cutmix:
+        return images, targets
+    size = images.shape[1], images.shape[2]
+    return blend(images, targets, valid, draw_mixture(step, seed=seed, size=size, mixup=mixup, cutmix=cutmix))
+
+
+def draw_mixture(step: jax.Array, *, seed: int, size: tuple[int, int], mixup: float, cutmix: float) -> Mixture:
+    """Draw how a step mixes images of `size` (H, W): by mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019).
+
+    `mixup` and `cutmix` are the alphas of lambda ~ Beta(alpha, alpha), 0 switches one of them off; where both are on,
+    each has one half of the steps. A function of (seed, step).
+    """
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 4)
+    mixed = drawn = None
+    if mixup:
+        lam = jax.random.beta(keys[0], mixup, mixup)
+        mixed = Mixture(jnp.full(size, lam), lam)
+    if cutmix:
+        lam = jax.random.beta(keys[1], cutmix, cutmix)
+        row, column = jax.random.randint(keys[2], (2,), 0, jnp.array(size))
+        drawn = cut_box(lam, row, column, size)
+    if mixed is None or drawn is None:
+        return mixed or drawn  # type: ignore[return-value]
+    cuts = jax.random.uniform(keys[3]) < SWITCH
+    return jax.tree.map(lambda cut, whole: jnp.where(cuts, cut, whole), drawn, mixed)
+
+
+def cut_box(lam: jax.Array, row: jax.Array, column: jax.Array, size: tuple[int, int]) -> Mixture:
+    """Cut a box around a pixel, of the shape of the image and 1 - `lam` of its area, out of images of `size` (H, W).
+
+    What lies beyond the border is lost, and the weight of the targets is that of the box that remains.
+    """
+    inside = [_span(lam, centre, length) for centre, length in zip((row, column), size, strict=True)]
+    pixels = 1.0 - (inside[0][:, None] & inside[1][None, :])
+    return Mixture(pixels, pixels.mean())
+
+
+def _span(lam: jax.Array, centre: jax.Array, length: int) -> jax.Array:
+    cut = (length * jnp.sqrt(1 - lam)).astype(jnp.int32)
+    at = jnp.arange(length)
+    return (at >= centre - cut // 2) & (at < centre + (cut + 1) // 2)
+
+
+def blend(images: jax.Array, targets: jax.Array, valid: jax.Array, mixture: Mixture) -> tuple[jax.Array, jax.Array]:
+    """Mix rows with their partners: images [B, H, W, C], uint8 or float, and targets [B, labels] become float32.
+
+    A row stays as it is where its partner is not `valid` [B], or it is not itself. Values keep their scale; mixing is
+    linear, so that it may come before or after normalisation.
+    """
+    pairs = (valid & valid[::-1])[:, None]
+    weight = jnp.where(pairs[..., None, None], mixture.pixels[None, :, :, None], 1.0)
+    images = images.astype(jnp.float32)
+    share = jnp.where(pairs, mixture.target, 1.0)
+    return weight * images + (1 - weight) * images[::-1], share * targets + (1 - share) * targets[::-1]
+
+
+def soft_targets(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
+    """Turn labels [B] int32 into targets [B, classes] float32 with label smoothing (Szegedy et al. 2016).
+
+    Every class has `smoothing` / `classes`, the label the rest as well; a label of -1 has no rest.
+    """
+    return (1 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes

@@ -1,0 +1,158 @@
+"""Probing and fine-tuning from the command line: what they start from, what they learn, going on, exact accuracies."""
+
+import json
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maejax.interop import files
+from maejax.tasks.accuracy import score_batch
+from maejax.training.log import read_metrics
+
+CLASSIFY = """--mixup 0 --cutmix 0 --auto-augment none --random-erasing 0 --learning-rate 0.05
+--test-crop-ratio 1""".split()
+
+
+@pytest.fixture
+def pretrained(train):
+    assert train("--name", "mae", "--training-steps", 2)[0] == 0
+    return "runs/mae"
+
+
+@pytest.fixture
+def tune(train, images):
+    """Fine-tune, or probe, on the tiny images."""
+
+    def run(mode, *args):
+        return train("--mode", mode, "--valid-dataset-shards", images, *CLASSIFY, *args)
+
+    return run
+
+
+def metrics(run, name):
+    return dict(read_metrics(Path(run) / "metrics.jsonl", name))
+
+
+def test_fine_tuning_starts_from_the_encoder_and_goes_on_bit_for_bit(tune, pretrained, maejax, images):
+    flags = ["--pretrained-ckpt", pretrained, "--ema", 0.5, "--eval-interval", 2, "--label-smoothing", 0.1]
+    code, printed = tune("finetune", "--name", "whole", *flags)
+    assert code == 0, printed
+    assert "its decoder is left out" in printed and "head of 3 classes on the mean of the patches" in printed
+    assert tune("finetune", "--name", "parts", *flags)[0] == 0
+    for step in (4, 6):
+        Path(f"runs/parts/checkpoints/{step}").rename(f"{step}.gone")
+    assert "continuing runs/parts from step 2 of 6" in tune("finetune", "--name", "parts", *flags)[1]
+    assert metrics("runs/parts", "train/loss") == metrics("runs/whole", "train/loss")
+    whole, parts = (files.read(f"runs/{name}").arrays for name in ("whole", "parts"))
+    assert all((whole[name] == parts[name]).all() for name in whole)
+
+    # What is judged and kept as best is the average of the weights.
+    best = max(metrics("runs/whole", "val/top1").items(), key=lambda item: (item[1], -item[0]))
+    code, printed = maejax(
+        "train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", "runs/whole/best", "--image-size", 16,
+        "--valid-dataset-shards", images, "--valid-batch-size", 16, "--name", "judged", "--test-crop-ratio", 1,
+    )  # fmt: skip
+    assert code == 0, printed
+    judged = json.loads(Path("runs/judged/evaluation.json").read_text())
+    assert judged["val/top1"] == pytest.approx(best[1]) and judged["val/top5"] == 100
+    assert judged["val/loss"] == pytest.approx(metrics("runs/whole", "val/loss")[best[0]], rel=1e-5)
+    for command in (["inspect", "runs/whole"], ["convert", "runs/whole", "w.safetensors"]):
+        assert maejax(*command)[0] == 0
+
+
+def test_a_probe_trains_its_head_alone_and_is_loaded_with_its_statistics(tune, pretrained, images):
+    code, printed = tune("linear", "--name", "probe", "--pretrained-ckpt", pretrained, "--learning-rate", 5)
+    assert code == 0, printed
+    before, after = files.read(pretrained).arrays, files.read("runs/probe").arrays
+    assert all((after[name] == before[name]).all() for name in after if name.startswith("encoder."))
+    assert after["head_norm.mean"].any() and (after["head_norm.var"] != 1).any() and after["head.kernel"].any()
+    with np.load(images) as file:
+        pictures, labels = file["images"], file["labels"]
+    model = files.load("runs/probe")
+    hits = np.asarray(model(model.normalize(jnp.asarray(pictures)))).argmax(1) == labels
+    assert metrics("runs/probe", "val/top1")[6] == pytest.approx(100 * hits.mean())
+
+
+def test_heads_are_taken_over_mapped_or_left_out(tune, pretrained, tmp_path):
+    # Half a block is the MLP of the last one: nothing else of the encoder moves.
+    assert tune("finetune", "--name", "first", "--pretrained-ckpt", pretrained, "--finetune-blocks", "half")[0] == 0
+    before, after = files.read(pretrained).arrays, files.read("runs/first").arrays
+    moved = {name for name in before.keys() & after.keys() if (before[name] != after[name]).any()}
+    assert moved == {f"encoder.transformer.blocks.{name}" for name in (
+        "norm2.scale", "norm2.bias", "fc1.kernel", "fc1.bias", "fc2.kernel", "fc2.bias"
+    )}  # fmt: skip
+    assert all((before[name][0] == after[name][0]).all() for name in moved)
+
+    head = after["head.kernel"]
+    still = ["--pretrained-ckpt", "runs/first", "--learning-rate", 0, "--training-steps", 1]
+    assert "its head of 3 classes is taken over" in tune("finetune", "--name", "same", *still)[1]
+    np.testing.assert_array_equal(files.read("runs/same").arrays["head.kernel"], head)
+    assert "its head of 3 classes is left out" in tune("finetune", "--name", "more", "--labels", 4, *still)[1]
+    Path("map.json").write_text("[2, -1, 0, 1]")
+    mapped = ["--labels", 4, "--label-mapping", "map.json"]
+    assert "3 of 4 classes start from its head" in tune("finetune", "--name", "mapped", *mapped, *still)[1]
+    found = files.read("runs/mapped").arrays["head.kernel"]
+    np.testing.assert_array_equal(found, np.stack([head[:, 2], 0 * head[:, 0], head[:, 0], head[:, 1]], 1))
+    # Another image size, and the cls token, whose norm only the autoencoder has.
+    larger = ["--name", "larger", "--image-size", 32, "--pooling", "cls", "--training-steps", 1]
+    assert tune("finetune", "--pretrained-ckpt", pretrained, *larger)[0] == 0
+    code, printed = tune("finetune", "--name", "cls", "--pooling", "cls", *still)
+    assert code == 2 and "has no final norm: give --pooling gap" in printed
+
+
+def test_probing_on_cached_features_gives_what_live_probing_gives(tune, pretrained):
+    flags = ["--pretrained-ckpt", pretrained, "--learning-rate", 5]
+    assert tune("linear", "--name", "live", *flags)[0] == 0
+    cached = ["--cache-features", 2, "--sweep-rates", 0.05, 5, 50]
+    code, printed = tune("linear", "--name", "cached", *cached, *flags)
+    assert code == 0, printed
+    sweep = json.loads(Path("runs/cached/sweep.json").read_text())
+    assert [row["learning_rate"] for row in sweep["rates"]] == [0.05, 5, 50]
+    assert sweep["rates"][1]["val/loss"] == pytest.approx(metrics("runs/live", "val/loss")[6], rel=1e-5)
+    assert Path("runs/cached/sweep.svg").read_text().startswith("<svg")
+    top = max(row["val/top1"] for row in sweep["rates"])
+    assert metrics("runs/cached", "val/top1") == {6: top}
+    if sweep["best"] == 5:
+        live, found = (files.read(f"runs/{name}").arrays for name in ("live", "cached"))
+        for name in ("head.kernel", "head_norm.mean", "head_norm.var"):
+            np.testing.assert_allclose(found[name], live[name], rtol=1e-4, atol=1e-6)
+    assert files.read("runs/cached").arrays["head_norm.mean"].any()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--labels", 2], "--labels 2: the training images have 3 classes"),
+        (["--finetune-blocks", 3], "--finetune-blocks 3: give 0"),
+        (["--norm-pix-loss"], "--mode finetune masks and reconstructs nothing"),
+        (["--label-mapping", "m.json"], "--label-mapping re-uses the head of a --pretrained-ckpt"),
+        (["--dim", 32, "--pretrained-ckpt", "{encoder}"], r"not the encoder that the flags describe: .*\(16, 48\)"),
+        (["--mode", "linear", "--droppath", 0.1], "a linear probe trains its head alone"),
+        (["--eval-only", "--pretrained-ckpt", "{encoder}"], "has no head; train one"),
+    ],
+)
+def test_what_does_not_fit_is_said(tune, train, flags, sentence):
+    if "{encoder}" in flags:
+        assert train("--name", "e", "--training-steps", 1)[0] == 0
+        flags = ["runs/e" if flag == "{encoder}" else flag for flag in flags]
+    code, printed = tune("finetune", *flags)
+    assert code == 2, printed
+    assert re.search(sentence, printed.replace("\n", " ")), printed
+
+
+def test_accuracies_are_exact_and_padding_does_not_count():
+    class Constant:
+        def normalize(self, images):
+            return images
+
+        def __call__(self, x):
+            return x
+
+    logits = jnp.array([[0.0, 0, 0, 0, 0, 0], [5, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [9, 0, 0, 0, 0, 0]])
+    batch = {"images": logits, "labels": jnp.array([1, 4, 5, 0]), "valid": jnp.array([True, True, True, False])}
+    sums = score_batch(Constant(), batch, "ce")
+    # All equal: class 1 comes second. Then the fifth, then the sixth of six.
+    assert [float(sums[name]) for name in ("top1", "top5", "count")] == [0, 2, 3]
