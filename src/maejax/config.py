@@ -159,7 +159,9 @@ class Encoder:
     droppath: float = 0.0
     """Stochastic depth, rising linearly from 0 to this rate over the layers."""
     grad_ckpt: bool = False
-    """Recompute every block in the backward pass instead of storing it: less memory, a third more time."""
+    """Keep of every block only what enters it, and compute the rest again in the backward pass: least memory, a third
+    more time. Without it everything is kept; with --scan-layers or --sharding fsdp, only the queries, keys and values,
+    what attention gives, what enters the MLP and its hidden layer before the GELU."""
     scan_layers: bool = False
     """Run the layers as one loop: compiles faster, runs slower."""
 
@@ -253,7 +255,8 @@ class Machine:
     process_id: int = -1
     """Which of them this is, from 0, for --coordinator."""
     sharding: Literal["replicated", "fsdp"] = "replicated"
-    """replicated: every device holds the whole model and optimizer. fsdp: each holds its part (ZeRO-3)."""
+    """replicated: every device holds the whole model and optimizer. fsdp: each holds its part (ZeRO-3), and one layer
+    at a time is whole; the layers run as with --scan-layers."""
     on_nan: Literal["stop", "skip"] = "stop"
     """What to do where the loss or gradient is not finite. stop: write the batch, name the layer and end. skip: make
     no update."""

@@ -7,11 +7,13 @@ type of the matrix products; normalisation and softmax are always float32. No `k
 import math
 import operator
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from maejax.models.patches import patchify, sincos_table, take_patches
@@ -22,7 +24,12 @@ TOKEN_STD = 0.02  # cls and mask token, authors' code
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# What `remat="named"` keeps of a block beside what enters it: the results of its matrix products, but for the attention
+# weights, which are large, and what is added at once.
+KEPT = ("qkv", "attended", "middle", "hidden")
+
 Dtype = jnp.dtype | type
+Remat = bool | Literal["named"]
 
 
 class Constant(nnx.Variable):
@@ -94,16 +101,16 @@ class Attention(nnx.Module):
         """Attend over x [B, T, D]; with `tail`, only the last `tail` tokens ask and are returned [B, tail, D]."""
         weights, v = self.weights(x, tail)
         out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
-        return self.proj(out.reshape(*out.shape[:2], x.shape[-1]))
+        return self.proj(checkpoint_name(out.reshape(*out.shape[:2], x.shape[-1]), "attended"))
 
     def weights(self, x: jax.Array, tail: int | None = None) -> tuple[jax.Array, jax.Array]:
         """Compute how much each token attends to each, float32 [B, heads, T or tail, T], and the values it reads."""
         dim = x.shape[-1]
         if tail is None:
-            q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+            q, k, v = jnp.split(checkpoint_name(self.qkv(x), "qkv"), 3, axis=-1)
         else:
-            q = some_outputs(self.qkv, x[:, -tail:], slice(dim))
-            k, v = jnp.split(some_outputs(self.qkv, x, slice(dim, None)), 2, axis=-1)
+            q = checkpoint_name(some_outputs(self.qkv, x[:, -tail:], slice(dim)), "qkv")
+            k, v = jnp.split(checkpoint_name(some_outputs(self.qkv, x, slice(dim, None)), "qkv"), 2, axis=-1)
         q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (q, k, v))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
         return jax.nn.softmax(scores), v
@@ -135,8 +142,9 @@ class Block(nnx.Module):
             return x + dropout(branch, drop_path, path_key, (x.shape[0], 1, 1))
 
         attended = dropout(self.attention(self.norm1(x), tail), self.dropout, keys[0])
-        x = add(x if tail is None else x[:, -tail:], attended, self.scale1, keys[1])
-        hidden = dropout(activation(self.gelu)(self.fc1(self.norm2(x))), self.dropout, keys[2])
+        x = checkpoint_name(add(x if tail is None else x[:, -tail:], attended, self.scale1, keys[1]), "middle")
+        hidden = activation(self.gelu)(checkpoint_name(self.fc1(self.norm2(x)), "hidden"))
+        hidden = dropout(hidden, self.dropout, keys[2])
         return add(x, dropout(self.fc2(hidden), self.dropout, keys[3]), self.scale2, keys[4])
 
 
@@ -151,17 +159,22 @@ class Transformer(nnx.Module):
     """A stack of blocks: one Block whose arrays carry a leading depth axis.
 
     Stacked arrays keep dispatch, checkpoints and sharding rules independent of the depth. `scan` chooses how the stack
-    runs: unrolled is faster on CPU and leaner on TPU up to ViT-B, a scan compiles faster. `remat` recomputes each block
-    in the backward pass instead of storing it. `droppath` rises linearly from 0 to its value over the depth.
+    runs: unrolled is faster on CPU and leaner on TPU up to ViT-B, a scan compiles faster. `droppath` rises linearly
+    from 0 to its value over the depth.
+
+    `remat` says what is kept of each block for the backward pass, where the rest is computed again: all (False), what
+    enters it and `KEPT` ("named"), or only what enters it (True). Weights that are split over devices are kept whole
+    with False alone; otherwise each layer's are gathered again.
     """
 
     def __init__(
         self, layers: int, dim: int, heads: int, *, layerscale: bool, dropout: float, droppath: float,
-        remat: bool, scan: bool, dtype: Dtype, rngs: nnx.Rngs, gelu: str = "erf",
+        remat: Remat, scan: bool, dtype: Dtype, rngs: nnx.Rngs, gelu: str = "erf",
     ):  # fmt: skip
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide a width of {dim}")
-        self.layers, self.droppath, self.remat, self.scan = layers, droppath, remat, scan
+        self.layers, self.droppath, self.scan = layers, droppath, scan
+        self.remat: Remat = remat
 
         def block(key):
             return Block(dim, heads, layerscale=layerscale, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(key), gelu=gelu)
@@ -177,7 +190,8 @@ class Transformer(nnx.Module):
             return whole(block)(x, 0.0 if rate is None else rate, key, tail)
 
         if self.remat:
-            layer = jax.checkpoint(layer, static_argnums=4)
+            policy = jax.checkpoint_policies.save_only_these_names(*KEPT) if self.remat == "named" else None
+            layer = jax.checkpoint(layer, static_argnums=4, policy=policy)
         scanned = (self.layers if tail is None else self.layers - 1) if self.scan else 0
         if scanned:
             rising = jnp.asarray(rates) if self.droppath else None
@@ -222,7 +236,7 @@ class VisionTransformer(nnx.Module):
     def __init__(
         self, *, image_size: tuple[int, int] = (224, 224), patch_size: int = 16, channels: int = 3, dim: int = 768,
         layers: int = 12, heads: int = 12, posemb: str = "sincos2d", layerscale: bool = False, dropout: float = 0.0,
-        droppath: float = 0.0, remat: bool = False, scan: bool = False, final_norm: bool = True,
+        droppath: float = 0.0, remat: Remat = False, scan: bool = False, final_norm: bool = True,
         mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD,
         dtype: Dtype = jnp.float32, gelu: str = "erf", rngs: nnx.Rngs,
     ):  # fmt: skip

@@ -15,6 +15,7 @@ from maejax.data.shards import Source
 from maejax.tasks.validation import best_so_far, valid_loader
 from maejax.training.average import as_evaluated
 from maejax.training.classification import cross_entropy
+from maejax.training.loop import Watch
 from maejax.training.mesh import put_batch
 from maejax.training.state import TrainState
 
@@ -32,17 +33,17 @@ class Accuracy:
         self.best = max(0.0, best)
         self._sums = jax.jit(partial(score_batch, criterion=config.augment.criterion))
 
-    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
+    def __call__(self, state: TrainState, step: int, watch: Watch) -> dict[str, float]:
         """Score a state, with its averaged weights where an average is kept; accuracies are in percent."""
-        scores = self.score(as_evaluated(state).model)
+        scores = self.score(as_evaluated(state).model, watch)
         if scores["val/top1"] > self.best or not self.best_step:
             self.best, self.best_step = scores["val/top1"], step
         return {**scores, "val/top1/best": self.best}
 
-    def score(self, model: Any) -> dict[str, float]:
+    def score(self, model: Any, watch: Watch = iter) -> dict[str, float]:
         """Average over all labelled images, each once: loss, and accuracies in percent."""
         totals: Counter[str] = Counter()
-        for batch in self.loader.iterate():
+        for batch in watch(self.loader.iterate()):
             rows = {"images": batch.images, "labels": batch.labels, "valid": batch.valid & (batch.labels >= 0)}
             totals.update(
                 {k: float(v) for k, v in jax.device_get(self._sums(model, put_batch(rows, self.mesh))).items()}

@@ -20,6 +20,7 @@ from maejax.data.shards import Source
 from maejax.data.stream import Stream
 from maejax.interop.run import abstract_model, initial_model
 from maejax.models.classifier import BATCH_NORM_EPS, Classifier
+from maejax.models.flops import vit_flop
 from maejax.models.vit import normalize
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
@@ -181,6 +182,7 @@ def run(config: Config, console: Console) -> Classified:
         source=train_source,
         loader=partial(train_loader, config, train_source, transform),
         rows=rows_of,
+        flop=step_flop(shape, linear),
         judge=None if valid_source is None else partial(open_accuracy, config, valid_source),
         describe=partial(describe, config, train_source, peak, arguments),
         explain=partial(explain, train_source),
@@ -306,6 +308,13 @@ def explain(
     keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
     written = write_batch(directory / "bad" / f"{step}-{jax.process_index()}.npz", rows)
     return f"first not finite: {where}; on {keys}; {written}"
+
+
+def step_flop(model: Classifier, linear: bool) -> int:
+    """Count the FLOP of one step on one image: forward, and twice that backward where the encoder is trained."""
+    encoder, patches = model.encoder, model.encoder.patches
+    embed = 2 * patches * encoder.patch_size**2 * encoder.channels * encoder.dim
+    return (1 if linear else 3) * (embed + vit_flop(1 + patches, encoder.dim, encoder.transformer.layers))
 
 
 def describe(

@@ -78,8 +78,20 @@ def encoder_arguments(config: Config) -> dict[str, Any]:
         "std": list(data.std or (IMAGENET_STD if imagenet else (0.5,) * data.channels)),
         "dim": encoder.dim, "layers": encoder.layers, "heads": encoder.heads, "posemb": encoder.posemb,
         "layerscale": encoder.layerscale, "dropout": encoder.dropout, "droppath": encoder.droppath,
-        "remat": encoder.grad_ckpt, "scan": encoder.scan_layers, "dtype": precision(config),
+        "remat": kept_of_blocks(config), "scan": looped(config), "dtype": precision(config),
     }  # fmt: skip
+
+
+def kept_of_blocks(config: Config) -> bool | str:
+    """Say what of each block is kept for the backward pass, as `Transformer` calls it: see the help of --grad-ckpt."""
+    if config.encoder.grad_ckpt:
+        return True
+    return "named" if looped(config) else False
+
+
+def looped(config: Config) -> bool:
+    """Tell whether the layers run as a loop: in one, weights that are split cannot be whole for two layers at once."""
+    return config.encoder.scan_layers or config.machine.sharding == "fsdp"
 
 
 def precision(config: Config) -> str:

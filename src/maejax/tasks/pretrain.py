@@ -17,6 +17,7 @@ from maejax.data.stream import Stream
 from maejax.interop.pretrained import load_pretrained
 from maejax.interop.run import abstract_model, initial_model
 from maejax.models import masking
+from maejax.models.flops import train_flop
 from maejax.models.mae import MaskedAutoencoder
 from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
 from maejax.tasks.flags import check_run_flags, encoder_arguments, refuse_ignored
@@ -120,6 +121,7 @@ def run(
         source=train_source,
         loader=partial(train_loader, config, train_source, transform),
         rows=lambda batch: {"images": batch.images, "valid": batch.valid, "index": batch.index},
+        flop=step_flop(abstract_model(model_arguments)),
         judge=None if valid_source is None else partial(open_validation, config, valid_source),
         describe=partial(describe, config, train_source, peak),
         explain=partial(explain, config, train_source),
@@ -171,6 +173,15 @@ def explain(
         where = first_bad_layer(model, rows["images"][bad], order[bad])
     keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
     return f"first not finite: {where}; on {keys}; {write_batch(path, {**rows, 'order': order})}"
+
+
+def step_flop(model: MaskedAutoencoder) -> int:
+    """Count the FLOP of one step on one image."""
+    encoder, decoder = model.encoder.transformer, model.decoder
+    return train_flop(
+        patches=model.patches, visible=model.visible, pixels=model.patch_size**2 * model.encoder.channels,
+        dim=model.encoder.dim, layers=encoder.layers, dec_dim=model.mask_token.shape[-1], dec_layers=decoder.layers,
+    )  # fmt: skip
 
 
 def draw_masks(batch, step: jax.Array, *, noise_seed: int, patches: int):

@@ -26,8 +26,8 @@ from maejax.tasks.flags import precision, run_differences, safe_flags, traced_st
 from maejax.training.average import as_evaluated
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import RunError
-from maejax.training.log import RunLog
-from maejax.training.loop import fit
+from maejax.training.log import RunLog, evaluated_at
+from maejax.training.loop import Watch, fit
 from maejax.training.mesh import make_mesh
 from maejax.training.processes import everywhere, share
 from maejax.training.rundir import best_path, checkpoints_path, config_path, open_run, read_config
@@ -43,8 +43,8 @@ class Judge(Protocol):
 
     best_step: int
 
-    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
-        """Compute the metrics of a state."""
+    def __call__(self, state: TrainState, step: int, watch: Watch) -> dict[str, float]:
+        """Compute the metrics of a state; `watch` is laid around the batches, see `Evaluate`."""
         ...
 
     def picture_path(self, step: int) -> Path:
@@ -95,6 +95,7 @@ class Recipe:
         describe: says in a few lines what is about to be trained.
         explain: `(directory, mesh, state, step, rows) -> sentences` on a loss that is not finite.
         weights: says where a new state's weights come from.
+        flop: the arithmetic that an image is worth in a step, for `train/mfu`; 0 leaves it out.
 
     """
 
@@ -110,6 +111,7 @@ class Recipe:
     describe: Callable[[TrainState], str]
     explain: Callable[[Path, Mesh, TrainState, int, Rows], str]
     weights: str = ""
+    flop: float = 0
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,11 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
             log.say(f"loader   {loader.footprint}")
             for problem in source.problems[:5]:
                 log.say(f"data     {problem}")
-            evaluate = None
+            evaluate, evaluated = None, True
             if recipe.judge is not None:
                 judge = recipe.judge(directory, mesh, start)
+                # A stop may have come before or in the evaluation of the step at which this run goes on.
+                evaluated = not start or bool(share(evaluated_at(directory / "metrics.jsonl", start)))
                 evaluate = partial(evaluate_and_keep_best, judge, best, log)
                 if start and judge.best_step == start:
                     best.save(as_evaluated(state), start)  # the process before may have ended between the two saves
@@ -177,6 +181,7 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
                 stop=optimization.training_steps, batch_size=config.data.train_batch_size, checkpoints=checkpoints,
                 log=log, save_interval=config.run.save_interval, save_minutes=config.run.save_minutes,
                 log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
+                evaluated=evaluated, flop=recipe.flop,
                 extra=partial(count_faults, loader), explain=partial(recipe.explain, directory, mesh), trace=trace,
                 position=loader.position, merge=merge_if_any,
             )  # fmt: skip
@@ -230,10 +235,10 @@ def merge_if_any(positions: list[Any]) -> Any:
 
 
 def evaluate_and_keep_best(
-    validation: Judge, best: Checkpoints, log: RunLog, state: TrainState, step: int
+    validation: Judge, best: Checkpoints, log: RunLog, state: TrainState, step: int, watch: Watch
 ) -> dict[str, float]:
     """Validate a state, hand on its pictures, and save it where it is the best so far."""
-    metrics = validation(state, step)
+    metrics = validation(state, step, watch)
     picture = validation.picture_path(step)
     if picture.exists():
         log.picture(step, picture)

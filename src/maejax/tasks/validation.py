@@ -17,6 +17,7 @@ from maejax.evaluate.reconstruct import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.log import read_metrics
+from maejax.training.loop import Watch
 from maejax.training.mesh import first_device, first_rows, local_copy, put_batch
 from maejax.training.processes import share
 from maejax.training.state import TrainState
@@ -50,10 +51,10 @@ class Validation:
         losses = model(model.normalize(batch["images"]), order).loss
         return jnp.sum(losses * batch["valid"]), jnp.sum(batch["valid"])
 
-    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
+    def __call__(self, state: TrainState, step: int, watch: Watch = iter) -> dict[str, float]:
         """Average the loss over all validation images, each once, and draw `images/<step>.png`."""
         total, count, first = 0.0, 0, None
-        for batch in self.loader.iterate():
+        for batch in watch(self.loader.iterate()):
             rows = {"images": batch.images, "valid": batch.valid, "index": batch.index}
             first = first_rows(rows, 2 * PICTURES, self.mesh) if first is None else first
             loss, valid = jax.device_get(self._sums(state.model, put_batch(rows, self.mesh)))
