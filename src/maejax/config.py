@@ -155,6 +155,9 @@ class Encoder:
     """Recompute every block in the backward pass instead of storing it: less memory, a third more time."""
     scan_layers: bool = False
     """Run the layers as one loop: compiles faster, runs slower."""
+    attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
+    """How attention is computed, never what: pallas, a kernel for TPU; cudnn, NVIDIA's for GPU; xla, plain products.
+    auto: pallas on TPU, else xla."""
 
 
 @dataclass(frozen=True)

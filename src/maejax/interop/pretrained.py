@@ -143,7 +143,7 @@ def load_encoder_arrays(
 
 ENCODER_ARGUMENTS = {
     "image_size", "patch_size", "channels", "mean", "std", "dim", "layers", "heads", "posemb", "layerscale", "dropout",
-    "droppath", "remat", "scan", "dtype", "gelu",
+    "droppath", "remat", "scan", "dtype", "gelu", "attention",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from maejax.models.attention import attend, attention_weights, check_form
 from maejax.models.patches import patchify, sincos_table, take_patches
 
 LAYERSCALE_INIT = 1e-4  # as in the original
@@ -83,30 +84,32 @@ def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None, shape:
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with one packed projection to queries, keys and values."""
+    """Multi-head self-attention with one packed projection to queries, keys and values; `form` as in `attend`."""
 
-    def __init__(self, dim: int, heads: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        self.heads = heads
+    def __init__(self, dim: int, heads: int, *, dtype: Dtype, rngs: nnx.Rngs, form: str = "auto"):
+        check_form(form)
+        self.heads, self.form = heads, form
         self.qkv = linear(dim, 3 * dim, dtype, rngs)
         self.proj = linear(dim, dim, dtype, rngs)
 
     def __call__(self, x: jax.Array, tail: int | None = None) -> jax.Array:
         """Attend over x [B, T, D]; with `tail`, only the last `tail` tokens ask and are returned [B, tail, D]."""
-        weights, v = self.weights(x, tail)
-        out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
-        return self.proj(out.reshape(*out.shape[:2], x.shape[-1]))
+        return self.proj(attend(*self.project(x, tail), self.heads, self.form))
 
-    def weights(self, x: jax.Array, tail: int | None = None) -> tuple[jax.Array, jax.Array]:
-        """Compute how much each token attends to each, float32 [B, heads, T or tail, T], and the values it reads."""
-        dim = x.shape[-1]
+    def project(self, x: jax.Array, tail: int | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Compute the queries of all or the last `tail` tokens of x [B, T, D], and the keys and values of all."""
         if tail is None:
             q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         else:
+            dim = x.shape[-1]
             q = some_outputs(self.qkv, x[:, -tail:], slice(dim))
             k, v = jnp.split(some_outputs(self.qkv, x, slice(dim, None)), 2, axis=-1)
-        q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (q, k, v))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-        return jax.nn.softmax(scores), v
+        return q, k, v
+
+    def weights(self, x: jax.Array) -> jax.Array:
+        """Compute how much each token of x [B, T, D] attends to each, float32 [B, heads, T, T]."""
+        q, k, _ = self.project(x)
+        return attention_weights(q, k, self.heads)
 
 
 class Block(nnx.Module):
@@ -114,12 +117,12 @@ class Block(nnx.Module):
 
     def __init__(
         self, dim: int, heads: int, *, layerscale: bool, dropout: float, dtype: Dtype, rngs: nnx.Rngs,
-        gelu: str = "erf",
+        gelu: str = "erf", attention: str = "auto",
     ):  # fmt: skip
         activation(gelu)  # refuses an unknown one
         self.dropout, self.gelu = dropout, gelu
         self.norm1 = layer_norm(dim, rngs)
-        self.attention = Attention(dim, heads, dtype=dtype, rngs=rngs)
+        self.attention = Attention(dim, heads, dtype=dtype, rngs=rngs, form=attention)
         self.norm2 = layer_norm(dim, rngs)
         self.fc1 = linear(dim, 4 * dim, dtype, rngs)
         self.fc2 = linear(4 * dim, dim, dtype, rngs)
@@ -157,14 +160,17 @@ class Transformer(nnx.Module):
 
     def __init__(
         self, layers: int, dim: int, heads: int, *, layerscale: bool, dropout: float, droppath: float,
-        remat: bool, scan: bool, dtype: Dtype, rngs: nnx.Rngs, gelu: str = "erf",
+        remat: bool, scan: bool, dtype: Dtype, rngs: nnx.Rngs, gelu: str = "erf", attention: str = "auto",
     ):  # fmt: skip
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide a width of {dim}")
         self.layers, self.droppath, self.remat, self.scan = layers, droppath, remat, scan
 
         def block(key):
-            return Block(dim, heads, layerscale=layerscale, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(key), gelu=gelu)
+            return Block(
+                dim, heads, layerscale=layerscale, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(key), gelu=gelu,
+                attention=attention,
+            )  # fmt: skip
 
         self.blocks = jax.vmap(block)(jax.random.split(rngs.params(), layers))
 
@@ -213,6 +219,7 @@ class VisionTransformer(nnx.Module):
         final_norm: whether the tokens are normalised at the end; not for a classifier with mean pooling.
         dtype: type of the matrix products, float32 or bfloat16.
         gelu: "erf" or "tanh", see `activation`.
+        attention: the form of attention, see `attend`.
 
     Raises:
         ValueError: a size does not fit: patch and image, heads and width, mean and channels.
@@ -224,7 +231,7 @@ class VisionTransformer(nnx.Module):
         layers: int = 12, heads: int = 12, posemb: str = "sincos2d", layerscale: bool = False, dropout: float = 0.0,
         droppath: float = 0.0, remat: bool = False, scan: bool = False, final_norm: bool = True,
         mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD,
-        dtype: Dtype = jnp.float32, gelu: str = "erf", rngs: nnx.Rngs,
+        dtype: Dtype = jnp.float32, gelu: str = "erf", attention: str = "auto", rngs: nnx.Rngs,
     ):  # fmt: skip
         height, width = image_size
         if height % patch_size or width % patch_size:
@@ -239,7 +246,7 @@ class VisionTransformer(nnx.Module):
         self.positions = positions(posemb, self.grid, dim, rngs)
         self.transformer = Transformer(
             layers, dim, heads, layerscale=layerscale, dropout=dropout, droppath=droppath, remat=remat, scan=scan,
-            dtype=dtype, rngs=rngs, gelu=gelu,
+            dtype=dtype, rngs=rngs, gelu=gelu, attention=attention,
         )  # fmt: skip
         self.norm = layer_norm(dim, rngs) if final_norm else None
 
@@ -309,7 +316,7 @@ class VisionTransformer(nnx.Module):
         for i in range(number):
             x = self.transformer.block(i)(x)
         block = self.transformer.block(number)
-        return block.attention.weights(block.norm1(x))[0]
+        return block.attention.weights(block.norm1(x))
 
     def layer_number(self, layer: int) -> int:
         """Count a layer from the front: -1 is the last."""

@@ -69,6 +69,7 @@ def encoder_arguments(config: Config) -> dict[str, Any]:
         "dim": encoder.dim, "layers": encoder.layers, "heads": encoder.heads, "posemb": encoder.posemb,
         "layerscale": encoder.layerscale, "dropout": encoder.dropout, "droppath": encoder.droppath,
         "remat": encoder.grad_ckpt, "scan": encoder.scan_layers, "dtype": precision(config),
+        "attention": encoder.attention,
     }  # fmt: skip
 
 
