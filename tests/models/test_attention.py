@@ -14,6 +14,9 @@ from maejax.models.attention import attend, chosen_form
 from maejax.models.attention_kernel import attend_on_chip
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.vit import VisionTransformer
+from maejax.training.mesh import split
+from maejax.training.optim import build_optimizer
+from maejax.training.state import abstract_state, make_step
 
 
 def described(platform, devices=1):
@@ -129,12 +132,40 @@ def test_the_kernel_lowers_for_tpu():
     assert "@tpu_custom_call" not in lowered("tpu", "xla", 8)
 
 
-def test_cudnn_attention_lowers_for_gpu(monkeypatch):
-    pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")  # JAX asks for cuDNN's version before it lowers
+@pytest.fixture
+def cudnn(monkeypatch):
+    """Let JAX lower for NVIDIA's library without it: it asks for the version first."""
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+
+
+def test_cudnn_attention_lowers_for_gpu_odd_tokens_too(cudnn):
     text = lowered("gpu", "cudnn", 8)
     assert "@__cudnn$fmhaSoftmax(" in text and "@__cudnn$fmhaSoftmaxBackward(" in text
     assert "stablehlo.exponential" not in text and "cudnn" not in lowered("gpu", "xla", 8)
+
+
+def test_a_training_step_over_four_gpus_lowers_with_cudnn_attention(cudnn, monkeypatch):
+    monkeypatch.setattr(attention, "platform_ahead", lambda: "gpu")
+
+    def build():
+        return MaskedAutoencoder(
+            image_size=(16, 16), patch_size=4, dim=64, layers=1, heads=2, dec_dim=64, dec_layers=1, dec_heads=4,
+            dtype=jnp.bfloat16, attention="cudnn", rngs=nnx.Rngs(0),
+        )  # fmt: skip
+
+    def losses(model, batch, turn):
+        return model(model.normalize(batch["images"]), masking.random(jax.random.key(0), 8, 16)).loss
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    shapes = {"images": ((8, 16, 16, 3), jnp.uint8), "valid": ((8,), jnp.bool)}
+    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=split(mesh)) for name, shape in shapes.items()}
+    optimizer = build_optimizer("adamw", lambda step: 1e-3, weight_decay=0.1)
+    with jax.set_mesh(mesh):
+        step = make_step(losses, optimizer, lambda step: 1e-3, sharding="fsdp")
+        traced = step.trace(abstract_state(build, optimizer, mesh, "fsdp"), batch)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    for call in ("@__cudnn$fmhaSoftmax(", "@__cudnn$fmhaSoftmaxBackward("):
+        assert text.count(call) == 2, call
 
 
 def test_an_encoder_for_any_batch_has_no_kernel():
