@@ -1,6 +1,6 @@
 """How fast a training step is on CPU beside the authors' PyTorch step (`step_peer.py`), as ratios of one run.
 
-    python benchmarks/step.py [--workload vit-b|demo] [--rounds 5] [--steps 1] [--cores 1] [--sides jax-float32 ...]
+    python benchmarks/step.py [--workload vit-b|vit-b-quarter|demo] [--rounds 5] [--steps 1] [--cores 1] [--sides jax-float32 ...]
 
 Every side is a process of its own that holds its model; they step in turn, in an order that changes every round, so
 that what else the machine does meets them alike. A round gives each side's wall and CPU time; printed are its ratios to
@@ -21,6 +21,12 @@ WORKLOADS = {
     "vit-b": (
         {"image_size": (224, 224), "patch_size": 16, "dim": 768, "layers": 12, "heads": 12}
         | {"dec_dim": 512, "dec_layers": 8, "dec_heads": 16},
+        8,
+    ),
+    # A quarter of its layers: what a busy machine can still time.
+    "vit-b-quarter": (
+        {"image_size": (224, 224), "patch_size": 16, "dim": 768, "layers": 3, "heads": 12}
+        | {"dec_dim": 512, "dec_layers": 2, "dec_heads": 16},
         8,
     ),
     "demo": (

@@ -38,20 +38,52 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, form: str = "au
         return on_every_device(functools.partial(attend_on_chip, heads=heads))(q, k, v)
     if chosen == "cudnn":
         return on_every_device(functools.partial(attend_by_cudnn, heads=heads))(q, k, v)
-    weights = attention_weights(q, k, heads).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, by_head(v, heads)).reshape(q.shape)
-
-
-def attention_weights(q: jax.Array, k: jax.Array, heads: int) -> jax.Array:
-    """Compute how much each query q [B, Q, D] attends to each key k [B, T, D]: float32 [B, heads, Q, T], sums 1."""
-    q, k = by_head(q, heads), by_head(k, heads)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(scores)
+    return attend_by_products(by_head(q, heads), by_head(k, heads), by_head(v, heads)).reshape(q.shape)
 
 
 def by_head(x: jax.Array, heads: int) -> jax.Array:
     """Split the width of x [B, T, D] into heads: [B, T, heads, D / heads]."""
     return x.reshape(*x.shape[:2], heads, -1)
+
+
+def attention_weights(q: jax.Array, k: jax.Array, heads: int) -> jax.Array:
+    """Compute how much each query q [B, Q, D] attends to each key k [B, T, D]: float32 [B, heads, Q, T], sums 1."""
+    return jax.nn.softmax(_scores(by_head(q, heads), by_head(k, heads)))
+
+
+@jax.custom_vjp
+def attend_by_products(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attend as `attend` does, on heads apart: q [B, Q, heads, D / heads], k and v [B, T, heads, D / heads].
+
+    Written out since autodiff multiplies float32 by half precision in the backward pass, which is slow everywhere.
+    """
+    return _products_forward(q, k, v)[0]
+
+
+def _products_forward(q, k, v):
+    p = jax.nn.softmax(_scores(q, k)).astype(v.dtype)
+    return _sum("bhqk,bkhd->bqhd", p, v).astype(v.dtype), (q, k, v, p)
+
+
+def _products_backward(kept, g):
+    q, k, v, p = kept
+    scale = q.shape[-1] ** -0.5
+    dp = _sum("bqhd,bkhd->bhqk", g, v)
+    ds = (p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))).astype(q.dtype)
+    dq, dk = _sum("bhqk,bkhd->bqhd", ds, k) * scale, _sum("bhqk,bqhd->bkhd", ds, q * scale)
+    return dq.astype(q.dtype), dk.astype(k.dtype), _sum("bhqk,bqhd->bkhd", p, g).astype(v.dtype)
+
+
+attend_by_products.defvjp(_products_forward, _products_backward)
+
+
+def _scores(q, k):
+    return _sum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
+
+
+def _sum(axes, a, b):
+    """Multiply in the type of the operands, sum in float32."""
+    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
 
 
 def attend_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
