@@ -1,6 +1,6 @@
 """How fast a training step is on CPU beside the authors' PyTorch step (`step_peer.py`), as ratios of one run.
 
-    python benchmarks/step.py [--workload vit-b|vit-b-quarter|demo] [--rounds 5] [--steps 1] [--cores 1] [--sides jax-float32 ...]
+    python benchmarks/step.py [--workload vit-b|vit-b-quarter|demo] [--rounds 5] [--steps 1] [--cores 1] [--sides ...]
 
 Every side is a process of its own that holds its model; they step in turn, in an order that changes every round, so
 that what else the machine does meets them alike. A round gives each side's wall and CPU time; printed are its ratios to

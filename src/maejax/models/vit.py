@@ -31,40 +31,40 @@ class Constant(nnx.Variable):
 
 
 @jax.custom_vjp
-def matmul(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """Multiply x [B, T, D] by float32 weights [D, E] in x's type, sums in float32: [B, T, E] of x's type.
+def affine(x: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
+    """Compute x [B, T, D] times weights [D, E] plus bias [E], both float32, in x's type: [B, T, E] of x's type.
 
-    The gradient is as exact: products in x's type, sums in float32, and that of the weights stays float32 from the
-    samples to the optimizer, across devices too. Written out since autodiff would round it, and since XLA multiplies in
-    half precision on CPU only where the sums are asked for in single: twice as fast.
+    Products are of x's type, sums are float32, and so it is with the gradient: that of weights and bias stays float32
+    from the samples to the optimizer, across devices too. Written out since autodiff would round it, and since XLA on
+    CPU multiplies in half precision only where the sums are asked for in single: twice as fast.
     """
-    return _matmul("btd,de->bte", x, weights.astype(x.dtype)).astype(x.dtype)
+    return (_product("btd,de->bte", x, weights.astype(x.dtype)) + bias.reshape(1, 1, -1)).astype(x.dtype)
 
 
-def _matmul(axes, a, b):
+def _product(axes, a, b):
     return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
 
 
-def _matmul_forward(x, weights):
-    return matmul(x, weights), (x, weights)
+def _affine_forward(x, weights, bias):
+    return affine(x, weights, bias), (x, weights)
 
 
-def _matmul_backward(kept, g):
+def _affine_backward(kept, g):
     x, weights = kept
-    return _matmul("bte,de->btd", g, weights.astype(x.dtype)).astype(x.dtype), _matmul("btd,bte->de", x, g)
+    dx = _product("bte,de->btd", g, weights.astype(x.dtype)).astype(x.dtype)
+    return dx, _product("btd,bte->de", x, g), jnp.sum(g, axis=(0, 1), dtype=jnp.float32)
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+affine.defvjp(_affine_forward, _affine_backward)
 
 
 class Linear(nnx.Linear):
-    """A linear layer with float32 weights, computed in `dtype` by `matmul`."""
+    """A linear layer with float32 weights, computed in `dtype` by `affine`."""
 
     def __call__(self, x: jax.Array, outputs: slice = slice(None)) -> jax.Array:
         """Map x [B, T, D] to [B, T, E], or to some of its `outputs` and no others."""
         weights, bias = self.kernel[...][:, outputs], self.bias[...][outputs]  # pyright: ignore[reportOptionalSubscript]
-        y = matmul(x.astype(self.dtype), weights)
-        return y + bias.reshape(1, 1, -1).astype(y.dtype)
+        return affine(x.astype(self.dtype), weights, bias)
 
 
 def linear(inputs: int, outputs: int, dtype: Dtype, rngs: nnx.Rngs) -> Linear:
