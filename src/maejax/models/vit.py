@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from maejax.models.attention import attend, attention_weights, check_form
@@ -22,6 +23,9 @@ TOKEN_STD = 0.02  # cls and mask token, authors' code
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# What a scanned layer keeps for its backward pass, which makes the rest of it anew: the outputs of its matrix products.
+KEPT = ("query", "key", "value", "attended", "between", "hidden")
 
 Dtype = jnp.dtype | type
 
@@ -125,7 +129,8 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, tail: int | None = None) -> jax.Array:
         """Attend over x [B, T, D]; with `tail`, only the last `tail` tokens ask and are returned [B, tail, D]."""
-        return self.proj(attend(*self.project(x, tail), self.heads, self.form))
+        q, k, v = map(checkpoint_name, self.project(x, tail), ("query", "key", "value"))
+        return self.proj(checkpoint_name(attend(q, k, v, self.heads, self.form), "attended"))
 
     def project(self, x: jax.Array, tail: int | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Compute the queries of all or the last `tail` tokens of x [B, T, D], and the keys and values of all."""
@@ -169,8 +174,9 @@ class Block(nnx.Module):
             return x + dropout(branch, drop_path, path_key, (x.shape[0], 1, 1))
 
         attended = dropout(self.attention(self.norm1(x), tail), self.dropout, keys[0])
-        x = add(x if tail is None else x[:, -tail:], attended, self.scale1, keys[1])
-        hidden = dropout(activation(self.gelu)(self.fc1(self.norm2(x))), self.dropout, keys[2])
+        x = checkpoint_name(add(x if tail is None else x[:, -tail:], attended, self.scale1, keys[1]), "between")
+        hidden = checkpoint_name(self.fc1(self.norm2(x)), "hidden")
+        hidden = dropout(activation(self.gelu)(hidden), self.dropout, keys[2])
         return add(x, dropout(self.fc2(hidden), self.dropout, keys[3]), self.scale2, keys[4])
 
 
@@ -185,8 +191,9 @@ class Transformer(nnx.Module):
     """A stack of blocks: one Block whose arrays carry a leading depth axis.
 
     Stacked arrays keep dispatch, checkpoints and sharding rules independent of the depth. `scan` chooses how the stack
-    runs: unrolled is faster on CPU and leaner on TPU up to ViT-B, a scan compiles faster. `remat` recomputes each block
-    in the backward pass instead of storing it. `droppath` rises linearly from 0 to its value over the depth.
+    runs: unrolled is faster on CPU and leaner on TPU up to ViT-B, a scan compiles faster and keeps of each block only
+    what `KEPT` names. `remat` recomputes each block in the backward pass instead of storing any of it. `droppath` rises
+    linearly from 0 to its value over the depth.
     """
 
     def __init__(
@@ -213,8 +220,9 @@ class Transformer(nnx.Module):
         def layer(x, block, rate, key, tail):
             return whole(block)(x, 0.0 if rate is None else rate, key, tail)
 
-        if self.remat:
-            layer = jax.checkpoint(layer, static_argnums=4)
+        if self.remat or self.scan:
+            policy = None if self.remat else jax.checkpoint_policies.save_only_these_names(*KEPT)
+            layer = jax.checkpoint(layer, static_argnums=4, policy=policy, prevent_cse=not self.scan)
         scanned = (self.layers if tail is None else self.layers - 1) if self.scan else 0
         if scanned:
             rising = jnp.asarray(rates) if self.droppath else None
