@@ -164,6 +164,9 @@ class Encoder:
     what attention gives, what enters the MLP and its hidden layer before the GELU."""
     scan_layers: bool = False
     """Run the layers as one loop: compiles faster, runs slower."""
+    attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
+    """How attention is computed, never what: pallas, a kernel for TPU; cudnn, NVIDIA's for GPU; xla, plain products.
+    auto: pallas on TPU, else xla."""
 
 
 @dataclass(frozen=True)

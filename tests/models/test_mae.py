@@ -108,6 +108,14 @@ def test_scan_and_remat_change_nothing(changes):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_a_scan_keeps_no_scores():
+    model = jax.eval_shape(lambda: tiny(scan=True, layers=3))
+    x, order = jax.ShapeDtypeStruct((5, 16, 24, 3), jnp.float32), jax.ShapeDtypeStruct((5, 24), jnp.int32)
+    text = str(jax.make_jaxpr(jax.grad(mean_loss))(model, x, order))
+    assert "f32[3,5,7,16]" in text  # the queries of all layers, cls and 6 patches
+    assert "f32[3,5,2,7,7]" not in text and "f32[5,2,7,7]" in text  # their scores, and those of one layer at a time
+
+
 def test_only_masked_patches_are_scored_and_visible_ones_are_seen():
     model = tiny()
     x = jax.random.normal(jax.random.key(1), (1, 16, 24, 3))

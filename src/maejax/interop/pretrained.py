@@ -155,7 +155,7 @@ def fit(
 
 ENCODER_ARGUMENTS = {
     "image_size", "patch_size", "channels", "mean", "std", "dim", "layers", "heads", "posemb", "layerscale", "dropout",
-    "droppath", "remat", "scan", "dtype", "gelu",
+    "droppath", "remat", "scan", "dtype", "gelu", "attention",
 }  # fmt: skip
 
 

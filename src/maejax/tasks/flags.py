@@ -79,6 +79,7 @@ def encoder_arguments(config: Config) -> dict[str, Any]:
         "dim": encoder.dim, "layers": encoder.layers, "heads": encoder.heads, "posemb": encoder.posemb,
         "layerscale": encoder.layerscale, "dropout": encoder.dropout, "droppath": encoder.droppath,
         "remat": kept_of_blocks(config), "scan": looped(config), "dtype": precision(config),
+        "attention": encoder.attention,
     }  # fmt: skip
 
 
