@@ -129,7 +129,10 @@ def test_probing_on_cached_features_gives_what_live_probing_gives(tune, pretrain
         (["--finetune-blocks", 3], "--finetune-blocks 3: give 0"),
         (["--norm-pix-loss"], "--mode finetune masks and reconstructs nothing"),
         (["--label-mapping", "m.json"], "--label-mapping re-uses the head of a --pretrained-ckpt"),
-        (["--dim", 32, "--pretrained-ckpt", "{encoder}"], r"not the encoder that the flags describe: .*\(16, 48\)"),
+        (
+            ["--dim", 32, "--pretrained-ckpt", "{encoder}"],
+            r"not the encoder that the flags describe: .*embed.kernel is \(48, 16\)",
+        ),
         (["--mode", "linear", "--droppath", 0.1], "a linear probe trains its head alone"),
         (["--eval-only", "--pretrained-ckpt", "{encoder}"], "has no head; train one"),
     ],

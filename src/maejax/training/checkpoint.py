@@ -4,6 +4,7 @@
 
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from maejax.training.state import TrainState
 _log = logging.getLogger("maejax.training")
 
 PATIENCE = 300  # seconds that processes wait for each other in a save; one of them may have failed
+TRIES = 40  # to remove what a save left behind
 COMPRESSED = 0.9  # of the size of a state is what its checkpoint takes at the least
 
 
@@ -187,7 +189,11 @@ class Checkpoints:
         if jax.process_index() == 0 and self.directory.is_dir():
             for pattern in ("*.orbax-checkpoint-tmp", "*.deleting"):  # of saves and deletions that were cut off
                 for path in self.directory.glob(pattern):
-                    shutil.rmtree(path, ignore_errors=True)
+                    for _ in range(TRIES):  # a thread of a save that failed may still be writing there
+                        shutil.rmtree(path, ignore_errors=True)
+                        if not path.exists():
+                            break
+                        time.sleep(0.05)
 
 
 def parts_of(state: TrainState) -> dict[str, dict[str, Any]]:
