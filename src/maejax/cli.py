@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 
-from maejax.config import MODES, Config, ConfigError, Encoder, recipe
+from maejax.config import MODES, Config, ConfigError, Encoder, flags, recipe
 from maejax.data.errors import DataError
 from maejax.training.errors import RunError, TrainingError
 
@@ -26,13 +26,21 @@ def train_command(mode: str) -> Callable[..., int]:
     defaults = recipe(mode)
 
     def train(config: Config = defaults) -> int:
+        if config.run.print_config:
+            print_json(flags(config))
+            return DONE
         prepare_devices()
         console = Console(quiet=not join_processes(config))
-        if config.run.mode != "pretrain":
-            raise ConfigError(f"--mode {config.run.mode} is not built yet; --mode pretrain is")
-        from maejax.tasks import pretrain
+        if config.run.mode == "pretrain":
+            from maejax.tasks import pretrain as task
+        else:
+            from maejax.tasks import classify as task
+        if config.run.eval_only and config.run.mode != "pretrain":
+            from maejax.tasks import eval_only
 
-        result = pretrain.run(config, console)
+            eval_only.run(config, console)
+            return DONE
+        result = task.run(config, console)
         return DONE if result.done else stopped(console, result.directory)
 
     train.__doc__ = Config.__doc__

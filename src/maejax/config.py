@@ -53,6 +53,11 @@ class Run:
     pretrained_ckpt: str = ""
     """Weights to start from: run directory or checkpoint, .safetensors, .msgpack, .pth, a Hugging Face directory, or
     the address of a file, such as hf://OWNER/NAME/FILE. Strict; positions are interpolated to --image-size."""
+    eval_only: bool = False
+    """With --mode linear or finetune: train nothing, print top-1, top-5 and loss of the classifier --pretrained-ckpt on
+    --valid-dataset-shards, and write them to OUTPUT_DIR/NAME/evaluation.json."""
+    print_config: bool = False
+    """Print the resolved flags as JSON and do nothing else."""
     export_msgpack: bool = False
     """At the end, also write OUTPUT_DIR/NAME/NAME-last.msgpack and NAME-best.msgpack, in the original's layout."""
     ipaddr: str = ""
@@ -207,6 +212,9 @@ class Optimization:
     """Steps over which the learning rate rises from 0 to its peak."""
     training_steps: int = 200_000
     """Steps in all; the learning rate falls to 0 along a cosine."""
+    ema: float = 0.0
+    """With --mode linear or finetune: decay of a running average of the weights, such as .9999, which is then what is
+    validated and kept as the best; 0 switches it off."""
 
 
 @dataclass(frozen=True)
@@ -246,10 +254,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Transfer of a pre-trained classification head."""
+    """What is taken from the pre-trained classifier, and what of it is trained."""
 
     label_mapping: str = ""
     """JSON file: for every new class the index of the old one, -1 for none; re-uses the pre-trained head's rows."""
+    finetune_blocks: str = "all"
+    """Partial fine-tuning: how many of the last blocks are trained beside the head: 0, .5 (the last MLP), 1, 2, ... or
+    all."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Our own layout: a run directory, or one of its checkpoints, and models from what they hold."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from maejax.training.errors import RunError
 from maejax.training.rundir import best_path, checkpoints_path, read_config
 
 
-def initial_model(arguments: dict[str, Any], seed: int = 0) -> Any:
+def initial_model(arguments: dict[str, Any], seed: int = 0, *, folded: bool = True) -> Any:
     """Build a freshly initialised model from the keyword arguments that config.json holds.
 
-    A `MaskedAutoencoder` where they speak of a decoder, a `Classifier` where of labels, else a `VisionTransformer`.
+    A `MaskedAutoencoder` where they speak of a decoder, a `Classifier` where of labels, else a `VisionTransformer`. A
+    probe's BatchNorm is left out, for `model_of` folds it into the head; to train one, `folded` is False.
     """
     sized = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     sized |= {"dtype": jnp.dtype(arguments["dtype"])}
-    sized.pop("head_norm", None)  # folded into the head, see `model_of`
+    if folded:
+        sized.pop("head_norm", None)
     model = {"mae": MaskedAutoencoder, "classifier": Classifier, "encoder": VisionTransformer}[kind_of(arguments)]
     return model(**sized, rngs=nnx.Rngs(seed))
 
@@ -62,22 +65,34 @@ def model_of(weights: Weights) -> Any:
         WeightsError: the arrays are not those of such a model, or a probe has no statistics.
 
     """
-    arrays = dict(weights.arrays)
-    if "head_norm" in weights.arguments:
-        if "head_norm.mean" not in arrays:
-            raise WeightsError("the file lacks its BatchNorm's statistics, so its head cannot be used; its encoder can")
-        norm = {name: arrays.pop(name).astype(np.float64) for name in [n for n in arrays if n.startswith("head_norm.")]}
-        scale = norm.get("head_norm.scale", 1.0) / np.sqrt(norm["head_norm.var"] + weights.arguments["head_norm"])
-        shift = norm.get("head_norm.bias", 0.0) - norm["head_norm.mean"] * scale
-        kernel = arrays["head.kernel"].astype(np.float64)
-        arrays["head.bias"] = (arrays["head.bias"] + shift @ kernel).astype(np.float32)
-        arrays["head.kernel"] = (scale[:, None] * kernel).astype(np.float32)
+    arrays = fold_head_norm(weights.arrays, weights.arguments)
     if weights.kind == "encoder":
         arrays = {name.removeprefix("encoder."): array for name, array in arrays.items()}
     try:
         return with_arrays(abstract_model(weights.arguments), arrays)
     except ValueError as error:
         raise WeightsError(str(error)) from None
+
+
+def fold_head_norm(given: Mapping[str, np.ndarray], arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Fold a probe's BatchNorm, where there is one, into its linear layer.
+
+    Raises:
+        WeightsError: it has no statistics.
+
+    """
+    arrays = dict(given)
+    if "head_norm" not in arguments:
+        return arrays
+    if "head_norm.mean" not in arrays:
+        raise WeightsError("the file lacks its BatchNorm's statistics, so its head cannot be used; its encoder can")
+    norm = {name: arrays.pop(name).astype(np.float64) for name in [n for n in arrays if n.startswith("head_norm.")]}
+    scale = norm.get("head_norm.scale", 1.0) / np.sqrt(norm["head_norm.var"] + arguments["head_norm"])
+    shift = norm.get("head_norm.bias", 0.0) - norm["head_norm.mean"] * scale
+    kernel = arrays["head.kernel"].astype(np.float64)
+    arrays["head.bias"] = (arrays["head.bias"] + shift @ kernel).astype(np.float32)
+    arrays["head.kernel"] = (scale[:, None] * kernel).astype(np.float32)
+    return arrays
 
 
 def locate(path: str | Path) -> tuple[Path, Path]:

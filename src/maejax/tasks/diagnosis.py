@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maejax.models.arrays import named_arrays
+from maejax.models.classifier import Classifier
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.vit import Transformer
 
@@ -53,11 +54,23 @@ def finite(array: jax.Array) -> bool:
     return bool(jnp.isfinite(array).all())
 
 
-def write_batch(path: Path, rows: dict[str, np.ndarray], order: np.ndarray) -> str:
-    """Write a batch with its masks as .npz for inspection, and say where; or why not."""
+def first_bad_part(model: Classifier, images: np.ndarray) -> str:
+    """Name the first part of a classifier that is not finite on images uint8 [B, H, W, C]; as `first_bad_layer`."""
+    wrong = [name for name, array in named_arrays(model).items() if not finite(array)]
+    if wrong:
+        return f"the parameter {wrong[0]}"
+    x = model.normalize(jnp.asarray(images))
+    for stack, encoder in cut(model.encoder, "transformer"):
+        if not finite(encoder(x)):
+            return f"encoder.transformer.blocks[{stack - 1}]" if stack else "encoder.embed"
+    return "the loss or a gradient" if finite(model(x)) else "the head"
+
+
+def write_batch(path: Path, rows: dict[str, np.ndarray]) -> str:
+    """Write a batch as .npz for inspection, and say where; or why not."""
     try:
         path.parent.mkdir(exist_ok=True)
-        np.savez(path, **rows, order=order)  # pyright: ignore[reportArgumentType]
+        np.savez(path, **rows)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         return f"the batch was not written ({error.strerror})"
     return f"the batch is in {path}"

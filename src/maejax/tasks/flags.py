@@ -18,7 +18,8 @@ MAY_CHANGE = {
     "on_bad_data", "max_bad_images", "max_lost_shards",
     "wandb", "tensorboard", "profile", "export_msgpack",
 }  # fmt: skip
-UNWRITTEN = {"ipaddr", "coordinator", "num_processes", "process_id"}  # of this process and its machine, not of the run
+# Of this process and its machine, not of the run.
+UNWRITTEN = {"eval_only", "print_config", "ipaddr", "coordinator", "num_processes", "process_id"}
 
 
 def check_run_flags(config: Config) -> None:

@@ -23,6 +23,7 @@ from maejax.tasks.flags import check_run_flags, encoder_arguments, refuse_ignore
 from maejax.tasks.training import (
     Recipe,
     Rows,
+    configured_optimizer,
     describe_run,
     faults_allowed,
     open_sources,
@@ -33,7 +34,6 @@ from maejax.tasks.training import (
 from maejax.tasks.validation import Validation
 from maejax.tasks.weights import export_original
 from maejax.training.mesh import first_device, local_copy
-from maejax.training.optim import build_optimizer
 from maejax.training.schedule import peak_rate, warmup_cosine
 from maejax.training.state import TrainState, make_step
 from maejax.training.trackers import check_installed
@@ -67,7 +67,7 @@ def check_flags(config: Config) -> None:
     """
     ignored = {
         "mixup": 0, "cutmix": 0, "criterion": "ce", "label_smoothing": 0, "pooling": "cls", "label_mapping": "",
-        "random_erasing": 0,
+        "random_erasing": 0, "eval_only": False, "ema": 0, "finetune_blocks": "all",
     }  # fmt: skip
     if config.encoder.labels > 0:
         ignored["labels"] = 0
@@ -103,11 +103,7 @@ def run(
     optimization, sharding = config.optimization, config.machine.sharding
     peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
     rate = warmup_cosine(peak, optimization.warmup_steps, optimization.training_steps)
-    optimizer = build_optimizer(
-        optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
-        b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
-        lr_decay=optimization.lr_decay,
-    )  # fmt: skip
+    optimizer = configured_optimizer(config, rate)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
     draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
     augment = config.augment
@@ -155,7 +151,8 @@ def explain(
         bad = bad if len(bad) else np.flatnonzero(rows["valid"])
         where = first_bad_layer(model, rows["images"][bad], order[bad])
     keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
-    return f"first not finite: {where}; on {keys}; {write_batch(path, rows, order)}"
+    written = write_batch(path, {**rows, "order": order})
+    return f"first not finite: {where}; on {keys}; {written}"
 
 
 def draw_masks(batch, step: jax.Array, *, noise_seed: int, patches: int):

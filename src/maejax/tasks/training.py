@@ -1,7 +1,7 @@
 """What every task does around the loop: open the data, the run and its checkpoints, start or go on, tell, clean up."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,14 +21,15 @@ from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Batch, Loader, check_readable
 from maejax.data.shards import Source, open_source, open_stream
 from maejax.data.stream import Stream
-from maejax.models.arrays import array_name, check_arrays
+from maejax.models.arrays import array_name, check_arrays, named_arrays
 from maejax.tasks.flags import precision, run_differences, safe_flags, traced_steps
-from maejax.training.average import as_evaluated
+from maejax.training.average import as_evaluated, restart_average
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import RunError
 from maejax.training.log import RunLog
 from maejax.training.loop import fit
 from maejax.training.mesh import make_mesh
+from maejax.training.optim import build_optimizer
 from maejax.training.processes import everywhere, share
 from maejax.training.rundir import best_path, checkpoints_path, config_path, open_run, read_config
 from maejax.training.state import TrainState, abstract_state, create_state
@@ -243,6 +244,15 @@ def open_sources(config: Config) -> tuple[Source | Stream, Source | None]:
     return train, valid
 
 
+def configured_optimizer(config: Config, rate: optax.Schedule, **more: Any) -> optax.GradientTransformation:
+    """Build the optimizer that the flags ask for; `more` goes to `build_optimizer`."""
+    flags = config.optimization
+    return build_optimizer(
+        flags.optimizer, rate, weight_decay=flags.weight_decay, b1=flags.adam_b1, b2=flags.adam_b2, eps=flags.adam_eps,
+        clip_grad=flags.clip_grad, lr_decay=flags.lr_decay, **more,
+    )  # fmt: skip
+
+
 def faults_allowed(config: Config) -> Faults:
     """Collect what may be wrong with the data."""
     data = config.data
@@ -261,18 +271,21 @@ def train_loader(config: Config, source: Source | Stream, transform: Transform) 
     )  # fmt: skip
 
 
-def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
-    """Start from given weights instead of random ones; strict."""
+def with_weights(state: TrainState, weights: Mapping[str, Any], new: tuple[str, ...] = ()) -> TrainState:
+    """Start from given weights instead of random ones; strict, but for parts whose names begin as one of `new`."""
+    missing = {name: a for name, a in named_arrays(state.model).items() if name not in weights and name.startswith(new)}
     try:
-        check_arrays(state.model, weights)
+        check_arrays(state.model, {**missing, **weights} if new else weights)
     except ValueError as error:
         raise ConfigError(f"--pretrained-ckpt: {error}") from None
 
     def place(path, old):
-        new = np.asarray(weights[array_name(path)], old.dtype)
-        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
+        if array_name(path) not in weights:
+            return old
+        given = np.asarray(weights[array_name(path)], old.dtype)
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: given[index])
 
-    return TrainState(state.step, jax.tree_util.tree_map_with_path(place, state.model), state.opt_state)
+    return restart_average(replace(state, model=jax.tree_util.tree_map_with_path(place, state.model)))
 
 
 def describe_run(config: Config, source: Source | Stream, peak: float, state: TrainState, model: str) -> str:

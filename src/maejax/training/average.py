@@ -32,6 +32,17 @@ def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax
     return optax.GradientTransformation(init, update)
 
 
+def restart_average(state: TrainState) -> TrainState:
+    """Begin the average anew from the weights of a state, which came from elsewhere; where none is kept, do nothing."""
+    if not isinstance(state.opt_state, Averaged):
+        return state
+    average = jax.tree.map(
+        lambda old, new: None if old is None else new.copy(),  # a step gives up the memory of both
+        state.opt_state.average, state.model, is_leaf=lambda leaf: leaf is None,
+    )  # fmt: skip
+    return replace(state, opt_state=Averaged(state.opt_state.inner, average))
+
+
 def as_evaluated(state: TrainState) -> TrainState:
     """Give the state whose model is judged: that of the averaged weights, where an average is kept."""
     if not isinstance(state.opt_state, Averaged):

@@ -60,10 +60,11 @@ def build_optimizer(
     steps.append(optax.scale_by_learning_rate(rate))
     if lr_decay != 1:
         steps.append(scale_by_factors(partial(layer_rates, decay=lr_decay)))
-    if tuned_blocks is not None:
-        steps.append(scale_by_factors(partial(tuned_factors, blocks=tuned_blocks)))
     if clip_grad:
         steps.insert(0, optax.clip_by_global_norm(clip_grad))
+    if tuned_blocks is not None:
+        tuned = scale_by_factors(partial(tuned_factors, blocks=tuned_blocks))
+        steps = [tuned, *steps, tuned]  # first for the gradient's norm, last for the decay of the weights
     update = optax.chain(*steps)
     return optax.partition({"trained": update, "fixed": optax.set_to_zero()}, trained_or_fixed)
 
