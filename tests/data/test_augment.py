@@ -77,6 +77,46 @@ def test_random_boxes_are_distributed_as_published():
     assert abs((top[free] / (400 - height[free])).mean() - 0.5) < 0.03
 
 
+@pytest.mark.parametrize(("group", "scale"), [("crop8", (0.08, 1.0)), ("crop20", (0.2, 1.0))])
+def test_crops_are_distributed_as_torchvisions(golden, group, scale):
+    theirs, rng = golden("statistics")[group], gen()
+    boxes = np.array([augment._random_box((300, 400), (224, 224), scale, rng) for _ in range(20_000)])
+    top, left, height, width = boxes.T
+    ours = {
+        "area": height * width / (300 * 400),
+        "aspect": np.log(width / height),
+        "top": top / np.maximum(300 - height, 1),
+        "left": left / np.maximum(400 - width, 1),
+    }
+    for name, values in ours.items():
+        assert_quantiles(values, theirs[name], name)
+
+
+def test_jitter_is_distributed_as_torchvisions(golden, photo):
+    theirs, rng = golden("statistics")["jitter"], gen()
+    small = np.asarray(Image.fromarray(photo).resize((64, 48)))
+    pictures = np.stack([color_jitter(small, 0.4, rng).astype(np.float64) for _ in range(2000)])
+    ours = {
+        "brightness": pictures.mean((1, 2, 3)),
+        "contrast": pictures.mean(3).std((1, 2)),
+        "saturation": pictures.std(3).mean((1, 2)),
+    }
+    for name, values in ours.items():
+        assert_quantiles(values, theirs[name], name, tolerance=0.06)  # of a tenth of the draws
+
+
+def test_as_many_are_mirrored_as_by_torchvision(golden):
+    row, rng = np.array([[[0], [1]]], np.uint8), gen()
+    share = np.mean([hflip(row, rng)[0, 0, 0] for _ in range(20_000)])
+    assert abs(share - golden("statistics")["flip"]["share"]) < 0.015
+
+
+def assert_quantiles(values, theirs, name, tolerance=0.02):
+    """Compare with quantiles of as many draws: three standard errors of both are .015 of the outer ones' distance."""
+    quantiles = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+    np.testing.assert_allclose(quantiles, theirs, atol=tolerance * np.ptp(theirs), err_msg=name)
+
+
 def test_a_box_that_never_fits_falls_back_to_the_centre():
     assert augment._random_box((10, 100), (8, 8), (1.0, 1.0), gen()) == (0, 43, 10, 13)
     assert augment._random_box((100, 10), (8, 8), (1.0, 1.0), gen()) == (43, 0, 13, 10)

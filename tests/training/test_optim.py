@@ -8,11 +8,13 @@ import pytest
 from flax import nnx
 
 from maejax.interop import fair
-from maejax.models.arrays import named_arrays
+from maejax.models.arrays import named_arrays, with_arrays
 from maejax.models.classifier import Classifier
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.optim import build_optimizer, decay_mask, layer_rates
 from maejax.training.schedule import peak_rate, warmup_cosine
+
+RATES, DECAY = (1e-3, 3e-3, 2e-3, 2e-3, 1e-3), 0.05  # of the trajectories in optimizers.npz
 
 
 def classifier():
@@ -56,6 +58,32 @@ def test_fixed_positions_get_no_slots_and_no_update():
     updates = named_arrays(optimizer.update(grads, slots, model)[0])
     for name, update in updates.items():
         assert bool(update.any()) != name.endswith("positions"), name
+
+
+@pytest.mark.parametrize(("name", "settings"), [
+    ("adamw", {"b2": 0.95}), ("sgd", {}), ("lamb", {"b2": 0.95, "eps": 1e-6, "clip_grad": 1.0}),
+])  # fmt: skip
+def test_trajectories_are_those_of_pytorch_and_timm(golden, name, settings):
+    g = golden("optimizers")
+    fixed = {name: array for name, array in named_arrays(autoencoder()).items() if name.endswith("positions")}
+    model = with_arrays(autoencoder(), g["start"] | fixed)
+    rates = jnp.array(RATES)
+    optimizer = build_optimizer(name, lambda step: rates[step], weight_decay=DECAY, **settings)
+
+    @jax.jit
+    def step(model, slots, grads):
+        updates, slots = optimizer.update(grads, slots, model)
+        return optax.apply_updates(model, updates), slots
+
+    slots = optimizer.init(model)
+    for turn in range(len(RATES)):
+        grads = with_arrays(model, {name: array[turn] for name, array in g["grads"].items()} | fixed)
+        model, slots = step(model, slots, grads)
+    for array, ours in named_arrays(model).items():
+        expected = fixed[array] if array in fixed else g[name][array]
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7, err_msg=array)
+        if array not in fixed:
+            assert np.abs(expected - g["start"][array]).max() > 1e-3, array
 
 
 @pytest.mark.parametrize("name", ["lars", "lamb"])
