@@ -230,7 +230,7 @@ class Seeds:
     shuffle_seed: int = 0
     """Order of the images and their augmentation."""
     noise_seed: int = 0
-    """Masks."""
+    """Masks, and random erasing."""
 
 
 @dataclass(frozen=True)

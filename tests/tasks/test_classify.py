@@ -58,7 +58,7 @@ def metrics(run, name):
 
 
 def test_fine_tuning_goes_on_bit_for_bit_and_keeps_the_best_average(train, images, pretrained):
-    flags = ["--mode", "finetune", *PLAIN, "--pretrained-ckpt", pretrained, "--valid-dataset-shards", images,
+    flags = ["--mode", "finetune", "--auto-augment", "none", "--pretrained-ckpt", pretrained, "--valid-dataset-shards", images,
              "--eval-interval", 2, "--valid-batch-size", 16, "--ema", 0.5, "--droppath", 0.3, "--clip-grad", 1,
              "--criterion", "bce", "--learning-rate", 1, "--training-steps", 4]  # fmt: skip
     code, printed = train(*flags)
@@ -83,7 +83,8 @@ def test_fine_tuning_goes_on_bit_for_bit_and_keeps_the_best_average(train, image
         (best[name] != np.asarray(array)).any() for name, array in read(run / "checkpoints" / str(step)).arrays.items()
     )
     code, printed = train("--mode", "finetune", "--eval-only", "--pretrained-ckpt", run / "best",
-                          "--valid-dataset-shards", images, "--criterion", "bce", "--valid-batch-size", 8, "--name", "numbers")  # fmt: skip
+                          "--valid-dataset-shards", images, "--criterion", "bce", "--valid-batch-size", 8,
+                          "--name", "numbers")  # fmt: skip
     assert code == 0, printed
     found = json.loads(Path("runs/numbers/evaluation.json").read_text())
     assert found["acc1"] == scores[step] and found["images"] == 24 and found["acc5"] == 100

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from maejax.data.stream import Stream
 from maejax.interop.run import abstract_model, initial_model
 from maejax.interop.transfer import NEW, Taken, load_for_classifier, read_mapping
 from maejax.models.classifier import BATCH_NORM_EPS
+from maejax.models.vit import normalize
 from maejax.tasks.accuracy import AccuracyJudge
 from maejax.tasks.classes import check_labels, count_classes
 from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
@@ -42,6 +43,7 @@ from maejax.training.classification import (
     observe_features,
     probe_losses,
 )  # fmt: skip
+from maejax.training.erasing import erase
 from maejax.training.mesh import first_device, local_copy
 from maejax.training.mixing import mix, soft_targets
 from maejax.training.optim import DECAYED, FINETUNE_DECAYED, for_trained
@@ -50,6 +52,13 @@ from maejax.training.state import TrainState, make_step
 from maejax.training.trackers import check_installed
 
 FROZEN = "a linear probe trains no encoder, which runs as in evaluation, and would ignore it"
+
+
+class Pixels(NamedTuple):
+    """Mean and standard deviation of every channel on the 0..1 scale."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def geometry(config: Config, labels: int) -> dict[str, Any]:
@@ -81,6 +90,8 @@ def check_flags(config: Config) -> None:
         raise ConfigError("--mixup and --cutmix are alphas: give 0 (off) or more")
     if config.transfer.label_mapping and not config.run.pretrained_ckpt:
         raise ConfigError("--label-mapping re-uses the head of --pretrained-ckpt, which is missing")
+    if not 0 <= augment.random_erasing <= 1:
+        raise ConfigError(f"--random-erasing {augment.random_erasing}: give a probability from 0 to 1")
     if augment.auto_augment != "none":
         check_policy(augment.auto_augment, config.data.channels)
     tuned_blocks(config)
@@ -127,7 +138,8 @@ def run(config: Config, console: Console) -> Trained:
     )
     if optimization.ema:
         optimizer = with_average(optimizer, optimization.ema)
-    draw = partial(make_targets, config=config, labels=labels)
+    pixels = Pixels(tuple(taken.arguments["mean"]), tuple(taken.arguments["std"]))
+    draw = partial(make_targets, config=config, labels=labels, pixels=pixels)
     if probe:
         optimizer = for_trained(optimizer, is_encoder)
         # The encoder may go through a batch in parts, the head sees all of it: its BatchNorm is that of the batch.
@@ -141,7 +153,7 @@ def run(config: Config, console: Console) -> Trained:
         step = make_step(losses, optimizer, rate, optimization.grad_accum, draw, machine.on_nan, machine.sharding)
     transform = build_train(
         config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
-        policy=augment.auto_augment, policy_mean=tuple(taken.arguments["mean"]),
+        policy=augment.auto_augment, policy_mean=pixels.mean,
     )  # fmt: skip
     trained = train(config, Recipe(
         model=taken.arguments,
@@ -192,14 +204,16 @@ def labelled_rows(batch: Batch, labels: int) -> Rows:
     return {"images": batch.images, "labels": batch.labels, "valid": valid, "index": batch.index}
 
 
-def make_targets(batch, step: jax.Array, *, config: Config, labels: int):
-    """Make the targets [B, labels] of a global batch, and mix images and targets; a function of (seed, step) alone."""
-    augment = config.augment
+def make_targets(batch, step: jax.Array, *, config: Config, labels: int, pixels: Pixels):
+    """Make the targets [B, labels] of a global batch, erase, and mix images and targets; a function of (seed, step)."""
+    augment, images = config.augment, batch["images"]
     targets = soft_targets(batch["labels"], labels, augment.label_smoothing)
+    if augment.random_erasing or augment.mixup or augment.cutmix:
+        images = normalize(images, pixels.mean, pixels.std)
+    images = erase(images, step, seed=config.seeds.noise_seed, probability=augment.random_erasing)
     images, targets = mix(
-        batch["images"], targets, batch["valid"], step, seed=config.seeds.mixup_seed, mixup=augment.mixup,
-        cutmix=augment.cutmix,
-    )  # fmt: skip
+        images, targets, batch["valid"], step, seed=config.seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix
+    )
     return {**batch, "images": images, "targets": targets}
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from maejax.config import Config, ConfigError
 from maejax.data.augment import build_train
+from maejax.data.policies import check_policy
 from maejax.data.shards import Source
 from maejax.data.stream import Stream
 from maejax.interop.pretrained import load_pretrained
@@ -76,6 +77,8 @@ def check_flags(config: Config) -> None:
         "pre-training has no classifier and would ignore it; leave it out, or choose --mode linear or finetune",
     )  # fmt: skip
     check_run_flags(config)
+    if config.augment.auto_augment != "none":
+        check_policy(config.augment.auto_augment, config.data.channels)
 
 
 def run(
@@ -108,8 +111,9 @@ def run(
     draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
     augment = config.augment
     transform = build_train(
-        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True
-    )
+        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
+        policy=augment.auto_augment, policy_mean=tuple(model_arguments["mean"]),
+    )  # fmt: skip
     trained = train(config, Recipe(
         model=model_arguments,
         init=partial(initial_model, model_arguments, config.seeds.init_seed),

@@ -32,7 +32,12 @@ def classifier_losses(
 ) -> jax.Array:
     """Compute the loss [B] of a classifier in training, on `images` [B, H, W, C] and `targets` [B, labels]."""
     key = jax.random.fold_in(jax.random.key(dropout_seed), turn)
-    return cross_entropy(model(model.normalize(batch["images"]), key), batch["targets"], criterion)
+    return cross_entropy(model(normalized(model, batch["images"]), key), batch["targets"], criterion)
+
+
+def normalized(model: Classifier, images: jax.Array) -> jax.Array:
+    """Normalise uint8 images; those that erasing or mixing has made float are normalised already."""
+    return model.normalize(images) if images.dtype == jnp.uint8 else images
 
 
 def probe_losses(model: Classifier, batch: Batch, turn: jax.Array, *, criterion: Criterion = "ce") -> jax.Array:
@@ -44,7 +49,7 @@ def encode_features(model: Classifier, batch: Batch, *, parts: int = 1) -> Batch
     """Add `features` [B, D] of the frozen encoder to a batch, in `parts` one after the other."""
 
     def encode(images):
-        return model.features(model.normalize(images))
+        return model.features(normalized(model, images))
 
     images = batch["images"]
     if parts == 1:
