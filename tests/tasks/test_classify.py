@@ -58,9 +58,10 @@ def metrics(run, name):
 
 
 def test_fine_tuning_goes_on_bit_for_bit_and_keeps_the_best_average(train, images, pretrained):
-    flags = ["--mode", "finetune", "--auto-augment", "none", "--pretrained-ckpt", pretrained, "--valid-dataset-shards", images,
-             "--eval-interval", 2, "--valid-batch-size", 16, "--ema", 0.5, "--droppath", 0.3, "--clip-grad", 1,
-             "--criterion", "bce", "--learning-rate", 1, "--training-steps", 4]  # fmt: skip
+    flags = ["--mode", "finetune", "--auto-augment", "none", "--pretrained-ckpt", pretrained,
+             "--valid-dataset-shards", images, "--eval-interval", 2, "--valid-batch-size", 16, "--ema", 0.5,
+             "--droppath", 0.3, "--clip-grad", 1, "--criterion", "bce", "--learning-rate", 1,
+             "--training-steps", 4]  # fmt: skip
     code, printed = train(*flags)
     assert code == 0, printed
     assert "its decoder is left out; the norm of the pooled tokens is new; the head is new" in printed
