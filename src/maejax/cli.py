@@ -33,6 +33,8 @@ def train_command(mode: str) -> Callable[..., int]:
         console = Console(quiet=not join_processes(config))
         if config.run.mode == "pretrain":
             from maejax.tasks import pretrain as task
+        elif config.transfer.cache_features and config.run.mode == "linear":
+            from maejax.tasks import cached as task
         else:
             from maejax.tasks import classify as task
         if config.run.eval_only and config.run.mode != "pretrain":

@@ -261,6 +261,14 @@ class Transfer:
     finetune_blocks: str = "all"
     """Partial fine-tuning: how many of the last blocks are trained beside the head: 0, .5 (the last MLP), 1, 2, ... or
     all."""
+    cache_features: bool = False
+    """Linear probing from features that the encoder makes beforehand, once for each of --cached-epochs: then the heads
+    of a whole --sweep are trained together, in minutes."""
+    cached_epochs: int = 1
+    """How many augmented epochs --cache-features keeps; training goes through them again and again."""
+    sweep: tuple[float, ...] = ()
+    """Base learning rates that --cache-features tries; the best by validation accuracy is kept. Empty:
+    --learning-rate."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 import maejax
 from maejax.data.errors import DataError
@@ -120,6 +121,35 @@ def test_probing_trains_the_head_alone(train, maejax, images, pretrained):
         np.testing.assert_allclose(parts[name], after[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+def test_cached_features_give_what_live_ones_give(train, images, pretrained):
+    # 24 images in batches of 16: the first two epochs, cached with their augmentation, are all that is trained on.
+    flags = ["--mode", "linear", "--pretrained-ckpt", pretrained, "--valid-dataset-shards", images, "--optimizer", "sgd",
+             "--train-batch-size", 16, "--training-steps", 3, "--eval-interval", 2, "--label-smoothing", 0.1,
+             "--learning-rate", 0.5]  # fmt: skip
+    assert train(*flags)[0] == 0
+    cached = [*flags, "--name", "cached", "--cache-features", "--cached-epochs", 2, "--sweep", 0.005, 0.5]
+    code, printed = train(*cached)
+    assert code == 0, printed
+    live, run = read("runs/linear").arrays, Path("runs/cached")
+    report = json.loads((run / "sweep.json").read_text())
+    assert [entry["learning_rate"] for entry in report["rates"]] == [0.005, 0.5]
+    entry = report["rates"][1]
+    assert entry["acc1"] == metrics("runs/linear", "val/acc1")[3]
+    assert entry["loss"] == pytest.approx(metrics("runs/linear", "val/loss")[3], rel=1e-5)
+    assert report["rates"][0]["loss"] != entry["loss"]
+    # The same command with the live run's rate alone reads the features again, and leaves the live run's classifier.
+    (run / "checkpoints" / "3").rename("gone")
+    code, printed = train(*cached[:-3], "--sweep", 0.5)
+    assert code == 0 and "encoding" not in printed.replace("encoding took", ""), printed
+    arrays = read(run).arrays
+    assert arrays.keys() == live.keys()
+    for name in live:
+        np.testing.assert_allclose(arrays[name], live[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    with Image.open(run / "sweep.png") as picture:
+        assert picture.size == (720, 400)
+    assert metrics(run, "val/acc1") == metrics("runs/linear", "val/acc1")
+
+
 def test_blocks_that_are_not_tuned_stay(train, pretrained):
     code, printed = train("--mode", "finetune", *PLAIN, "--pretrained-ckpt", pretrained, "--finetune-blocks", 0.5,
                           "--training-steps", 2, "--warmup-steps", 0, "--clip-grad", 1)  # fmt: skip
@@ -219,6 +249,10 @@ def test_a_classifier_takes_what_fits(tmp_path, pretrained):
         (["--mode", "finetune", "--eval-only"], "--eval-only needs --pretrained-ckpt"),
         (["--mode", "finetune", "--eval-only", "--pretrained-ckpt", "{mae}", "--valid-dataset-shards", "{images}"],
          "has no classifier's head"),
+        (["--mode", "linear", "--sweep", ".1"], "--sweep .*: it belongs to --mode linear --cache-features"),
+        (["--mode", "linear", "--cache-features"], "--cache-features needs --valid-dataset-shards"),
+        (["--mode", "linear", "--cache-features", "--mixup", "1"], "--mixup 1.0: features that are made beforehand"),
+        (["--mode", "finetune", "--cache-features"], "--cache-features True: fine-tuning changes the encoder"),
         (["--ema", ".9"], "--ema 0.9: pre-training has no classifier"),
     ],
     ids=lambda value: "-".join(value[1:4]) if isinstance(value, list) else "",

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from maejax.config import Config, ConfigError
-from maejax.data.augment import build_train
+from maejax.data.augment import Transform, build_train
 from maejax.data.pipeline import Batch
 from maejax.data.policies import check_policy
 from maejax.data.shards import Source
@@ -67,6 +67,37 @@ def geometry(config: Config, labels: int) -> dict[str, Any]:
     return {**encoder_arguments(config), "labels": labels, "pooling": config.encoder.pooling, **probe}
 
 
+class Task(NamedTuple):
+    """What a live task and one on cached features have in common."""
+
+    train: Source | Stream
+    valid: Source | None
+    labels: int
+    taken: Taken
+    transform: Transform
+    pixels: Pixels
+
+
+def prepare(config: Config) -> Task:
+    """Check the flags, open the data and read the weights.
+
+    Raises:
+        ConfigError, DataError, RunError: the input is wrong.
+
+    """
+    check_flags(config)
+    check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
+    train_source, valid_source = open_sources(config)
+    labels = count_classes(config.encoder.labels, train_source, valid_source)
+    taken, augment = starting_point(config, geometry(config, labels)), config.augment
+    pixels = Pixels(tuple(taken.arguments["mean"]), tuple(taken.arguments["std"]))
+    transform = build_train(
+        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
+        policy=augment.auto_augment, policy_mean=pixels.mean,
+    )  # fmt: skip
+    return Task(train_source, valid_source, labels, taken, transform, pixels)
+
+
 def check_flags(config: Config) -> None:
     """Refuse flags that do not fit together or that the task would have to ignore.
 
@@ -77,6 +108,8 @@ def check_flags(config: Config) -> None:
     check_run_flags(config)
     optimization, augment = config.optimization, config.augment
     refuse_ignored(config, {"image_mask_ratio": 0}, "classifiers see all patches; leave it out")
+    if config.run.mode == "finetune":
+        refuse_ignored(config, {"cache_features": False}, "fine-tuning changes the encoder; choose --mode linear")
     if config.run.mode == "linear":
         frozen = {"dropout": 0, "droppath": 0, "lr_decay": 1, "finetune_blocks": "all"}
         refuse_ignored(config, frozen, FROZEN)
@@ -124,11 +157,8 @@ def run(config: Config, console: Console) -> Trained:
         TrainingError: the loss became non-finite.
 
     """
-    check_flags(config)
-    check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
-    train_source, valid_source = open_sources(config)
-    labels = count_classes(config.encoder.labels, train_source, valid_source)
-    taken = starting_point(config, geometry(config, labels))
+    refuse_ignored(config, {"sweep": (), "cached_epochs": 1}, "it belongs to --mode linear --cache-features")
+    train_source, valid_source, labels, taken, transform, pixels = prepare(config)
     optimization, augment, machine = config.optimization, config.augment, config.machine
     peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
     rate = warmup_cosine(peak, optimization.warmup_steps, optimization.training_steps)
@@ -138,7 +168,6 @@ def run(config: Config, console: Console) -> Trained:
     )
     if optimization.ema:
         optimizer = with_average(optimizer, optimization.ema)
-    pixels = Pixels(tuple(taken.arguments["mean"]), tuple(taken.arguments["std"]))
     draw = partial(make_targets, config=config, labels=labels, pixels=pixels)
     if probe:
         optimizer = for_trained(optimizer, is_encoder)
@@ -151,10 +180,6 @@ def run(config: Config, console: Console) -> Trained:
     else:
         losses = partial(classifier_losses, dropout_seed=config.seeds.dropout_seed, criterion=augment.criterion)
         step = make_step(losses, optimizer, rate, optimization.grad_accum, draw, machine.on_nan, machine.sharding)
-    transform = build_train(
-        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
-        policy=augment.auto_augment, policy_mean=pixels.mean,
-    )  # fmt: skip
     trained = train(config, Recipe(
         model=taken.arguments,
         init=partial(initial_model, taken.arguments, config.seeds.init_seed, folded=False),
