@@ -69,7 +69,7 @@ def check_flags(config: Config) -> None:
     ignored = {
         "mixup": 0, "cutmix": 0, "criterion": "ce", "label_smoothing": 0, "pooling": "cls", "label_mapping": "",
         "random_erasing": 0, "eval_only": False, "ema": 0, "finetune_blocks": "all",
-        "cache_features": False, "sweep": (), 
+        "cache_features": False, "sweep": (),
     }  # fmt: skip
     if config.encoder.labels > 0:
         ignored["labels"] = 0
