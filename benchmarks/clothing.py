@@ -4,7 +4,6 @@ python benchmarks/clothing.py ../shared/data/clothing-small.tar
 """
 
 import argparse
-import json
 import sys
 import tarfile
 import time
@@ -166,8 +165,8 @@ The model is {MODEL["layers"]} x {MODEL["dim"]} at {MODEL["image_size"]} px with
 pre-trained for {PRETRAIN_EPOCHS} epochs on the training images and fine-tuned for {TUNE_EPOCHS}; from scratch it is
 trained for {TUNE_EPOCHS + COST * PRETRAIN_EPOCHS:.0f}, since an image costs {COST} as much in pre-training. All that is
 trained with labels has the same augmentation and the same peak rate, and its checkpoint is chosen by the validation
-images. The standard error of one accuracy near 70 % is {100 * (0.21 / counts["test"]) ** 0.5:.1f} points by the number of
-test images alone. Every setting is at the top of `benchmarks/clothing.py`.
+images. The standard error of one accuracy near 70 % is {100 * (0.21 / counts["test"]) ** 0.5:.1f} points by the number
+of test images alone. Every setting is at the top of `benchmarks/clothing.py`.
 """)
     print(f"written to {args.docs}")
 
