@@ -24,6 +24,8 @@ from maejax.training.checkpoint import saved_steps
 from maejax.training.classification import count_right
 from maejax.training.log import read_metrics
 
+from ..training import harness
+
 PLAIN = ("--auto-augment", "none", "--random-erasing", 0)
 ENCODER = encoder_arguments(
     image_size=[16, 16], patch_size=4, channels=3, dim=16, layers=2, heads=2, posemb="sincos2d", layerscale=False
@@ -148,6 +150,23 @@ def test_cached_features_give_what_live_ones_give(train, images, pretrained):
     with Image.open(run / "sweep.png") as picture:
         assert picture.size == (720, 400)
     assert metrics(run, "val/acc1") == pytest.approx(metrics("runs/linear", "val/acc1"))
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_run_of_one(tmp_path, train, images, pretrained):
+    """The BatchNorm of a probe and the accuracy over a padded last batch are those of all devices of all hosts."""
+    flags = ["--mode", "linear", "--pretrained-ckpt", pretrained, "--valid-dataset-shards", images,
+             "--valid-batch-size", 16, "--optimizer", "sgd", "--learning-rate", 1, "--ema", 0.5]  # fmt: skip
+    code, printed = train(*flags, "--name", "alone")
+    assert code == 0, printed
+    processes = harness.start_several(tmp_path, images, *flags, "--name", "two")
+    for code, printed in map(harness.finish, processes):
+        assert code == 0, printed
+    alone, two = read("runs/alone").arrays, read("runs/two").arrays
+    for name in alone:
+        np.testing.assert_allclose(two[name], alone[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    for name in ("val/acc1", "val/acc5", "val/loss"):
+        assert metrics("runs/two", name) == pytest.approx(metrics("runs/alone", name), rel=1e-5)
 
 
 def test_blocks_that_are_not_tuned_stay(train, pretrained):
