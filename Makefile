@@ -3,13 +3,17 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; don
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint seeds faults clothing clean
+.PHONY: demo test peers lint seeds faults clothing clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maejax demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto
+
+# The same against PyTorch, timm and transformers themselves.
+peers: $(VENV)/.installed-peers
+	$(BIN)/python -m pytest tests/interop/test_peers.py tests/data/test_policies.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
@@ -43,6 +47,10 @@ $(VENV)/.installed: pyproject.toml constraints/*.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-peers: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[test,interop]'
 	touch $@
 
 clean:

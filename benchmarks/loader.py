@@ -5,7 +5,8 @@
 
 Everything is CPU time on one pinned core, medians over rounds in which all sides take turns; what counts is the ratio.
 Data A are photos of the shard given, C the same photos with a long side of 500 pixels, encoded anew at quality 94,
-4:2:0. The peers are described in loader_peer.py. `--soak N` runs N batches instead and prints the memory in use.
+4:2:0. The peers are described in loader_peer.py and
+loader_peer_tf.py. `--soak N` runs N batches instead and prints the memory in use.
 """
 
 import argparse
@@ -54,7 +55,9 @@ def main() -> None:
             "A": write(photos, Path(folder, "a.tar"), options.images),
             "C": write(photos, Path(folder, "c.tar"), options.images, long_side=500),
         }
-        peers = [Peer(python) for python in options.peer_python]
+        peers = [Peer(python, "loader_peer.py") for python in options.peer_python]
+        if options.tf_python:
+            peers += [Peer(options.tf_python, "loader_peer_tf.py", *more) for more in ((), ("bicubic",))]
         for name, shard in shards.items():
             print(f"\n== data {name}: {options.images} images, {options.rounds} rounds ==", flush=True)
             compare(shard, libraries, peers, options)
@@ -67,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--peer-python", action="append", default=[], help="Python with the original's packages")
+    parser.add_argument("--tf-python", help="Python with TensorFlow")
     parser.add_argument("--turbojpeg", help="library file of libjpeg-turbo 3; without it, what maejax finds by itself")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=1024, help="of a round; a multiple of 256")
@@ -106,10 +110,10 @@ def write(source: Source, to: Path, images: int, long_side: int = 0) -> Path:
 
 
 class Peer:
-    """The original's pipeline in a Python of its own."""
+    """Another pipeline in a Python of its own."""
 
-    def __init__(self, python: str):
-        command = [python, str(Path(__file__).with_name("loader_peer.py"))]
+    def __init__(self, python: str, script: str, *options: str):
+        command = [python, str(Path(__file__).with_name(script)), *options]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self.process = subprocess.Popen(
             command,
@@ -120,7 +124,7 @@ class Peer:
         )
         hello = json.loads(self.process.stdout.readline())
         self.name = hello["name"]
-        print(f"{self.name}: Pillow {hello['pillow']}, {python}")
+        print(f"{self.name}: {hello['version']}, {python}")
 
     def ask(self, shard: Path, images: int, stages: bool):
         """Return CPU seconds per image of the whole, or of each stage."""
@@ -156,14 +160,14 @@ def compare(shard: Path, libraries: dict[str, str], peers: list[Peer], options: 
         print(f"\n{name}: {1 / median:,.0f} images/s per core, {median * 1e6:,.0f} us an image")
         for other in (peer.name for peer in peers if name in libraries):
             ratios = [theirs / mine for theirs, mine in zip(totals[other], values, strict=True)]
-            bare = [
-                (theirs - part["copy"]) / mine
-                for theirs, part, mine in zip(totals[other], parts[other], values, strict=True)
-            ]
-            print(
-                f"  over {other}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); "
-                f"{statistics.median(bare):.2f} had it not copied the samples"
-            )
+            line = f"  over {other}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            if "copy" in parts[other][0]:
+                bare = [
+                    (theirs - part["copy"]) / mine
+                    for theirs, part, mine in zip(totals[other], parts[other], values, strict=True)
+                ]
+                line += f"; {statistics.median(bare):.2f} had it not copied the samples"
+            print(line)
         if name in libraries and least < np.inf:
             print(
                 f"  the limit, entropy decoding alone: {least * 1e6:,.0f} us; the whole is {median / least:.1f} of it"

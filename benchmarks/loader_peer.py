@@ -80,7 +80,7 @@ def stages(shard: str, images: int, batch: int, size: int) -> dict[str, float]:
 def main() -> None:
     torch.set_num_threads(1)
     simd = "post" in PIL.__version__
-    print(json.dumps({"name": "K+simd" if simd else "K", "pillow": PIL.__version__}), flush=True)
+    print(json.dumps({"name": "K+simd" if simd else "K", "version": f"Pillow {PIL.__version__}"}), flush=True)
     for line in sys.stdin:
         task = json.loads(line)
         function = stages if task.pop("stages") else whole

@@ -286,6 +286,41 @@ def convert(
     return DONE
 
 
+def export(
+    ckpt: tyro.conf.Positional[str],
+    to: Literal["hf-hub-folder", "stablehlo"] = "hf-hub-folder",
+    out: str = "",
+    name: str = "",
+    report: str = "",
+    pool: Literal["cls", "mean", "cls+mean", "none"] = "cls",
+    json: Flag = False,
+) -> int:
+    """Write what serves an encoder elsewhere: a folder for the Hugging Face hub, or one compiled file.
+
+    Args:
+        ckpt: Anything that `maejax inspect` takes.
+        to: hf-hub-folder: weights for transformers and timm, with a model card. stablehlo: uint8 images in, features
+            out, weights within; any JAX runs it, without maejax.
+        out: Folder or file to write. Empty: NAME-hub or NAME.stablehlo, after the checkpoint.
+        name: Of the folder on the hub, OWNER/MODEL, for the commands on the card. Empty: the folder.
+        report: report.json of `maejax evaluate`, whose numbers go on the card.
+        pool: For stablehlo: the cls token, the mean of the patch tokens, both, or none for all tokens.
+        json: Print what was written as JSON.
+
+    """
+    prepare_devices()
+    from maejax.tasks import export as task
+
+    done = task.export(ckpt, to, out, name=name, report=report, pool=pool)
+    if json:
+        print_json(done)
+    else:
+        for notice in done["notices"]:
+            Console(stderr=True).print(f"note: {notice}", highlight=False, soft_wrap=True)
+        print(f"{done['kind']} written to {done['out']}: {', '.join(done['files'])}")
+    return DONE
+
+
 def features(
     ckpt: tyro.conf.Positional[str],
     images: tyro.conf.Positional[str],
@@ -389,7 +424,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         commands = {
             "train": train_command(mode_of(args)), "demo": demo, "data": data, "pack": pack, "reconstruct": reconstruct,
-            "inspect": inspect, "convert": convert,
+            "inspect": inspect, "convert": convert, "export": export,
             "features": features, "evaluate": evaluate,
         }  # fmt: skip
         return tyro.extras.subcommand_cli_from_dict(

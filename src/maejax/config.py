@@ -256,6 +256,10 @@ class Machine:
 class Transfer:
     """What is taken from the pre-trained classifier, and what of it is trained."""
 
+    channel_rule: Literal["", "sum", "repeat"] = ""
+    """What to do with a --pretrained-ckpt for another number of channels. sum: add its filters up, for grey images.
+    repeat: use them over and over, scaled. Empty: an error."""
+
     label_mapping: str = ""
     """JSON file: for every new class the index of the old one, -1 for none; re-uses the pre-trained head's rows."""
     finetune_blocks: str = "all"

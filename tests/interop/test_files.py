@@ -146,7 +146,7 @@ def test_positions_are_interpolated_and_the_cls_row_stays(weights, tmp_path):
 def test_channels_change_by_a_rule_alone(weights, tmp_path):
     files.write(weights("encoder"), tmp_path / "w.safetensors", "maejax")
     path = str(tmp_path / "w.safetensors")
-    with pytest.raises(WeightsError, match="for 3 channels and 1 are wanted: choose a rule, sum or repeat"):
+    with pytest.raises(WeightsError, match="for 3 channels, not 1: give --channel-rule sum or repeat"):
         load_encoder_arrays(path, channels=1)
     kernel = weights("encoder").arrays["encoder.embed.kernel"]
     grey, arguments = load_encoder_arrays(path, channels=1, channel_rule="sum")

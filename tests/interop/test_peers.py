@@ -1,5 +1,6 @@
 """The same weights computed by PyTorch, timm and transformers; needs the extra `interop`."""
 
+import re
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maejax.interop import files
+from maejax.interop import files, hub
 from maejax.interop.pretrained import resize_positions
 from maejax.interop.run import model_of
 from tests.conftest import ROOT
@@ -130,6 +131,21 @@ def test_transformers_computes_the_same(transformers, weights, same, tmp_path, k
             close(mine(ours(x)), model(torch.from_numpy(x)).logits)
     model.save_pretrained(tmp_path / "saved")
     same(files.read(tmp_path / "saved").arrays, made.arrays)
+
+
+@pytest.mark.parametrize("kind", ["mae", "encoder", "cls"])
+def test_the_code_on_a_model_card_loads_the_folder(timm, transformers, weights, tmp_path, monkeypatch, kind):
+    made, folder = weights(kind, image_size=[16, 16]), tmp_path / "hub"
+    card = hub.describe(made, str(folder), data={}, recipe={}, numbers={})
+    hub.write_folder(made, folder, card)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: f"{repository}/{name}")
+    x, mine = X[..., :16], model_of(made)
+    for code in re.findall(r"```python\n(.*?)```", card, re.S):
+        found = {}
+        exec(code, found)
+        theirs = found.get("encoder", found["model"]).eval()(torch.from_numpy(x))
+        theirs = theirs if isinstance(theirs, torch.Tensor) else theirs.logits if kind == "cls" else theirs[0][:, 0]
+        close(mine(ours(x)) if kind == "cls" else mine.encode(ours(x)), theirs)
 
 
 @pytest.mark.parametrize("kind", ["mae", "cls", "gap", "probe"])

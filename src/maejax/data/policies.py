@@ -2,7 +2,7 @@
 
 timm draws from Python's `random` and NumPy's global generator, which the loader's threads would share. So its module is
 loaded once more, apart from any other use of timm, and there `random` and `np.random` are generators of the thread's
-own, set for every image: no lock, and nothing global is touched. PyTorch is not loaded either.
+own, set for every image: no thread waits for another's, and nothing global is touched. PyTorch is not loaded either.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 POLICIES = ("v0", "v0r", "original", "originalr", "3a")
 _SECTION = re.compile(r"[a-z]+\d[\d.]*(inf)?|mstdinf")
 _TRANSFORMS = ("tweights", "t3a", "t3aw")  # timm takes any other name for the default
-_LOADING = threading.Lock()
+_LOADING = threading.Lock()  # two copies of the module would draw from two sets of generators
 
 
 def check_policy(policy: str, channels: int = 3) -> None:

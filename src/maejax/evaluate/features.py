@@ -56,7 +56,7 @@ def stream(
     pending: tuple[jax.Array, int] | None = None
     for chunk in _chunks(images, batch_size):
         padding = [(0, batch_size - len(chunk)), (0, 0), (0, 0), (0, 0)]
-        running = _encode(model, np.pad(chunk, padding), pool, chosen), len(chunk)
+        running = encode(model, np.pad(chunk, padding), pool, chosen), len(chunk)
         if pending is not None:
             yield np.asarray(pending[0])[: pending[1]]
         pending = running
@@ -73,7 +73,8 @@ def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 
 @partial(jax.jit, static_argnames=("pool", "layers"))
-def _encode(model: Any, images: jax.Array, pool: Pool | None, layers: tuple[int, ...] | None) -> jax.Array:
+def encode(model: Any, images: Any, pool: Pool | None, layers: tuple[int, ...] | None = None) -> jax.Array:
+    """Encode uint8 images [B, H, W, C] in one pass; all else as `extract`."""
     chosen = {} if layers is None else {"layers": layers}
     tokens = model.encode(model.normalize(images), pool=None, **chosen).astype(jnp.float32)
     if pool is None:

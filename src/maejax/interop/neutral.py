@@ -54,4 +54,7 @@ def write(weights: Weights, path: Path) -> list[str]:
 
 def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write arrays by name, laid out row by row as the format wants them."""
+    path.touch()
+    mode = path.stat().st_mode
     save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path, metadata)
+    path.chmod(mode)  # the library makes a file that nobody else may read

@@ -190,7 +190,7 @@ def fit_channels(kernel: np.ndarray, old: int, new: int, rule: str) -> np.ndarra
 
     """
     if rule not in ("sum", "repeat"):
-        raise ValueError(f"the weights are for {old} channels and {new} are wanted: choose a rule, sum or repeat")
+        raise ValueError(f"the weights are for {old} channels, not {new}: give --channel-rule sum or repeat")
     filter = kernel.reshape(-1, old, kernel.shape[-1])
     if rule == "sum":
         if new != 1:
@@ -200,17 +200,23 @@ def fit_channels(kernel: np.ndarray, old: int, new: int, rule: str) -> np.ndarra
     return repeated.reshape(-1, kernel.shape[-1])
 
 
-def load_pretrained(path: str, arguments: dict[str, Any], cache_dir: str = "") -> Pretrained:
-    """Read all arrays of a model that is to go on from `path`, fitted to its image size.
+def load_pretrained(path: str, arguments: dict[str, Any], cache_dir: str = "", channel_rule: str = "") -> Pretrained:
+    """Read all arrays of a model that is to go on from `path`, fitted to its image size and channels.
 
     Raises:
         RunError: the file cannot be had or is not whole, or it lacks the decoder that pre-training needs.
 
     """
     here, said = local(path, cache_dir)
-    arrays, told = load_encoder_arrays(str(here), image_size=tuple(arguments["image_size"]), **heads_of(arguments))
+    arrays, told = load_encoder_arrays(
+        str(here), image_size=tuple(arguments["image_size"]), channels=arguments["channels"],
+        channel_rule=channel_rule, **heads_of(arguments),
+    )  # fmt: skip
     if "dec_dim" in arguments and "dec_dim" not in told:
-        raise WeightsError(f"{path} has no decoder, which pre-training needs; it can be probed, fine-tuned or encoded")
+        raise WeightsError(
+            f"{path} has no decoder for {arguments['channels']} channels, which pre-training needs; it can be probed, "
+            "fine-tuned or encoded"
+        )
     return Pretrained(arrays, told.get("gelu", "erf"), said)
 
 

@@ -101,7 +101,10 @@ def run(
         raise ConfigError(f"the model's flags do not fit together: {error}") from None
     train_source, valid_source = sources or open_sources(config)
     start_from = config.run.pretrained_ckpt
-    weights = load_pretrained(start_from, model_arguments, config.data.cache_dir) if start_from else None
+    weights = None
+    if start_from:
+        rule = config.transfer.channel_rule
+        weights = load_pretrained(start_from, model_arguments, config.data.cache_dir, rule)
     if weights is not None and weights.gelu != "erf":
         model_arguments |= {"gelu": weights.gelu}
     optimization, sharding = config.optimization, config.machine.sharding
