@@ -7,7 +7,7 @@ import maejax
 
 PACKAGE = Path(maejax.__file__).parent
 # A room may import from the rooms behind it, never from those before it.
-ROOMS = ["cli", "plan", "tasks", "evaluate", "interop", "training", "data", "models", "config"]
+ROOMS = ["cli", "tasks", "plan", "evaluate", "interop", "training", "data", "models", "config"]
 ONLY_IN = {
     "tyro": "cli.py", "orbax": "training/checkpoint.py", "wandb": "training/trackers.py",
     "tensorboardX": "training/trackers.py", "torch": "interop/pickled.py",

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Linear probing of ViT-B/16, ImageNet-1k, 90 epochs, LARS (paper, Table 10; the authors' code).
-# Reads $GCS_DATASET_DIR/imagenet-1k-wds and the pre-trained weights $GCS_MODEL_PATH (a run or a file in any layout),
-# writes $GCS_DATASET_DIR/CKPT. Flags given to this script come last and win.
+# ViT-B/16, linear probe by LARS, ImageNet-1k, 90 epochs: Table 10 of the paper (its result: 68.0).
+# Starts from $GCS_MODEL_PATH (any weights that maejax reads), reads $GCS_DATASET_DIR/imagenet-1k-wds, writes
+# $OUTPUT_DIR, else $GCS_DATASET_DIR/CKPT. Flags given to this script come last and win.
 python3 src/main.py --mode linear \
     --name "$(basename "$0" .sh)" \
-    --output-dir "$GCS_DATASET_DIR/CKPT" \
+    --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \
+    --pretrained-ckpt "$GCS_MODEL_PATH" \
     --train-dataset-shards "$GCS_DATASET_DIR/imagenet-1k-wds/imagenet1k-train-{0000..1023}.tar" \
     --valid-dataset-shards "$GCS_DATASET_DIR/imagenet-1k-wds/imagenet1k-validation-{00..63}.tar" \
-    --pretrained-ckpt "$GCS_MODEL_PATH" \
     --train-batch-size 16384 --valid-batch-size 512 \
     --random-crop rrc --crop-scale 0.08 --color-jitter 0 --auto-augment none --random-erasing 0 --augment-repeats 1 \
-    --mixup 0 --cutmix 0 --criterion ce --label-smoothing 0 \
-    --layers 12 --dim 768 --heads 12 --labels 1000 --patch-size 16 --image-size 224 --posemb sincos2d \
-    --pooling cls --dropout 0 --droppath 0 \
+    --mixup 0 --cutmix 0 --label-smoothing 0 --criterion ce --test-crop-ratio 0.875 \
+    --layers 12 --dim 768 --heads 12 --labels 1000 --patch-size 16 --image-size 224 --posemb sincos2d --pooling cls \
+    --dropout 0 --droppath 0 \
     --optimizer lars --learning-rate 0.1 --weight-decay 0 --lr-decay 1 --clip-grad 0 --grad-accum 1 \
     --warmup-steps $((1281167 * 10 / 16384)) --training-steps $((1281167 * 90 / 16384)) \
-    --log-interval 100 --eval-interval $((1281167 / 16384)) \
+    --log-interval 50 --eval-interval $((1281167 / 16384)) \
     "$@"

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,21 +28,23 @@ def train_command(mode: str) -> Callable[..., int]:
 
     def train(config: Config = defaults) -> int:
         if config.run.print_config:
-            print_json(flags(config))
+            from maejax.training.schedule import peak_rate
+
+            peak = peak_rate(config.optimization.learning_rate, config.data.train_batch_size)
+            print_json({**flags(config), "peak_learning_rate": peak})
             return DONE
         prepare_devices()
         console = Console(quiet=not join_processes(config))
-        if config.run.mode == "pretrain":
-            from maejax.tasks import pretrain as task
-        elif config.transfer.cache_features and config.run.mode == "linear":
-            from maejax.tasks import cached as task
-        else:
-            from maejax.tasks import classify as task
-        if config.run.eval_only and config.run.mode != "pretrain":
+        if config.run.eval_only:
             from maejax.tasks import eval_only
 
             eval_only.run(config, console)
             return DONE
+        if config.run.mode == "pretrain":
+            from maejax.tasks import pretrain as task
+        else:
+            from maejax.tasks import classify as task
+
         result = task.run(config, console)
         return DONE if result.done else stopped(console, result.directory)
 
@@ -414,6 +417,78 @@ def evaluate(
     return DONE
 
 
+def plan(
+    config: Config = recipe(MODES[0]),  # noqa: B008 (never changed)
+    topology: str = "v4-8",
+    sweep: Flag = False,
+    out: str = "plan",
+    images: int = 1_281_167,
+    json: Flag = False,
+) -> int:
+    """Say what a training command will do on devices that need not be here: memory, traffic, messages, days.
+
+    Takes all flags of `maejax train`, or a preset and flags: `maejax plan config/pretrain/NAME.sh --topology v4-64`.
+    The real step is compiled for the devices and nothing is run; a TPU needs `pip install 'maejax[tpu]'`, but no TPU.
+    Writes OUT/plan.json, OUT/plan.html and the compiled module, OUT/module.hlo.gz.
+
+    Args:
+        config: What to train.
+        topology: TPU slice by the name that gcloud gives it, such as v3-8, v4-64, v5litepod-16, v5p-32, v6e-64; cpu or
+            gpu: this machine's devices.
+        sweep: Also compare unrolled and scanned layers, --grad-ckpt, --sharding and other batch sizes in one table.
+        out: Folder for the plan.
+        images: Images of an epoch; ImageNet-1k has 1,281,167.
+        json: Print the plan as JSON.
+
+    """
+    os.environ.setdefault("JAX_PLATFORMS", "" if topology == "gpu" else "cpu")
+    from maejax.plan import report
+    from maejax.tasks import plan as task
+
+    facts = task.run(
+        Console(stderr=True), config, topology, Path(out), images=images, sweep=sweep,
+        command=shlex.join(["maejax", *sys.argv[1:]]),
+    )  # fmt: skip
+    if json:
+        print_json(facts)
+    else:
+        report.show(Console(), facts)
+    return DONE
+
+
+def doctor(
+    output_dir: str = "runs",
+    bucket: str = "",
+    train_dataset_shards: str = "",
+    consume: float | None = None,
+    constraints: str = "",
+    json: Flag = False,
+) -> int:
+    """Look whether this machine is ready to train; exit code 1 if something fails.
+
+    Args:
+        output_dir: Folder of runs: whether it takes all that a run writes.
+        bucket: Address in a bucket, such as gs://mine/sets, below which a small file is written, read and deleted.
+        train_dataset_shards: Images to measure the loader with. Empty: some are drawn.
+        consume: Images a second that the model takes from this host: says whether the loader keeps up.
+        constraints: File of versions, as of constraints/, that those installed are compared with.
+        json: Print what was found as JSON.
+
+    """
+    from maejax.tasks import doctor as task
+
+    checks = task.run(
+        Console(stderr=True), output_dir=Path(output_dir), bucket=bucket, shards=train_dataset_shards, consume=consume,
+        constraints=constraints,
+    )  # fmt: skip
+    failed = any(check.status == "fail" for check in checks)
+    if json:
+        print_json({"ok": not failed, "checks": [check._asdict() for check in checks]})
+    else:
+        task.show(Console(), checks)
+    return FAILED if failed else DONE
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run `maejax ARGS` and return its exit code: 0 done, 2 wrong input, 1 failed, 75 stopped after saving."""
     args = list(sys.argv[1:] if args is None else args)
@@ -422,10 +497,14 @@ def main(args: Sequence[str] | None = None) -> int:
         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
     )  # fmt: skip
     try:
+        if args[:1] == ["plan"]:
+            from maejax.tasks.plan import preset_flags
+
+            args = ["plan", *preset_flags(args[1:])]
         commands = {
             "train": train_command(mode_of(args)), "demo": demo, "data": data, "pack": pack, "reconstruct": reconstruct,
             "inspect": inspect, "convert": convert, "export": export,
-            "features": features, "evaluate": evaluate,
+            "features": features, "evaluate": evaluate, "plan": plan, "doctor": doctor,
         }  # fmt: skip
         return tyro.extras.subcommand_cli_from_dict(
             commands, prog="maejax", description="Masked-autoencoder pre-training in JAX.", args=args,

@@ -50,14 +50,16 @@ class Run:
     """START:STOP traces these steps on every process into OUTPUT_DIR/NAME/profile, for TensorBoard or xprof."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the matrix products. auto: bfloat16 on TPU and GPU, float32 on CPU. All else is float32."""
+    print_config: bool = False
+    """Print all flags as they are resolved, and the peak of the learning rate, as JSON; do nothing else."""
+    eval_only: bool = False
+    """Train nothing: print the loss and accuracy of the classifier in --pretrained-ckpt on --valid-dataset-shards."""
+    cache_features: int = 0
+    """For --mode linear: let the encoder see this many augmented epochs once, keep its features, and train heads of
+    several learning rates on them together; the best one is kept. 0: encode at every step."""
     pretrained_ckpt: str = ""
     """Weights to start from: run directory or checkpoint, .safetensors, .msgpack, .pth, a Hugging Face directory, or
     the address of a file, such as hf://OWNER/NAME/FILE. Strict; positions are interpolated to --image-size."""
-    eval_only: bool = False
-    """With --mode linear or finetune: train nothing, print top-1, top-5 and loss of the classifier --pretrained-ckpt on
-    --valid-dataset-shards, and write them to OUTPUT_DIR/NAME/evaluation.json."""
-    print_config: bool = False
-    """Print the resolved flags as JSON and do nothing else."""
     export_msgpack: bool = False
     """At the end, also write OUTPUT_DIR/NAME/NAME-last.msgpack and NAME-best.msgpack, in the original's layout."""
     ipaddr: str = ""
@@ -157,9 +159,14 @@ class Encoder:
     droppath: float = 0.0
     """Stochastic depth, rising linearly from 0 to this rate over the layers."""
     grad_ckpt: bool = False
-    """Recompute every block in the backward pass instead of storing it: less memory, a third more time."""
+    """Keep of every block only what enters it, and compute the rest again in the backward pass: least memory, a third
+    more time. Without it everything is kept; with --scan-layers or --sharding fsdp, only the queries, keys and values,
+    what attention gives, what enters the MLP and its hidden layer before the GELU."""
     scan_layers: bool = False
     """Run the layers as one loop: compiles faster, runs slower."""
+    attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
+    """How attention is computed, never what: pallas, a kernel for TPU; cudnn, NVIDIA's for GPU; xla, plain products.
+    auto: pallas on TPU, else xla."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +201,8 @@ class Optimization:
     """AdamW, LAMB, SGD with momentum .9, or LARS with momentum .9."""
     learning_rate: float = 1.5e-4
     """Base learning rate per 256 images, for every optimizer: peak = base * batch size / 256."""
+    sweep_rates: tuple[float, ...] = ()
+    """Base learning rates that --cache-features tries. Empty: from a tenth to ten times --learning-rate."""
     weight_decay: float = 0.05
     """Weight decay; never on biases, norms, LayerScale and positions."""
     adam_b1: float = 0.9
@@ -204,17 +213,20 @@ class Optimization:
     """Adam's epsilon."""
     lr_decay: float = 1.0
     """Layer-wise decay: head and final norm 1, block i decay^(depth - i), embedding decay^(depth + 1)."""
+    finetune_blocks: str = "all"
+    """How much of the encoder --mode finetune trains: all, a number of its last blocks, half (the last MLP), or 0."""
+    ema: float = 0.0
+    """Decay of a running average of the weights, which is then what is validated and kept as best; 0: none."""
     clip_grad: float = 0.0
     """Largest global gradient norm; 0 switches clipping off."""
     grad_accum: int = 1
     """Parts into which a batch is split, one after the other; the result is that of the whole batch."""
+    min_learning_rate: float = 0.0
+    """Where the learning rate ends, as it is: not per 256 images."""
     warmup_steps: int = 10_000
     """Steps over which the learning rate rises from 0 to its peak."""
     training_steps: int = 200_000
-    """Steps in all; the learning rate falls to 0 along a cosine."""
-    ema: float = 0.0
-    """With --mode linear or finetune: decay of a running average of the weights, such as .9999, which is then what is
-    validated and kept as the best; 0 switches it off."""
+    """Steps in all; the learning rate falls along a cosine."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +242,7 @@ class Seeds:
     shuffle_seed: int = 0
     """Order of the images and their augmentation."""
     noise_seed: int = 0
-    """Masks, and random erasing."""
+    """Masks."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +258,8 @@ class Machine:
     process_id: int = -1
     """Which of them this is, from 0, for --coordinator."""
     sharding: Literal["replicated", "fsdp"] = "replicated"
-    """replicated: every device holds the whole model and optimizer. fsdp: each holds its part (ZeRO-3)."""
+    """replicated: every device holds the whole model and optimizer. fsdp: each holds its part (ZeRO-3), and one layer
+    at a time is whole; the layers run as with --scan-layers."""
     on_nan: Literal["stop", "skip"] = "stop"
     """What to do where the loss or gradient is not finite. stop: write the batch, name the layer and end. skip: make
     no update."""
@@ -254,7 +267,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What is taken from the pre-trained classifier, and what of it is trained."""
+    """How pre-trained weights of another shape are used."""
 
     channel_rule: Literal["", "sum", "repeat"] = ""
     """What to do with a --pretrained-ckpt for another number of channels. sum: add its filters up, for grey images.
@@ -262,17 +275,6 @@ class Transfer:
 
     label_mapping: str = ""
     """JSON file: for every new class the index of the old one, -1 for none; re-uses the pre-trained head's rows."""
-    finetune_blocks: str = "all"
-    """Partial fine-tuning: how many of the last blocks are trained beside the head: 0, .5 (the last MLP), 1, 2, ... or
-    all."""
-    cache_features: bool = False
-    """Linear probing from features that the encoder makes beforehand, once for each of --cached-epochs: then the heads
-    of a whole --sweep are trained together, in minutes."""
-    cached_epochs: int = 1
-    """How many augmented epochs --cache-features keeps; training goes through them again and again."""
-    sweep: tuple[float, ...] = ()
-    """Base learning rates that --cache-features tries; the best by validation accuracy is kept. Empty:
-    --learning-rate."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def test_ten_adamw_steps_equal_the_authors(authors):
         assert np.linalg.norm(array - expected) < 1e-5 * np.linalg.norm(expected), theirs
 
 
-@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": True}, {"scan": True, "remat": True}])
+@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": True}, {"scan": True, "remat": "named"}])
 def test_scan_and_remat_change_nothing(changes):
     x = jax.random.normal(jax.random.key(1), (2, 16, 24, 3))
     order = masking.random(jax.random.key(2), 2, 24)
@@ -106,6 +106,14 @@ def test_scan_and_remat_change_nothing(changes):
         results.append(jax.jit(jax.value_and_grad(lambda m: m(x, order, key).loss.mean()))(model))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_scan_keeps_no_scores():
+    model = jax.eval_shape(lambda: tiny(scan=True, layers=3))
+    x, order = jax.ShapeDtypeStruct((5, 16, 24, 3), jnp.float32), jax.ShapeDtypeStruct((5, 24), jnp.int32)
+    text = str(jax.make_jaxpr(jax.grad(mean_loss))(model, x, order))
+    assert "f32[3,5,7,16]" in text  # the queries of all layers, cls and 6 patches
+    assert "f32[3,5,2,7,7]" not in text and "f32[5,2,7,7]" in text  # their scores, and those of one layer at a time
 
 
 def test_only_masked_patches_are_scored_and_visible_ones_are_seen():

@@ -9,7 +9,7 @@ from jax.scipy.stats import norm
 
 from maejax.models.arrays import named_arrays, with_arrays
 from maejax.models.patches import patchify, sincos_table, unpatchify
-from maejax.models.vit import VisionTransformer, gelu, normalize
+from maejax.models.vit import VisionTransformer, gelu, linear, normalize
 
 
 def test_weights_start_as_the_authors_do():
@@ -62,6 +62,24 @@ def test_gelu_is_exact_and_so_is_its_gradient():
     h = jnp.linspace(-6, 6, 101)
     np.testing.assert_allclose(gelu(h), h * norm.cdf(h), atol=1e-6)
     np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(h), norm.cdf(h) + h * norm.pdf(h), atol=1e-6)
+
+
+def test_half_precision_layers_sum_in_single_and_do_not_round_their_gradients():
+    layer = linear(24, 40, jnp.bfloat16, nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    x, g = (jnp.asarray(rng.normal(size=(3, 50, size)), jnp.bfloat16) for size in (24, 40))
+
+    def both(layer, x, g):
+        y, backward = jax.vjp(lambda layer, x: layer(x), layer, x)
+        return y, *backward(g)
+
+    y, found, dx = jax.jit(both)(layer, x, g)
+    x32, g32, weights = np.float32(x), np.float32(g), np.float32(layer.kernel[...].astype(jnp.bfloat16))
+    np.testing.assert_allclose(found.kernel[...], np.einsum("btd,bte->de", x32, g32), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.bias[...], g32.sum((0, 1)), rtol=1e-4, atol=1e-4)
+    assert y.dtype == dx.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(y), x32 @ weights, rtol=2**-8, atol=1e-5)
+    np.testing.assert_allclose(np.float32(dx), g32 @ weights.T, rtol=2**-8, atol=1e-5)
 
 
 def test_normalize_uses_mean_and_std_of_every_channel():

@@ -1,13 +1,16 @@
 """Weights & Biases and TensorBoard, the real libraries: what a run shows, and that it gives nothing away."""
 
+import io
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maejax.training import trackers
@@ -19,11 +22,15 @@ SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_secretsecretsecret",
     "AWS_SECRET_ACCESS_KEY": "aws-secret-secret", "GOOGLE_APPLICATION_CREDENTIALS": "/secret/credentials.json",
 }  # fmt: skip
+HEADER = "hf_secretinaheader"
 
 
-def test_event_files_hold_what_metrics_jsonl_holds(train, images):
+def test_event_files_hold_what_metrics_jsonl_holds(train, images, monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "name-of-this-machine")
     code, printed = train("--tensorboard", "--valid-dataset-shards", images, "--profile", "2:4")
     assert code == 0, printed
+    (path,) = Path("runs/pretrain/tensorboard").iterdir()
+    assert "name-of-this-machine" not in path.name and b"name-of-this-machine" not in path.read_bytes()
     events = EventAccumulator("runs/pretrain/tensorboard").Reload()
     for name in ("train/loss", "train/param_norm", "val/loss", "val/loss/best", "train/images_per_second_per_device"):
         shown = [(event.step, event.value) for event in events.Scalars(name)]
@@ -35,19 +42,33 @@ def test_event_files_hold_what_metrics_jsonl_holds(train, images):
 
 def test_a_run_gives_no_secret_away(tmp_path, images):
     """Flags that hold an address, secrets in the environment, W&B offline: none is in any file or printed line."""
+    shards = f"pipe:cat {write_shard(tmp_path, images)} # -H 'Authorization: Bearer {HEADER}'"
     run = subprocess.run(
-        [sys.executable, conftest.ROOT / "src/main.py", *conftest.TINY, "--train_dataset_shards", images,
-         "--training-steps", "2", "--wandb", "--project", "mine", "--ipaddr", "203.0.113.9"],
+        [sys.executable, conftest.ROOT / "src/main.py", *conftest.TINY, "--train_dataset_shards", shards,
+         "--training-steps", "2", "--wandb", "--tensorboard", "--project", "mine", "--ipaddr", "203.0.113.9"],
         cwd=tmp_path, env={**os.environ, **SECRETS, "WANDB_MODE": "offline"}, text=True, capture_output=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     (record,) = tmp_path.rglob("*.wandb")
     assert b"train/loss" in record.read_bytes()
-    forbidden = [*SECRETS.values(), "203.0.113.9", *addresses()]
+    forbidden = [*SECRETS.values(), HEADER, "203.0.113.9", *addresses()]
     for path in tmp_path.rglob("*"):
         text = path.read_bytes() if path.is_file() else b""
         assert not [word for word in forbidden if word.encode() in text], path
     assert not [word for word in forbidden if word in run.stdout + run.stderr]
+
+
+def write_shard(folder, images):
+    """Write the images as a tar shard."""
+    path = folder / "images.tar"
+    with np.load(images) as file, tarfile.open(path, "w") as tar:
+        for i, picture in enumerate(file["images"]):
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, "PNG")
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = buffer.tell()
+            tar.addfile(member, io.BytesIO(buffer.getvalue()))
+    return path
 
 
 def addresses():

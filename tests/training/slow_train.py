@@ -1,22 +1,27 @@
 """The real command line with slower steps and validations, so that a test can meet it at a chosen moment.
 
 It also notes a checksum of every batch: one a line, in batches.txt. With NOTES it notes which samples and masks this
-process gave to every step, in a file for each process; with STOP_AT it is told to stop before a step.
+process gave to every step, in a file for each process; with STOP_AT it is told to stop before a step. SLOW, as in
+1:input:.3, makes process 1 slower by so many seconds a step, while it waits for its `input`, or in the `rest`. With
+NO_ROOM the disk of process 1 has no room at the save of a step, with FULL_DISK it fills up in that save.
 """
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import jax
 
-from maejax.training import loop, mesh, state
+from maejax.training import checkpoint, loop, mesh, state
 
 SECONDS = 0.03
+WHO, WHAT, HOW_MUCH = os.environ.get("SLOW", "::").split(":")
 put_batch, make_step = loop.put_batch, state.make_step
 
 
@@ -24,7 +29,22 @@ def slow_batch(rows, mesh):
     with open("batches.txt", "a") as file:
         file.write(f"{zlib.crc32(rows['images'].tobytes(), zlib.crc32(rows['index'].tobytes()))}\n")
     time.sleep(SECONDS)
+    slow_down("rest")
     return put_batch(rows, mesh)
+
+
+def slow_down(what):
+    if what == WHAT and jax.process_index() == int(WHO):
+        time.sleep(float(HOW_MUCH))
+
+
+def slow_rows(rows_of):
+    def slow(batches):
+        for rows in rows_of(batches):
+            slow_down("input")
+            yield rows
+
+    return slow
 
 
 def noting_step(losses, optimizer, rate, grad_accum, draw, *rest):
@@ -51,24 +71,47 @@ def noting_step(losses, optimizer, rate, grad_accum, draw, *rest):
 
 
 def slow_validation(validate):
-    def slow(self, state, step):
+    def slow(self, state, step, watch):
         marker = Path("validating")
         marker.touch()
         time.sleep(10 * SECONDS)
-        metrics = validate(self, state, step)
-        marker.unlink(missing_ok=True)
-        return metrics
+        try:
+            return validate(self, state, step, watch)
+        finally:
+            marker.unlink(missing_ok=True)
 
     return slow
+
+
+def failing_save(save):
+    def fail(self, state, step, data=None):
+        if jax.process_index() != 1 or step != int(os.environ.get("NO_ROOM") or os.environ["FULL_DISK"]):
+            return save(self, state, step, data)
+        if "NO_ROOM" in os.environ:
+            with mock.patch.object(checkpoint.Checkpoints, "_room", lambda self: 0):
+                return save(self, state, step, data)
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+        try:
+            save(self, state, step, data)
+            self.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    return fail
 
 
 if __name__ == "__main__":
     mesh.SMALL = 64  # so that FSDP splits a tiny model as well
     loop.put_batch = slow_batch
+    if {"NO_ROOM", "FULL_DISK"} & set(os.environ):
+        checkpoint.PATIENCE = 20
+        checkpoint.Checkpoints.save = failing_save(checkpoint.Checkpoints.save)
     if "NOTES" in os.environ:
         state.make_step = noting_step
     from maejax.cli import main
-    from maejax.tasks import validation
+    from maejax.tasks import pretrain, validation
 
+    pretrain.rows_of = slow_rows(pretrain.rows_of)
     validation.Validation.__call__ = slow_validation(validation.Validation.__call__)
     sys.exit(main(sys.argv[1:]))

@@ -1,5 +1,8 @@
 """The loop: a failing input loses nothing, what is not finite never reaches the weights, saves by the clock."""
 
+import os
+import signal
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from rich.console import Console
 
 from maejax.training.checkpoint import Checkpoints, saved_steps
 from maejax.training.errors import TrainingError
-from maejax.training.log import RunLog, read_metrics
+from maejax.training.log import RunLog, evaluated_at, read_metrics
 from maejax.training.loop import fit
 from maejax.training.mesh import make_mesh
 from maejax.training.optim import build_optimizer
@@ -39,7 +42,7 @@ def good(stop):
     return [rows(step) for step in range(stop)]
 
 
-def train(folder, batches, stop=6, on_nan="stop", step=None, **options):
+def train(folder, batches, stop=6, on_nan="stop", step=None, start=0, **options):
     """Train on given batches; an exception among them is raised in place of a batch. Return the last kernel."""
     mesh = make_mesh()
 
@@ -51,9 +54,9 @@ def train(folder, batches, stop=6, on_nan="stop", step=None, **options):
 
     folder.mkdir(exist_ok=True)
     options = {"save_interval": 100, "log_interval": 1, **options}
-    with Checkpoints(folder / "checkpoints") as saves, RunLog(folder, 0, stop, Console(quiet=True)) as log:
+    with Checkpoints(folder / "checkpoints") as saves, RunLog(folder, start, stop, Console(quiet=True)) as log:
         state, _ = fit(
-            create_state(Line, OPTIMIZER, mesh), step or STEP[on_nan], give(), mesh=mesh, start=0, stop=stop,
+            create_state(Line, OPTIMIZER, mesh), step or STEP[on_nan], give(), mesh=mesh, start=start, stop=stop,
             batch_size=4, checkpoints=saves, log=log, **options,
         )  # fmt: skip
     return np.asarray(state.model.kernel[...])
@@ -81,6 +84,43 @@ def test_an_input_that_fails_at_once_leaves_nothing(tmp_path):
     assert saved_steps(tmp_path / "checkpoints") == []
 
 
+def test_an_evaluation_that_fails_loses_no_step(tmp_path):
+    def evaluate(state, step, watch):
+        for _ in watch(iter([1])):
+            raise OSError("the validation images are gone")
+
+    with pytest.raises(OSError, match="images are gone"):
+        train(tmp_path, good(6), evaluate=evaluate, eval_interval=4)
+    kernel, step, _ = restored(tmp_path)
+    assert step == 4
+    np.testing.assert_array_equal(kernel, train(tmp_path / "whole", good(4), stop=4))
+
+
+def test_a_stop_in_an_evaluation_ends_it_within_a_batch_and_it_is_made_later(tmp_path):
+    seen = []
+
+    def evaluate(state, step, watch, stop_at=1):
+        for batch in watch(range(100)):
+            seen.append((step, batch))
+            if batch == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return {"val/loss": 1.0}
+
+    options = {"evaluate": evaluate, "eval_interval": 4, "save_interval": 100}
+    train(tmp_path, good(6), **options)
+    assert seen == [(4, 0), (4, 1)] and restored(tmp_path)[1] == 4
+    assert not evaluated_at(tmp_path / "metrics.jsonl", 4)
+    del seen[:]
+
+    def whole(state, step, watch):
+        return evaluate(state, step, watch, stop_at=None)
+
+    options |= {"evaluate": whole, "start": 4, "evaluated": False}
+    train(tmp_path, [rows(4), rows(5)], **options)
+    assert len(seen) == 200 and seen[0] == (4, 0) and seen[-1] == (6, 99)
+    assert all(evaluated_at(tmp_path / "metrics.jsonl", step) for step in (4, 6))
+
+
 def bad():
     return {**rows(9), "x": np.full((4, 2), np.inf, np.float32)}
 
@@ -104,6 +144,9 @@ def test_a_loss_that_is_not_finite_can_be_skipped(tmp_path):
     kernel = train(tmp_path, [*good(3), bad(), *good(5)[3:]], on_nan="skip")
     np.testing.assert_array_equal(kernel, train(tmp_path / "whole", good(5), stop=5))
     assert [step for step, _ in read_metrics(tmp_path / "metrics.jsonl", "train/loss")] == [1, 2, 3, 5, 6]
+    train(tmp_path / "sparse", [*good(2), bad(), *good(9)[3:]], stop=9, on_nan="skip", log_interval=4)
+    rates = read_metrics(tmp_path / "sparse/metrics.jsonl", "train/images_per_second")
+    assert [step for step, _ in rates] == [4, 8, 9]  # a skipped step is named, but is no interval to measure over
     with pytest.raises(TrainingError, match="10 steps in a row"):
         train(tmp_path / "bad", [bad()] * 20, stop=20, on_nan="skip")
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maejax.training.checkpoint import saved_steps
+
 from . import harness
 
 SGD = ["--optimizer", "sgd", "--learning-rate", 0.5]  # Adam would blow up the rounding of gradients near zero
@@ -100,3 +102,37 @@ def test_four_processes_are_one_run_on_uneven_shards(tmp_path, images, sizes):
     assert noted(folders[4], 4) == noted(folders[1], 1)
     runs = [folders[processes] / "runs/pretrain" for processes in (4, 1)]
     assert_near(*runs, 1e-6, "train/loss", "train/grad_norm", "train/param_norm", "val/loss", "val/loss/best")
+    assert_same_files(*runs)
+
+
+def assert_same_files(ours, theirs):
+    """Compare what two runs left: names, configuration, what is logged, pictures up to rounding, and all arrays."""
+    names = [
+        {
+            str(path.relative_to(run))
+            for path in run.rglob("*")
+            if "checkpoints/" not in str(path) and "best/" not in str(path)
+        }
+        for run in (ours, theirs)
+    ]
+    assert names[0] == names[1]
+    configs = [json.loads((run / "config.json").read_text()) for run in (ours, theirs)]
+    assert configs[0] == configs[1]
+
+    def read(run):
+        return (run / "metrics.jsonl").read_text().splitlines()
+
+    logged = [
+        [sorted(json.loads(line).keys() - {"hosts/slowest", "hosts/lag"}) for line in read(run)]
+        for run in (ours, theirs)
+    ]
+    assert logged[0] == logged[1]
+    for name in sorted(name for name in names[0] if name.endswith(".png")):
+        pixels = [np.asarray(Image.open(run / name), np.int16) for run in (ours, theirs)]
+        assert np.abs(pixels[0] - pixels[1]).max() <= 1, name
+    for part in ("checkpoints", "best"):
+        assert saved_steps(ours / part) == saved_steps(theirs / part)
+        arrays = [harness.arrays_of(run / part) for run in (ours, theirs)]
+        assert arrays[0].keys() == arrays[1].keys()
+        for name in arrays[0]:
+            np.testing.assert_allclose(arrays[0][name], arrays[1][name], rtol=1e-5, atol=1e-6, err_msg=name)

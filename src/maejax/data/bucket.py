@@ -4,6 +4,7 @@ import queue
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -14,6 +15,8 @@ from maejax.data.redact import redact
 from maejax.data.retry import Patience, Retry, Stopped
 
 CHUNK = 1 << 20
+TRIAL_SECONDS = 60.0
+_NEVER = threading.Event()
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
 
 
@@ -78,6 +81,25 @@ def _within(seconds: float, stop: threading.Event, function: Callable, *argument
         if error is not None:
             raise error
         return value
+
+
+def try_bucket(address: str) -> float:
+    """Write, read and delete a small file in a folder of a bucket; returns the seconds it took. Raises FetchError."""
+    system, path = _system(address)
+    file, text = f"{path.rstrip('/')}/.maejax-{uuid.uuid4().hex}", b"written by maejax doctor; can be deleted\n"
+    begun, doing = time.monotonic(), "written"
+    try:
+        _within(TRIAL_SECONDS, _NEVER, system.pipe_file, file, text)
+        doing = "read"
+        if _within(TRIAL_SECONDS, _NEVER, system.cat_file, file) != text:
+            raise FetchError("what was written reads otherwise")
+        doing = "deleted"
+        _within(TRIAL_SECONDS, _NEVER, system.rm_file, file)
+    except FetchError:
+        raise
+    except Exception as error:  # every file system raises its own
+        raise FetchError(f"cannot be {doing}: {_short(error)}") from None
+    return time.monotonic() - begun
 
 
 def list_bucket(pattern: str) -> list[str]:

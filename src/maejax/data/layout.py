@@ -54,21 +54,16 @@ class Numbered:
         for step in itertools.count(start) if stop is None else range(start, stop):
             yield self.layout(step)
 
-    def numbers(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Say for every row of batch `step` in which epoch it is, and which image; int64 [B] each, -1 for padding."""
-        positions = step * self.batch_size + np.arange(self.rows.start, self.rows.stop)
-        epochs, within = np.divmod(positions // self.repeats, len(self.source))
-        if not self.shuffle:
-            return epochs, np.where(epochs == 0, within, -1)
-        index = np.empty(len(positions), np.int64)
-        for epoch in np.unique(epochs).tolist():
-            index[epochs == epoch] = self._order(epoch)[within[epochs == epoch]]
-        return epochs, index
-
     def layout(self, step: int) -> Layout:
         """Lay out batch `step`."""
         positions = step * self.batch_size + np.arange(self.rows.start, self.rows.stop)
-        index = self.numbers(step)[1]
+        epochs, within = np.divmod(positions // self.repeats, len(self.source))
+        if self.shuffle:
+            index = np.empty(len(positions), np.int64)
+            for epoch in np.unique(epochs).tolist():
+                index[epochs == epoch] = self._order(epoch)[within[epochs == epoch]]
+        else:
+            index = np.where(epochs == 0, within, -1)
         labels = np.where(index >= 0, self.source.labels[index], -1).astype(np.int32)
         rows = [
             Row(row, position, i, self.source.place(i))

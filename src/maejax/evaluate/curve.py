@@ -23,7 +23,7 @@ def draw_curve(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str,
     if not drawn:
         return '<p class="quiet">No losses were recorded.</p>'
     every = np.concatenate(list(drawn.values()))
-    x_ticks, y_ticks = ticks(*_range(every[:, 0])), ticks(*_range(every[:, 1]))
+    x_ticks, y_ticks = _ticks(*_range(every[:, 0])), _ticks(*_range(every[:, 1]))
     x_low, x_high = _range(every[:, 0])
     y_low, y_high = y_ticks[0], y_ticks[-1]
     x_ticks = [tick for tick in x_ticks if x_low <= tick <= x_high]
@@ -37,10 +37,10 @@ def draw_curve(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str,
     for tick in y_ticks:
         _, y = place(x_low, tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+        parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
     for tick in x_ticks:
         x, _ = place(tick, y_low)
-        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{number(tick)}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_number(tick)}</text>')
     middle_x, middle_y = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
     parts.append(f'<text x="{middle_x}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_label)}</text>')
     turn = f'transform="rotate(-90 14 {middle_y})"'
@@ -68,7 +68,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def ticks(low: float, high: float) -> list[float]:
+def _ticks(low: float, high: float) -> list[float]:
     """Choose four to ten round numbers that enclose [low, high]."""
     rough = (high - low) / 7
     power = 10.0 ** math.floor(math.log10(rough))
@@ -76,8 +76,7 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(k * step, 12) for k in range(math.floor(low / step), math.ceil(high / step) + 1)]
 
 
-def number(value: float) -> str:
-    """Write a number for an axis."""
+def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

@@ -51,29 +51,19 @@ def pair(train: Source, test: Source) -> Judged:
     for name, source in (("--train-dataset-shards", train), ("--valid-dataset-shards", test)):
         if (source.labels < 0).all():
             raise DataError(f"{name}: no image has a label; use class folders, .cls members or a label file (--labels)")
-    renumber(test, train.classes, "--train-dataset-shards")
+    if train.classes and test.classes and train.classes != test.classes:
+        number = {name: i for i, name in enumerate(train.classes)}
+        extra = sorted(set(test.classes) - number.keys())
+        if extra:
+            raise DataError(
+                f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {', '.join(extra[:5])}"
+            )
+        table = np.array([number[name] for name in test.classes], np.int32)
+        test.labels = np.where(test.labels < 0, test.labels, table[test.labels]).astype(np.int32)
     found = np.unique(train.labels[train.labels >= 0])
     if len(found) < 2:
         raise DataError("--train-dataset-shards has images of one class only; a judge needs at least two")
     return Judged(train, test, train.classes)
-
-
-def renumber(test: Source, classes: tuple[str, ...], owner: str) -> None:
-    """Number the labels of --valid-dataset-shards as `classes`, those of `owner`, are; nameless labels stay.
-
-    Raises:
-        DataError: there is a class that `owner` lacks.
-
-    """
-    if not classes or not test.classes or classes == test.classes:
-        return
-    number = {name: i for i, name in enumerate(classes)}
-    extra = sorted(set(test.classes) - number.keys())
-    if extra:
-        raise DataError(f"--valid-dataset-shards has classes that {owner} lacks: {', '.join(extra[:5])}")
-    table = np.array([number[name] for name in test.classes], np.int32)
-    test.labels = np.where(test.labels < 0, test.labels, table[test.labels]).astype(np.int32)
-    test.classes = classes
 
 
 def untrained_like(encoder: VisionTransformer, seed: int = 0) -> VisionTransformer:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from maejax.data.fetch import read_address, stem_of
 from maejax.data.redact import redact
 from maejax.data.retry import Patience
 from maejax.interop import files
-from maejax.interop.weights import WeightsError, grid_of
+from maejax.interop.weights import Weights, WeightsError, grid_of
 
 CACHE = "~/.cache/maejax/weights"
 
@@ -27,11 +28,15 @@ class Fetched(NamedTuple):
 
 
 class Pretrained(NamedTuple):
-    """Arrays by our path to start from, the GELU that they were trained with, and what was fetched, in a line."""
+    """Arrays by our path to start from, the GELU and the normalisation of images that they were trained with.
+
+    `said` tells in a line what was fetched.
+    """
 
     arrays: dict[str, np.ndarray]
     gelu: str
     said: str
+    normalization: dict[str, list[float]]
 
 
 def fetch_weights(address: str, cache_dir: str = "") -> Fetched:
@@ -117,7 +122,14 @@ def load_encoder_arrays(
         RunError: the file cannot be had or is not whole, or the channels differ and there is no rule.
 
     """
-    weights = files.read(local(path, cache_dir)[0], **known)
+    weights = fit(files.read(local(path, cache_dir)[0], **known), path, image_size, channels, channel_rule)
+    return weights.arrays, weights.arguments
+
+
+def fit(
+    weights: Weights, path: str, image_size: tuple[int, int] | None, channels: int | None, channel_rule: str
+) -> Weights:  # fmt: skip
+    """Fit weights to an image size and a number of channels; for the rest see `load_encoder_arrays`."""
     arrays, arguments = dict(weights.arrays), dict(weights.arguments)
     if image_size is not None and tuple(image_size) != tuple(arguments["image_size"]):
         old, patch = grid_of(arguments), arguments["patch_size"]
@@ -138,12 +150,12 @@ def load_encoder_arrays(
             arrays = {name: a for name, a in arrays.items() if name.startswith("encoder.")}
             arguments = {name: v for name, v in arguments.items() if name in ENCODER_ARGUMENTS}
         arguments |= {"channels": channels, "mean": [0.5] * channels, "std": [0.5] * channels}
-    return arrays, arguments
+    return replace(weights, arrays=arrays, arguments=arguments)
 
 
 ENCODER_ARGUMENTS = {
     "image_size", "patch_size", "channels", "mean", "std", "dim", "layers", "heads", "posemb", "layerscale", "dropout",
-    "droppath", "remat", "scan", "dtype", "gelu",
+    "droppath", "remat", "scan", "dtype", "gelu", "attention",
 }  # fmt: skip
 
 
@@ -200,6 +212,19 @@ def fit_channels(kernel: np.ndarray, old: int, new: int, rule: str) -> np.ndarra
     return repeated.reshape(-1, kernel.shape[-1])
 
 
+def fetch_pretrained(
+    path: str, image_size: tuple[int, int], channels: int, cache_dir: str = "", channel_rule: str = "", **known: Any
+) -> tuple[Weights, str]:  # fmt: skip
+    """Read a file as the whole model that it is, fitted to an image size and channels; say what was fetched.
+
+    Raises:
+        RunError: see `load_encoder_arrays`.
+
+    """
+    here, said = local(path, cache_dir)
+    return fit(files.read(here, **known), path, image_size, channels, channel_rule), said
+
+
 def load_pretrained(path: str, arguments: dict[str, Any], cache_dir: str = "", channel_rule: str = "") -> Pretrained:
     """Read all arrays of a model that is to go on from `path`, fitted to its image size and channels.
 
@@ -207,17 +232,15 @@ def load_pretrained(path: str, arguments: dict[str, Any], cache_dir: str = "", c
         RunError: the file cannot be had or is not whole, or it lacks the decoder that pre-training needs.
 
     """
-    here, said = local(path, cache_dir)
-    arrays, told = load_encoder_arrays(
-        str(here), image_size=tuple(arguments["image_size"]), channels=arguments["channels"],
-        channel_rule=channel_rule, **heads_of(arguments),
-    )  # fmt: skip
+    size, channels = tuple(arguments["image_size"]), arguments["channels"]
+    weights, said = fetch_pretrained(path, size, channels, cache_dir, channel_rule, **heads_of(arguments))
+    arrays, told = weights.arrays, weights.arguments
     if "dec_dim" in arguments and "dec_dim" not in told:
         raise WeightsError(
             f"{path} has no decoder for {arguments['channels']} channels, which pre-training needs; it can be probed, "
             "fine-tuned or encoded"
         )
-    return Pretrained(arrays, told.get("gelu", "erf"), said)
+    return Pretrained(arrays, told.get("gelu", "erf"), said, {name: told[name] for name in ("mean", "std")})
 
 
 def heads_of(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Our own layout: a run directory, or one of its checkpoints, and models from what they hold."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,13 @@ from maejax.training.errors import RunError
 from maejax.training.rundir import best_path, checkpoints_path, read_config
 
 
-def initial_model(arguments: dict[str, Any], seed: int = 0, *, folded: bool = True) -> Any:
+def initial_model(arguments: dict[str, Any], seed: int = 0) -> Any:
     """Build a freshly initialised model from the keyword arguments that config.json holds.
 
-    A `MaskedAutoencoder` where they speak of a decoder, a `Classifier` where of labels, else a `VisionTransformer`. A
-    probe's BatchNorm is left out, for `model_of` folds it into the head; to train one, `folded` is False.
+    A `MaskedAutoencoder` where they speak of a decoder, a `Classifier` where of labels, else a `VisionTransformer`.
     """
     sized = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     sized |= {"dtype": jnp.dtype(arguments["dtype"])}
-    if folded:
-        sized.pop("head_norm", None)
     model = {"mae": MaskedAutoencoder, "classifier": Classifier, "encoder": VisionTransformer}[kind_of(arguments)]
     return model(**sized, rngs=nnx.Rngs(seed))
 
@@ -50,10 +46,7 @@ def model_shapes(arguments: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     except ValueError as error:
         raise WeightsError(f"the sizes do not fit together: {error}") from None
     prefix = "encoder." if kind_of(arguments) == "encoder" else ""
-    shapes = {prefix + name: tuple(array.shape) for name, array in named.items()}
-    if "head_norm" in arguments:
-        shapes |= {f"head_norm.{name}": (arguments["dim"],) for name in ("mean", "var")}
-    return shapes
+    return {prefix + name: tuple(array.shape) for name, array in named.items()}
 
 
 def model_of(weights: Weights) -> Any:
@@ -65,34 +58,22 @@ def model_of(weights: Weights) -> Any:
         WeightsError: the arrays are not those of such a model, or a probe has no statistics.
 
     """
-    arrays = fold_head_norm(weights.arrays, weights.arguments)
+    arrays = dict(weights.arrays)
+    if "head_norm" in weights.arguments:
+        if "head_norm.mean" not in arrays:
+            raise WeightsError("the file lacks its BatchNorm's statistics, so its head cannot be used; its encoder can")
+        norm = {name: arrays.pop(name).astype(np.float64) for name in [n for n in arrays if n.startswith("head_norm.")]}
+        scale = norm.get("head_norm.scale", 1.0) / np.sqrt(norm["head_norm.var"] + weights.arguments["head_norm"])
+        shift = norm.get("head_norm.bias", 0.0) - norm["head_norm.mean"] * scale
+        kernel = arrays["head.kernel"].astype(np.float64)
+        arrays["head.bias"] = (arrays["head.bias"] + shift @ kernel).astype(np.float32)
+        arrays["head.kernel"] = (scale[:, None] * kernel).astype(np.float32)
     if weights.kind == "encoder":
         arrays = {name.removeprefix("encoder."): array for name, array in arrays.items()}
     try:
-        return with_arrays(abstract_model(weights.arguments), arrays)
+        return with_arrays(abstract_model({n: v for n, v in weights.arguments.items() if n != "head_norm"}), arrays)
     except ValueError as error:
         raise WeightsError(str(error)) from None
-
-
-def fold_head_norm(given: Mapping[str, np.ndarray], arguments: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Fold a probe's BatchNorm, where there is one, into its linear layer.
-
-    Raises:
-        WeightsError: it has no statistics.
-
-    """
-    arrays = dict(given)
-    if "head_norm" not in arguments:
-        return arrays
-    if "head_norm.mean" not in arrays:
-        raise WeightsError("the file lacks its BatchNorm's statistics, so its head cannot be used; its encoder can")
-    norm = {name: arrays.pop(name).astype(np.float64) for name in [n for n in arrays if n.startswith("head_norm.")]}
-    scale = norm.get("head_norm.scale", 1.0) / np.sqrt(norm["head_norm.var"] + arguments["head_norm"])
-    shift = norm.get("head_norm.bias", 0.0) - norm["head_norm.mean"] * scale
-    kernel = arrays["head.kernel"].astype(np.float64)
-    arrays["head.bias"] = (arrays["head.bias"] + shift @ kernel).astype(np.float32)
-    arrays["head.kernel"] = (scale[:, None] * kernel).astype(np.float32)
-    return arrays
 
 
 def locate(path: str | Path) -> tuple[Path, Path]:

@@ -63,7 +63,7 @@ class MaskedAutoencoder(nnx.Module):
         self.decoder = Transformer(
             dec_layers, dec_dim, dec_heads, layerscale=dec_layerscale, dropout=dec_dropout, droppath=dec_droppath,
             remat=self.encoder.transformer.remat, scan=self.encoder.transformer.scan, dtype=dtype, rngs=rngs,
-            gelu=self.encoder.gelu,
+            gelu=self.encoder.gelu, attention=self.encoder.transformer.blocks.attention.form,
         )  # fmt: skip
         self.dec_norm = layer_norm(dec_dim, rngs)
         self.predict = linear(dec_dim, self.patch_size**2 * self.encoder.channels, dtype, rngs)

@@ -7,13 +7,16 @@ type of the matrix products; normalisation and softmax are always float32. No `k
 import math
 import operator
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from maejax.models.attention import attend, attention_weights, check_form
 from maejax.models.patches import patchify, sincos_table, take_patches
 
 LAYERSCALE_INIT = 1e-4  # as in the original
@@ -22,22 +25,58 @@ TOKEN_STD = 0.02  # cls and mask token, authors' code
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+# What `remat="named"` keeps of a block beside what enters it: the results of its matrix products, but for the attention
+# weights, which are large, and what is added at once.
+KEPT = ("query", "key", "value", "attended", "between", "hidden")
+
 Dtype = jnp.dtype | type
+Remat = bool | Literal["named"]
 
 
 class Constant(nnx.Variable):
     """An array that is saved with the model and never trained."""
 
 
-def linear(inputs: int, outputs: int, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
+@jax.custom_vjp
+def affine(x: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
+    """Compute x [B, T, D] times weights [D, E] plus bias [E], both float32, in x's type: [B, T, E] of x's type.
+
+    Products are of x's type, sums are float32, and so it is with the gradient: that of weights and bias stays float32
+    from the samples to the optimizer, across devices too. Written out since autodiff would round it, and since XLA on
+    CPU multiplies in half precision only where the sums are asked for in single: twice as fast.
+    """
+    return (_product("btd,de->bte", x, weights.astype(x.dtype)) + bias.reshape(1, 1, -1)).astype(x.dtype)
+
+
+def _product(axes, a, b):
+    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
+
+
+def _affine_forward(x, weights, bias):
+    return affine(x, weights, bias), (x, weights)
+
+
+def _affine_backward(kept, g):
+    x, weights = kept
+    dx = _product("bte,de->btd", g, weights.astype(x.dtype)).astype(x.dtype)
+    return dx, _product("btd,bte->de", x, g), jnp.sum(g, axis=(0, 1), dtype=jnp.float32)
+
+
+affine.defvjp(_affine_forward, _affine_backward)
+
+
+class Linear(nnx.Linear):
+    """A linear layer with float32 weights, computed in `dtype` by `affine`."""
+
+    def __call__(self, x: jax.Array, outputs: slice = slice(None)) -> jax.Array:
+        """Map x [B, T, D] to [B, T, E], or to some of its `outputs` and no others."""
+        weights, bias = self.kernel[...][:, outputs], self.bias[...][outputs]  # pyright: ignore[reportOptionalSubscript]
+        return affine(x.astype(self.dtype), weights, bias)
+
+
+def linear(inputs: int, outputs: int, dtype: Dtype, rngs: nnx.Rngs) -> Linear:
     """Make a linear layer with the authors' initialisation: Xavier-uniform weights, zero biases."""
-    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
-
-
-def some_outputs(layer: nnx.Linear, x: jax.Array, columns: slice) -> jax.Array:
-    """Compute the outputs `columns` of a linear layer on x [B, T, D] and no others."""
-    weights, bias = layer.kernel[...][:, columns], layer.bias[...][columns]  # pyright: ignore[reportOptionalSubscript]
-    return x.astype(layer.dtype) @ weights.astype(layer.dtype) + bias.astype(layer.dtype).reshape(1, 1, -1)
+    return Linear(inputs, outputs, kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
 
 
 def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -47,8 +86,13 @@ def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 @jax.custom_vjp
 def gelu(h: jax.Array) -> jax.Array:
-    """Apply the exact (erf) GELU. Written out since `jax.nn.gelu` goes through erfc, which is slower on CPU."""
-    return 0.5 * h * (1 + jax.lax.erf(h * math.sqrt(0.5)))
+    """Apply the exact (erf) GELU, in float32 whatever the type of h.
+
+    Written out since `jax.nn.gelu` goes through erfc, and since CPUs round every single operation of half precision:
+    both take twice as long.
+    """
+    wide = h.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(h.dtype)
 
 
 def _gelu_forward(h):
@@ -56,9 +100,10 @@ def _gelu_forward(h):
 
 
 def _gelu_backward(h, g):
-    cdf = 0.5 * (1 + jax.lax.erf(h * math.sqrt(0.5)))
-    pdf = jnp.exp(-0.5 * h * h) * (1 / math.sqrt(2 * math.pi))
-    return (g * (cdf + h * pdf),)
+    wide = h.astype(jnp.float32)
+    cdf = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
+    pdf = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+    return ((g * (cdf + wide * pdf)).astype(h.dtype),)
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)
@@ -83,30 +128,33 @@ def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None, shape:
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with one packed projection to queries, keys and values."""
+    """Multi-head self-attention with one packed projection to queries, keys and values; `form` as in `attend`."""
 
-    def __init__(self, dim: int, heads: int, *, dtype: Dtype, rngs: nnx.Rngs):
-        self.heads = heads
+    def __init__(self, dim: int, heads: int, *, dtype: Dtype, rngs: nnx.Rngs, form: str = "auto"):
+        check_form(form)
+        self.heads, self.form = heads, form
         self.qkv = linear(dim, 3 * dim, dtype, rngs)
         self.proj = linear(dim, dim, dtype, rngs)
 
     def __call__(self, x: jax.Array, tail: int | None = None) -> jax.Array:
         """Attend over x [B, T, D]; with `tail`, only the last `tail` tokens ask and are returned [B, tail, D]."""
-        weights, v = self.weights(x, tail)
-        out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
-        return self.proj(out.reshape(*out.shape[:2], x.shape[-1]))
+        q, k, v = map(checkpoint_name, self.project(x, tail), ("query", "key", "value"))
+        return self.proj(checkpoint_name(attend(q, k, v, self.heads, self.form), "attended"))
 
-    def weights(self, x: jax.Array, tail: int | None = None) -> tuple[jax.Array, jax.Array]:
-        """Compute how much each token attends to each, float32 [B, heads, T or tail, T], and the values it reads."""
-        dim = x.shape[-1]
+    def project(self, x: jax.Array, tail: int | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Compute the queries of all or the last `tail` tokens of x [B, T, D], and the keys and values of all."""
         if tail is None:
-            q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+            q, k, v = jnp.split(checkpoint_name(self.qkv(x), "qkv"), 3, axis=-1)
         else:
-            q = some_outputs(self.qkv, x[:, -tail:], slice(dim))
-            k, v = jnp.split(some_outputs(self.qkv, x, slice(dim, None)), 2, axis=-1)
-        q, k, v = (t.reshape(*t.shape[:2], self.heads, -1) for t in (q, k, v))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-        return jax.nn.softmax(scores), v
+            dim = x.shape[-1]
+            q = self.qkv(x[:, -tail:], slice(dim))
+            k, v = jnp.split(self.qkv(x, slice(dim, None)), 2, axis=-1)
+        return q, k, v
+
+    def weights(self, x: jax.Array) -> jax.Array:
+        """Compute how much each token of x [B, T, D] attends to each, float32 [B, heads, T, T]."""
+        q, k, _ = self.project(x)
+        return attention_weights(q, k, self.heads)
 
 
 class Block(nnx.Module):
@@ -114,12 +162,12 @@ class Block(nnx.Module):
 
     def __init__(
         self, dim: int, heads: int, *, layerscale: bool, dropout: float, dtype: Dtype, rngs: nnx.Rngs,
-        gelu: str = "erf",
+        gelu: str = "erf", attention: str = "auto",
     ):  # fmt: skip
         activation(gelu)  # refuses an unknown one
         self.dropout, self.gelu = dropout, gelu
         self.norm1 = layer_norm(dim, rngs)
-        self.attention = Attention(dim, heads, dtype=dtype, rngs=rngs)
+        self.attention = Attention(dim, heads, dtype=dtype, rngs=rngs, form=attention)
         self.norm2 = layer_norm(dim, rngs)
         self.fc1 = linear(dim, 4 * dim, dtype, rngs)
         self.fc2 = linear(4 * dim, dim, dtype, rngs)
@@ -135,8 +183,9 @@ class Block(nnx.Module):
             return x + dropout(branch, drop_path, path_key, (x.shape[0], 1, 1))
 
         attended = dropout(self.attention(self.norm1(x), tail), self.dropout, keys[0])
-        x = add(x if tail is None else x[:, -tail:], attended, self.scale1, keys[1])
-        hidden = dropout(activation(self.gelu)(self.fc1(self.norm2(x))), self.dropout, keys[2])
+        x = checkpoint_name(add(x if tail is None else x[:, -tail:], attended, self.scale1, keys[1]), "between")
+        hidden = checkpoint_name(self.fc1(self.norm2(x)), "hidden")
+        hidden = dropout(activation(self.gelu)(hidden), self.dropout, keys[2])
         return add(x, dropout(self.fc2(hidden), self.dropout, keys[3]), self.scale2, keys[4])
 
 
@@ -151,20 +200,28 @@ class Transformer(nnx.Module):
     """A stack of blocks: one Block whose arrays carry a leading depth axis.
 
     Stacked arrays keep dispatch, checkpoints and sharding rules independent of the depth. `scan` chooses how the stack
-    runs: unrolled is faster on CPU and leaner on TPU up to ViT-B, a scan compiles faster. `remat` recomputes each block
-    in the backward pass instead of storing it. `droppath` rises linearly from 0 to its value over the depth.
+    runs: unrolled is faster on CPU and leaner on TPU up to ViT-B, a scan compiles faster. `droppath` rises linearly
+    from 0 to its value over the depth.
+
+    `remat` says what is kept of each block for the backward pass, where the rest is computed again: all (False), what
+    enters it and `KEPT` ("named"), or only what enters it (True). Weights that are split over devices are kept whole
+    with False alone; otherwise each layer's are gathered again.
     """
 
     def __init__(
         self, layers: int, dim: int, heads: int, *, layerscale: bool, dropout: float, droppath: float,
-        remat: bool, scan: bool, dtype: Dtype, rngs: nnx.Rngs, gelu: str = "erf",
+        remat: Remat, scan: bool, dtype: Dtype, rngs: nnx.Rngs, gelu: str = "erf", attention: str = "auto",
     ):  # fmt: skip
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide a width of {dim}")
-        self.layers, self.droppath, self.remat, self.scan = layers, droppath, remat, scan
+        self.layers, self.droppath, self.scan = layers, droppath, scan
+        self.remat: Remat = remat
 
         def block(key):
-            return Block(dim, heads, layerscale=layerscale, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(key), gelu=gelu)
+            return Block(
+                dim, heads, layerscale=layerscale, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(key), gelu=gelu,
+                attention=attention,
+            )  # fmt: skip
 
         self.blocks = jax.vmap(block)(jax.random.split(rngs.params(), layers))
 
@@ -177,7 +234,8 @@ class Transformer(nnx.Module):
             return whole(block)(x, 0.0 if rate is None else rate, key, tail)
 
         if self.remat:
-            layer = jax.checkpoint(layer, static_argnums=4)
+            policy = jax.checkpoint_policies.save_only_these_names(*KEPT) if self.remat == "named" else None
+            layer = jax.checkpoint(layer, static_argnums=4, policy=policy, prevent_cse=not self.scan)
         scanned = (self.layers if tail is None else self.layers - 1) if self.scan else 0
         if scanned:
             rising = jnp.asarray(rates) if self.droppath else None
@@ -213,6 +271,7 @@ class VisionTransformer(nnx.Module):
         final_norm: whether the tokens are normalised at the end; not for a classifier with mean pooling.
         dtype: type of the matrix products, float32 or bfloat16.
         gelu: "erf" or "tanh", see `activation`.
+        attention: the form of attention, see `attend`.
 
     Raises:
         ValueError: a size does not fit: patch and image, heads and width, mean and channels.
@@ -222,9 +281,9 @@ class VisionTransformer(nnx.Module):
     def __init__(
         self, *, image_size: tuple[int, int] = (224, 224), patch_size: int = 16, channels: int = 3, dim: int = 768,
         layers: int = 12, heads: int = 12, posemb: str = "sincos2d", layerscale: bool = False, dropout: float = 0.0,
-        droppath: float = 0.0, remat: bool = False, scan: bool = False, final_norm: bool = True,
+        droppath: float = 0.0, remat: Remat = False, scan: bool = False, final_norm: bool = True,
         mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD,
-        dtype: Dtype = jnp.float32, gelu: str = "erf", rngs: nnx.Rngs,
+        dtype: Dtype = jnp.float32, gelu: str = "erf", attention: str = "auto", rngs: nnx.Rngs,
     ):  # fmt: skip
         height, width = image_size
         if height % patch_size or width % patch_size:
@@ -239,7 +298,7 @@ class VisionTransformer(nnx.Module):
         self.positions = positions(posemb, self.grid, dim, rngs)
         self.transformer = Transformer(
             layers, dim, heads, layerscale=layerscale, dropout=dropout, droppath=droppath, remat=remat, scan=scan,
-            dtype=dtype, rngs=rngs, gelu=gelu,
+            dtype=dtype, rngs=rngs, gelu=gelu, attention=attention,
         )  # fmt: skip
         self.norm = layer_norm(dim, rngs) if final_norm else None
 
@@ -309,7 +368,7 @@ class VisionTransformer(nnx.Module):
         for i in range(number):
             x = self.transformer.block(i)(x)
         block = self.transformer.block(number)
-        return block.attention.weights(block.norm1(x))[0]
+        return block.attention.weights(block.norm1(x))
 
     def layer_number(self, layer: int) -> int:
         """Count a layer from the front: -1 is the last."""

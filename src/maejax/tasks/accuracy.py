@@ -1,86 +1,80 @@
-"""Accuracy of a classifier on held-out images: each counts once, on any number of hosts."""
+"""Validation of a classifier: exact top-1 and top-5 over all images, each once."""
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from maejax.config import Config
-from maejax.data.augment import build_eval
-from maejax.data.pipeline import Loader
+from maejax.data.faults import Faults
 from maejax.data.shards import Source
-from maejax.tasks.training import faults_allowed
+from maejax.tasks.validation import best_so_far, valid_loader
 from maejax.training.average import as_evaluated
-from maejax.training.classification import Criterion, count_right
-from maejax.training.log import read_metrics
+from maejax.training.classification import cross_entropy
+from maejax.training.loop import Watch
 from maejax.training.mesh import put_batch
-from maejax.training.processes import share
 from maejax.training.state import TrainState
 
 
-class Measured(NamedTuple):
-    """Number of images, share of them in percent that were right at first and within five guesses, and mean loss."""
-
-    images: int
-    top1: float
-    top5: float
-    loss: float
-
-
 class Accuracy:
-    """Measures classifiers on one source. Several processes call this together."""
+    """Evaluates a classifier on held-out images. Several processes call this together.
 
-    def __init__(self, config: Config, source: Source, size: tuple[int, int], mesh: Mesh):
-        self.mesh = mesh
-        self.loader = Loader(
-            source, build_eval(size, config.augment.test_crop_ratio),
-            batch_size=config.data.valid_batch_size, channels=config.data.channels, size=size,
-            shuffle=False, workers=config.data.valid_loader_workers, process_index=jax.process_index(),
-            process_count=jax.process_count(), faults=faults_allowed(config),
-        )  # fmt: skip
-        self._sums = jax.jit(partial(_sums, criterion=config.augment.criterion))
-
-    def measure(self, model: Any) -> Measured:
-        """Measure a classifier on all images that can be read and have a label."""
-        sums = np.zeros(4)
-        for batch in self.loader.iterate():
-            used = batch.valid & (batch.labels >= 0)
-            rows = {"images": batch.images, "labels": np.maximum(batch.labels, 0), "used": used}
-            sums += jax.device_get(self._sums(model, put_batch(rows, self.mesh)))
-        count = max(1, sums[0])
-        return Measured(int(sums[0]), 100 * sums[1] / count, 100 * sums[2] / count, sums[3] / count)
-
-
-def _sums(model: Any, batch: dict[str, jax.Array], *, criterion: Criterion) -> jax.Array:
-    return count_right(model(model.normalize(batch["images"])), batch["labels"], batch["used"], criterion)
-
-
-class AccuracyJudge:
-    """Judges the states of a run by their accuracy, those of the averaged weights where an average is kept.
-
-    `best` is the highest top-1 accuracy in percent so far and `best_step` its step, both also of the run's earlier
+    `best` is the highest top-1 accuracy so far, in percent, and `best_step` its step, both also of the run's earlier
     processes up to `start`.
     """
 
-    def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, start: int = 0):
-        self.accuracy = Accuracy(config, source, config.image_shape, mesh)
-        metrics = directory / "metrics.jsonl"
-        earlier = read_metrics(metrics, "val/acc1") if metrics.exists() else []
-        best, step = max(((value, -step) for step, value in earlier if step <= start), default=(-1.0, 0))
-        self.best, self.best_step = share(best), int(share(-step))
+    def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, faults: Faults, start: int = 0):
+        self.loader, self.directory, self.mesh = valid_loader(config, source, faults), directory, mesh
+        best, self.best_step = best_so_far(directory, "val/top1", start, sign=-1)
+        self.best = max(0.0, best)
+        self._sums = jax.jit(partial(score_batch, criterion=config.augment.criterion))
 
-    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
-        """Measure a state."""
-        found = self.accuracy.measure(as_evaluated(state).model)
-        if found.top1 > self.best:
-            self.best, self.best_step = found.top1, step
+    def __call__(self, state: TrainState, step: int, watch: Watch) -> dict[str, float]:
+        """Score a state, with its averaged weights where an average is kept; accuracies are in percent."""
+        scores = self.score(as_evaluated(state).model, watch)
+        if scores["val/top1"] > self.best or not self.best_step:
+            self.best, self.best_step = scores["val/top1"], step
+        return {**scores, "val/top1/best": self.best}
+
+    def score(self, model: Any, watch: Watch = iter) -> dict[str, float]:
+        """Average over all labelled images, each once: loss, and accuracies in percent."""
+        totals: Counter[str] = Counter()
+        for batch in watch(self.loader.iterate()):
+            rows = {"images": batch.images, "labels": batch.labels, "valid": batch.valid & (batch.labels >= 0)}
+            totals.update(
+                {k: float(v) for k, v in jax.device_get(self._sums(model, put_batch(rows, self.mesh))).items()}
+            )
+        count = max(1, totals["count"])
         return {
-            "val/loss": found.loss, "val/acc1": found.top1, "val/acc5": found.top5, "val/acc1/best": self.best,
+            "val/loss": totals["loss"] / count, "val/top1": 100 * totals["top1"] / count,
+            "val/top5": 100 * totals["top5"] / count,
         }  # fmt: skip
 
     def picture_path(self, step: int) -> Path:
-        """Name no picture: a classifier has none."""
-        return Path("images", f"{step}.none")
+        """Where pictures would be; a classifier draws none."""
+        return self.directory / "images" / f"{step}.png"
+
+
+def score_batch(model: Any, batch: dict[str, jax.Array], criterion: Any) -> dict[str, jax.Array]:
+    """Sum loss, top-1 and top-5 hits over the valid rows of a batch, and count them.
+
+    An image is a hit of the top k where fewer than k classes come before its own; of equal logits the lower class's
+    comes first, so that a model that tells nothing apart scores no more than it should.
+    """
+    values = score_logits(model(model.normalize(batch["images"])), batch["labels"], criterion)
+    values["count"] = jnp.ones_like(values["loss"])
+    return {name: jnp.sum(jnp.where(batch["valid"], value, 0)) for name, value in values.items()}
+
+
+def score_logits(logits: jax.Array, labels: jax.Array, criterion: Any) -> dict[str, jax.Array]:
+    """Compute loss, top-1 and top-5 hit of every sample [B]; what a label of -1 gives means nothing."""
+    labels = jnp.maximum(labels, 0).reshape(-1, 1)
+    own = jnp.take_along_axis(logits, labels, axis=1)
+    classes = jnp.arange(logits.shape[1]).reshape(1, -1)
+    rank = jnp.sum((logits > own) | ((logits == own) & (classes < labels)), axis=1)
+    loss = cross_entropy(logits, jax.nn.one_hot(labels[:, 0], logits.shape[1]), criterion)
+    return {"loss": loss, "top1": rank < 1, "top5": rank < 5}

@@ -1,155 +1,129 @@
-"""Linear probing and fine-tuning (He et al. 2022, section A.1): `maejax train --mode linear` and `--mode finetune`."""
+"""Linear probing and fine-tuning (He et al. 2022, A.1): the recipes behind `--mode linear` and `--mode finetune`."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
 from maejax.config import Config, ConfigError
 from maejax.data.augment import Transform, build_train
 from maejax.data.pipeline import Batch
-from maejax.data.policies import check_policy
 from maejax.data.shards import Source
 from maejax.data.stream import Stream
 from maejax.interop.run import abstract_model, initial_model
-from maejax.interop.transfer import NEW, Taken, load_for_classifier, read_mapping
-from maejax.models.classifier import BATCH_NORM_EPS
+from maejax.models.classifier import BATCH_NORM_EPS, Classifier
+from maejax.models.flops import vit_flop
 from maejax.models.vit import normalize
-from maejax.tasks.accuracy import AccuracyJudge
-from maejax.tasks.classes import check_labels, count_classes
+from maejax.tasks import cached_probe
+from maejax.tasks.accuracy import Accuracy
 from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
 from maejax.tasks.flags import check_run_flags, encoder_arguments, refuse_ignored
 from maejax.tasks.training import (
     Recipe,
     Rows,
-    Trained,
-    configured_optimizer,
     describe_run,
+    faults_allowed,
+    open_directory,
     open_sources,
+    place_weights,
+    run_directory,
     train,
     train_loader,
-    with_weights,
 )  # fmt: skip
-from maejax.tasks.weights import export_original
-from maejax.training.average import with_average
-from maejax.training.classification import (
-    classifier_losses,
-    encode_features,
-    is_encoder,
-    observe_features,
-    probe_losses,
-)  # fmt: skip
+from maejax.tasks.transfer import Transferred, count_classes, match_classes, read_mapping, transfer
+from maejax.training.average import restart_average, with_average
+from maejax.training.checkpoint import Checkpoints
+from maejax.training.classification import cross_entropy, is_encoder, observe_features, probe_losses
 from maejax.training.erasing import erase
-from maejax.training.mesh import first_device, local_copy
+from maejax.training.log import RunLog
+from maejax.training.mesh import first_device, local_copy, make_mesh
 from maejax.training.mixing import mix, soft_targets
-from maejax.training.optim import DECAYED, FINETUNE_DECAYED, for_trained
+from maejax.training.optim import DECAYED, FINETUNE_DECAYED, build_optimizer, for_trained
+from maejax.training.rundir import checkpoints_path
 from maejax.training.schedule import peak_rate, warmup_cosine
-from maejax.training.state import TrainState, make_step
+from maejax.training.state import TrainState, abstract_state, create_state, make_step
 from maejax.training.trackers import check_installed
 
-FROZEN = "a linear probe trains no encoder, which runs as in evaluation, and would ignore it"
 
+@dataclass(frozen=True)
+class Classified:
+    """What a run of probing or fine-tuning leaves: its directory, the model, and whether it got to the last step."""
 
-class Pixels(NamedTuple):
-    """Mean and standard deviation of every channel on the 0..1 scale."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    directory: Path
+    model: Classifier
+    done: bool
 
 
 def geometry(config: Config, labels: int) -> dict[str, Any]:
-    """Collect the classifier's keyword arguments, as JSON can hold them; a probe has a BatchNorm before its head."""
-    probe = {"head_norm": BATCH_NORM_EPS} if config.run.mode == "linear" else {}
-    return {**encoder_arguments(config), "labels": labels, "pooling": config.encoder.pooling, **probe}
-
-
-class Task(NamedTuple):
-    """What a live task and one on cached features have in common."""
-
-    train: Source | Stream
-    valid: Source | None
-    labels: int
-    taken: Taken
-    transform: Transform
-    pixels: Pixels
-
-
-def prepare(config: Config) -> Task:
-    """Check the flags, open the data and read the weights.
-
-    Raises:
-        ConfigError, DataError, RunError: the input is wrong.
-
-    """
-    check_flags(config)
-    check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
-    train_source, valid_source = open_sources(config)
-    labels = count_classes(config.encoder.labels, train_source, valid_source)
-    taken, augment = starting_point(config, geometry(config, labels)), config.augment
-    pixels = Pixels(tuple(taken.arguments["mean"]), tuple(taken.arguments["std"]))
-    transform = build_train(
-        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
-        policy=augment.auto_augment, policy_mean=pixels.mean,
-    )  # fmt: skip
-    return Task(train_source, valid_source, labels, taken, transform, pixels)
+    """Collect the classifier's keyword arguments, as JSON can hold them; a probe normalises before its head."""
+    arguments = {**encoder_arguments(config), "labels": labels, "pooling": config.encoder.pooling}
+    return arguments | ({"head_norm": BATCH_NORM_EPS} if config.run.mode == "linear" else {})
 
 
 def check_flags(config: Config) -> None:
-    """Refuse flags that do not fit together or that the task would have to ignore.
+    """Refuse flags that the mode would have to ignore, and sizes that do not fit.
 
     Raises:
-        ConfigError, DataError: with the first flag that is wrong.
+        ConfigError: with the first flag that is wrong.
 
     """
-    check_run_flags(config)
-    optimization, augment = config.optimization, config.augment
-    refuse_ignored(config, {"image_mask_ratio": 0}, "classifiers see all patches; leave it out")
-    if config.run.mode == "finetune":
-        refuse_ignored(config, {"cache_features": False}, "fine-tuning changes the encoder; choose --mode linear")
+    refuse_ignored(
+        config, {"image_mask_ratio": 0.0, "norm_pix_loss": False, "export_msgpack": False},
+        f"--mode {config.run.mode} masks and reconstructs nothing and would ignore it; leave it out",
+    )  # fmt: skip
+    for name in ("mixup", "cutmix", "random_erasing"):
+        if not 0 <= getattr(config.augment, name) <= (1 if name == "random_erasing" else np.inf):
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config.augment, name)} is out of range")
     if config.run.mode == "linear":
-        frozen = {"dropout": 0, "droppath": 0, "lr_decay": 1, "finetune_blocks": "all"}
-        refuse_ignored(config, frozen, FROZEN)
-    if config.run.export_msgpack and config.encoder.pooling == "gap":
-        raise ConfigError("--export-msgpack: the original's layout has no --pooling gap; leave it out")
-    if not 0 <= optimization.ema < 1:
-        raise ConfigError(f"--ema {optimization.ema}: give a decay from 0 (off) to below 1, such as .9999")
-    if not 0 <= augment.label_smoothing < 1:
-        raise ConfigError(f"--label-smoothing {augment.label_smoothing}: give a number from 0 to below 1")
-    if augment.mixup < 0 or augment.cutmix < 0:
-        raise ConfigError("--mixup and --cutmix are alphas: give 0 (off) or more")
-    if config.transfer.label_mapping and not config.run.pretrained_ckpt:
-        raise ConfigError("--label-mapping re-uses the head of --pretrained-ckpt, which is missing")
-    if not 0 <= augment.random_erasing <= 1:
-        raise ConfigError(f"--random-erasing {augment.random_erasing}: give a probability from 0 to 1")
-    if augment.auto_augment != "none":
-        check_policy(augment.auto_augment, config.data.channels)
+        refuse_ignored(
+            config,
+            {"droppath": 0.0, "dropout": 0.0, "lr_decay": 1.0, "finetune_blocks": "all", "criterion": "ce",
+             "mixup": 0.0, "cutmix": 0.0},
+            "a linear probe trains its head alone and would ignore it; leave it out, or choose --mode finetune",
+        )  # fmt: skip
+    if config.run.cache_features:
+        cached_probe.check_flags(config)
+    elif config.optimization.sweep_rates:
+        raise ConfigError("--sweep-rates are tried on --cache-features: give that too")
     tuned_blocks(config)
+    if not 0 <= config.optimization.ema < 1:
+        raise ConfigError(f"--ema {config.optimization.ema}: give at least 0 and less than 1, such as 0.9999")
+    if not 0 <= config.augment.label_smoothing < 1:
+        raise ConfigError(f"--label-smoothing {config.augment.label_smoothing}: give at least 0 and less than 1")
+    check_run_flags(config)
 
 
 def tuned_blocks(config: Config) -> float | None:
-    """Read `--finetune-blocks`; None for all.
+    """Read `--finetune-blocks`: how many of the last blocks are trained; None for all of the encoder.
 
     Raises:
-        ConfigError: it is neither "all" nor a number of blocks.
+        ConfigError: it is neither all, half nor a number of blocks.
 
     """
-    text = config.transfer.finetune_blocks
-    if text == "all":
+    given = config.optimization.finetune_blocks
+    if given == "all":
         return None
     try:
-        blocks = float(text)
+        blocks = 0.5 if given == "half" else float(int(given))
     except ValueError:
         blocks = -1.0
-    if blocks != 0.5 and not (blocks.is_integer() and 0 <= blocks <= config.encoder.layers):
-        raise ConfigError(f"--finetune-blocks {text}: give 0, .5, all, or 1 to {config.encoder.layers} blocks")
-    return blocks
+    if not 0 <= blocks <= config.encoder.layers:
+        raise ConfigError(
+            f"--finetune-blocks {given}: give 0 (the head alone), half (the last MLP too), a number of blocks up to "
+            f"{config.encoder.layers}, or all"
+        )
+    return None if blocks == config.encoder.layers else blocks
 
 
-def run(config: Config, console: Console) -> Trained:
+def run(config: Config, console: Console) -> Classified:
     """Probe or fine-tune: everything that can be wrong is checked before anything is compiled.
 
     Raises:
@@ -157,108 +131,198 @@ def run(config: Config, console: Console) -> Trained:
         TrainingError: the loss became non-finite.
 
     """
-    refuse_ignored(config, {"sweep": (), "cached_epochs": 1}, "it belongs to --mode linear --cache-features")
-    train_source, valid_source, labels, taken, transform, pixels = prepare(config)
-    optimization, augment, machine = config.optimization, config.augment, config.machine
-    peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
-    rate = warmup_cosine(peak, optimization.warmup_steps, optimization.training_steps)
-    probe = config.run.mode == "linear"
-    optimizer = configured_optimizer(
-        config, rate, decayed=DECAYED if probe else FINETUNE_DECAYED, tuned_blocks=tuned_blocks(config)
-    )
-    if optimization.ema:
-        optimizer = with_average(optimizer, optimization.ema)
-    draw = partial(make_targets, config=config, labels=labels, pixels=pixels)
-    if probe:
-        optimizer = for_trained(optimizer, is_encoder)
-        # The encoder may go through a batch in parts, the head sees all of it: its BatchNorm is that of the batch.
-        step = make_step(
-            partial(probe_losses, criterion=augment.criterion), optimizer, rate, 1, draw, machine.on_nan,
-            machine.sharding, frozen=is_encoder, prepare=partial(encode_features, parts=optimization.grad_accum),
-            observe=observe_features,
-        )  # fmt: skip
-    else:
-        losses = partial(classifier_losses, dropout_seed=config.seeds.dropout_seed, criterion=augment.criterion)
-        step = make_step(losses, optimizer, rate, optimization.grad_accum, draw, machine.on_nan, machine.sharding)
-    trained = train(config, Recipe(
-        model=taken.arguments,
-        init=partial(initial_model, taken.arguments, config.seeds.init_seed, folded=False),
-        optimizer=optimizer,
-        step=step,
-        start=lambda state: with_weights(state, taken.arrays, NEW) if taken.arrays else state,
-        weights=taken.said,
-        source=train_source,
-        loader=partial(train_loader, config, train_source, transform),
-        rows=partial(labelled_rows, labels=labels),
-        judge=None if valid_source is None else partial(AccuracyJudge, config, valid_source),
-        describe=partial(describe, config, train_source, peak, labels),
-        explain=partial(explain, train_source),
-    ), console)  # fmt: skip
-    if config.run.export_msgpack and jax.process_index() == 0:
-        for path in export_original(trained.directory):
-            console.print(f"exported {path}", highlight=False)
-    return trained
-
-
-def starting_point(config: Config, arguments: dict[str, Any]) -> Taken:
-    """Read what training starts from; nothing without --pretrained-ckpt.
-
-    Raises:
-        ConfigError: the model's flags do not fit together.
-        RunError: the file cannot be used.
-
-    """
+    check_flags(config)
+    check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
+    train_source, valid_source = open_sources(config)
+    arguments = geometry(config, count_classes(config.encoder.labels, train_source, config.data.train_dataset_shards))
+    if valid_source is not None:
+        match_classes(valid_source, train_source.classes, arguments["labels"], config.data.valid_dataset_shards)
     try:
-        abstract_model(arguments)
+        shape = abstract_model(arguments)
     except ValueError as error:
         raise ConfigError(f"the model's flags do not fit together: {error}") from None
-    path, mapping = config.run.pretrained_ckpt, config.transfer.label_mapping
-    if not path:
-        what = "the frozen encoder is untrained" if config.run.mode == "linear" else "training from scratch"
-        return Taken({}, arguments, f"no --pretrained-ckpt: {what}")
-    return load_for_classifier(
-        path, arguments, mapping=read_mapping(mapping, arguments["labels"]) if mapping else None,
-        own_mean=not config.data.mean, cache_dir=config.data.cache_dir,
+    given = Transferred({}, {}, ())
+    if config.run.pretrained_ckpt:
+        mapping = read_mapping(config.transfer.label_mapping, arguments["labels"])
+        given = transfer(config, arguments, shape, mapping)
+        arguments |= given.arguments
+    elif config.transfer.label_mapping:
+        raise ConfigError("--label-mapping re-uses the head of a --pretrained-ckpt: give one")
+    optimizer, rate, peak = build(config)
+    linear = config.run.mode == "linear"
+    draw = partial(draw_batch, config=config, arguments=arguments)
+    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed, criterion=config.augment.criterion)
+    special: dict[str, Any] = {}
+    if linear:
+        losses = probe_losses
+        prepare = partial(encode_batch, parts=config.optimization.grad_accum)
+        special = {"frozen": is_encoder, "prepare": prepare, "observe": observe_features}
+    optimization, augment = config.optimization, config.augment
+    transform = build_train(
+        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
+        policy=augment.auto_augment, policy_mean=tuple(arguments["mean"]),
     )  # fmt: skip
 
+    def start(state: TrainState) -> TrainState:
+        return restart_average(place_weights(state, given.arrays), is_encoder if linear else None)
 
-def labelled_rows(batch: Batch, labels: int) -> Rows:
-    """Take what a step reads of a batch; images without a label do not count."""
-    check_labels(batch.labels, labels)
-    valid = batch.valid & (batch.labels >= 0)
-    return {"images": batch.images, "labels": batch.labels, "valid": valid, "index": batch.index}
+    init = partial(initial_model, arguments, config.seeds.init_seed)
+    if config.run.cache_features:
+        return probe_cached(config, console, arguments, init, start, (train_source, valid_source), transform)
+    trained = train(config, Recipe(
+        model=arguments,
+        init=init,
+        optimizer=optimizer,
+        step=make_step(
+            losses, optimizer, rate, 1 if linear else optimization.grad_accum, draw, config.machine.on_nan,
+            config.machine.sharding, **special,
+        ),
+        start=start,
+        weights="; ".join(given.notices),
+        source=train_source,
+        loader=partial(train_loader, config, train_source, transform),
+        rows=rows_of,
+        flop=step_flop(shape, linear),
+        judge=None if valid_source is None else partial(open_accuracy, config, valid_source),
+        describe=partial(describe, config, train_source, peak, arguments),
+        explain=partial(explain, train_source),
+    ), console)  # fmt: skip
+    return Classified(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
 
 
-def make_targets(batch, step: jax.Array, *, config: Config, labels: int, pixels: Pixels):
-    """Make the targets [B, labels] of a global batch, erase, and mix images and targets; a function of (seed, step)."""
-    augment, images = config.augment, batch["images"]
-    targets = soft_targets(batch["labels"], labels, augment.label_smoothing)
-    if augment.random_erasing or augment.mixup or augment.cutmix:
-        images = normalize(images, pixels.mean, pixels.std)
-    images = erase(images, step, seed=config.seeds.noise_seed, probability=augment.random_erasing)
-    images, targets = mix(
-        images, targets, batch["valid"], step, seed=config.seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix
-    )
-    return {**batch, "images": images, "targets": targets}
+def probe_cached(
+    config: Config, console: Console, arguments: dict[str, Any], init: Callable[[], Any],
+    start: Callable[[TrainState], TrainState], sources: tuple[Source | Stream, Source | None], transform: Transform,
+) -> Classified:  # fmt: skip
+    """Probe on features that are computed once, and leave a run as live probing does; see `cached_probe`."""
+    train_source, valid_source = sources
+    directory, steps = run_directory(config), config.optimization.training_steps
+    if train_source.total is None or valid_source is None:
+        raise ConfigError("--cache-features: shards that arrive while training have no known number; fetch them before")
+    newest, _ = open_directory(config, arguments, train_source)
+    optimizer, _, peak = build(config)
+    mesh = make_mesh()
+    with Checkpoints(checkpoints_path(directory), 1) as checkpoints, jax.set_mesh(mesh):
+        if newest:
+            console.print(f"{directory} has its probe already")
+            shape = abstract_state(init, optimizer, mesh)
+            return Classified(directory, checkpoints.restore(shape).state.model, True)  # type: ignore[arg-type]
+        state = start(create_state(init, optimizer, mesh))
+        console.print(describe(config, train_source, peak, arguments, state), highlight=False)
+        judge = open_accuracy(config, valid_source, directory, mesh, 0)
+        found = cached_probe.probe(
+            config, console, state, optimizer, train_loader(config, train_source, transform), judge, rows_of,
+            arguments["labels"], config.augment.label_smoothing, train_source.total,
+        )  # fmt: skip
+        kept = TrainState(jnp.asarray(steps, jnp.int32), found.model, optimizer.init(found.model))  # type: ignore[arg-type]
+        checkpoints.save(kept, steps)
+    scores = found.scores[found.rate]
+    with RunLog(directory, 0, steps, console) as log:
+        log.write(steps, scores)
+    cached_probe.write_sweep(directory, found)
+    for rate, each in found.scores.items():
+        best = ", the best" if rate == found.rate else ""
+        console.print(f"rate     {rate:g}: top-1 {each['val/top1']:.1f}{best}", highlight=False)
+    return Classified(directory, found.model, True)
+
+
+def build(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule, float]:
+    """Build the optimizer, its rate by step and the peak of the rate."""
+    optimization, linear = config.optimization, config.run.mode == "linear"
+    peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
+    rate = warmup_cosine(
+        peak, optimization.warmup_steps, optimization.training_steps, optimization.min_learning_rate
+    )  # fmt: skip
+    optimizer = build_optimizer(
+        optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
+        b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
+        lr_decay=optimization.lr_decay, decayed=DECAYED if linear else FINETUNE_DECAYED,
+        tuned_blocks=tuned_blocks(config),
+    )  # fmt: skip
+    if optimization.ema:
+        optimizer = with_average(optimizer, optimization.ema)
+    return (for_trained(optimizer, is_encoder) if linear else optimizer), rate, peak
+
+
+def open_accuracy(config: Config, source: Source, directory: Path, mesh: Mesh, start: int) -> Accuracy:
+    """Prepare the validation of a run that starts at a step."""
+    return Accuracy(config, source, directory, mesh, faults_allowed(config), start)
+
+
+def rows_of(batch: Batch) -> Rows:
+    """Give what of a batch the step reads; an image without a label is as if it were not there."""
+    return {
+        "images": batch.images, "labels": batch.labels, "valid": batch.valid & (batch.labels >= 0),
+        "index": batch.index,
+    }  # fmt: skip
+
+
+def draw_batch(
+    batch: dict[str, Any], step: jax.Array, *, config: Config, arguments: dict[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """Make of a global batch what is learned from: normalised images `x`, erased and mixed, and `targets` [B, labels].
+
+    A function of the batch, the seeds and the step alone; the order of timm: normalise, erase, mix.
+    """
+    augment, seeds = config.augment, config.seeds
+    targets = soft_targets(batch["labels"], arguments["labels"], augment.label_smoothing)
+    x = normalize(batch["images"], tuple(arguments["mean"]), tuple(arguments["std"]))
+    x = erase(x, step, seed=seeds.shuffle_seed, probability=augment.random_erasing)
+    x, targets = mix(
+        x, targets, batch["valid"], step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix
+    )  # fmt: skip
+    return {"x": x, "targets": targets, "valid": batch["valid"]}
+
+
+def sample_losses(model: Classifier, batch, turn, *, dropout_seed: int, criterion) -> jax.Array:
+    """Compute the loss of every sample [B]; dropout is a function of (seed, turn) alone."""
+    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), turn)
+    return cross_entropy(model(batch["x"], dropout_key), batch["targets"], criterion)
+
+
+def encode_batch(model: Classifier, batch, *, parts: int = 1):
+    """Replace the images of a batch by the features [B, D] that a frozen encoder makes of them, as in evaluation.
+
+    It goes through the batch in `parts`, one after the other; the head's BatchNorm sees all of it.
+    """
+    x = batch["x"]
+    if parts == 1:
+        features = model.features(x)
+    else:
+        # Strided, so that every part has its share of every device's rows.
+        made = jax.lax.map(model.features, x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1))
+        features = made.swapaxes(0, 1).reshape(len(x), -1)
+    return {"features": features, "targets": batch["targets"], "valid": batch["valid"]}
+
+
+def explain(
+    source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Rows
+) -> str:  # fmt: skip
+    """Say why the step after `state` gave no finite loss or gradient, and write its batch for inspection."""
+    model: Any = local_copy(state.model, mesh)
+    with first_device():
+        logits = np.asarray(model(model.normalize(rows["images"])))
+        bad = np.flatnonzero(rows["valid"] & ~np.isfinite(logits).all(axis=-1))
+        bad = bad if len(bad) else np.flatnonzero(rows["valid"])
+        where = first_bad_part(model, rows["images"][bad], jnp.asarray(rows["labels"][bad]))
+    keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
+    written = write_batch(directory / "bad" / f"{step}-{jax.process_index()}.npz", rows)
+    return f"first not finite: {where}; on {keys}; {written}"
+
+
+def step_flop(model: Classifier, linear: bool) -> int:
+    """Count the FLOP of one step on one image: forward, and twice that backward where the encoder is trained."""
+    encoder, patches = model.encoder, model.encoder.patches
+    embed = 2 * patches * encoder.patch_size**2 * encoder.channels * encoder.dim
+    return (1 if linear else 3) * (embed + vit_flop(1 + patches, encoder.dim, encoder.transformer.layers))
 
 
 def describe(
-    config: Config, source: Source | Stream, peak: float, labels: int, state: TrainState
+    config: Config, source: Source | Stream, peak: float, arguments: dict[str, Any], state: TrainState
 ) -> str:  # fmt: skip
     """Say in a few lines what is about to be trained, on what, where."""
-    blocks = config.transfer.finetune_blocks
-    trained = "frozen" if config.run.mode == "linear" else f"{blocks} of its blocks trained"
-    encoder = f"{config.encoder.layers} x {config.encoder.dim} encoder, {trained}"
-    return describe_run(config, source, peak, state, f"{encoder}, {config.encoder.pooling}, {labels} classes")
-
-
-def explain(source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Rows) -> str:
-    """Say why the step after `state` gave no finite loss or gradient, and write its batch for inspection."""
-    model: Any = local_copy(state.model, mesh)
-    path = directory / "bad" / f"{step}-{jax.process_index()}.npz"
-    used = np.flatnonzero(rows["valid"])
-    with first_device():
-        where = first_bad_part(model, rows["images"][used])
-        bad = used[~np.isfinite(np.asarray(model(model.normalize(rows["images"][used])))).all(axis=1)]
-    keys = list_keys([source.key(i) for i in rows["index"][bad if len(bad) else used].tolist()])
-    return f"first not finite: {where}; on {keys}; {write_batch(path, rows)}"
+    read = "the mean of the patches" if arguments["pooling"] == "gap" else "cls"
+    head = f"head of {arguments['labels']} classes on {read}"
+    frozen = ", encoder frozen" if config.run.mode == "linear" else ""
+    encoder = f"{config.encoder.layers} x {config.encoder.dim} encoder{frozen}"
+    return describe_run(config, source, peak, state, f"{encoder}, {head}")

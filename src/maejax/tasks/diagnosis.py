@@ -39,6 +39,25 @@ def first_bad_layer(model: MaskedAutoencoder, images: np.ndarray, order: np.ndar
     return f"the gradient of {wrong[-1]}" if wrong else "no layer without dropout"
 
 
+def first_bad_part(model: Classifier, images: np.ndarray, labels: jax.Array) -> str:
+    """Name the first part of a classifier that is not finite on images uint8 [B, H, W, C] with labels int32 [B]."""
+    wrong = [name for name, array in named_arrays(model).items() if not finite(array)]
+    if wrong:
+        return f"the parameter {wrong[0]}"
+    x = model.normalize(jnp.asarray(images))
+    for layers, encoder in cut(model.encoder, "transformer"):
+        if not finite(encoder(x)):
+            return f"encoder.transformer.blocks[{layers - 1}]" if layers else "encoder.embed"
+    if not finite(model(x)):
+        return "the head"
+
+    def loss(m):
+        return -jnp.take_along_axis(jax.nn.log_softmax(m(x)), labels.reshape(-1, 1), axis=1).sum()
+
+    wrong = [name for name, array in named_arrays(jax.grad(loss)(model)).items() if not finite(array)]
+    return f"the gradient of {wrong[-1]}" if wrong else "no layer without dropout"
+
+
 def cut(module, attribute: str):
     """Yield (n, module with only the first n layers of one of its stacks), n from 0 to all of them."""
     whole: Transformer = getattr(module, attribute)
@@ -52,18 +71,6 @@ def cut(module, attribute: str):
 def finite(array: jax.Array) -> bool:
     """Tell whether an array holds finite numbers only."""
     return bool(jnp.isfinite(array).all())
-
-
-def first_bad_part(model: Classifier, images: np.ndarray) -> str:
-    """Name the first part of a classifier that is not finite on images uint8 [B, H, W, C]; as `first_bad_layer`."""
-    wrong = [name for name, array in named_arrays(model).items() if not finite(array)]
-    if wrong:
-        return f"the parameter {wrong[0]}"
-    x = model.normalize(jnp.asarray(images))
-    for stack, encoder in cut(model.encoder, "transformer"):
-        if not finite(encoder(x)):
-            return f"encoder.transformer.blocks[{stack - 1}]" if stack else "encoder.embed"
-    return "the loss or a gradient" if finite(model(x)) else "the head"
 
 
 def write_batch(path: Path, rows: dict[str, np.ndarray]) -> str:

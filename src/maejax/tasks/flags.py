@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from maejax.config import Config, ConfigError, differences, flags
+from maejax.data.policies import check_policy
 from maejax.data.redact import redact
 from maejax.models.vit import IMAGENET_MEAN, IMAGENET_STD
 
@@ -16,13 +17,12 @@ MAY_CHANGE = {
     "ipaddr", "hostname", "train_loader_workers", "valid_loader_workers", "valid_dataset_shards", "valid_batch_size",
     "save_minutes", "distributed", "coordinator", "num_processes", "process_id", "sharding", "on_nan", "cache_dir",
     "on_bad_data", "max_bad_images", "max_lost_shards",
-    "wandb", "tensorboard", "profile", "export_msgpack",
+    "wandb", "tensorboard", "profile", "export_msgpack", "print_config", "eval_only",
 }  # fmt: skip
-# Of this process and its machine, not of the run.
-UNWRITTEN = {"eval_only", "print_config", "ipaddr", "coordinator", "num_processes", "process_id"}
+UNWRITTEN = {"ipaddr", "coordinator", "num_processes", "process_id"}  # of this process and its machine, not of the run
 
 
-def check_run_flags(config: Config) -> None:
+def check_run_flags(config: Config, *, training: bool = True) -> None:
     """Refuse sizes that no task can use.
 
     Raises:
@@ -36,14 +36,23 @@ def check_run_flags(config: Config) -> None:
     for name, smallest in least.items():
         if given[name] < smallest:
             raise ConfigError(f"--{name.replace('_', '-')} {given[name]}: give at least {smallest}")
+    if "://" in config.run.output_dir:
+        raise ConfigError(
+            f"--output-dir {config.run.output_dir}: a run is written to a folder; mount the bucket (docs/tpu.md) and "
+            "name the folder in it"
+        )
+    if config.data.valid_dataset_shards:
+        check_batch("--valid-batch-size", config.data.valid_batch_size, 1, config)
+    if not training:
+        return
     traced_steps(config)
     if not config.data.train_dataset_shards:
         raise ConfigError("--train-dataset-shards is missing: name tar shards, an image folder or an .npz file")
+    if config.augment.auto_augment != "none":
+        check_policy(config.augment.auto_augment, config.data.channels)
     if config.augment.color_jitter and config.data.channels not in (1, 3):
         raise ConfigError(f"--color-jitter works on 1 or 3 channels, not {config.data.channels}")
     check_batch("--train-batch-size", config.data.train_batch_size, config.optimization.grad_accum, config)
-    if config.data.valid_dataset_shards:
-        check_batch("--valid-batch-size", config.data.valid_batch_size, 1, config)
 
 
 def refuse_ignored(config: Config, neutral: Mapping[str, Any], why: str) -> None:
@@ -69,8 +78,21 @@ def encoder_arguments(config: Config) -> dict[str, Any]:
         "std": list(data.std or (IMAGENET_STD if imagenet else (0.5,) * data.channels)),
         "dim": encoder.dim, "layers": encoder.layers, "heads": encoder.heads, "posemb": encoder.posemb,
         "layerscale": encoder.layerscale, "dropout": encoder.dropout, "droppath": encoder.droppath,
-        "remat": encoder.grad_ckpt, "scan": encoder.scan_layers, "dtype": precision(config),
+        "remat": kept_of_blocks(config), "scan": looped(config), "dtype": precision(config),
+        "attention": encoder.attention,
     }  # fmt: skip
+
+
+def kept_of_blocks(config: Config) -> bool | str:
+    """Say what of each block is kept for the backward pass, as `Transformer` calls it: see the help of --grad-ckpt."""
+    if config.encoder.grad_ckpt:
+        return True
+    return "named" if looped(config) else False
+
+
+def looped(config: Config) -> bool:
+    """Tell whether the layers run as a loop: in one, weights that are split cannot be whole for two layers at once."""
+    return config.encoder.scan_layers or config.machine.sharding == "fsdp"
 
 
 def precision(config: Config) -> str:

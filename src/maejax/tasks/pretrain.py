@@ -12,19 +12,18 @@ from rich.console import Console
 
 from maejax.config import Config, ConfigError
 from maejax.data.augment import build_train
-from maejax.data.policies import check_policy
 from maejax.data.shards import Source
 from maejax.data.stream import Stream
 from maejax.interop.pretrained import load_pretrained
 from maejax.interop.run import abstract_model, initial_model
 from maejax.models import masking
+from maejax.models.flops import train_flop
 from maejax.models.mae import MaskedAutoencoder
 from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
 from maejax.tasks.flags import check_run_flags, encoder_arguments, refuse_ignored
 from maejax.tasks.training import (
     Recipe,
     Rows,
-    configured_optimizer,
     describe_run,
     faults_allowed,
     open_sources,
@@ -35,6 +34,7 @@ from maejax.tasks.training import (
 from maejax.tasks.validation import Validation
 from maejax.tasks.weights import export_original
 from maejax.training.mesh import first_device, local_copy
+from maejax.training.optim import build_optimizer
 from maejax.training.schedule import peak_rate, warmup_cosine
 from maejax.training.state import TrainState, make_step
 from maejax.training.trackers import check_installed
@@ -67,9 +67,8 @@ def check_flags(config: Config) -> None:
 
     """
     ignored = {
-        "mixup": 0, "cutmix": 0, "criterion": "ce", "label_smoothing": 0, "pooling": "cls", "label_mapping": "",
-        "random_erasing": 0, "eval_only": False, "ema": 0, "finetune_blocks": "all",
-        "cache_features": False, "sweep": (),
+        "eval_only": False, "ema": 0, "finetune_blocks": "all", "mixup": 0, "cutmix": 0, "criterion": "ce",
+        "label_smoothing": 0, "pooling": "cls", "label_mapping": "", "random_erasing": 0, "cache_features": 0,
     }  # fmt: skip
     if config.encoder.labels > 0:
         ignored["labels"] = 0
@@ -78,8 +77,6 @@ def check_flags(config: Config) -> None:
         "pre-training has no classifier and would ignore it; leave it out, or choose --mode linear or finetune",
     )  # fmt: skip
     check_run_flags(config)
-    if config.augment.auto_augment != "none":
-        check_policy(config.augment.auto_augment, config.data.channels)
 
 
 def run(
@@ -107,12 +104,8 @@ def run(
         weights = load_pretrained(start_from, model_arguments, config.data.cache_dir, rule)
     if weights is not None and weights.gelu != "erf":
         model_arguments |= {"gelu": weights.gelu}
-    optimization, sharding = config.optimization, config.machine.sharding
-    peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
-    rate = warmup_cosine(peak, optimization.warmup_steps, optimization.training_steps)
-    optimizer = configured_optimizer(config, rate)
-    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
-    draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
+    peak = peak_rate(config.optimization.learning_rate, config.data.train_batch_size)
+    init, optimizer, step = build_step(config, model_arguments)
     augment = config.augment
     transform = build_train(
         config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
@@ -120,14 +113,15 @@ def run(
     )  # fmt: skip
     trained = train(config, Recipe(
         model=model_arguments,
-        init=partial(initial_model, model_arguments, config.seeds.init_seed),
+        init=init,
         optimizer=optimizer,
-        step=make_step(losses, optimizer, rate, optimization.grad_accum, draw, config.machine.on_nan, sharding),
+        step=step,
         start=lambda state: state if weights is None else with_weights(state, weights.arrays),
         weights="" if weights is None else weights.said or start_from,
         source=train_source,
         loader=partial(train_loader, config, train_source, transform),
         rows=lambda batch: {"images": batch.images, "valid": batch.valid, "index": batch.index},
+        flop=step_flop(abstract_model(model_arguments)),
         judge=None if valid_source is None else partial(open_validation, config, valid_source),
         describe=partial(describe, config, train_source, peak),
         explain=partial(explain, config, train_source),
@@ -136,6 +130,25 @@ def run(
         for path in export_original(trained.directory):
             console.print(f"exported {path}", highlight=False)
     return Pretrained(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
+
+
+def build_step(config: Config, model_arguments: dict[str, Any]):
+    """Build what trains: a function that makes the model, the optimizer, and the step of `make_step`."""
+    optimization, sharding = config.optimization, config.machine.sharding
+    peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
+    rate = warmup_cosine(
+        peak, optimization.warmup_steps, optimization.training_steps, optimization.min_learning_rate
+    )  # fmt: skip
+    optimizer = build_optimizer(
+        optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
+        b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
+        lr_decay=optimization.lr_decay,
+    )  # fmt: skip
+    init = partial(initial_model, model_arguments, config.seeds.init_seed)
+    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
+    draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
+    step = make_step(losses, optimizer, rate, optimization.grad_accum, draw, config.machine.on_nan, sharding)
+    return init, optimizer, step
 
 
 def open_validation(config: Config, source: Source, directory: Path, mesh: Mesh, start: int) -> Validation:
@@ -159,8 +172,16 @@ def explain(
         bad = bad if len(bad) else np.flatnonzero(rows["valid"])
         where = first_bad_layer(model, rows["images"][bad], order[bad])
     keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
-    written = write_batch(path, {**rows, "order": order})
-    return f"first not finite: {where}; on {keys}; {written}"
+    return f"first not finite: {where}; on {keys}; {write_batch(path, {**rows, 'order': order})}"
+
+
+def step_flop(model: MaskedAutoencoder) -> int:
+    """Count the FLOP of one step on one image."""
+    encoder, decoder = model.encoder.transformer, model.decoder
+    return train_flop(
+        patches=model.patches, visible=model.visible, pixels=model.patch_size**2 * model.encoder.channels,
+        dim=model.encoder.dim, layers=encoder.layers, dec_dim=model.mask_token.shape[-1], dec_layers=decoder.layers,
+    )  # fmt: skip
 
 
 def draw_masks(batch, step: jax.Array, *, noise_seed: int, patches: int):

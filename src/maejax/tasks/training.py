@@ -1,7 +1,7 @@
 """What every task does around the loop: open the data, the run and its checkpoints, start or go on, tell, clean up."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,15 +21,14 @@ from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Batch, Loader, check_readable
 from maejax.data.shards import Source, open_source, open_stream
 from maejax.data.stream import Stream
-from maejax.models.arrays import array_name, check_arrays, named_arrays
+from maejax.models.arrays import array_name, check_arrays
 from maejax.tasks.flags import precision, run_differences, safe_flags, traced_steps
-from maejax.training.average import as_evaluated, restart_average
+from maejax.training.average import as_evaluated
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import RunError
-from maejax.training.log import RunLog
-from maejax.training.loop import fit
+from maejax.training.log import RunLog, evaluated_at
+from maejax.training.loop import Watch, fit
 from maejax.training.mesh import make_mesh
-from maejax.training.optim import build_optimizer
 from maejax.training.processes import everywhere, share
 from maejax.training.rundir import best_path, checkpoints_path, config_path, open_run, read_config
 from maejax.training.state import TrainState, abstract_state, create_state
@@ -44,8 +43,8 @@ class Judge(Protocol):
 
     best_step: int
 
-    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
-        """Compute the metrics of a state."""
+    def __call__(self, state: TrainState, step: int, watch: Watch) -> dict[str, float]:
+        """Compute the metrics of a state; `watch` is laid around the batches, see `Evaluate`."""
         ...
 
     def picture_path(self, step: int) -> Path:
@@ -96,7 +95,7 @@ class Recipe:
         describe: says in a few lines what is about to be trained.
         explain: `(directory, mesh, state, step, rows) -> sentences` on a loss that is not finite.
         weights: says where a new state's weights come from.
-        facts: more for config.json.
+        flop: the arithmetic that an image is worth in a step, for `train/mfu`; 0 leaves it out.
 
     """
 
@@ -112,7 +111,7 @@ class Recipe:
     describe: Callable[[TrainState], str]
     explain: Callable[[Path, Mesh, TrainState, int, Rows], str]
     weights: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
+    flop: float = 0
 
 
 @dataclass(frozen=True)
@@ -138,18 +137,9 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
 
     """
     directory, source, optimization = run_directory(config), recipe.source, config.optimization
-    written = {
-        "maejax": __version__, "flags": safe_flags(config), "model": recipe.model, "images": source.total,
-        "classes": source.classes, **recipe.facts,
-    }  # fmt: skip
     first = jax.process_index() == 0
     console = console if first else Console(quiet=True)
-    newest = open_run(
-        directory, written, differences=run_differences(read_config(directory), written), resume=config.run.resume,
-        first=first,
-    )  # fmt: skip
-    if not everywhere(newest == share(newest) and config_path(directory).exists()):
-        raise RunError(f"the processes see different files in {directory}; --output-dir must be a folder they share")
+    newest, written = open_directory(config, recipe.model, source)
 
     mesh, sharding = make_mesh(), config.machine.sharding
     loader = recipe.loader()
@@ -177,9 +167,11 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
             log.say(f"loader   {loader.footprint}")
             for problem in source.problems[:5]:
                 log.say(f"data     {problem}")
-            evaluate = None
+            evaluate, evaluated = None, True
             if recipe.judge is not None:
                 judge = recipe.judge(directory, mesh, start)
+                # A stop may have come before or in the evaluation of the step at which this run goes on.
+                evaluated = not start or bool(share(evaluated_at(directory / "metrics.jsonl", start)))
                 evaluate = partial(evaluate_and_keep_best, judge, best, log)
                 if start and judge.best_step == start:
                     best.save(as_evaluated(state), start)  # the process before may have ended between the two saves
@@ -189,6 +181,7 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
                 stop=optimization.training_steps, batch_size=config.data.train_batch_size, checkpoints=checkpoints,
                 log=log, save_interval=config.run.save_interval, save_minutes=config.run.save_minutes,
                 log_interval=config.run.log_interval, evaluate=evaluate, eval_interval=config.run.eval_interval,
+                evaluated=evaluated, flop=recipe.flop,
                 extra=partial(count_faults, loader), explain=partial(recipe.explain, directory, mesh), trace=trace,
                 position=loader.position, merge=merge_if_any,
             )  # fmt: skip
@@ -198,6 +191,27 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
             if loader.lost:
                 log.say(f"{len(loader.lost)} shards were not read to the end, the first: {next(iter(loader.lost))}")
     return Trained(directory, state, done)
+
+
+def open_directory(config: Config, model: dict[str, Any], source: Source | Stream) -> tuple[int, dict[str, Any]]:
+    """Open the folder of a run, new or old: the step of its newest checkpoint, and what config.json holds.
+
+    Raises:
+        RunError: it holds another run, or the processes do not share it.
+
+    """
+    directory = run_directory(config)
+    written = {
+        "maejax": __version__, "flags": safe_flags(config), "model": model, "images": source.total,
+        "classes": source.classes,
+    }  # fmt: skip
+    newest = open_run(
+        directory, written, differences=run_differences(read_config(directory), written), resume=config.run.resume,
+        first=jax.process_index() == 0,
+    )  # fmt: skip
+    if not everywhere(newest == share(newest) and config_path(directory).exists()):
+        raise RunError(f"the processes see different files in {directory}; --output-dir must be a folder they share")
+    return newest, written
 
 
 def count_faults(loader: Input) -> dict[str, float]:
@@ -221,10 +235,10 @@ def merge_if_any(positions: list[Any]) -> Any:
 
 
 def evaluate_and_keep_best(
-    validation: Judge, best: Checkpoints, log: RunLog, state: TrainState, step: int
+    validation: Judge, best: Checkpoints, log: RunLog, state: TrainState, step: int, watch: Watch
 ) -> dict[str, float]:
     """Validate a state, hand on its pictures, and save it where it is the best so far."""
-    metrics = validation(state, step)
+    metrics = validation(state, step, watch)
     picture = validation.picture_path(step)
     if picture.exists():
         log.picture(step, picture)
@@ -242,15 +256,6 @@ def open_sources(config: Config) -> tuple[Source | Stream, Source | None]:
     valid = open_source(config.data.valid_dataset_shards, cache_dir=config.data.cache_dir)
     check_readable(valid, config.data.channels)
     return train, valid
-
-
-def configured_optimizer(config: Config, rate: optax.Schedule, **more: Any) -> optax.GradientTransformation:
-    """Build the optimizer that the flags ask for; `more` goes to `build_optimizer`."""
-    flags = config.optimization
-    return build_optimizer(
-        flags.optimizer, rate, weight_decay=flags.weight_decay, b1=flags.adam_b1, b2=flags.adam_b2, eps=flags.adam_eps,
-        clip_grad=flags.clip_grad, lr_decay=flags.lr_decay, **more,
-    )  # fmt: skip
 
 
 def faults_allowed(config: Config) -> Faults:
@@ -271,21 +276,25 @@ def train_loader(config: Config, source: Source | Stream, transform: Transform) 
     )  # fmt: skip
 
 
-def with_weights(state: TrainState, weights: Mapping[str, Any], new: tuple[str, ...] = ()) -> TrainState:
-    """Start from given weights instead of random ones; strict, but for parts whose names begin as one of `new`."""
-    missing = {name: a for name, a in named_arrays(state.model).items() if name not in weights and name.startswith(new)}
+def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
+    """Start from given weights instead of random ones; strict."""
     try:
-        check_arrays(state.model, {**missing, **weights} if new else weights)
+        check_arrays(state.model, weights)
     except ValueError as error:
         raise ConfigError(f"--pretrained-ckpt: {error}") from None
+    return place_weights(state, weights)
+
+
+def place_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
+    """Put given arrays in the place of those of a state's model that have their names."""
 
     def place(path, old):
         if array_name(path) not in weights:
             return old
-        given = np.asarray(weights[array_name(path)], old.dtype)
-        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: given[index])
+        new = np.asarray(weights[array_name(path)], old.dtype)
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
 
-    return restart_average(replace(state, model=jax.tree_util.tree_map_with_path(place, state.model)))
+    return TrainState(state.step, jax.tree_util.tree_map_with_path(place, state.model), state.opt_state)
 
 
 def describe_run(config: Config, source: Source | Stream, peak: float, state: TrainState, model: str) -> str:

@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 from maejax.config import Config
 from maejax.data.augment import build_eval
 from maejax.data.faults import Faults
-from maejax.data.pipeline import Batch, Loader
+from maejax.data.pipeline import Loader
 from maejax.data.shards import Source
 from maejax.evaluate.reconstruct import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.log import read_metrics
-from maejax.training.mesh import first_device, local_copy, put_batch
+from maejax.training.loop import Watch
+from maejax.training.mesh import first_device, first_rows, local_copy, put_batch
 from maejax.training.processes import share
 from maejax.training.state import TrainState
 
@@ -40,17 +41,9 @@ class Validation:
     """
 
     def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, faults: Faults, start: int = 0):
-        self.loader = Loader(
-            source, build_eval(config.image_shape, config.augment.test_crop_ratio),
-            batch_size=config.data.valid_batch_size, channels=config.data.channels, size=config.image_shape,
-            shuffle=False, workers=config.data.valid_loader_workers, process_index=jax.process_index(),
-            process_count=jax.process_count(), faults=faults,
-        )  # fmt: skip
+        self.loader = valid_loader(config, source, faults)
         self.seed, self.directory, self.mesh = config.seeds.noise_seed, directory, mesh
-        metrics = directory / "metrics.jsonl"
-        earlier = read_metrics(metrics, "val/loss") if metrics.exists() else []
-        best = min(((loss, step) for step, loss in earlier if step <= start), default=(float("inf"), 0))
-        self.best, self.best_step = share(best[0]), int(share(best[1]))
+        self.best, self.best_step = best_so_far(directory, "val/loss", start)
         self._sums = jax.jit(self._loss_and_count)
 
     def _loss_and_count(self, model, batch):
@@ -58,12 +51,12 @@ class Validation:
         losses = model(model.normalize(batch["images"]), order).loss
         return jnp.sum(losses * batch["valid"]), jnp.sum(batch["valid"])
 
-    def __call__(self, state: TrainState, step: int) -> dict[str, float]:
+    def __call__(self, state: TrainState, step: int, watch: Watch = iter) -> dict[str, float]:
         """Average the loss over all validation images, each once, and draw `images/<step>.png`."""
         total, count, first = 0.0, 0, None
-        for batch in self.loader.iterate():
-            first = batch if first is None else first
+        for batch in watch(self.loader.iterate()):
             rows = {"images": batch.images, "valid": batch.valid, "index": batch.index}
+            first = first_rows(rows, 2 * PICTURES, self.mesh) if first is None else first
             loss, valid = jax.device_get(self._sums(state.model, put_batch(rows, self.mesh)))
             total, count = total + float(loss), count + int(valid)
         loss = total / max(1, count)
@@ -83,9 +76,30 @@ class Validation:
         return self.directory / "images" / f"{step}.png"
 
 
-def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:
+def valid_loader(config: Config, source: Source, faults: Faults) -> Loader:
+    """Build the loader of this host's validation batches: one pass in order, the last batch padded."""
+    return Loader(
+        source, build_eval(config.image_shape, config.augment.test_crop_ratio),
+        batch_size=config.data.valid_batch_size, channels=config.data.channels, size=config.image_shape,
+        shuffle=False, workers=config.data.valid_loader_workers, process_index=jax.process_index(),
+        process_count=jax.process_count(), faults=faults,
+    )  # fmt: skip
+
+
+def best_so_far(directory: Path, metric: str, start: int, sign: int = 1) -> tuple[float, int]:
+    """Read the smallest value of a metric up to a step of a run, and its step; with `sign` -1 the largest.
+
+    It is infinite, and the step 0, where the run has none. All processes call this and get what the first one reads.
+    """
+    metrics = directory / "metrics.jsonl"
+    earlier = read_metrics(metrics, metric) if metrics.exists() else []
+    best = min(((sign * value, step) for step, value in earlier if step <= start), default=(float("inf"), 0))
+    return sign * share(best[0]), int(share(best[1]))
+
+
+def draw(model: MaskedAutoencoder, batch: dict[str, np.ndarray], seed: int, path: Path) -> None:
     """Draw the first readable images of a batch, masked and reconstructed."""
-    rows = np.flatnonzero(batch.valid)[:PICTURES]
-    order = fixed_order(seed, jnp.asarray(batch.index[rows]), model.patches)
+    rows = np.flatnonzero(batch["valid"])[:PICTURES]
+    order = fixed_order(seed, jnp.asarray(batch["index"][rows]), model.patches)
     path.parent.mkdir(exist_ok=True)
-    draw_grid(reconstruct(model, batch.images[rows], np.asarray(order))).save(path)
+    draw_grid(reconstruct(model, batch["images"][rows], np.asarray(order))).save(path)

@@ -2,14 +2,23 @@
 
 import signal
 import threading
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from maejax.training.mesh import put_rows, put_same
-from maejax.training.state import WISHES, Control
+from maejax.training.errors import TrainingError
+from maejax.training.mesh import gather, put_rows, put_same
+from maejax.training.state import STOP, WISHES, Control
+
+Item = TypeVar("Item")
+
+
+class Stopped(Exception):
+    """Some process asked all to stop, so what was under way is left undone."""
 
 
 @contextmanager
@@ -66,6 +75,37 @@ class Agreement:
     def clear(self, wish: int) -> None:
         """Forget a wish that was fulfilled."""
         self._asked[wish], self._agreed[wish] = 0, False
+
+    def watch(self, items: Iterable[Item], stop: threading.Event) -> Iterator[Item]:
+        """Yield `items`, of which every process has as many; before each, hear of a stop or a failure of any process.
+
+        Raises:
+            Stopped: some process was asked to stop.
+            TrainingError: the items of another process failed.
+            Exception: what this process's `items` raised.
+
+        """
+        source, end = iter(items), False
+        with closing(source) if hasattr(source, "close") else nullcontext():  # type: ignore[type-var]
+            while not end:
+                item, failure = None, None
+                try:
+                    item = next(source)
+                except StopIteration:
+                    end = True
+                except Exception as error:  # whatever it is, the others must hear of it
+                    failure = error
+                heard = gather([stop.is_set(), failure is not None], self._mesh)
+                if any(stopping for stopping, _ in heard):
+                    self.ask(STOP)
+                    self.hear(self._asked)
+                    raise Stopped
+                if failure is not None:
+                    raise failure
+                if any(failed for _, failed in heard):
+                    raise TrainingError("the input of another process failed")
+                if not end:
+                    yield item  # type: ignore[misc]
 
     def first_control(self) -> Control:
         """Give what the first step takes for the control of a step before it."""

@@ -1,12 +1,13 @@
 """A running average of the weights, kept with the optimizer's slots (Polyak averaging; paper, Table 11: .9999)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
-from maejax.models.arrays import joined
+from maejax.models.arrays import joined, parted
 from maejax.training.state import TrainState
 
 
@@ -32,15 +33,12 @@ def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax
     return optax.GradientTransformation(init, update)
 
 
-def restart_average(state: TrainState) -> TrainState:
-    """Begin the average anew from the weights of a state, which came from elsewhere; where none is kept, do nothing."""
+def restart_average(state: TrainState, frozen: Callable[[Any], bool] | None = None) -> TrainState:
+    """Begin the average anew at the state's weights, where one is kept; `frozen` as in `make_step`."""
     if not isinstance(state.opt_state, Averaged):
         return state
-    average = jax.tree.map(
-        lambda old, new: None if old is None else new.copy(),  # a step gives up the memory of both
-        state.opt_state.average, state.model, is_leaf=lambda leaf: leaf is None,
-    )  # fmt: skip
-    return replace(state, opt_state=Averaged(state.opt_state.inner, average))
+    trained = state.model if frozen is None else parted(state.model, frozen)[0]
+    return replace(state, opt_state=state.opt_state._replace(average=jax.tree.map(lambda a: a.copy(), trained)))
 
 
 def as_evaluated(state: TrainState) -> TrainState:

@@ -14,10 +14,14 @@ from orbax.checkpoint import v1 as ocp
 
 from maejax.models.arrays import check_arrays, named_arrays, with_arrays
 from maejax.training.errors import RunError, TrainingError
+from maejax.training.mesh import gather
 from maejax.training.processes import everywhere, first_line
 from maejax.training.state import TrainState
 
 _log = logging.getLogger("maejax.training")
+
+PATIENCE = 300  # seconds that processes wait for each other in a save; one of them may have failed
+COMPRESSED = 0.9  # of the size of a state is what its checkpoint takes at the least
 
 
 class Restored(NamedTuple):
@@ -72,9 +76,14 @@ class Checkpoints:
         if path.is_dir():
             return
         parts = parts_of(state)
+        full = self._full_disks(parts)
+        if full:
+            self._note_failure(step, OSError(f"no room on the disk of {full}"))
+            return
         beside = {"data": data, "sums": sums_of(parts)}
         try:
-            self._saving = step, ocp.save_checkpointables_async(path, parts, custom_metadata=beside)
+            with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=PATIENCE)):
+                self._saving = step, ocp.save_checkpointables_async(path, parts, custom_metadata=beside)
         except (OSError, ValueError, RuntimeError) as error:
             self._note_failure(step, error)
 
@@ -139,6 +148,21 @@ class Checkpoints:
             raise ValueError(f"{len(wrong)} arrays are not what was saved, the first: {wrong[0]}")
         rebuilt = {part: with_arrays(getattr(like, part), parts[part]) for part in ("model", "opt_state")}
         return Restored(TrainState(step=parts["step"]["step"], **rebuilt), step, beside["data"])
+
+    def _full_disks(self, parts: dict[str, dict[str, Any]]) -> str:
+        """Name the processes that cannot write a state, if any. One that fails on the way makes the others wait."""
+        if jax.process_count() == 1:
+            return ""
+        size = sum(array.nbytes for part in parts.values() for array in part.values())
+        mesh = parts["step"]["step"].sharding.mesh
+        room = gather(self._room(), mesh)
+        return ", ".join(
+            f"process {i} ({free >> 20} MiB free)" for i, free in enumerate(room) if free < COMPRESSED * size
+        )
+
+    def _room(self) -> int:
+        existing = next(path for path in (self.directory, *self.directory.parents) if path.is_dir())
+        return shutil.disk_usage(existing).free
 
     def _note_failure(self, step: int, error: Exception) -> None:
         self.failed = f"checkpoint {step} in {self.directory} was not saved: {first_line(error)}"

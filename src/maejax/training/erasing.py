@@ -9,6 +9,7 @@ import jax.numpy as jnp
 AREA = (0.02, 1 / 3)  # of the image
 ASPECT = (0.3, 1 / 0.3)  # height / width
 ATTEMPTS = 10  # to find a box that fits
+STREAM = 0x0E7A5E  # apart from what else draws from the same seed
 
 
 class Boxes(NamedTuple):
@@ -28,7 +29,8 @@ def erase(images: jax.Array, step: jax.Array, *, seed: int, probability: float) 
     """
     if not probability:
         return images
-    box_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    key = jax.random.fold_in(jax.random.key(seed), STREAM)
+    box_key, noise_key = jax.random.split(jax.random.fold_in(key, step))
     rows, height, width, _ = images.shape
     boxes = draw_boxes(box_key, rows, (height, width), probability)
     down = _within(boxes.top, boxes.height, height)

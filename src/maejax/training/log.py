@@ -136,6 +136,12 @@ def keep_until(path: Path, step: int) -> None:
     new.replace(path)
 
 
+def evaluated_at(path: Path, step: int) -> bool:
+    """Tell whether a metrics file holds an evaluation of a step."""
+    lines = map(read_line, path.read_text().splitlines()) if path.exists() else ()
+    return any(line and line["step"] == step and any(name.startswith("val/") for name in line) for line in lines)
+
+
 def read_line(line: str) -> dict | None:
     """Parse a line of metrics.jsonl; None if it was cut off."""
     try:

@@ -2,21 +2,23 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from maejax.training.agreement import Agreement, stop_requests
+from maejax.training.agreement import Agreement, Stopped, stop_requests
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.errors import TrainingError
 from maejax.training.log import RunLog
 from maejax.training.mesh import gather, put_batch
 from maejax.training.meter import Meter
-from maejax.training.processes import first_line
+from maejax.training.pace import Pace, describe
+from maejax.training.processes import first_line, lost_peers, name_of
 from maejax.training.state import HALT, SAVE, STOP, Control, TrainState
 from maejax.training.trace import Trace
 
@@ -38,6 +40,19 @@ class Running(NamedTuple):
     control: Control
 
 
+Watch = Callable[[Iterable], Iterator]
+
+
+class Evaluate(Protocol):
+    """Evaluates a state, and returns metrics for the log.
+
+    `watch` is to be laid around its batches, of which every process has as many: it ends them where a process is asked
+    to stop or where the batches of one fail.
+    """
+
+    def __call__(self, state: TrainState, step: int, watch: Watch) -> dict[str, float]: ...  # noqa: D102
+
+
 def fit(
     state: TrainState,
     step_fn: Callable,
@@ -52,8 +67,10 @@ def fit(
     save_interval: int,
     log_interval: int,
     save_minutes: float = 0,
-    evaluate: Callable[[TrainState, int], dict[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     eval_interval: int = 0,
+    evaluated: bool = True,
+    flop: float = 0,
     extra: Callable[[], dict[str, float]] = dict,
     position: Callable[[], Any] = lambda: None,
     merge: Callable[[list[Any]], Any] = lambda positions: positions[0],
@@ -72,7 +89,9 @@ def fit(
         checkpoints, log: of the run.
         save_interval, log_interval, eval_interval: in steps; `eval_interval` 0 evaluates at the end alone.
         save_minutes: also save when the last save is so long ago; 0 switches it off.
-        evaluate: `(state, step) -> metrics`, written to the log.
+        evaluate: gives metrics, written to the log.
+        evaluated: whether the state at `start` needs no evaluation, even if it is the turn of its step.
+        flop: that of one image in one step, for the share of the devices' peak; 0 leaves it out.
         extra: more metrics for every log line, of the host's.
         position: of this host's `batches`, anything that JSON holds.
         merge: makes one of the positions of all processes, which every checkpoint holds as its `data`.
@@ -80,28 +99,31 @@ def fit(
         trace: what is to be profiled.
 
     Returns:
-        The last state, and whether it is at `stop` (False: a signal asked to stop; the state was saved).
+        The last state, and whether all is done (False: a signal asked to stop; the state was saved).
 
     Raises:
         TrainingError: the loss or gradient is not finite, another process ended, or its input failed.
-        Exception: what `batches` raised, after the state was saved.
+        Exception: what `batches` or `evaluate` raised, after the state was saved.
 
     """
-    meter = Meter(batch_size, stop)
+    meter = Meter(batch_size, stop, flop)
     agreement = Agreement(mesh)
+    pace, slow = Pace(mesh), None
     running: deque[Running] = deque()
     skipped, halted_at = 0, None
 
     def finish_one():
         """Wait for the oldest step, and act on what it tells."""
-        nonlocal skipped, halted_at
+        nonlocal skipped, halted_at, slow
         done = running.popleft()
-        asked, bad, halted = jax.device_get(done.control)
+        with pace.waiting("device"):
+            asked, bad, halted = jax.device_get(done.control)
         agreement.hear(asked)
         if halted and agreement.has(HALT):
             halted_at = halted_at or done
             return
-        if bad or done.step % log_interval == 0 or done.step in (start + 1, stop):
+        usual = done.step % log_interval == 0 or done.step in (start + 1, stop)
+        if bad or usual:
             metrics = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
             if bad and halted:
                 checkpoints.wait()
@@ -110,7 +132,14 @@ def fit(
                 raise TrainingError(f"{not_finite(metrics, done.step)}; {reason}; {kept(checkpoints)}; {ADVICE}")
             if bad:
                 log.say(f"{not_finite(metrics, done.step)}; no update was made")
-            metrics |= {**meter.read(done.step), "processed_samples": done.step * batch_size, **extra()}
+            metrics |= {"processed_samples": done.step * batch_size, **extra()}
+            if usual:
+                metrics |= meter.read(done.step)  # over a whole interval: two steps alone give no rate
+            before, slow = slow, pace.exchange()
+            if slow is not None:
+                metrics |= {"hosts/slowest": slow.process, "hosts/lag": slow.lag}
+                if before is None or before.process != slow.process:
+                    log.say(describe(slow, name_of(slow.process)))
             log.report(done.step, metrics)
         skipped = skipped + 1 if bad else 0
         if skipped == SKIPPED:
@@ -132,7 +161,8 @@ def fit(
                 agreement.ask(STOP)
             if save_minutes and jax.process_index() == 0 and time.monotonic() - saved_at > 60 * save_minutes:
                 agreement.ask(SAVE)
-            due = evaluate is not None and step > start and (done or (eval_interval and step % eval_interval == 0))
+            turn = done or (eval_interval and step % eval_interval == 0)
+            due = evaluate is not None and turn and (step > start or not evaluated)
             if due or done or agreement.any() or step % save_interval == 0:
                 settle()  # may bring to light what other processes ask for
             if agreement.has(HALT):
@@ -141,22 +171,42 @@ def fit(
                 checkpoints.save(state, step, merge(gather(here, mesh)))
                 checkpoints.wait()
                 raise failure or TrainingError(f"the input of another process failed; step {step} was saved")
-            if due and evaluate is not None:
-                log.write(step, evaluate(state, step))
+            judged, fault = not due, None
+            if due and evaluate is not None and not agreement.has(STOP):
+                found = None
+                try:
+                    found = evaluate(state, step, partial(agreement.watch, stop=stop_asked))
+                except Stopped:
+                    pass  # whoever goes on with this run evaluates
+                except Exception as error:  # whatever it is: the state is saved before it goes its way
+                    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                        raise  # another process is gone, and nothing can be saved without it
+                    fault = error
+                if not agreement.has(STOP) and any(gather(fault is not None, mesh)):
+                    fault = fault or TrainingError("the evaluation failed in another process")
+                elif found is not None:
+                    log.write(step, found)
+                    judged = True
                 meter.restart(step)
-            if done or agreement.any() or (step > start and step % save_interval == 0):
+                pace.restart()
+            if done or agreement.any() or fault or (step > start and step % save_interval == 0):
                 checkpoints.save(state, step, merge(gather(here, mesh)))
                 saved_at = time.monotonic()
                 agreement.clear(SAVE)
+            if fault is not None:
+                checkpoints.wait()
+                log.say(f"the evaluation of step {step} failed; {kept(checkpoints)}")
+                raise fault
             if done or agreement.has(STOP):
-                return state, done
+                return state, done and judged
             if trace is not None and trace.turns(step):
                 settle()
                 trace.turn(step)
             with jax.transfer_guard("disallow"):
                 before = time.monotonic()
                 try:
-                    rows = next(batches) if failure is None else rows
+                    with pace.waiting("input"):
+                        rows = next(batches) if failure is None else rows
                 except Exception as error:  # whatever it is: the state is saved before it goes its way
                     if not rows:
                         raise  # nothing was done yet
@@ -169,12 +219,15 @@ def fit(
                     meter.wait(time.monotonic() - before)
                 if len(running) == QUEUED:
                     finish_one()
-                state, metrics, control = step_fn(state, put_batch(rows, mesh), control, agreement.asks())
+                batch, asks = put_batch(rows, mesh), agreement.asks()
+                with pace.waiting("device"):
+                    state, metrics, control = step_fn(state, batch, control, asks)
                 step += 1
                 running.append(Running(step, rows, here, metrics, control))
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 meter.restart(step)  # compilation is no part of the rate
+                pace.restart()
             log.advance(step)
 
 
@@ -202,7 +255,8 @@ def named_peers(checkpoints: Checkpoints):
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
+        why = lost_peers(seconds=2) or "most likely another process ended"
         raise TrainingError(
-            f"process {jax.process_index()} cannot go on, most likely since another process ended: "
+            f"{name_of(jax.process_index())} cannot go on, for {why}: "
             f"{first_line(error)}; {kept(checkpoints)}; start the same command again on every host to go on from there"
         ) from error

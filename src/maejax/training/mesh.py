@@ -91,7 +91,12 @@ def gather(value: Any, mesh: Mesh) -> list[Any]:
 
 
 def _from_all(row: np.ndarray, mesh: Mesh) -> np.ndarray:
-    rows = np.asarray(local_copy(put_rows(np.tile(row, (len(mesh.local_devices), 1)), mesh), mesh))
+    return by_process(local_copy(put_rows(np.tile(row, (len(mesh.local_devices), 1)), mesh), mesh), mesh)
+
+
+def by_process(rows: Any, mesh: Mesh) -> np.ndarray:
+    """Take from rows of all devices [devices, ...] those of the first device of every process [processes, ...]."""
+    rows = np.asarray(rows)
     first = {device.process_index: i for i, device in reversed(list(enumerate(mesh.devices.flat)))}
     return rows[[first[process] for process in sorted(first)]]
 
@@ -101,15 +106,28 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: put_rows(rows, mesh) for name, rows in batch.items()}
 
 
+def first_rows(batch: dict[str, np.ndarray], count: int, mesh: Mesh) -> dict[str, np.ndarray]:
+    """Give every process the first rows of a global batch, of which it has its part; all call this together."""
+    if jax.process_count() == 1:
+        return {name: rows[:count] for name, rows in batch.items()}
+    taken = jax.jit(lambda rows: jax.tree.map(lambda a: a[:count], rows), out_shardings=replicated(mesh))
+    return {name: np.asarray(rows.addressable_data(0)) for name, rows in taken(put_batch(batch, mesh)).items()}
+
+
 def local_copy(tree: Tree, mesh: Mesh) -> Tree:
     """Give this process a copy of a tree on its first device; all processes call this together."""
     if not all(array.is_fully_replicated for array in jax.tree.leaves(tree)):
-        tree = jax.jit(_same, out_shardings=replicated(mesh))(tree)
+        tree = replicate(tree, mesh)
     here = replicated(_first_device())
     (device,) = here.device_set
     return jax.tree.map(
         lambda a: jax.device_put(next(s.data for s in a.addressable_shards if s.device == device), here), tree
     )
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """Make every array of a tree whole on every device; all processes call this together."""
+    return jax.jit(_same, out_shardings=replicated(mesh))(tree)
 
 
 def first_device():

@@ -6,12 +6,19 @@ import time
 
 import jax
 
+from maejax.training.chips import chip_of
+
 
 class Meter:
-    """The rates between two readings; `batch_size` images make a step, and the run ends at step `stop`."""
+    """The rates between two readings; `batch_size` images make a step, and the run ends at step `stop`.
 
-    def __init__(self, batch_size: int, stop: int):
-        self.batch_size, self.stop = batch_size, stop
+    `flop` is the arithmetic that an image is worth in a step; 0 where it is not known.
+    """
+
+    def __init__(self, batch_size: int, stop: int, flop: float = 0):
+        self.batch_size, self.stop, self.flop = batch_size, stop, flop
+        chip = chip_of(jax.devices()[0].device_kind)
+        self._peak = None if chip is None else chip.peak
         self._seconds = None  # of a step, in the long run
         self.restart(0)
 
@@ -27,15 +34,18 @@ class Meter:
         """Return rates and memory since the last reading, and begin anew; nothing where no step was made.
 
         `train/input_wait` is the share of the time in which the device had to wait for input, on this host.
+        `train/mfu` is the share of the devices' published bfloat16 peak, where the table of chips has them.
         """
         elapsed, steps, waited = time.monotonic() - self._clock, step - self._since, self._waited
-        self.restart(step)
         if steps <= 0:
             return {}
+        self.restart(step)
         seconds = elapsed / steps
         self._seconds = seconds if self._seconds is None else 0.9 * self._seconds + 0.1 * seconds
         rate = self.batch_size / seconds
+        known = self.flop and self._peak
         return {
+            **({"train/mfu": self.flop * rate / jax.device_count() / self._peak} if known else {}),  # type: ignore[operator]
             "train/images_per_second": rate,
             "train/images_per_second_per_device": rate / jax.device_count(),
             "train/input_wait": waited / elapsed,

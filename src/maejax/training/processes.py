@@ -1,17 +1,22 @@
 """Several processes as one run: how they find each other, what they agree on, how they end when one is gone."""
 
+import atexit
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from maejax.training.errors import RunError
+from maejax.training.errors import RunError, TrainingError
+from maejax.training.peers import Peers, meet
 
 JOIN_SECONDS = 300  # hosts of a pod may start minutes apart
 SILENT_SECONDS = 30  # a process that is not heard of for so long is dead, and the others end
+
+_peers: Peers | None = None
 
 
 def join(*, distributed: bool, coordinator: str, num_processes: int, process_id: int) -> bool:
@@ -26,9 +31,11 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         Whether this is the first process, which speaks for all.
 
     Raises:
-        RunError: the flags do not fit together, there is no such cluster, or the others were not found.
+        RunError: the flags do not fit together, or there is no such cluster.
+        TrainingError: others have not come; the message names them.
 
     """
+    global _peers
     given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id >= 0}
     missing = [flag for flag, value in given.items() if not value]
     if len(missing) < 3 and (missing or distributed):
@@ -47,23 +54,55 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         jax.distributed.initialize, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=SILENT_SECONDS,
         shutdown_timeout_seconds=SILENT_SECONDS,
     )  # fmt: skip
+    local_devices = None
+    if missing:
+        try:
+            coordinator, num_processes, process_id, local_devices = detect()
+        except ValueError as error:
+            raise RunError(
+                f"--distributed: no TPU pod, SLURM, Open MPI or Kubernetes job was found that started this process "
+                f"({error}); leave it out on a single host, or give --coordinator, --num-processes and --process-id"
+            ) from None
+    _peers = meet(coordinator, num_processes, process_id, JOIN_SECONDS)
     try:
-        if missing:
-            initialize()
-        else:
-            initialize(coordinator, num_processes, process_id, cluster_detection_method="deactivate")
-    except ValueError as error:
-        raise RunError(
-            f"--distributed: no TPU pod, SLURM, Open MPI or Kubernetes job was found that started this process "
-            f"({error}); leave it out on a single host, or give --coordinator, --num-processes and --process-id"
-        ) from None
+        initialize(coordinator, num_processes, process_id, local_devices, cluster_detection_method="deactivate")
     except RuntimeError as error:  # of the coordination service
-        raise RunError(f"the other processes were not found within {JOIN_SECONDS} s: {first_line(error)}") from None
+        raise TrainingError(f"the processes were not joined within {JOIN_SECONDS} s: {first_line(error)}") from None
+    atexit.register(_peers.say_goodbye, 0)  # before JAX's own, which waits for the others
     sys.excepthook = _end_at_once
-    if jax.process_count() != (num_processes or max(2, jax.process_count())):
-        expected = f"{num_processes} processes" if num_processes else "more than one process"
-        raise RunError(f"{expected} were to be joined, but JAX sees {jax.process_count()}; nothing was trained")
+    if jax.process_count() != num_processes:
+        raise RunError(
+            f"{num_processes} processes were joined, but JAX sees {jax.process_count()}; nothing was trained"
+        )
     return jax.process_index() == 0
+
+
+def detect() -> tuple[str, int, int, Sequence[int] | None]:
+    """Ask what started this process for the coordinator, the number of processes, this one's, and its devices.
+
+    Raises:
+        ValueError: nothing that JAX knows started it, or it was started alone.
+
+    """
+    from jax._src.clusters import ClusterEnv  # what `jax.distributed.initialize` asks; there is no public name for it
+
+    found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, JOIN_SECONDS)
+    coordinator, count, process, devices = found
+    if coordinator is None or count is None or process is None:
+        raise ValueError("none of the clusters that JAX knows")
+    if count < 2:
+        raise ValueError("there is one process alone")
+    return coordinator, count, process, devices
+
+
+def name_of(process: int) -> str:
+    """Name a process of this run, with its host where that is known."""
+    return _peers.names[process] if _peers is not None else f"process {process}"
+
+
+def lost_peers(seconds: float = 0.0) -> str:
+    """Name the processes that ended before this one, and how; "" if none. Waits so long for news."""
+    return _peers.lost(seconds) if _peers is not None else ""
 
 
 def share(value: float) -> float:
@@ -80,6 +119,8 @@ def everywhere(true: bool) -> bool:
 def leave(code: int) -> int:
     """Return an exit code; one of several processes ends at once, since a tidy end would wait for the others."""
     if code and jax.distributed.is_initialized():
+        if _peers is not None:
+            _peers.say_goodbye(code)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import time
 import uuid
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,7 +67,11 @@ class TensorBoard:
     def __init__(self, directory: Path, start: int):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=start + 1)
+        folder = directory / "tensorboard"
+        before = set(folder.glob("events.*"))
+        self._writer = SummaryWriter(str(folder), purge_step=start + 1)
+        for path in set(folder.glob("events.*")) - before:  # open, and named after this machine
+            path.rename(path.with_name(f"events.out.tfevents.{time.time_ns()}.maejax"))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Take the metrics of a step."""

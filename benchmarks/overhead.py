@@ -1,0 +1,109 @@
+"""Share of a run's wall time outside the compiled step and the input, at the demo's size: `benchmarks/overhead.py`.
+
+In turns: the compiled step alone, on a batch that is on the device; the whole loop around a step that does nothing,
+which is all that the host does for a step (batch to device, agreement, metrics, log lines); and the whole loop around
+the real step. Batches lie ready in memory. The best of all turns counts, since other work only ever adds time.
+"""
+
+import argparse
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from maejax.interop.run import abstract_model, initial_model
+from maejax.tasks.demo import demo_config
+from maejax.tasks.pretrain import draw_masks, geometry, sample_losses
+from maejax.training.agreement import Agreement
+from maejax.training.checkpoint import Checkpoints
+from maejax.training.log import RunLog
+from maejax.training.loop import fit
+from maejax.training.memory import keep_freed_memory
+from maejax.training.mesh import make_mesh, put_batch
+from maejax.training.optim import build_optimizer
+from maejax.training.schedule import warmup_cosine
+from maejax.training.state import create_state, make_step
+
+WARM = 5  # steps before the clock runs
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--turns", type=int, default=10)
+    arguments.add_argument("--steps", type=int, default=50, help="of a turn")
+    given = arguments.parse_args()
+    keep_freed_memory()
+    config = demo_config("runs", "demo", 0, None)
+    model, batch_size, mesh = geometry(config), config.data.train_batch_size, make_mesh()
+    rate = warmup_cosine(1e-3, 200, 4000)
+    optimizer = build_optimizer("adamw", rate, weight_decay=0.05, b2=0.95)
+    draw = partial(draw_masks, noise_seed=0, patches=abstract_model(model).patches)
+    step = make_step(partial(sample_losses, dropout_seed=0), optimizer, rate, draw=draw)
+    rng = np.random.default_rng(0)
+    shape = (batch_size, *model["image_size"], model["channels"])
+    rows = {
+        "images": rng.integers(0, 256, shape, np.uint8), "valid": np.ones(batch_size, bool),
+        "index": np.arange(batch_size),
+    }  # fmt: skip
+
+    def new():
+        return create_state(partial(initial_model, model, 0), optimizer, mesh)
+
+    def loop(step_fn):
+        """Run the whole loop; return seconds for a step."""
+        times = []
+
+        def batches():
+            while True:
+                times.append(time.perf_counter())
+                yield rows
+
+        stop = WARM + given.steps
+        with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / "checkpoints") as saves:
+            log = RunLog(Path(folder), 0, stop, Console(quiet=True))
+            with log:
+                fit(
+                    new(), step_fn, batches(), mesh=mesh, start=0, stop=stop, batch_size=batch_size, checkpoints=saves,
+                    log=log, save_interval=10**9, log_interval=50,
+                )  # fmt: skip
+        return (times[-1] - times[WARM]) / (len(times) - 1 - WARM)
+
+    def alone():
+        """Run the compiled step alone; return seconds for a step."""
+        state, batch, agreement = new(), put_batch(rows, mesh), Agreement(mesh)
+        control, asks = agreement.first_control(), agreement.asks()
+        for i in range(WARM + given.steps):
+            if i == WARM:
+                jax.block_until_ready(state)
+                begun = time.perf_counter()
+            state, _, control = step(state, batch, control, asks)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - begun) / given.steps
+
+    with jax.set_mesh(mesh):
+        found = jax.eval_shape(step, new(), put_batch(rows, mesh), Agreement(mesh).first_control(), None)[1]
+
+    def do_nothing(state, batch, before, asks):
+        return state, {name: batch["images"][0, 0, 0, 0].astype("float32") for name in found}, before
+
+    nothing = jax.jit(do_nothing, donate_argnums=0)
+    best = {"step": np.inf, "host": np.inf, "loop": np.inf}
+    for _ in range(given.turns):
+        with jax.set_mesh(mesh):
+            best["step"] = min(best["step"], alone())
+        best["host"] = min(best["host"], loop(nothing))
+        best["loop"] = min(best["loop"], loop(step))
+        ms = {name: 1e3 * seconds for name, seconds in best.items()}
+        print(
+            f"best so far: step alone {ms['step']:.2f} ms, host's work {ms['host']:.2f} ms, loop {ms['loop']:.2f} ms; "
+            f"outside the step {1 - best['step'] / best['loop']:.1%} of the loop, "
+            f"{best['host'] / (best['step'] + best['host']):.1%} if nothing overlapped", flush=True,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

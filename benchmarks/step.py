@@ -1,0 +1,151 @@
+"""How fast a training step is on CPU beside the authors' PyTorch step (`step_peer.py`), as ratios of one run.
+
+    python benchmarks/step.py [--workload vit-b|vit-b-quarter|demo] [--rounds 5] [--steps 1] [--cores 1] [--sides ...]
+
+Every side is a process of its own that holds its model; they step in turn, in an order that changes every round, so
+that what else the machine does meets them alike. A round gives each side's wall and CPU time; printed are its ratios to
+PyTorch in float32, their median and their range. On a machine that is not idle, CPU time is the one to read.
+PyTorch is not needed by maejax: `pip install torch`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+WORKLOADS = {
+    # ViT-B/16 as in the paper; and the sizes of a demo on small pictures.
+    "vit-b": (
+        {"image_size": (224, 224), "patch_size": 16, "dim": 768, "layers": 12, "heads": 12}
+        | {"dec_dim": 512, "dec_layers": 8, "dec_heads": 16},
+        8,
+    ),
+    # A quarter of its layers: what a busy machine can still time.
+    "vit-b-quarter": (
+        {"image_size": (224, 224), "patch_size": 16, "dim": 768, "layers": 3, "heads": 12}
+        | {"dec_dim": 512, "dec_layers": 2, "dec_heads": 16},
+        8,
+    ),
+    "demo": (
+        {"image_size": (32, 32), "patch_size": 4, "dim": 192, "layers": 6, "heads": 3}
+        | {"dec_dim": 96, "dec_layers": 2, "dec_heads": 3},
+        256,
+    ),
+}
+SIDES = ("torch-float32", "torch-bfloat16", "jax-float32", "jax-bfloat16")
+PEER = SIDES[0]
+
+
+def jax_step(sizes, batch, dtype, attention="auto"):
+    """Make a function that takes one step as `maejax train` does, on the same random batch, and returns the loss."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from maejax.models import masking
+    from maejax.models.mae import MaskedAutoencoder
+    from maejax.training.mesh import make_mesh, put_batch
+    from maejax.training.optim import build_optimizer
+    from maejax.training.state import create_state, make_step
+
+    patches = (sizes["image_size"][0] // sizes["patch_size"]) ** 2
+    key = jax.random.key(0)
+
+    def losses(model, batch, turn):
+        return model(model.normalize(batch["images"]), batch["order"]).loss
+
+    def draw(batch, step):
+        return {**batch, "order": masking.random(jax.random.fold_in(key, step), len(batch["images"]), patches)}
+
+    mesh = make_mesh()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, *sizes["image_size"], 3), np.uint8)
+    with jax.set_mesh(mesh):
+        optimizer = build_optimizer("adamw", lambda step: 1e-4, weight_decay=0.05, b1=0.9, b2=0.95)
+        shape = {**sizes, "dtype": jax.numpy.dtype(dtype), "attention": attention}
+        state = create_state(lambda: MaskedAutoencoder(**shape, rngs=nnx.Rngs(0)), optimizer, mesh)
+        rows = put_batch({"images": images, "valid": np.ones(batch, bool)}, mesh)
+        step = make_step(losses, optimizer, lambda step: 1e-4, draw=draw)
+    held = [state]
+
+    def one():
+        with jax.set_mesh(mesh):
+            held[0], metrics, _ = step(held[0], rows)
+        return float(metrics["train/loss"])
+
+    return one
+
+
+def serve(workload, side, cores):
+    """Be one side: for every line on standard input, a number, take that many steps and print what they took."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
+    sizes, batch = WORKLOADS[workload]
+    framework, dtype = side.split("-")
+    if framework == "torch":
+        import torch
+        from step_peer import training_step
+
+        torch.set_num_threads(cores)
+        step = training_step(sizes, batch, dtype)
+    else:
+        from maejax.training.memory import keep_freed_memory
+
+        keep_freed_memory()
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        step = jax_step(sizes, batch, dtype)
+    for line in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        losses = [step() for _ in range(int(line))]
+        print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu, losses[-1]]), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workload", choices=WORKLOADS, default="demo")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=1, help="steps that a side takes in its turn")
+    parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--serve", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        return serve(args.workload, args.serve, args.cores)
+    sides = list(dict.fromkeys([PEER, *args.sides]))
+    command = [sys.executable, __file__, "--workload", args.workload, "--cores", str(args.cores), "--serve"]
+    processes = {}
+
+    def turn(side, steps):
+        processes[side].stdin.write(f"{steps}\n")
+        processes[side].stdin.flush()
+        line = processes[side].stdout.readline()
+        if not line:
+            raise SystemExit(f"{side} failed")
+        return json.loads(line)
+
+    for side in sides:
+        processes[side] = subprocess.Popen([*command, side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        first = turn(side, 2)  # compiles, and meets its memory, before the next one starts
+        print(f"{side}: ready, two first steps {first[0]:.1f} s, loss {first[2]:.4f}", flush=True)
+    rounds = []
+    for number in range(args.rounds):
+        shift = number % len(sides)
+        took = {side: turn(side, args.steps)[:2] for side in sides[shift:] + sides[:shift]}
+        rounds.append(took)
+        each = (f"{side} {' / '.join(f'{t / args.steps:.2f}' for t in took[side])}" for side in sides)
+        print(f"round {number + 1}, s a step, wall / CPU: {', '.join(each)}; load {os.getloadavg()[0]:.1f}", flush=True)
+    for side in sides:
+        for kind, name in enumerate(("wall", "CPU")):
+            ratios = [took[PEER][kind] / took[side][kind] for took in rounds]
+            said = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(f"{args.workload}, {args.cores} core(s), {side} over {PEER}, {name}: {said}")
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
+    return None
+
+
+if __name__ == "__main__":
+    main()

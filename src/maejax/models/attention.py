@@ -1,0 +1,134 @@
+"""Multi-head attention between projected tokens, in the form that suits the device it will run on.
+
+Shapes: B batch, Q queries, T tokens, D width.
+"""
+
+import functools
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from maejax.models.attention_kernel import attend_on_chip, fits_kernel
+
+Form = Literal["auto", "xla", "pallas", "cudnn"]
+
+
+def check_form(form: str) -> None:
+    """Refuse a form of attention that there is not.
+
+    Raises:
+        ValueError: it is unknown.
+
+    """
+    if form not in get_args(Form):
+        raise ValueError(f"attention is one of {', '.join(get_args(Form))}, not {form}")
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, form: str = "auto") -> jax.Array:
+    """Attend with queries q [B, Q, D] over keys and values k, v [B, T, D], split into `heads`: [B, Q, D].
+
+    `form`: "pallas", the TPU kernel of `attention_kernel`; "cudnn", the fused attention of NVIDIA's library; "xla",
+    plain matrix products. "auto" takes the kernel on TPU and plain products elsewhere. All compute the same, softmax in
+    float32; where a form does not fit the device or the sizes, plain products step in.
+    """
+    chosen = chosen_form(form, q, k, heads)
+    if chosen == "pallas":
+        return on_every_device(functools.partial(attend_on_chip, heads=heads))(q, k, v)
+    if chosen == "cudnn":
+        return on_every_device(functools.partial(attend_by_cudnn, heads=heads))(q, k, v)
+    return attend_by_products(by_head(q, heads), by_head(k, heads), by_head(v, heads)).reshape(q.shape)
+
+
+def by_head(x: jax.Array, heads: int) -> jax.Array:
+    """Split the width of x [B, T, D] into heads: [B, T, heads, D / heads]."""
+    return x.reshape(*x.shape[:2], heads, -1)
+
+
+def attention_weights(q: jax.Array, k: jax.Array, heads: int) -> jax.Array:
+    """Compute how much each query q [B, Q, D] attends to each key k [B, T, D]: float32 [B, heads, Q, T], sums 1."""
+    return jax.nn.softmax(_scores(by_head(q, heads), by_head(k, heads)))
+
+
+@jax.custom_vjp
+def attend_by_products(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attend as `attend` does, on heads apart: q [B, Q, heads, D / heads], k and v [B, T, heads, D / heads].
+
+    Written out since autodiff would multiply the float32 gradient of the scores by keys and queries in half precision,
+    which XLA then does in float32: on CPU a third slower.
+    """
+    return _products_forward(q, k, v)[0]
+
+
+def _products_forward(q, k, v):
+    p = jax.nn.softmax(_scores(q, k)).astype(v.dtype)
+    return _sum("bhqk,bkhd->bqhd", p, v).astype(v.dtype), (q, k, v, p)
+
+
+def _products_backward(kept, g):
+    q, k, v, p = kept
+    scale = q.shape[-1] ** -0.5
+    dp = _sum("bqhd,bkhd->bhqk", g, v)
+    ds = (p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))).astype(q.dtype)
+    dq, dk = _sum("bhqk,bkhd->bqhd", ds, k) * scale, _sum("bhqk,bqhd->bkhd", ds, q * scale)
+    return dq.astype(q.dtype), dk.astype(k.dtype), _sum("bhqk,bqhd->bkhd", p, g).astype(v.dtype)
+
+
+attend_by_products.defvjp(_products_forward, _products_backward)
+
+
+def _scores(q, k):
+    return _sum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
+
+
+def _sum(axes, a, b):
+    """Multiply in the type of the operands, sum in float32."""
+    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
+
+
+def attend_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
+    """Attend as `attend` does, by cuDNN's fused kernel; half precision only.
+
+    JAX refuses the gradient for an odd number of tokens, so that one that nobody reads is added there.
+    """
+    lengths = [jnp.full(q.shape[0], x.shape[1], jnp.int32) for x in (q, k)]
+    even = [by_head(jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0))), heads) for x in (q, k, v)]
+    masked = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), lengths, strict=True))
+    padded = q.shape[1] % 2 or k.shape[1] % 2
+    out = jax.nn.dot_product_attention(*even, implementation="cudnn", **masked if padded else {})
+    return out[:, : q.shape[1]].reshape(q.shape)
+
+
+def chosen_form(form: str, q: jax.Array, k: jax.Array, heads: int) -> str:
+    """Tell which form runs: "xla" where the one that was asked for fits neither the device nor the sizes."""
+    platform, (batch, queries, dim) = platform_ahead(), q.shape
+    if not isinstance(batch, int) or batch % auto_devices():
+        return "xla"  # a file for any batch and platform, or rows that do not divide over the devices
+    if form in ("auto", "pallas") and platform == "tpu" and fits_kernel(queries, k.shape[1], dim, heads):
+        return "pallas"
+    # cuDNN knows half precision and heads of a multiple of 8 up to 128 channels.
+    head_dim = dim // heads
+    if form == "cudnn" and platform == "gpu" and q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128:
+        return "cudnn"
+    return "xla"
+
+
+def platform_ahead() -> str:
+    """Name the platform that is compiled for: that of the mesh, which may be described only, or else the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def auto_devices() -> int:
+    """Count the devices over which the compiler splits arrays by itself: those of the mesh, outside of a shard_map."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty or mesh.manual_axes else mesh.size
+
+
+def on_every_device(attention):
+    """Run a form of attention on each device's own samples: XLA cannot split a kernel that it does not know."""
+    if auto_devices() == 1:
+        return attention
+    rows = PartitionSpec(jax.sharding.get_abstract_mesh().axis_names)
+    return jax.shard_map(attention, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)

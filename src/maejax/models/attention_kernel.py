@@ -1,0 +1,123 @@
+"""Attention over short sequences as one Pallas kernel for TPU: the scores never leave the chip.
+
+XLA writes the scores [B, heads, T, T] of a layer to memory in float32, forward and backward; at the sizes of a masked
+autoencoder that is half of all bytes that a training step moves. Here a program holds some samples and 128 lanes of
+their width, which are 128 / head size whole heads. A head is told apart from its neighbours by the lanes it owns: its
+queries are zero in the others', so that the matrix product over all 128 lanes, which is what the hardware does at once,
+gives the scores of that head alone. Any number of tokens goes, without padding in memory.
+
+Shapes: B batch, Q queries, T tokens, D width.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+LANES = 128
+MOST_TOKENS = 512  # beyond, the scores of a head crowd the chip's memory
+HEAD_SIZES = (32, 64, 128)
+# Bytes of the seven arrays of the backward pass, each twice: while one block is computed, the next one comes in. The
+# compiler gives a kernel 16 MiB, of which scores take a few.
+BLOCK_BYTES = 6 * 2**20
+
+
+def fits_kernel(queries: int, tokens: int, dim: int, heads: int) -> bool:
+    """Tell whether the kernel can attend with these sizes: up to 512 tokens, heads that fill groups of 128 lanes."""
+    return max(queries, tokens) <= MOST_TOKENS and dim % LANES == 0 and dim // heads in HEAD_SIZES
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def attend_on_chip(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, interpret: bool = False) -> jax.Array:
+    """Attend with queries q [B, Q, D] over keys and values k, v [B, T, D], `heads` of them side by side: [B, Q, D].
+
+    float32 or bfloat16; softmax and sums are float32. The backward pass computes the scores anew, so q, k and v are all
+    that is kept for it. `interpret` runs it on any platform, slowly.
+    """
+    return _call(_forward, [q, k, v], [q], heads, interpret)[0]
+
+
+def _keep(q, k, v, heads, interpret):
+    return attend_on_chip(q, k, v, heads, interpret), (q, k, v)
+
+
+def _differentiate(heads, interpret, kept, g):
+    return tuple(_call(_backward, [*kept, g], kept, heads, interpret))
+
+
+attend_on_chip.defvjp(_keep, _differentiate)
+
+
+def _call(kernel, inputs, like, heads, interpret):
+    """Run a kernel over blocks of (samples, all tokens, 128 lanes); its outputs have the shapes and types of `like`."""
+    batch, tokens, dim = inputs[1].shape
+    sample_bytes = 7 * 2 * (tokens + 8) * LANES * inputs[1].dtype.itemsize
+    samples = max(1, min(batch, BLOCK_BYTES // sample_bytes))
+
+    def block(array):
+        return pl.BlockSpec((samples, array.shape[1], LANES), lambda i, j: (i, 0, j))
+
+    return pl.pallas_call(
+        functools.partial(kernel, head_dim=dim // heads),
+        grid=(pl.cdiv(batch, samples), dim // LANES),  # rows beyond the batch are computed from nothing and dropped
+        in_specs=[block(array) for array in inputs],
+        out_specs=[block(array) for array in like],
+        out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in like],
+        interpret=interpret,
+    )(*inputs)
+
+
+def _forward(q_ref, k_ref, v_ref, out_ref, *, head_dim):
+    def sample(i, _):
+        q, k, v = q_ref[i], k_ref[i], v_ref[i]
+        scaled = q.astype(jnp.float32) * head_dim**-0.5
+        out = jnp.zeros(q.shape, jnp.float32)
+        for own in _heads_lanes(q.shape, head_dim):
+            exps, total = _exponentials(jnp.where(own, scaled, 0).astype(q.dtype), k)
+            out = jnp.where(own, _dot(exps.astype(v.dtype), v, 1, 0) / total, out)
+        out_ref[i] = out.astype(out_ref.dtype)
+
+    jax.lax.fori_loop(0, q_ref.shape[0], sample, None)
+
+
+def _backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, head_dim):
+    def sample(i, _):
+        q, k, v, g = q_ref[i], k_ref[i], v_ref[i], g_ref[i]
+        scale = head_dim**-0.5
+        scaled, wide_g = q.astype(jnp.float32) * scale, g.astype(jnp.float32)
+        dq = jnp.zeros(q.shape, jnp.float32)
+        dk = dv = jnp.zeros(k.shape, jnp.float32)
+        lanes = zip(_heads_lanes(q.shape, head_dim), _heads_lanes(k.shape, head_dim), strict=True)
+        for own, own_k in lanes:
+            exps, total = _exponentials(jnp.where(own, scaled, 0).astype(q.dtype), k)
+            p = exps / total
+            dp = _dot(jnp.where(own, wide_g, 0).astype(g.dtype), v, 1, 1)
+            ds = (p * (dp - jnp.sum(p * dp, axis=1, keepdims=True))).astype(q.dtype)
+            dq = jnp.where(own, _dot(ds, k, 1, 0), dq)
+            dk = jnp.where(own_k, _dot(ds, scaled.astype(q.dtype), 0, 0), dk)
+            dv = jnp.where(own_k, _dot(p.astype(g.dtype), g, 0, 0), dv)
+        dq_ref[i] = (dq * scale).astype(dq_ref.dtype)
+        dk_ref[i] = dk.astype(dk_ref.dtype)
+        dv_ref[i] = dv.astype(dv_ref.dtype)
+
+    jax.lax.fori_loop(0, q_ref.shape[0], sample, None)
+
+
+def _heads_lanes(shape: tuple[int, ...], head_dim: int) -> Iterator[jax.Array]:
+    """Give for each head of a group which of the lanes [tokens, 128] are its own."""
+    lanes = jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    for head in range(LANES // head_dim):
+        yield (lanes >= head * head_dim) & (lanes < (head + 1) * head_dim)
+
+
+def _exponentials(q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Compute the numerators [Q, T] and denominators [Q, 1] of the softmax of q k^T, float32."""
+    scores = _dot(q, k, 1, 1)
+    exps = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
+    return exps, jnp.sum(exps, axis=1, keepdims=True)
+
+
+def _dot(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
+    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)

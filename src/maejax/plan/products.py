@@ -1,0 +1,53 @@
+"""Matrix products in a module, and their arithmetic."""
+
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from maejax.plan.hlo import Computation, Instruction, Module, Shape, bits
+
+
+def matmuls(module: Module, computation: Computation, instruction: Instruction) -> Iterator[tuple[str, int]]:
+    """Yield operand type and FLOP of every matrix product in an instruction and what it fuses."""
+    if instruction.opcode in ("dot", "convolution"):
+        shapes = [computation.instructions[name].shapes[0] for name in instruction.operands[:2]]
+        types = sorted({shape.dtype for shape in shapes}, key=bits, reverse=True)
+        flop = dot_flop if instruction.opcode == "dot" else convolution_flop
+        yield " x ".join(types), flop(instruction, *shapes)
+    elif instruction.opcode == "fusion":
+        fused = module.computations[instruction.called[0]]
+        for inner in fused.instructions.values():
+            yield from matmuls(module, fused, inner)
+
+
+def dot_flop(dot: Instruction, left: Shape, right: Shape) -> int:
+    """Count the FLOP of a `dot`: two for each element of the result and each contracted one."""
+    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
+    contracted = math.prod(left.sizes[int(axis)] for axis in found[1].split(",") if axis) if found else 1
+    return 2 * dot.shapes[0].elements * contracted
+
+
+def convolution_flop(convolution: Instruction, left: Shape, right: Shape) -> int:
+    """Count the FLOP of a `convolution`, which on TPU is every matrix product; padding and holes cost nothing."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
+    assert labels, convolution.name
+    window = dict(re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{([^}]*)\}", convolution.attributes) or [""])[0]))
+    spatial = [label for label in labels[1] if label.isdecimal()]
+
+    def numbers(field: str, default: int) -> list[int]:
+        return [int(n) for n in window[field].split("x")] if field in window else [default] * len(spatial)
+
+    kernel = numbers("size", 1)
+    pads = window.get("pad", "x".join(["0_0"] * len(spatial))).split("x")
+    stride, holes, dilation = numbers("stride", 1), numbers("lhs_dilate", 1), numbers("rhs_dilate", 1)
+    total = 2 * right.sizes[labels[2].index("i")]  # input features of a group
+    for axis in ("b", "f"):
+        total *= convolution.shapes[0].sizes[labels[3].index(axis)]
+    for i, label in enumerate(spatial):
+        size = left.sizes[labels[1].index(label)]
+        out = convolution.shapes[0].sizes[labels[3].index(label)]
+        at = np.arange(out)[:, None] * stride[i] + np.arange(kernel[i])[None] * dilation[i] - int(pads[i].split("_")[0])
+        total *= int(((at >= 0) & (at <= (size - 1) * holes[i]) & (at % holes[i] == 0)).sum())
+    return total

@@ -1,0 +1,110 @@
+"""Which devices a plan is for: a slice of a TPU pod that need not exist, or the devices of this machine."""
+
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from maejax.training.chips import CHIPS, Chip, chip_of
+
+# Chips along the axes of a slice, by their number (docs.cloud.google.com/tpu/docs, the pages of each version).
+FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+CUBE = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
+V3 = {4: "2x2", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16", 512: "16x32", 1024: "32x32"}
+
+# What the number in gcloud's name counts, as many per chip, and the shapes.
+FAMILIES = {
+    "v3": ("v3", 2, V3), "v4": ("v4", 2, CUBE), "v5litepod": ("v5e", 1, FLAT),
+    "v5e": ("v5e", 1, FLAT), "v5p": ("v5p", 2, CUBE), "v6e": ("v6e", 1, FLAT),
+}  # fmt: skip
+
+# For libtpu: no question to a metadata server, no search for other hosts, and no lock file, which would keep a second
+# plan from starting.
+ALONE = {
+    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0", "TPU_ACCELERATOR_TYPE": "v4-8",
+}  # fmt: skip
+
+MISSING = (
+    "planning for a TPU needs its compiler: pip install 'maejax[tpu]' (libtpu, about 140 MB; it needs no TPU, and runs "
+    "on 64-bit x86 Linux)"
+)
+
+
+class Target(NamedTuple):
+    """Devices to compile for. `chip` is None where the table of chips does not know them."""
+
+    name: str
+    chip: Chip | None
+    devices: Sequence[Any]
+
+    @property
+    def hosts(self) -> int:
+        """How many hosts these devices are attached to."""
+        return len({device.process_index for device in self.devices})
+
+    @property
+    def kind(self) -> str:
+        """What JAX calls a device."""
+        return self.devices[0].device_kind
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh that training makes of them."""
+        return Mesh(np.array(self.devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def find_target(name: str) -> Target:
+    """Describe a slice by gcloud's name for it, such as v4-64 or v5litepod-16; "cpu" and "gpu" are this machine's own.
+
+    Raises:
+        ValueError: there is no such slice or device, or the compiler for it is not installed.
+
+    """
+    if name in ("cpu", "gpu"):
+        try:
+            devices = jax.devices(name)
+        except RuntimeError as error:
+            raise ValueError(f"--topology {name}: JAX finds none on this machine ({error})") from None
+        return Target(name, chip_of(devices[0].device_kind), devices)
+    chip, described, options = read_name(name)
+    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        raise ValueError(f"--topology {name}: {MISSING}")
+    for variable, value in ALONE.items():
+        os.environ.setdefault(variable, value)
+    try:
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=described, **options)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"--topology {name}: the installed libtpu cannot compile for it: {error}") from None
+    return Target(name, chip, topology.devices)
+
+
+def read_name(name: str) -> tuple[Chip, str, dict[str, Any]]:
+    """Turn gcloud's name of a slice into its chip, the compiler's name and options.
+
+    Raises:
+        ValueError: no such slice; those of its version are named.
+
+    """
+    version, _, count = name.partition("-")
+    if version not in FAMILIES or not re.fullmatch(r"\d+", count):
+        known = ", ".join(f"{version}-{min(shapes) * per}" for version, (_, per, shapes) in FAMILIES.items())
+        raise ValueError(f"--topology {name} is no TPU slice: give one such as {known}, or cpu or gpu for this machine")
+    chip_name, per_chip, shapes = FAMILIES[version]
+    if int(count) % per_chip or int(count) // per_chip not in shapes:
+        sizes = ", ".join(str(chips * per_chip) for chips in shapes)
+        raise ValueError(f"--topology {name}: slices of {version} are of {sizes}")
+    chips = int(count) // per_chip
+    options: dict[str, Any] = {}
+    if chip_name in ("v4", "v5p"):
+        options["chip_config_name"] = "megacore"  # one device a chip, as on these versions; else there are two
+    if shapes is FLAT and chips in (1, 8):  # one host each; larger slices have hosts of four chips
+        options["chips_per_host_bounds"] = (1, 1, 1) if chips == 1 else (2, 4, 1)
+    chip = next(chip for chip in CHIPS if chip.name == chip_name)
+    return chip, f"{chip_name}:{shapes[chips]}", options

@@ -1,0 +1,203 @@
+"""Linear probing on features that are computed once, for many learning rates at a time (`--cache-features`)."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from maejax.config import Config, ConfigError
+from maejax.data.order import epoch_order
+from maejax.evaluate.curve import draw_curve
+from maejax.models.arrays import joined, parted
+from maejax.models.classifier import Classifier
+from maejax.tasks.accuracy import Accuracy, score_logits
+from maejax.tasks.flags import refuse_ignored
+from maejax.tasks.pack import progress
+from maejax.tasks.training import Input
+from maejax.training.classification import is_encoder, probe_losses
+from maejax.training.mesh import put_batch
+from maejax.training.mixing import soft_targets
+from maejax.training.state import TrainState
+
+FACTORS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of --learning-rate, where --sweep-rates names none
+CHUNK = 100  # steps in one call
+
+
+class Cache(NamedTuple):
+    """What the encoder made of the first rows of training: features [n, D] float32, labels [n], valid [n]."""
+
+    features: Any
+    labels: Any
+    valid: Any
+
+
+class Sweep(NamedTuple):
+    """The best rate, the classifier trained with it, and the scores of every rate, in percent."""
+
+    rate: float
+    model: Classifier
+    scores: dict[float, dict[str, float]]
+
+
+def check_flags(config: Config) -> None:
+    """Refuse what a probe on cached features cannot do.
+
+    Raises:
+        ConfigError: with the first flag that is wrong.
+
+    """
+    if config.run.mode != "linear":
+        raise ConfigError("--cache-features keeps the features of a frozen encoder: choose --mode linear")
+    if not config.data.valid_dataset_shards:
+        raise ConfigError("--cache-features chooses the best learning rate on --valid-dataset-shards: name them")
+    if jax.process_count() > 1:
+        raise ConfigError("--cache-features works in one process; leave it out on several")
+    refuse_ignored(config, {"ema": 0.0, "grad_accum": 1, "random_erasing": 0.0}, "--cache-features would ignore it")
+
+
+def rates_of(config: Config) -> tuple[float, ...]:
+    """List the base learning rates, per 256 images, that are tried."""
+    given = config.optimization
+    return given.sweep_rates or tuple(round(given.learning_rate * factor, 12) for factor in FACTORS)
+
+
+def encoder_on(mesh: Mesh) -> Callable[[Any, np.ndarray], np.ndarray]:
+    """Give the function `(model, images) -> features [B, D]` that spreads a batch over all devices."""
+    encode = jax.jit(lambda model, images: model.features(model.normalize(images)))
+    return lambda model, images: np.asarray(encode(model, put_batch({"images": images}, mesh)["images"]))
+
+
+def fill_cache(
+    model: Classifier, loader: Input, steps: int, rows: Callable, mesh: Mesh, tell: Callable[[int, int], None]
+) -> Cache:
+    """Encode the batches of the first `steps` steps of a run, as live probing sees them."""
+    encode = encoder_on(mesh)
+    parts: list[tuple[np.ndarray, ...]] = []
+    batches = loader.iterate(0, steps)
+    for step, batch in enumerate(batches):
+        row = rows(batch)
+        parts.append((encode(model, row["images"]), row["labels"].copy(), row["valid"].copy()))
+        tell(step + 1, steps)
+    batches.close()
+    return Cache(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def row_order(rows: int, batch_size: int, steps: int, seed: int) -> np.ndarray:
+    """Say which cached rows enter each step, int32 [steps, B]: as they came at first, then in a new order each time."""
+    cycles = -(-steps * batch_size // rows)
+    orders = [np.arange(rows), *(epoch_order(rows, seed, cycle) for cycle in range(1, cycles))]
+    return np.concatenate(orders)[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
+
+
+def sweep(
+    model: Any, cache: Cache, optimizer: optax.GradientTransformation, factors: np.ndarray, order: np.ndarray,
+    labels: int, smoothing: float, tell: Callable[[int, int], None],
+) -> Any:  # fmt: skip
+    """Train one head for every factor on the rate that the optimizer has, all in one vectorised run.
+
+    Returns what of a classifier is trained, with a leading axis [rates]. BatchNorm's statistics depend on the features
+    alone, so they are those of live probing too.
+    """
+    trained, rest = parted(model, is_encoder)
+    many = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(factors), *a.shape)), trained)
+    states = jax.vmap(lambda t: optimizer.init(joined(t, rest)))(many)
+    table = Cache(*(jnp.asarray(column) for column in cache))
+
+    def one(trained: Any, state: Any, factor: jax.Array, batch: dict[str, Any]):
+        def loss(trained):
+            losses = probe_losses(joined(trained, rest), batch, jnp.zeros((), jnp.int32))
+            return jnp.sum(losses * batch["valid"]) / jnp.maximum(1, jnp.sum(batch["valid"]))
+
+        updates, state = optimizer.update(jax.grad(loss)(trained), state, trained)
+        new = optax.apply_updates(trained, jax.tree.map(lambda u: factor * u, updates))  # type: ignore[arg-type]
+        seen = joined(new, rest).observed(batch["features"], batch["valid"])  # type: ignore[union-attr]
+        return parted(seen, is_encoder)[0], state
+
+    def step(carry, index):
+        batch: dict[str, Any] = {"features": table.features[index], "valid": table.valid[index]}
+        batch["targets"] = soft_targets(table.labels[index], labels, smoothing)
+        return jax.vmap(partial(one, batch=batch))(*carry, jnp.asarray(factors, jnp.float32)), None  # type: ignore[call-arg]
+
+    run = jax.jit(lambda carry, indices: jax.lax.scan(step, carry, indices)[0], donate_argnums=0)
+    carry = (many, states)
+    for start in range(0, len(order), CHUNK):
+        carry = run(carry, jnp.asarray(order[start : start + CHUNK]))
+        tell(min(len(order), start + CHUNK), len(order))
+    return carry[0]
+
+
+def score(model: Classifier, many: Any, judge: Accuracy) -> list[dict[str, float]]:
+    """Score every head on the validation images, which the encoder sees once; accuracies in percent."""
+    rest = parted(model, is_encoder)[1]
+    encode = encoder_on(judge.mesh)
+    found = []
+    for batch in judge.loader.iterate():
+        found.append((encode(model, batch.images), batch.labels.copy(), batch.valid & (batch.labels >= 0)))
+    features, labels, valid = (jnp.asarray(np.concatenate(column)) for column in zip(*found, strict=True))
+
+    def one(trained):
+        values = score_logits(joined(trained, rest).classify(features), labels, "ce")
+        return {name: jnp.sum(jnp.where(valid, value, 0)) for name, value in values.items()}
+
+    sums, count = jax.device_get(jax.jit(jax.vmap(one))(many)), max(1, int(valid.sum()))
+    return [
+        {"val/loss": float(sums["loss"][i]) / count, "val/top1": 100 * float(sums["top1"][i]) / count,
+         "val/top5": 100 * float(sums["top5"][i]) / count}
+        for i in range(len(sums["loss"]))
+    ]  # fmt: skip
+
+
+def choose(model: Classifier, many: Any, rates: tuple[float, ...], scores: list[dict[str, float]]) -> Sweep:
+    """Take the head of the rate that validates best; of equal ones the smaller rate's."""
+    best = max(range(len(rates)), key=lambda i: (scores[i]["val/top1"], -rates[i]))
+    rest = parted(model, is_encoder)[1]
+    whole = joined(jax.tree.map(lambda a: a[best], many), rest)
+    return Sweep(rates[best], whole, dict(zip(rates, scores, strict=True)))
+
+
+def write_sweep(directory: Path, found: Sweep) -> None:
+    """Write sweep.json and the plot sweep.svg into a run's folder."""
+    rows = [{"learning_rate": rate, **scores} for rate, scores in found.scores.items()]
+    (directory / "sweep.json").write_text(json.dumps({"best": found.rate, "rates": rows}, indent=2) + "\n")
+    points = {
+        title: [(float(np.log10(rate)), scores[name]) for rate, scores in sorted(found.scores.items())]
+        for title, name in (("top-1", "val/top1"), ("top-5", "val/top5"))
+    }
+    style = (
+        "<style>svg{font:14px sans-serif;background:#fff}polyline{fill:none;stroke-width:2}"
+        ".line-0{stroke:#1f6feb}.line-1{stroke:#bf5700}text.line-0{stroke:none;fill:#1f6feb}"
+        "text.line-1{stroke:none;fill:#bf5700}.grid{stroke:#ddd}</style>"
+    )
+    drawn = draw_curve(points, "log10 of the base learning rate", "validation accuracy, %")
+    first, _, others = drawn.partition(">")
+    (directory / "sweep.svg").write_text(f'{first} xmlns="http://www.w3.org/2000/svg">{style}{others}')
+
+
+def probe(
+    config: Config, console: Console, state: TrainState, optimizer: optax.GradientTransformation, loader: Input,
+    judge: Accuracy, rows: Callable, labels: int, smoothing: float, images: int,
+) -> Sweep:  # fmt: skip
+    """Fill the cache, sweep, choose.
+
+    `state` has the model to start from; `optimizer` the schedule of `--learning-rate`; `images` are those of an epoch.
+    """
+    model: Any = state.model
+    batch_size, steps = config.data.train_batch_size, config.optimization.training_steps
+    cached = min(steps, -(-images * config.run.cache_features // batch_size))
+    with progress(console, "encoding", "batches") as tell:
+        cache = fill_cache(model, loader, cached, rows, judge.mesh, tell)
+    console.print(f"cache    {len(cache.features):,} rows, {cache.features.nbytes / 2**20:,.0f} MiB", highlight=False)
+    rates = rates_of(config)
+    factors = np.array(rates) / config.optimization.learning_rate
+    order = row_order(len(cache.features), batch_size, steps, config.seeds.shuffle_seed)
+    with progress(console, f"{len(rates)} heads", "steps") as tell:
+        many = sweep(model, cache, optimizer, factors, order, labels, smoothing, tell)
+    return choose(model, many, rates, score(model, many, judge))

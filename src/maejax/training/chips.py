@@ -1,0 +1,47 @@
+"""What accelerators can do at most, as their makers publish it: for plans, and for the share of it that a run reaches.
+
+Sources: memory, its bandwidth and peak from the pages "TPU v3" to "TPU v6e" at docs.cloud.google.com/tpu/docs; so are
+the links of v5e, v5p and v6e (published per chip and for both directions: divided by 2 and by the number of links).
+Links of v3: Jouppi et al. 2020, doi:10.1145/3360307; of v4: Jouppi et al. 2023, arXiv 2304.01433. A v3
+chip is two JAX devices, so these have half of its memory, bandwidth and peak. GPUs: NVIDIA's data sheets of A100 80GB
+SXM, H100 SXM and H200 SXM, bfloat16 without sparsity. The clock is not published everywhere: it is peak / (FLOP of all
+matrix units in a cycle), whose number and size are on the same pages; for v6e that of v5p.
+"""
+
+from typing import NamedTuple
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """One JAX device: `memory` in bytes, `bandwidth` of it in bytes/s, `peak` bfloat16 FLOP/s, `clock` in Hz.
+
+    `link` is what one link to a neighbour carries in one direction, in bytes/s, and `links` their number. `clock` is 0
+    where the compiler tells no cycles. `kind` is what JAX calls it.
+    """
+
+    name: str
+    kind: str
+    memory: float
+    bandwidth: float
+    peak: float
+    clock: float = 0.0
+    link: float = 0.0
+    links: int = 0
+
+
+CHIPS = (
+    Chip("v3", "TPU v3", 16 * GIB, 450e9, 61.5e12, 0.94e9, 82e9, 4),
+    Chip("v4", "TPU v4", 32 * GIB, 1200e9, 275e12, 1.05e9, 50e9, 6),
+    Chip("v5e", "TPU v5 lite", 16 * GIB, 819e9, 197e12, 1.50e9, 50e9, 4),
+    Chip("v5p", "TPU v5", 95 * GIB, 2765e9, 459e12, 1.75e9, 100e9, 6),
+    Chip("v6e", "TPU v6 lite", 32 * GIB, 1638e9, 918e12, 1.75e9, 100e9, 4),
+    Chip("A100", "NVIDIA A100-SXM4-80GB", 80 * GIB, 2039e9, 312e12, link=300e9, links=1),
+    Chip("H100", "NVIDIA H100 80GB HBM3", 80 * GIB, 3350e9, 989e12, link=450e9, links=1),
+    Chip("H200", "NVIDIA H200", 141 * GIB, 4800e9, 989e12, link=450e9, links=1),
+)
+
+
+def chip_of(kind: str) -> Chip | None:
+    """Find a chip by what JAX calls it (`device_kind`); None where it is not in the table."""
+    return next((chip for chip in CHIPS if chip.kind == kind), None)

@@ -1,0 +1,182 @@
+"""The forms of attention: what they compute, which one runs where, and that the compilers take them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
+
+from maejax.models import attention, masking
+from maejax.models.attention import attend, chosen_form
+from maejax.models.attention_kernel import attend_on_chip
+from maejax.models.mae import MaskedAutoencoder
+from maejax.models.vit import VisionTransformer
+from maejax.training.mesh import split
+from maejax.training.optim import build_optimizer
+from maejax.training.state import abstract_state, make_step
+
+
+def described(platform, devices=1):
+    """Compile for devices that are not here."""
+    device = AbstractDevice(device_kind=platform, num_cores=1, platform=platform)
+    mesh = AbstractMesh((devices,), ("data",), (AxisType.Auto,), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def operands(batch, queries, tokens, dim, dtype=jnp.float32):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=(batch, n, dim)), dtype) for n in (queries, tokens, tokens, queries)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_gradients(function, q, k, v, g):
+    out, backward = jax.vjp(function, q, k, v)
+    return out, *backward(g)
+
+
+@pytest.mark.parametrize(
+    ("batch", "queries", "tokens", "dim", "heads"),
+    [(3, 50, 50, 128, 2), (2, 13, 21, 256, 8), (41, 9, 9, 128, 1)],
+    ids=["head-64", "tail-of-head-32", "blocks-beyond-the-batch"],
+)
+def test_kernel_equals_plain_attention_and_so_do_its_gradients(monkeypatch, batch, queries, tokens, dim, heads):
+    monkeypatch.setattr("maejax.models.attention_kernel.BLOCK_BYTES", 2_500_000)  # 20 samples of the 41
+    ours, plain = (
+        value_and_gradients(function, *operands(batch, queries, tokens, dim))
+        for function in (lambda *qkv: attend_on_chip(*qkv, heads, True), lambda *qkv: attend(*qkv, heads, "xla"))
+    )
+    for a, b in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_kernel_in_half_precision_sums_in_single():
+    exact = value_and_gradients(lambda *qkv: attend(*qkv, 4, "xla"), *operands(2, 13, 21, 128))
+    half = value_and_gradients(lambda *qkv: attend_on_chip(*qkv, 4, True), *operands(2, 13, 21, 128, jnp.bfloat16))
+    for a, b in zip(half, exact, strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.03)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Run the TPU's kernel on the four CPU devices."""
+    monkeypatch.setattr(attention, "platform_ahead", lambda: "tpu")
+    monkeypatch.setattr(attention, "attend_on_chip", functools.partial(attend_on_chip, interpret=True))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+def test_every_device_attends_for_its_own_samples(interpreted):
+    rows = jax.sharding.NamedSharding(interpreted, jax.sharding.PartitionSpec("data"))
+    args = jax.device_put(operands(8, 5, 9, 128), rows)
+    ours, plain = (value_and_gradients(lambda *qkv: attend(*qkv, 2, form), *args) for form in ("auto", "xla"))  # noqa: B023
+    for a, b in zip(ours, plain, strict=True):
+        assert a.sharding.is_equivalent_to(rows, 3)
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_all_layers_of_a_model_use_the_kernel(interpreted, scan):
+    def build():
+        return MaskedAutoencoder(
+            image_size=(16, 16), patch_size=4, dim=128, layers=2, heads=2, dec_dim=128, dec_layers=2, dec_heads=4,
+            scan=scan, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+
+    images, order = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32), jax.ShapeDtypeStruct((8, 16), jnp.int32)
+    loss = jax.grad(lambda m, x, order: m(x, order).loss.mean())
+    text = str(jax.make_jaxpr(loss)(jax.eval_shape(build), images, order))
+    # Forward and backward of each layer; a scan has one body for all but the decoder's last.
+    assert text.count(" pallas_call[") == (6 if scan else 8) <= text.count(" shard_map[")
+
+
+@pytest.mark.parametrize(
+    ("platform", "form", "shape", "heads", "dtype", "expected"),
+    [
+        ("tpu", "auto", (8, 50, 768), 12, "bfloat16", "pallas"),
+        ("tpu", "auto", (8, 197, 512), 16, "float32", "pallas"),
+        ("tpu", "xla", (8, 50, 768), 12, "bfloat16", "xla"),
+        ("tpu", "cudnn", (8, 50, 768), 12, "bfloat16", "xla"),
+        ("tpu", "auto", (8, 50, 1280), 16, "bfloat16", "xla"),  # ViT-H: heads of 80
+        ("tpu", "auto", (8, 50, 192), 6, "bfloat16", "xla"),  # not whole groups of 128 lanes
+        ("tpu", "auto", (8, 577, 768), 12, "bfloat16", "xla"),  # 384 pixels
+        ("tpu", "auto", (7, 50, 768), 12, "bfloat16", "xla"),  # rows that do not divide over two devices
+        ("gpu", "cudnn", (8, 50, 1280), 16, "bfloat16", "cudnn"),
+        ("gpu", "cudnn", (8, 50, 768), 12, "float32", "xla"),
+        ("gpu", "pallas", (8, 50, 768), 12, "bfloat16", "xla"),
+        ("gpu", "auto", (8, 50, 768), 12, "bfloat16", "xla"),
+        ("cpu", "pallas", (8, 50, 768), 12, "bfloat16", "xla"),
+    ],
+)
+def test_a_form_that_does_not_fit_gives_way_to_plain_attention(platform, form, shape, heads, dtype, expected):
+    q = jax.ShapeDtypeStruct(shape, dtype)
+    with described(platform, devices=2):
+        assert chosen_form(form, q, q, heads) == expected
+
+
+def lowered(platform, form, batch):
+    """Lower forward and backward of ViT-B's decoder attention, the last block's 147 queries, in bfloat16."""
+    q, k = (jax.ShapeDtypeStruct((batch, tokens, 512), jnp.bfloat16) for tokens in (147, 197))
+    both = jax.jit(lambda *args: value_and_gradients(lambda *qkv: attend(*qkv, 16, form), *args))
+    with described(platform):
+        return both.trace(q, k, k, q).lower(lowering_platforms=("cuda" if platform == "gpu" else platform,)).as_text()
+
+
+def test_the_kernel_lowers_for_tpu():
+    text = lowered("tpu", "auto", 8)
+    assert text.count("@tpu_custom_call") == 2 and "stablehlo.exponential" not in text
+    assert "@tpu_custom_call" not in lowered("tpu", "xla", 8)
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """Let JAX lower for NVIDIA's library without it: it asks for the version first."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+
+
+def test_cudnn_attention_lowers_for_gpu_odd_tokens_too(cudnn):
+    text = lowered("gpu", "cudnn", 8)
+    assert "@__cudnn$fmhaSoftmax(" in text and "@__cudnn$fmhaSoftmaxBackward(" in text
+    assert "stablehlo.exponential" not in text and "cudnn" not in lowered("gpu", "xla", 8)
+
+
+def test_a_training_step_over_four_gpus_lowers_with_cudnn_attention(cudnn, monkeypatch):
+    monkeypatch.setattr(attention, "platform_ahead", lambda: "gpu")
+
+    def build():
+        return MaskedAutoencoder(
+            image_size=(16, 16), patch_size=4, dim=64, layers=1, heads=2, dec_dim=64, dec_layers=1, dec_heads=4,
+            dtype=jnp.bfloat16, attention="cudnn", rngs=nnx.Rngs(0),
+        )  # fmt: skip
+
+    def losses(model, batch, turn):
+        return model(model.normalize(batch["images"]), masking.random(jax.random.key(0), 8, 16)).loss
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    shapes = {"images": ((8, 16, 16, 3), jnp.uint8), "valid": ((8,), jnp.bool)}
+    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=split(mesh)) for name, shape in shapes.items()}
+    optimizer = build_optimizer("adamw", lambda step: 1e-3, weight_decay=0.1)
+    with jax.set_mesh(mesh):
+        step = make_step(losses, optimizer, lambda step: 1e-3, sharding="fsdp")
+        traced = step.trace(abstract_state(build, optimizer, mesh, "fsdp"), batch)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    for call in ("@__cudnn$fmhaSoftmax(", "@__cudnn$fmhaSoftmaxBackward("):
+        assert text.count(call) == 2, call
+
+
+def test_an_encoder_for_any_batch_has_no_kernel():
+    model = jax.eval_shape(lambda: VisionTransformer(image_size=(16, 16), dim=128, heads=2, layers=1, rngs=nnx.Rngs(0)))
+    (batch,) = jax.export.symbolic_shape("B")
+    images = jax.ShapeDtypeStruct((batch, 16, 16, 3), jnp.float32)
+    with described("tpu"):
+        text = jax.export.export(jax.jit(VisionTransformer.__call__), platforms=["tpu", "cpu"])(model, images)
+    assert "tpu_custom_call" not in text.mlir_module()
+
+
+def test_unknown_attention_is_refused():
+    with pytest.raises(ValueError, match="attention is one of auto, xla, pallas, cudnn, not flash"):
+        VisionTransformer(attention="flash", rngs=nnx.Rngs(0))

@@ -1,0 +1,57 @@
+"""A step compiled for a TPU that is not here; needs the TPU's compiler (`pip install 'maejax[tpu]'`), not a TPU."""
+
+import jax
+import pytest
+from flax import nnx
+
+from maejax.config import Config, with_flags
+from maejax.interop.run import abstract_model
+from maejax.plan.compiled import read_shortage
+from maejax.plan.hlo import parse
+from maejax.plan.target import find_target
+from maejax.plan.walk import walk
+from maejax.tasks.plan import compile_apart
+from maejax.tasks.pretrain import geometry
+
+SMALL = {
+    "image_size": "32", "patch_size": 8, "dim": 128, "layers": 2, "heads": 2, "dec_dim": 128, "dec_layers": 1,
+    "dec_heads": 2, "train_batch_size": 64, "precision": "bfloat16",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("message", "needs", "has"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (16.00G) exceeds "
+         "available HBM (15.75G).", 16, 15.75),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 40.5G of 31.75G hbm. ..", 40.5, 31.75),
+    ],
+)  # fmt: skip
+def test_shortage_is_read_from_the_compilers_error(message, needs, has):
+    assert read_shortage(message) == (needs * 2**30, has * 2**30)
+    assert read_shortage("INVALID_ARGUMENT: something else") is None
+
+
+@pytest.mark.parametrize("sharding", ["replicated", "fsdp"])
+def test_step_on_four_chips(sharding, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    pytest.importorskip("libtpu", reason="pip install 'maejax[tpu]'")
+    target, config = find_target("v4-8"), with_flags(Config(), **SMALL, sharding=sharding)
+    compiled = compile_apart(config, target)
+    assert compiled.memory is not None and target.chip is not None
+    assert compiled.memory.peak < target.chip.memory / 100
+    walked = walk(parse(compiled.text))
+    assert not walked.unknown_loops
+    assert "f32" not in walked.flop_by_type and walked.flop_by_type["bf16"] > 0.9 * walked.flop
+    sent = {" ".join(key): nbytes for key, (_, nbytes) in walked.messages.items()}
+    largest = max((c.nbytes for c in walked.collectives if c.kind == "all-gather"), default=0)
+    if sharding == "replicated":
+        # Every gradient is summed over the chips once, and nothing else is sent.
+        gradients = sum(array.size for array in jax.tree.leaves(nnx.state(abstract_model(geometry(config)), nnx.Param)))
+        assert set(sent) <= {"all-reduce f32", "all-reduce bf16", "all-reduce s32"}
+        assert sent["all-reduce f32"] / 4 + sent["all-reduce bf16"] / 2 == pytest.approx(gradients, rel=0.001)
+    else:
+        # Each weight is gathered by itself; the largest gather is that of one layer's largest weight, in bfloat16.
+        assert largest == 128 * 512 * 2
+        assert sent["reduce-scatter bf16"] > 0
+        assert sent.get("collective-permute bf16", 0) < 0.05 * sent["reduce-scatter bf16"]
