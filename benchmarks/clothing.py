@@ -108,7 +108,7 @@ class Judged:
             "--test-crop-ratio", 1, "--valid-dataset-shards", self.shards["test"], "--output-dir", self.out,
             "--name", name, "--valid-batch-size", 64,
         )  # fmt: skip
-        return json.loads((self.out / name / "evaluation.json").read_text())["val/top1"]
+        return json.loads((self.out / name / "evaluation.json").read_text())["val/acc1"]
 
     def tune(self, name: str, *flags) -> float:
         """Fine-tune, choose by the validation photos, test."""
