@@ -166,9 +166,9 @@ seconds are then near 0; `{args.out}` holds them all and `results.json`, every s
 The model is {MODEL["layers"]} x {MODEL["dim"]} at {MODEL["image_size"]} px with patches of {MODEL["patch_size"]}. It is
 pre-trained for {PRETRAIN_EPOCHS} epochs on the training images and fine-tuned for {TUNE_EPOCHS}; the longer training
 from scratch takes {TUNE_EPOCHS + COST * PRETRAIN_EPOCHS:.0f} epochs, since an image costs {COST} as much in
-pre-training. All that is trained with labels has the same augmentation and peak rate, and its checkpoint is chosen by the
-validation images. The standard error of one accuracy near 70 % is {100 * (0.21 / counts["test"]) ** 0.5:.1f} points by the number
-of test images alone. Every setting is at the top of `benchmarks/clothing.py`.
+pre-training. All that is trained with labels has the same augmentation and peak rate, and its checkpoint is chosen by
+the validation images. The standard error of one accuracy near 70 % is {100 * (0.21 / counts["test"]) ** 0.5:.1f} points by
+the number of test images alone. Every setting is at the top of `benchmarks/clothing.py`.
 """)
     print(f"written to {args.docs}")
 
