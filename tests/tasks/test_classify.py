@@ -64,8 +64,18 @@ def test_fine_tuning_starts_from_the_encoder_and_goes_on_bit_for_bit(tune, pretr
     judged = json.loads(Path("runs/judged/evaluation.json").read_text())
     assert judged["val/acc1"] == pytest.approx(best[1]) and judged["val/acc5"] == 100
     assert judged["val/loss"] == pytest.approx(metrics("runs/whole", "val/loss")[best[0]], rel=1e-5)
-    for command in (["inspect", "runs/whole"], ["convert", "runs/whole", "w.safetensors"]):
-        assert maejax(*command)[0] == 0
+    assert re.search(r"top-1 +\d+\.\d+ %, top-5 100.000 %, loss \d\.\d+ on 24 images", printed), printed
+    # The same numbers from a foreign file, which does not tell its heads.
+    assert maejax("inspect", "runs/whole/best")[0] == 0
+    assert maejax("convert", "runs/whole/best", "timm.safetensors", "--to", "timm")[0] == 0
+    code, printed = maejax(
+        "train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", "timm.safetensors", "--image-size", 16,
+        "--valid-dataset-shards", images, "--valid-batch-size", 4, "--name", "timm", "--test-crop-ratio", 1,
+        "--dim", 16, "--heads", 2,
+    )  # fmt: skip
+    assert code == 0, printed
+    foreign = json.loads(Path("runs/timm/evaluation.json").read_text())
+    assert foreign["val/loss"] == pytest.approx(judged["val/loss"], rel=1e-5) and foreign["images"] == 24
 
 
 def test_a_probe_trains_its_head_alone_and_is_loaded_with_its_statistics(tune, pretrained, images):

@@ -1,6 +1,5 @@
 """The numbers of a classifier that is there already, whoever trained it (`maejax train --eval-only`)."""
 
-import json
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -62,7 +61,10 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         directory = run_directory(config)
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "evaluation.json", result)
-        console.print(json.dumps(scores), highlight=False)
+        console.print(
+            f"top-1    {scores['val/acc1']:.3f} %, top-5 {scores['val/acc5']:.3f} %, loss {scores['val/loss']:.4f} "
+            f"on {judge.images:,} images\nwritten  {directory / 'evaluation.json'}", highlight=False,
+        )  # fmt: skip
     return result
 
 
