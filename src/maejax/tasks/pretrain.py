@@ -70,6 +70,7 @@ def check_flags(config: Config) -> None:
     ignored = {
         "eval_only": False, "ema": 0, "finetune_blocks": "all", "mixup": 0, "cutmix": 0, "criterion": "ce",
         "label_smoothing": 0, "pooling": "cls", "label_mapping": "", "random_erasing": 0, "cache_features": 0,
+        "sweep_rates": (),
     }  # fmt: skip
     if config.encoder.labels > 0:
         ignored["labels"] = 0
