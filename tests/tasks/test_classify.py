@@ -164,6 +164,15 @@ def test_what_does_not_fit_is_said(tune, train, flags, sentence):
     assert re.search(sentence, printed.replace("\n", " ")), printed
 
 
+def test_a_loss_that_is_not_finite_names_the_layer_and_the_images(tune):
+    code, printed = tune("finetune", "--optimizer", "sgd", "--learning-rate", 1e30, "--warmup-steps", 0)
+    assert code == 1, printed
+    said = r"the loss is (nan|inf) at step \d, .*; first not finite: .*; on images\.npz:\d.*; the batch is in .*-0\.npz"
+    assert re.search(said, printed), printed
+    with np.load(next(Path("runs/finetune/bad").glob("*-0.npz"))) as file:
+        assert file["images"].shape == (8, 16, 16, 3) and file["labels"].shape == (8,)
+
+
 def test_accuracies_are_exact_and_padding_does_not_count():
     class Constant:
         def normalize(self, images):
