@@ -143,7 +143,7 @@ class Encoder:
     heads: int = 12
     """Number of attention heads."""
     labels: int = 0
-    """Number of classes; 0: read from the data."""
+    """Number of classes; 0 or less: read from the data."""
     layerscale: bool = False
     """LayerScale, initial value 1e-4."""
     patch_size: int = 16
@@ -214,7 +214,8 @@ class Optimization:
     lr_decay: float = 1.0
     """Layer-wise decay: head and final norm 1, block i decay^(depth - i), embedding decay^(depth + 1)."""
     finetune_blocks: str = "all"
-    """How much of the encoder --mode finetune trains: all, a number of its last blocks, half (the last MLP), or 0."""
+    """How much of the encoder --mode finetune trains: all, a number of its last blocks, half or .5 (the last MLP), or
+    0."""
     ema: float = 0.0
     """Decay of a running average of the weights, which is then what is validated and kept as best; 0: none."""
     clip_grad: float = 0.0

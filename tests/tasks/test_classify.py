@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maejax.data.errors import DataError
+from maejax.data.shards import open_source
 from maejax.interop import files
 from maejax.tasks.accuracy import score_batch
+from maejax.tasks.transfer import check_labels, count_classes, match_classes
 from maejax.training.log import read_metrics
+
+from ..training import harness
 
 CLASSIFY = """--mixup 0 --cutmix 0 --auto-augment none --random-erasing 0 --learning-rate 0.05
 --test-crop-ratio 1""".split()
@@ -50,17 +55,27 @@ def test_fine_tuning_starts_from_the_encoder_and_goes_on_bit_for_bit(tune, pretr
     assert all((whole[name] == parts[name]).all() for name in whole)
 
     # What is judged and kept as best is the average of the weights.
-    best = max(metrics("runs/whole", "val/top1").items(), key=lambda item: (item[1], -item[0]))
+    best = max(metrics("runs/whole", "val/acc1").items(), key=lambda item: (item[1], -item[0]))
     code, printed = maejax(
         "train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", "runs/whole/best", "--image-size", 16,
         "--valid-dataset-shards", images, "--valid-batch-size", 16, "--name", "judged", "--test-crop-ratio", 1,
     )  # fmt: skip
     assert code == 0, printed
     judged = json.loads(Path("runs/judged/evaluation.json").read_text())
-    assert judged["val/top1"] == pytest.approx(best[1]) and judged["val/top5"] == 100
+    assert judged["val/acc1"] == pytest.approx(best[1]) and judged["val/acc5"] == 100
     assert judged["val/loss"] == pytest.approx(metrics("runs/whole", "val/loss")[best[0]], rel=1e-5)
-    for command in (["inspect", "runs/whole"], ["convert", "runs/whole", "w.safetensors"]):
-        assert maejax(*command)[0] == 0
+    assert re.search(r"top-1 +\d+\.\d+ %, top-5 100.000 %, loss \d\.\d+ on 24 images", printed), printed
+    # The same numbers from a foreign file, which does not tell its heads.
+    assert maejax("inspect", "runs/whole/best")[0] == 0
+    assert maejax("convert", "runs/whole/best", "timm.safetensors", "--to", "timm")[0] == 0
+    code, printed = maejax(
+        "train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", "timm.safetensors", "--image-size", 16,
+        "--valid-dataset-shards", images, "--valid-batch-size", 4, "--name", "timm", "--test-crop-ratio", 1,
+        "--dim", 16, "--heads", 2,
+    )  # fmt: skip
+    assert code == 0, printed
+    foreign = json.loads(Path("runs/timm/evaluation.json").read_text())
+    assert foreign["val/loss"] == pytest.approx(judged["val/loss"], rel=1e-5) and foreign["images"] == 24
 
 
 def test_a_probe_trains_its_head_alone_and_is_loaded_with_its_statistics(tune, pretrained, images):
@@ -73,12 +88,17 @@ def test_a_probe_trains_its_head_alone_and_is_loaded_with_its_statistics(tune, p
         pictures, labels = file["images"], file["labels"]
     model = files.load("runs/probe")
     hits = np.asarray(model(model.normalize(jnp.asarray(pictures)))).argmax(1) == labels
-    assert metrics("runs/probe", "val/top1")[6] == pytest.approx(100 * hits.mean())
+    assert metrics("runs/probe", "val/acc1")[6] == pytest.approx(100 * hits.mean())
+    # Fine-tuned, the probe begins with its BatchNorm in its head: the same logits.
+    code, printed = tune("finetune", "--name", "on", "--pretrained-ckpt", "runs/probe", "--pooling", "cls",
+                         "--learning-rate", 0, "--training-steps", 1)  # fmt: skip
+    assert code == 0 and "its head of 3 classes is taken over" in printed, printed
+    assert metrics("runs/on", "val/loss")[1] == pytest.approx(metrics("runs/probe", "val/loss")[6], rel=1e-5)
 
 
 def test_heads_are_taken_over_mapped_or_left_out(tune, pretrained, tmp_path):
     # Half a block is the MLP of the last one: nothing else of the encoder moves.
-    assert tune("finetune", "--name", "first", "--pretrained-ckpt", pretrained, "--finetune-blocks", "half")[0] == 0
+    assert tune("finetune", "--name", "first", "--pretrained-ckpt", pretrained, "--finetune-blocks", 0.5)[0] == 0
     before, after = files.read(pretrained).arrays, files.read("runs/first").arrays
     moved = {name for name in before.keys() & after.keys() if (before[name] != after[name]).any()}
     assert moved == {f"encoder.transformer.blocks.{name}" for name in (
@@ -113,8 +133,8 @@ def test_probing_on_cached_features_gives_what_live_probing_gives(tune, pretrain
     assert [row["learning_rate"] for row in sweep["rates"]] == [0.05, 5, 50]
     assert sweep["rates"][1]["val/loss"] == pytest.approx(metrics("runs/live", "val/loss")[6], rel=1e-5)
     assert Path("runs/cached/sweep.svg").read_text().startswith("<svg")
-    top = max(row["val/top1"] for row in sweep["rates"])
-    assert metrics("runs/cached", "val/top1") == {6: top}
+    top = max(row["val/acc1"] for row in sweep["rates"])
+    assert metrics("runs/cached", "val/acc1") == {6: top}
     if sweep["best"] == 5:
         live, found = (files.read(f"runs/{name}").arrays for name in ("live", "cached"))
         for name in ("head.kernel", "head_norm.mean", "head_norm.var"):
@@ -129,10 +149,8 @@ def test_probing_on_cached_features_gives_what_live_probing_gives(tune, pretrain
         (["--finetune-blocks", 3], "--finetune-blocks 3: give 0"),
         (["--norm-pix-loss"], "--mode finetune masks and reconstructs nothing"),
         (["--label-mapping", "m.json"], "--label-mapping re-uses the head of a --pretrained-ckpt"),
-        (
-            ["--dim", 32, "--pretrained-ckpt", "{encoder}"],
-            r"not the encoder that the flags describe: .*embed.kernel is \(48, 16\)",
-        ),
+        (["--dim", 32, "--pretrained-ckpt", "{encoder}"], "of another geometry than the flags say: give --dim 16"),
+        (["--heads", 4, "--pretrained-ckpt", "{encoder}"], "than the flags say: give --heads 2"),
         (["--mode", "linear", "--droppath", 0.1], "a linear probe trains its head alone"),
         (["--eval-only", "--pretrained-ckpt", "{encoder}"], "has no head; train one"),
     ],
@@ -146,6 +164,15 @@ def test_what_does_not_fit_is_said(tune, train, flags, sentence):
     assert re.search(sentence, printed.replace("\n", " ")), printed
 
 
+def test_a_loss_that_is_not_finite_names_the_layer_and_the_images(tune):
+    code, printed = tune("finetune", "--optimizer", "sgd", "--learning-rate", 1e30, "--warmup-steps", 0)
+    assert code == 1, printed
+    said = r"the loss is (nan|inf) at step \d, .*; first not finite: .*; on images\.npz:\d.*; the batch is in .*-0\.npz"
+    assert re.search(said, printed), printed
+    with np.load(next(Path("runs/finetune/bad").glob("*-0.npz"))) as file:
+        assert file["images"].shape == (8, 16, 16, 3) and file["labels"].shape == (8,)
+
+
 def test_accuracies_are_exact_and_padding_does_not_count():
     class Constant:
         def normalize(self, images):
@@ -154,8 +181,52 @@ def test_accuracies_are_exact_and_padding_does_not_count():
         def __call__(self, x):
             return x
 
-    logits = jnp.array([[0.0, 0, 0, 0, 0, 0], [5, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [9, 0, 0, 0, 0, 0]])
-    batch = {"images": logits, "labels": jnp.array([1, 4, 5, 0]), "valid": jnp.array([True, True, True, False])}
+    nan = float("nan")
+    logits = jnp.array([[0.0, 0, 0, 0, 0, 0], [5, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [nan] * 6, [9, 0, 0, 0, 0, 0]])
+    valid = jnp.array([True, True, True, True, False])
+    batch = {"images": logits, "labels": jnp.array([1, 4, 5, 0, 0]), "valid": valid}
     sums = score_batch(Constant(), batch, "ce")
-    # All equal: class 1 comes second. Then the fifth, then the sixth of six.
-    assert [float(sums[name]) for name in ("top1", "top5", "count")] == [0, 2, 3]
+    # All equal: class 1 comes second. Then the fifth, the sixth of six, and one that is no number.
+    assert [float(sums[name]) for name in ("top1", "top5", "count")] == [0, 2, 4]
+
+
+def source(name, labels, classes=None):
+    more = {} if classes is None else {"classes": np.array(classes)}
+    np.savez(name, images=np.zeros((len(labels), 4, 4, 3), np.uint8), labels=labels, **more)
+    return open_source(name)
+
+
+def test_classes_come_from_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named, numbers = source("a.npz", [0, 2, 1], ["a", "b", "c"]), source("b.npz", [0, 7, -1])
+    assert count_classes(0, named, "") == count_classes(3, named, "") == 3
+    assert count_classes(-1, numbers, "") == 8 and count_classes(1000, numbers, "") == 1000
+    valid = source("c.npz", [0, 1, 0], ["c", "a"])
+    match_classes(valid, named.classes, 3, "")
+    assert valid.labels.tolist() == [2, 0, 2]
+    for labels, given, sentence in (
+        (4, named, "--labels 4: the training images have 3 classes"),
+        (7, numbers, "--labels 7: the training images have 8 classes"),
+        (0, source("d.npz", [-1, -1]), "have no labels"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            count_classes(labels, given, "")
+    with pytest.raises(DataError, match="the label 3 of 3: give --labels"):
+        check_labels(np.array([0, 3]), 3)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_probe_of_one(tmp_path, train, pretrained, images):
+    """The BatchNorm of a probe and the accuracy over a padded last batch are those of all devices of all hosts."""
+    flags = ["--mode", "linear", *CLASSIFY, "--pretrained-ckpt", pretrained, "--valid-dataset-shards", images,
+             "--valid-batch-size", 16, "--optimizer", "sgd", "--ema", 0.5]  # fmt: skip
+    code, printed = train(*flags, "--name", "alone")
+    assert code == 0, printed
+    processes = harness.start_several(tmp_path, images, *flags, "--name", "two")
+    for code, printed in map(harness.finish, processes):
+        assert code == 0, printed
+    alone, two = files.read("runs/alone").arrays, files.read("runs/two").arrays
+    for name in alone:
+        np.testing.assert_allclose(two[name], alone[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    for name in ("val/acc1", "val/acc5", "val/loss"):
+        assert metrics("runs/two", name) == pytest.approx(metrics("runs/alone", name), rel=1e-5)

@@ -39,10 +39,9 @@ def slow_down(what):
 
 
 def slow_rows(rows_of):
-    def slow(batches):
-        for rows in rows_of(batches):
-            slow_down("input")
-            yield rows
+    def slow(batch):
+        slow_down("input")
+        return rows_of(batch)
 
     return slow
 

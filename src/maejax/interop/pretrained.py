@@ -17,6 +17,7 @@ from maejax.interop import files
 from maejax.interop.weights import Weights, WeightsError, grid_of
 
 CACHE = "~/.cache/maejax/weights"
+GEOMETRY = ("patch_size", "layers", "dim", "heads", "dec_layers", "dec_dim", "dec_heads")
 
 
 class Fetched(NamedTuple):
@@ -30,13 +31,14 @@ class Fetched(NamedTuple):
 class Pretrained(NamedTuple):
     """Arrays by our path to start from, the GELU and the normalisation of images that they were trained with.
 
-    `said` tells in a line what was fetched.
+    `said` tells in a line what was fetched; `head_norm` is the eps of a probe's BatchNorm, 0 where there is none.
     """
 
     arrays: dict[str, np.ndarray]
     gelu: str
     said: str
     normalization: dict[str, list[float]]
+    head_norm: float
 
 
 def fetch_weights(address: str, cache_dir: str = "") -> Fetched:
@@ -240,7 +242,22 @@ def load_pretrained(path: str, arguments: dict[str, Any], cache_dir: str = "", c
             f"{path} has no decoder for {arguments['channels']} channels, which pre-training needs; it can be probed, "
             "fine-tuned or encoded"
         )
-    return Pretrained(arrays, told.get("gelu", "erf"), said, {name: told[name] for name in ("mean", "std")})
+    check_geometry(path, told, arguments)
+    normalization = {name: told[name] for name in ("mean", "std")}
+    return Pretrained(arrays, told.get("gelu", "erf"), said, normalization, told.get("head_norm", 0.0))
+
+
+def check_geometry(path: str, told: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Refuse weights of another geometry than the flags say; that heads differ, no shape would tell.
+
+    Raises:
+        WeightsError: with all flags to give.
+
+    """
+    wrong = [name for name in GEOMETRY if name in told and told[name] != arguments.get(name, told[name])]
+    if wrong:
+        flags = " ".join(f"--{name.replace('_', '-')} {told[name]}" for name in wrong)
+        raise WeightsError(f"{path} is of another geometry than the flags say: give {flags}")
 
 
 def heads_of(arguments: dict[str, Any]) -> dict[str, Any]:

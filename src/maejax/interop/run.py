@@ -1,5 +1,6 @@
 """Our own layout: a run directory, or one of its checkpoints, and models from what they hold."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,22 +59,34 @@ def model_of(weights: Weights) -> Any:
         WeightsError: the arrays are not those of such a model, or a probe has no statistics.
 
     """
-    arrays = dict(weights.arrays)
+    arrays = weights.arrays
     if "head_norm" in weights.arguments:
-        if "head_norm.mean" not in arrays:
-            raise WeightsError("the file lacks its BatchNorm's statistics, so its head cannot be used; its encoder can")
-        norm = {name: arrays.pop(name).astype(np.float64) for name in [n for n in arrays if n.startswith("head_norm.")]}
-        scale = norm.get("head_norm.scale", 1.0) / np.sqrt(norm["head_norm.var"] + weights.arguments["head_norm"])
-        shift = norm.get("head_norm.bias", 0.0) - norm["head_norm.mean"] * scale
-        kernel = arrays["head.kernel"].astype(np.float64)
-        arrays["head.bias"] = (arrays["head.bias"] + shift @ kernel).astype(np.float32)
-        arrays["head.kernel"] = (scale[:, None] * kernel).astype(np.float32)
+        arrays = fold_head_norm(arrays, weights.arguments["head_norm"])
     if weights.kind == "encoder":
         arrays = {name.removeprefix("encoder."): array for name, array in arrays.items()}
     try:
         return with_arrays(abstract_model({n: v for n, v in weights.arguments.items() if n != "head_norm"}), arrays)
     except ValueError as error:
         raise WeightsError(str(error)) from None
+
+
+def fold_head_norm(given: Mapping[str, np.ndarray], eps: float) -> dict[str, np.ndarray]:
+    """Fold a probe's BatchNorm, whose statistics are fixed, into its linear layer.
+
+    Raises:
+        WeightsError: there are no statistics.
+
+    """
+    if "head_norm.mean" not in given:
+        raise WeightsError("the file lacks its BatchNorm's statistics, so its head cannot be used; its encoder can")
+    arrays = {name: array for name, array in given.items() if not name.startswith("head_norm.")}
+    norm = {name: array.astype(np.float64) for name, array in given.items() if name.startswith("head_norm.")}
+    scale = norm.get("head_norm.scale", 1.0) / np.sqrt(norm["head_norm.var"] + eps)
+    shift = norm.get("head_norm.bias", 0.0) - norm["head_norm.mean"] * scale
+    kernel = arrays["head.kernel"].astype(np.float64)
+    arrays["head.bias"] = (arrays["head.bias"] + shift @ kernel).astype(np.float32)
+    arrays["head.kernel"] = (scale[:, None] * kernel).astype(np.float32)
+    return arrays
 
 
 def locate(path: str | Path) -> tuple[Path, Path]:

@@ -24,21 +24,22 @@ class Accuracy:
     """Evaluates a classifier on held-out images. Several processes call this together.
 
     `best` is the highest top-1 accuracy so far, in percent, and `best_step` its step, both also of the run's earlier
-    processes up to `start`.
+    processes up to `start`. `images` is how many were scored the last time.
     """
 
     def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, faults: Faults, start: int = 0):
         self.loader, self.directory, self.mesh = valid_loader(config, source, faults), directory, mesh
-        best, self.best_step = best_so_far(directory, "val/top1", start, sign=-1)
+        best, self.best_step = best_so_far(directory, "val/acc1", start, sign=-1)
         self.best = max(0.0, best)
+        self.images = 0
         self._sums = jax.jit(partial(score_batch, criterion=config.augment.criterion))
 
     def __call__(self, state: TrainState, step: int, watch: Watch) -> dict[str, float]:
         """Score a state, with its averaged weights where an average is kept; accuracies are in percent."""
         scores = self.score(as_evaluated(state).model, watch)
-        if scores["val/top1"] > self.best or not self.best_step:
-            self.best, self.best_step = scores["val/top1"], step
-        return {**scores, "val/top1/best": self.best}
+        if scores["val/acc1"] > self.best or not self.best_step:
+            self.best, self.best_step = scores["val/acc1"], step
+        return {**scores, "val/acc1/best": self.best}
 
     def score(self, model: Any, watch: Watch = iter) -> dict[str, float]:
         """Average over all labelled images, each once: loss, and accuracies in percent."""
@@ -48,10 +49,11 @@ class Accuracy:
             totals.update(
                 {k: float(v) for k, v in jax.device_get(self._sums(model, put_batch(rows, self.mesh))).items()}
             )
-        count = max(1, totals["count"])
+        self.images = int(totals["count"])
+        count = max(1, self.images)
         return {
-            "val/loss": totals["loss"] / count, "val/top1": 100 * totals["top1"] / count,
-            "val/top5": 100 * totals["top5"] / count,
+            "val/loss": totals["loss"] / count, "val/acc1": 100 * totals["top1"] / count,
+            "val/acc5": 100 * totals["top5"] / count,
         }  # fmt: skip
 
     def picture_path(self, step: int) -> Path:
@@ -75,6 +77,8 @@ def score_logits(logits: jax.Array, labels: jax.Array, criterion: Any) -> dict[s
     labels = jnp.maximum(labels, 0).reshape(-1, 1)
     own = jnp.take_along_axis(logits, labels, axis=1)
     classes = jnp.arange(logits.shape[1]).reshape(1, -1)
-    rank = jnp.sum((logits > own) | ((logits == own) & (classes < labels)), axis=1)
+    ahead = (logits > own) | ((logits == own) & (classes < labels)) | ~jnp.isfinite(logits)
+    rank = jnp.sum(ahead, axis=1)
     loss = cross_entropy(logits, jax.nn.one_hot(labels[:, 0], logits.shape[1]), criterion)
-    return {"loss": loss, "top1": rank < 1, "top5": rank < 5}
+    finite = jnp.isfinite(own[:, 0])  # a network that has come apart hits nothing
+    return {"loss": loss, "top1": finite & (rank < 1), "top5": finite & (rank < 5)}

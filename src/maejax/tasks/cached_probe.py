@@ -149,15 +149,15 @@ def score(model: Classifier, many: Any, judge: Accuracy) -> list[dict[str, float
 
     sums, count = jax.device_get(jax.jit(jax.vmap(one))(many)), max(1, int(valid.sum()))
     return [
-        {"val/loss": float(sums["loss"][i]) / count, "val/top1": 100 * float(sums["top1"][i]) / count,
-         "val/top5": 100 * float(sums["top5"][i]) / count}
+        {"val/loss": float(sums["loss"][i]) / count, "val/acc1": 100 * float(sums["top1"][i]) / count,
+         "val/acc5": 100 * float(sums["top5"][i]) / count}
         for i in range(len(sums["loss"]))
     ]  # fmt: skip
 
 
 def choose(model: Classifier, many: Any, rates: tuple[float, ...], scores: list[dict[str, float]]) -> Sweep:
     """Take the head of the rate that validates best; of equal ones the smaller rate's."""
-    best = max(range(len(rates)), key=lambda i: (scores[i]["val/top1"], -rates[i]))
+    best = max(range(len(rates)), key=lambda i: (scores[i]["val/acc1"], -rates[i]))
     rest = parted(model, is_encoder)[1]
     whole = joined(jax.tree.map(lambda a: a[best], many), rest)
     return Sweep(rates[best], whole, dict(zip(rates, scores, strict=True)))
@@ -169,7 +169,7 @@ def write_sweep(directory: Path, found: Sweep) -> None:
     (directory / "sweep.json").write_text(json.dumps({"best": found.rate, "rates": rows}, indent=2) + "\n")
     points = {
         title: [(float(np.log10(rate)), scores[name]) for rate, scores in sorted(found.scores.items())]
-        for title, name in (("top-1", "val/top1"), ("top-5", "val/top5"))
+        for title, name in (("top-1", "val/acc1"), ("top-5", "val/acc5"))
     }
     style = (
         "<style>svg{font:14px sans-serif;background:#fff}polyline{fill:none;stroke-width:2}"

@@ -38,7 +38,7 @@ from maejax.tasks.training import (
     train,
     train_loader,
 )  # fmt: skip
-from maejax.tasks.transfer import Transferred, count_classes, match_classes, read_mapping, transfer
+from maejax.tasks.transfer import Transferred, check_labels, count_classes, match_classes, read_mapping, transfer
 from maejax.training.average import restart_average, with_average
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.classification import cross_entropy, is_encoder, observe_features, probe_losses
@@ -112,13 +112,13 @@ def tuned_blocks(config: Config) -> float | None:
     if given == "all":
         return None
     try:
-        blocks = 0.5 if given == "half" else float(int(given))
+        blocks = 0.5 if given == "half" else float(given)
     except ValueError:
         blocks = -1.0
-    if not 0 <= blocks <= config.encoder.layers:
+    if not 0 <= blocks <= config.encoder.layers or (blocks != 0.5 and blocks % 1):
         raise ConfigError(
-            f"--finetune-blocks {given}: give 0 (the head alone), half (the last MLP too), a number of blocks up to "
-            f"{config.encoder.layers}, or all"
+            f"--finetune-blocks {given}: give 0 (the head alone), half or .5 (the last MLP too), all, or a number of "
+            f"blocks up to {config.encoder.layers}"
         )
     return None if blocks == config.encoder.layers else blocks
 
@@ -181,7 +181,7 @@ def run(config: Config, console: Console) -> Classified:
         weights="; ".join(given.notices),
         source=train_source,
         loader=partial(train_loader, config, train_source, transform),
-        rows=rows_of,
+        rows=partial(rows_of, labels=arguments["labels"]),
         flop=step_flop(shape, linear),
         judge=None if valid_source is None else partial(open_accuracy, config, valid_source),
         describe=partial(describe, config, train_source, peak, arguments),
@@ -211,7 +211,8 @@ def probe_cached(
         console.print(describe(config, train_source, peak, arguments, state), highlight=False)
         judge = open_accuracy(config, valid_source, directory, mesh, 0)
         found = cached_probe.probe(
-            config, console, state, optimizer, train_loader(config, train_source, transform), judge, rows_of,
+            config, console, state, optimizer, train_loader(config, train_source, transform), judge,
+            partial(rows_of, labels=arguments["labels"]),
             arguments["labels"], config.augment.label_smoothing, train_source.total,
         )  # fmt: skip
         kept = TrainState(jnp.asarray(steps, jnp.int32), found.model, optimizer.init(found.model))  # type: ignore[arg-type]
@@ -222,7 +223,7 @@ def probe_cached(
     cached_probe.write_sweep(directory, found)
     for rate, each in found.scores.items():
         best = ", the best" if rate == found.rate else ""
-        console.print(f"rate     {rate:g}: top-1 {each['val/top1']:.1f}{best}", highlight=False)
+        console.print(f"rate     {rate:g}: top-1 {each['val/acc1']:.1f}{best}", highlight=False)
     return Classified(directory, found.model, True)
 
 
@@ -249,8 +250,9 @@ def open_accuracy(config: Config, source: Source, directory: Path, mesh: Mesh, s
     return Accuracy(config, source, directory, mesh, faults_allowed(config), start)
 
 
-def rows_of(batch: Batch) -> Rows:
+def rows_of(batch: Batch, *, labels: int) -> Rows:
     """Give what of a batch the step reads; an image without a label is as if it were not there."""
+    check_labels(batch.labels, labels)
     return {
         "images": batch.images, "labels": batch.labels, "valid": batch.valid & (batch.labels >= 0),
         "index": batch.index,

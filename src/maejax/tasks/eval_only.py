@@ -1,6 +1,7 @@
 """The numbers of a classifier that is there already, whoever trained it (`maejax train --eval-only`)."""
 
-import json
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,12 +9,14 @@ from rich.console import Console
 
 from maejax.config import Config, ConfigError
 from maejax.data.pipeline import check_readable
+from maejax.data.redact import redact
 from maejax.data.shards import open_source
 from maejax.interop import run as runs
 from maejax.interop.pretrained import fetch_pretrained
+from maejax.interop.weights import Weights, WeightsError
 from maejax.models.classifier import Classifier
 from maejax.tasks.accuracy import Accuracy
-from maejax.tasks.flags import check_run_flags
+from maejax.tasks.flags import check_run_flags, precision
 from maejax.tasks.training import faults_allowed, run_directory
 from maejax.tasks.transfer import match_classes
 from maejax.training.mesh import make_mesh, put_same
@@ -38,9 +41,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     check_run_flags(config, training=False)
     source = open_source(data.valid_dataset_shards, cache_dir=data.cache_dir)
     check_readable(source, data.channels)
-    weights, said = fetch_pretrained(
-        path, config.image_shape, data.channels, data.cache_dir, config.transfer.channel_rule
-    )  # fmt: skip
+    weights, said = read_whole(config)
     model = runs.model_of(weights)
     if not isinstance(model, Classifier):
         raise ConfigError(f"--pretrained-ckpt {path} has no head; train one with --mode linear or finetune")
@@ -52,13 +53,38 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     console.print(f"data     {len(source):,} images, {model.labels} classes", highlight=False)
     with jax.set_mesh(mesh):
         scores = judge.score(jax.tree.map(lambda a: put_same(a, mesh), model))
-    result = {"checkpoint": path, "data": data.valid_dataset_shards, "images": len(source), **scores}
+    result = {
+        "checkpoint": path, "writer": weights.writer, "data": redact(data.valid_dataset_shards),
+        "images": judge.images, "classes": model.labels, **scores,
+    }  # fmt: skip
     if jax.process_index() == 0:
         directory = run_directory(config)
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "evaluation.json", result)
-        console.print(json.dumps(scores), highlight=False)
+        console.print(
+            f"top-1    {scores['val/acc1']:.3f} %, top-5 {scores['val/acc5']:.3f} %, loss {scores['val/loss']:.4f} "
+            f"on {judge.images:,} images\nwritten  {directory / 'evaluation.json'}", highlight=False,
+        )  # fmt: skip
     return result
+
+
+def read_whole(config: Config) -> tuple[Weights, str]:
+    """Read the model of --pretrained-ckpt, and say what was fetched.
+
+    Attention heads are --heads where the file does not tell them and its width is no multiple of 64, or is --dim.
+    """
+    fetch = partial(
+        fetch_pretrained, config.run.pretrained_ckpt, config.image_shape, config.data.channels, config.data.cache_dir,
+        config.transfer.channel_rule,
+    )  # fmt: skip
+    try:
+        weights, said = fetch()
+    except WeightsError:  # perhaps since nothing tells the heads
+        weights, said = fetch(heads=config.encoder.heads)
+    told, flags = weights.arguments, config.encoder
+    if told["dim"] == flags.dim and told["heads"] != flags.heads:
+        weights, said = fetch(heads=config.encoder.heads)
+    return replace(weights, arguments={**weights.arguments, "dtype": precision(config)}), said
 
 
 def known_classes(path: str) -> tuple[str, ...]:

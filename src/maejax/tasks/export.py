@@ -108,7 +108,7 @@ def tell_run(path: Path) -> dict[str, dict[str, Any]]:
     data = {"images": "unknown" if config["images"] is None else f"{config['images']:,}"}
     data |= {name.partition("_")[0]: given[name] for name in DATA_FLAGS if given[name]}
     numbers = {}
-    for metric in ("train/loss", "val/loss", "val/top1", "val/top5"):
+    for metric in ("train/loss", "val/loss", "val/acc1", "val/acc5"):
         found = dict(read_metrics(directory / "metrics.jsonl", metric))
         if steps := [step for step in found if step <= int(checkpoint.name)]:
             numbers[metric] = f"{found[max(steps)]:.4g}"

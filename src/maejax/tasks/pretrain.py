@@ -12,6 +12,7 @@ from rich.console import Console
 
 from maejax.config import Config, ConfigError
 from maejax.data.augment import build_train
+from maejax.data.pipeline import Batch
 from maejax.data.shards import Source
 from maejax.data.stream import Stream
 from maejax.interop.pretrained import load_pretrained
@@ -69,6 +70,7 @@ def check_flags(config: Config) -> None:
     ignored = {
         "eval_only": False, "ema": 0, "finetune_blocks": "all", "mixup": 0, "cutmix": 0, "criterion": "ce",
         "label_smoothing": 0, "pooling": "cls", "label_mapping": "", "random_erasing": 0, "cache_features": 0,
+        "sweep_rates": (),
     }  # fmt: skip
     if config.encoder.labels > 0:
         ignored["labels"] = 0
@@ -120,7 +122,7 @@ def run(
         weights="" if weights is None else weights.said or start_from,
         source=train_source,
         loader=partial(train_loader, config, train_source, transform),
-        rows=lambda batch: {"images": batch.images, "valid": batch.valid, "index": batch.index},
+        rows=rows_of,
         flop=step_flop(abstract_model(model_arguments)),
         judge=None if valid_source is None else partial(open_validation, config, valid_source),
         describe=partial(describe, config, train_source, peak),
@@ -154,6 +156,11 @@ def build_step(config: Config, model_arguments: dict[str, Any]):
 def open_validation(config: Config, source: Source, directory: Path, mesh: Mesh, start: int) -> Validation:
     """Prepare the validation of a run that starts at a step."""
     return Validation(config, source, directory, mesh, faults_allowed(config), start)
+
+
+def rows_of(batch: Batch) -> Rows:
+    """Give what of a batch the step reads."""
+    return {"images": batch.images, "valid": batch.valid, "index": batch.index}
 
 
 def explain(

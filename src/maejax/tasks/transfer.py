@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maejax.config import Config, ConfigError
+from maejax.data.errors import DataError
 from maejax.data.shards import Source
 from maejax.data.stream import Stream
 from maejax.interop.pretrained import load_pretrained
+from maejax.interop.run import fold_head_norm
 from maejax.interop.weights import WeightsError, listed
 from maejax.models.arrays import named_arrays
 
@@ -42,6 +44,8 @@ def transfer(config: Config, arguments: dict[str, Any], shape: Any, mapping: Seq
     path = config.run.pretrained_ckpt
     found = load_pretrained(path, arguments, config.data.cache_dir, config.transfer.channel_rule)
     wanted = {name: tuple(array.shape) for name, array in named_arrays(shape).items()}
+    if "head_norm.mean" in found.arrays and "head_norm.mean" not in wanted:
+        found = found._replace(arrays=fold_head_norm(found.arrays, found.head_norm))  # a probe that is fine-tuned
     found = found._replace(arrays=without_affine(found.arrays))
     arrays = {name: array for name, array in found.arrays.items() if name.startswith(("encoder.", "norm."))}
     check_encoder(path, arrays, wanted, arguments["pooling"])
@@ -158,12 +162,23 @@ def count_classes(given: int, source: Source | Stream, spec: str) -> int:
     seen = getattr(source, "labels", None)
     if seen is not None and (seen < 0).all():
         raise ConfigError(f"--train-dataset-shards {spec}: its images have no labels, which a classifier learns from")
-    known = max(len(source.classes), 0 if seen is None else int(seen.max()) + 1)
+    known, given = max(len(source.classes), 0 if seen is None else int(seen.max()) + 1), max(given, 0)
     if not (given or known):
         raise ConfigError("--labels: shards that arrive while training cannot be counted before; say how many classes")
-    if given and known > given:
+    if given and (known > given or (source.classes and known != given)):
         raise ConfigError(f"--labels {given}: the training images have {known} classes; leave it out, or give {known}")
     return given or known
+
+
+def check_labels(labels: np.ndarray, classes: int) -> None:
+    """Refuse labels beyond the classes: those of images that arrive while training are not known before.
+
+    Raises:
+        DataError: with the label.
+
+    """
+    if labels.max(initial=-1) >= classes:
+        raise DataError(f"--train-dataset-shards: an image has the label {labels.max()} of {classes}: give --labels")
 
 
 def match_classes(source: Source, classes: Sequence[str], labels: int, spec: str) -> None:
