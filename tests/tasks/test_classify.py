@@ -131,6 +131,7 @@ def test_probing_on_cached_features_gives_what_live_probing_gives(tune, pretrain
     assert code == 0, printed
     sweep = json.loads(Path("runs/cached/sweep.json").read_text())
     assert [row["learning_rate"] for row in sweep["rates"]] == [0.05, 5, 50]
+    assert sweep["speed"]["heads"]["images_per_second"] > 0
     assert sweep["rates"][1]["val/loss"] == pytest.approx(metrics("runs/live", "val/loss")[6], rel=1e-5)
     assert Path("runs/cached/sweep.svg").read_text().startswith("<svg")
     top = max(row["val/acc1"] for row in sweep["rates"])

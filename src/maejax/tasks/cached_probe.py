@@ -1,6 +1,7 @@
 """Linear probing on features that are computed once, for many learning rates at a time (`--cache-features`)."""
 
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,11 +41,15 @@ class Cache(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """The best rate, the classifier trained with it, and the scores of every rate, in percent."""
+    """The best rate, the classifier trained with it, the scores of every rate in percent, and what took how long.
+
+    `speed` has seconds and images/s of encoding, and of the heads, where an image counts once for all rates.
+    """
 
     rate: float
     model: Classifier
     scores: dict[float, dict[str, float]]
+    speed: dict[str, dict[str, float]]
 
 
 def check_flags(config: Config) -> None:
@@ -155,18 +160,23 @@ def score(model: Classifier, many: Any, judge: Accuracy) -> list[dict[str, float
     ]  # fmt: skip
 
 
-def choose(model: Classifier, many: Any, rates: tuple[float, ...], scores: list[dict[str, float]]) -> Sweep:
+def choose(
+    model: Classifier, many: Any, rates: tuple[float, ...], scores: list[dict[str, float]],
+    speed: dict[str, dict[str, float]],
+) -> Sweep:  # fmt: skip
     """Take the head of the rate that validates best; of equal ones the smaller rate's."""
     best = max(range(len(rates)), key=lambda i: (scores[i]["val/acc1"], -rates[i]))
     rest = parted(model, is_encoder)[1]
     whole = joined(jax.tree.map(lambda a: a[best], many), rest)
-    return Sweep(rates[best], whole, dict(zip(rates, scores, strict=True)))
+    return Sweep(rates[best], whole, dict(zip(rates, scores, strict=True)), speed)
 
 
 def write_sweep(directory: Path, found: Sweep) -> None:
     """Write sweep.json and the plot sweep.svg into a run's folder."""
     rows = [{"learning_rate": rate, **scores} for rate, scores in found.scores.items()]
-    (directory / "sweep.json").write_text(json.dumps({"best": found.rate, "rates": rows}, indent=2) + "\n")
+    (directory / "sweep.json").write_text(
+        json.dumps({"best": found.rate, "rates": rows, "speed": found.speed}, indent=2) + "\n"
+    )
     points = {
         title: [(float(np.log10(rate)), scores[name]) for rate, scores in sorted(found.scores.items())]
         for title, name in (("top-1", "val/acc1"), ("top-5", "val/acc5"))
@@ -192,12 +202,23 @@ def probe(
     model: Any = state.model
     batch_size, steps = config.data.train_batch_size, config.optimization.training_steps
     cached = min(steps, -(-images * config.run.cache_features // batch_size))
+    began = time.monotonic()
     with progress(console, "encoding", "batches") as tell:
         cache = fill_cache(model, loader, cached, rows, judge.mesh, tell)
+    encoded = time.monotonic()
     console.print(f"cache    {len(cache.features):,} rows, {cache.features.nbytes / 2**20:,.0f} MiB", highlight=False)
     rates = rates_of(config)
     factors = np.array(rates) / config.optimization.learning_rate
     order = row_order(len(cache.features), batch_size, steps, config.seeds.shuffle_seed)
     with progress(console, f"{len(rates)} heads", "steps") as tell:
-        many = sweep(model, cache, optimizer, factors, order, labels, smoothing, tell)
-    return choose(model, many, rates, score(model, many, judge))
+        many = jax.block_until_ready(sweep(model, cache, optimizer, factors, order, labels, smoothing, tell))
+    trained = time.monotonic()
+    speed = {
+        "encoding": rate_of(len(cache.features), encoded - began), "heads": rate_of(order.size, trained - encoded)
+    }  # fmt: skip
+    return choose(model, many, rates, score(model, many, judge), speed)
+
+
+def rate_of(images: int, seconds: float) -> dict[str, float]:
+    """Give seconds, and images a second, with the time to compile."""
+    return {"seconds": round(seconds, 2), "images_per_second": round(images / max(seconds, 1e-9), 1)}
