@@ -49,7 +49,7 @@ def test_kernel_equals_plain_attention_and_so_do_its_gradients(monkeypatch, batc
         for function in (lambda *qkv: attend_on_chip(*qkv, heads, True), lambda *qkv: attend(*qkv, heads, "xla"))
     )
     for a, b in zip(ours, plain, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_kernel_in_half_precision_sums_in_single():
@@ -76,7 +76,7 @@ def test_every_device_attends_for_its_own_samples(interpreted):
     ours, plain = (value_and_gradients(lambda *qkv: attend(*qkv, 2, form), *args) for form in ("auto", "xla"))  # noqa: B023
     for a, b in zip(ours, plain, strict=True):
         assert a.sharding.is_equivalent_to(rows, 3)
-        np.testing.assert_allclose(a, b, atol=1e-6)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("scan", [False, True])
