@@ -204,8 +204,8 @@ class Transformer(nnx.Module):
     from 0 to its value over the depth.
 
     `remat` says what is kept of each block for the backward pass, where the rest is computed again: all (False), what
-    enters it and `KEPT` ("named"), or only what enters it (True). Weights that are split over devices are kept whole
-    with False alone; otherwise each layer's are gathered again.
+    enters it and `KEPT` ("named"; False too in a scan, which would copy all of it), or only what enters it (True).
+    Weights that are split over devices are kept whole with False alone; otherwise each layer's are gathered again.
     """
 
     def __init__(
@@ -233,8 +233,9 @@ class Transformer(nnx.Module):
         def layer(x, block, rate, key, tail):
             return whole(block)(x, 0.0 if rate is None else rate, key, tail)
 
-        if self.remat:
-            policy = jax.checkpoint_policies.save_only_these_names(*KEPT) if self.remat == "named" else None
+        remat = self.remat or (self.scan and "named")
+        if remat:
+            policy = jax.checkpoint_policies.save_only_these_names(*KEPT) if remat == "named" else None
             layer = jax.checkpoint(layer, static_argnums=4, policy=policy, prevent_cse=not self.scan)
         scanned = (self.layers if tail is None else self.layers - 1) if self.scan else 0
         if scanned:

@@ -19,14 +19,20 @@ TABLES = {
     "learned": "learned",
 }
 TUNE = "maejax train --mode finetune --pretrained-ckpt {}"
+FEATURES = ("features of images", "maejax features {} IMAGES --out features.parquet")
 USES = {
     "mae": [
         ("see reconstructions", "maejax reconstruct {} IMAGE..."),
         ("go on pre-training", "maejax train --pretrained-ckpt {}"),
         ("probe or fine-tune the encoder", TUNE),
+        FEATURES,
     ],
-    "encoder": [("probe or fine-tune (no decoder: no pre-training)", TUNE)],
-    "classifier": [("classify, fine-tune (no decoder: no pre-training)", TUNE)],
+    "encoder": [("probe or fine-tune (no decoder: no pre-training)", TUNE), FEATURES],
+    "classifier": [
+        ("score it on labelled images", f"{TUNE} --eval-only --valid-dataset-shards IMAGES"),
+        ("fine-tune further (no decoder: no pre-training)", TUNE),
+        FEATURES,
+    ],
 }
 
 
