@@ -224,6 +224,8 @@ def probe_cached(
     for rate, each in found.scores.items():
         best = ", the best" if rate == found.rate else ""
         console.print(f"rate     {rate:g}: top-1 {each['val/acc1']:.1f}{best}", highlight=False)
+    if len(found.scores) > 1 and found.rate in (min(found.scores), max(found.scores)):
+        console.print("rate     the best is at the end of the sweep: --sweep-rates can go further", highlight=False)
     encoding, heads = (found.speed[part]["images_per_second"] for part in ("encoding", "heads"))
     console.print(f"speed    encoding {encoding:,.0f} images/s, then {len(found.scores)} heads {heads:,.0f} images/s")
     return Classified(directory, found.model, True)
