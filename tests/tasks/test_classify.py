@@ -136,11 +136,10 @@ def test_probing_on_cached_features_gives_what_live_probing_gives(tune, pretrain
     assert Path("runs/cached/sweep.svg").read_text().startswith("<svg")
     top = max(row["val/acc1"] for row in sweep["rates"])
     assert metrics("runs/cached", "val/acc1") == {6: top}
-    if sweep["best"] == 5:
-        live, found = (files.read(f"runs/{name}").arrays for name in ("live", "cached"))
-        for name in ("head.kernel", "head_norm.mean", "head_norm.var"):
-            np.testing.assert_allclose(found[name], live[name], rtol=1e-4, atol=1e-6)
-    assert files.read("runs/cached").arrays["head_norm.mean"].any()
+    live, found = (files.read(f"runs/{name}").arrays for name in ("live", "cached"))
+    for name in ("head_norm.mean", "head_norm.var"):  # the same for every rate
+        assert live[name].any()
+        np.testing.assert_allclose(found[name], live[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

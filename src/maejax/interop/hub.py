@@ -22,15 +22,22 @@ def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
     Returns:
         What a reader must know.
 
-    Raises:
-        WeightsError: transformers has no place for a tensor.
-
     """
-    notices = huggingface.write(weights, path)
+    path.mkdir(parents=True, exist_ok=True)
+    if for_transformers(weights):
+        notices = huggingface.write(weights, path)
+    else:
+        notices = ["transformers' ViT has neither mean pooling nor LayerScale: the folder is for timm alone"]
     state, _ = torch_names.to_timm(weights)
     neutral.write_safetensors(state, path / TIMM_FILE)
     (path / "README.md").write_text(card, encoding="utf-8")
     return notices
+
+
+def for_transformers(weights: Weights) -> bool:
+    """Tell whether transformers' models can hold weights."""
+    told = weights.arguments
+    return not (told["layerscale"] or told.get("dec_layerscale") or told.get("pooling") == "gap")
 
 
 def describe(
@@ -60,9 +67,10 @@ def describe(
     if weights.kind == "mae":
         facts["decoder"] = f"{told['dec_layers']} layers, width {told['dec_dim']}, {told['dec_heads']} heads"
         facts["target"] = "pixels normalised per patch" if told["norm_pix_loss"] else "pixels"
+    library = "transformers" if for_transformers(weights) else "timm"
     task = "image-classification" if weights.kind == "classifier" else "image-feature-extraction"
     parts = [
-        f"---\nlibrary_name: transformers\npipeline_tag: {task}\ntags:\n- masked-autoencoder\n- vision-transformer\n"
+        f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- masked-autoencoder\n- vision-transformer\n"
         f"- timm\n- maejax\n---\n\n# {name}\n",
         "Pre-trained as a masked autoencoder ([He et al. 2022](https://arxiv.org/abs/2111.06377)).\n",
         table(facts),
@@ -104,7 +112,7 @@ def loading(weights: Weights, name: str) -> list[str]:
         f'model = timm.create_model("vit_{standard}_patch16_224", {given})\n'
         f'model.load_state_dict(load_file(hf_hub_download("{name}", "{TIMM_FILE}")))\n'
     )
-    return [transformers, timm]
+    return [transformers, timm] if for_transformers(weights) else [timm]
 
 
 def rounded(values: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from maejax.interop import fair, neutral
-from maejax.interop.run import model_shapes
+from maejax.interop.run import fold_head_norm, model_shapes
 from maejax.interop.weights import (
     Weights,
     WeightsError,
@@ -191,8 +191,11 @@ def write(weights: Weights, path: Path) -> list[str]:
         WeightsError: those models have no place for a tensor.
 
     """
-    arguments = weights.arguments
-    state = to_hf(fair.to_theirs(weights.arrays, arguments))
+    arguments, arrays, notices = dict(weights.arguments), weights.arrays, []
+    if "head_norm" in arguments:
+        notices.append("the probe's BatchNorm is folded into its linear layer")
+        arrays = fold_head_norm(arrays, arguments.pop("head_norm"))
+    state = to_hf(fair.to_theirs(arrays, arguments))
     size = arguments["image_size"]
     config: dict[str, Any] = {
         "model_type": "vit_mae" if weights.kind == "mae" else "vit",
@@ -228,6 +231,6 @@ def write(weights: Weights, path: Path) -> list[str]:
     }  # fmt: skip
     (path / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     neutral.write_safetensors(state, path / "model.safetensors", {"format": "pt"})
-    return ["the model is written without the pooler of ViTModel: give add_pooling_layer=False"] * (
-        weights.kind == "encoder"
-    )
+    if weights.kind == "encoder":
+        notices.append("the model is written without the pooler of ViTModel: give add_pooling_layer=False")
+    return notices

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from maejax.interop import fair
-from maejax.interop.run import model_shapes
+from maejax.interop.run import fold_head_norm, model_shapes
 from maejax.interop.weights import Weights, WeightsError, check_shapes
 
 
@@ -84,13 +84,8 @@ def to_timm(weights: Weights, *, identity: bool = False) -> tuple[dict[str, np.n
     if weights.kind == "mae":
         notices.append("timm has no decoder: only the encoder is written")
     if "head_norm" in arguments:
-        if "head_norm.mean" not in arrays:
-            raise WeightsError("the file lacks its BatchNorm's statistics, so its head cannot be written")
-        from maejax.interop.run import model_of
-        from maejax.models.arrays import named_arrays
-
         notices.append("the probe's BatchNorm is folded into its linear layer")
-        arrays = {name: np.asarray(array) for name, array in named_arrays(model_of(weights)).items()}
+        arrays = fold_head_norm(arrays, arguments.pop("head_norm"))
     state = fair.to_theirs(arrays, arguments)
     if identity:
         if not arguments["layerscale"]:

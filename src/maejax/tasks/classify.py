@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from maejax.config import Config, ConfigError
-from maejax.data.augment import Transform, build_train
+from maejax.data.augment import Transform
 from maejax.data.pipeline import Batch
 from maejax.data.shards import Source
 from maejax.data.stream import Stream
@@ -29,6 +29,9 @@ from maejax.tasks.flags import check_run_flags, encoder_arguments, refuse_ignore
 from maejax.tasks.training import (
     Recipe,
     Rows,
+    configured_optimizer,
+    configured_rate,
+    configured_transform,
     describe_run,
     faults_allowed,
     open_directory,
@@ -46,9 +49,8 @@ from maejax.training.erasing import erase
 from maejax.training.log import RunLog
 from maejax.training.mesh import first_device, local_copy, make_mesh
 from maejax.training.mixing import mix, soft_targets
-from maejax.training.optim import DECAYED, FINETUNE_DECAYED, build_optimizer, for_trained
+from maejax.training.optim import DECAYED, FINETUNE_DECAYED, for_trained
 from maejax.training.rundir import checkpoints_path
-from maejax.training.schedule import peak_rate, warmup_cosine
 from maejax.training.state import TrainState, abstract_state, create_state, make_step
 from maejax.training.trackers import check_installed
 
@@ -157,11 +159,7 @@ def run(config: Config, console: Console) -> Classified:
         losses = probe_losses
         prepare = partial(encode_batch, parts=config.optimization.grad_accum)
         special = {"frozen": is_encoder, "prepare": prepare, "observe": observe_features}
-    optimization, augment = config.optimization, config.augment
-    transform = build_train(
-        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
-        policy=augment.auto_augment, policy_mean=tuple(arguments["mean"]),
-    )  # fmt: skip
+    transform = configured_transform(config, arguments["mean"])
 
     def start(state: TrainState) -> TrainState:
         return restart_average(place_weights(state, given.arrays), is_encoder if linear else None)
@@ -174,7 +172,7 @@ def run(config: Config, console: Console) -> Classified:
         init=init,
         optimizer=optimizer,
         step=make_step(
-            losses, optimizer, rate, 1 if linear else optimization.grad_accum, draw, config.machine.on_nan,
+            losses, optimizer, rate, 1 if linear else config.optimization.grad_accum, draw, config.machine.on_nan,
             config.machine.sharding, **special,
         ),
         start=start,
@@ -233,19 +231,12 @@ def probe_cached(
 
 def build(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule, float]:
     """Build the optimizer, its rate by step and the peak of the rate."""
-    optimization, linear = config.optimization, config.run.mode == "linear"
-    peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
-    rate = warmup_cosine(
-        peak, optimization.warmup_steps, optimization.training_steps, optimization.min_learning_rate
+    linear, (rate, peak) = config.run.mode == "linear", configured_rate(config)
+    optimizer = configured_optimizer(
+        config, rate, decayed=DECAYED if linear else FINETUNE_DECAYED, tuned_blocks=tuned_blocks(config)
     )  # fmt: skip
-    optimizer = build_optimizer(
-        optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
-        b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
-        lr_decay=optimization.lr_decay, decayed=DECAYED if linear else FINETUNE_DECAYED,
-        tuned_blocks=tuned_blocks(config),
-    )  # fmt: skip
-    if optimization.ema:
-        optimizer = with_average(optimizer, optimization.ema)
+    if config.optimization.ema:
+        optimizer = with_average(optimizer, config.optimization.ema)
     return (for_trained(optimizer, is_encoder) if linear else optimizer), rate, peak
 
 

@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from maejax.config import Config, ConfigError
-from maejax.data.augment import build_train
 from maejax.data.pipeline import Batch
 from maejax.data.shards import Source
 from maejax.data.stream import Stream
@@ -25,6 +24,9 @@ from maejax.tasks.flags import check_run_flags, encoder_arguments, refuse_ignore
 from maejax.tasks.training import (
     Recipe,
     Rows,
+    configured_optimizer,
+    configured_rate,
+    configured_transform,
     describe_run,
     faults_allowed,
     open_sources,
@@ -35,8 +37,6 @@ from maejax.tasks.training import (
 from maejax.tasks.validation import Validation
 from maejax.tasks.weights import export_original
 from maejax.training.mesh import first_device, local_copy
-from maejax.training.optim import build_optimizer
-from maejax.training.schedule import peak_rate, warmup_cosine
 from maejax.training.state import TrainState, make_step
 from maejax.training.trackers import check_installed
 
@@ -106,13 +106,9 @@ def run(
         weights = load_pretrained(start_from, model_arguments, config.data.cache_dir, rule)
     if weights is not None and weights.gelu != "erf":
         model_arguments |= {"gelu": weights.gelu}
-    peak = peak_rate(config.optimization.learning_rate, config.data.train_batch_size)
+    _, peak = configured_rate(config)
     init, optimizer, step = build_step(config, model_arguments)
-    augment = config.augment
-    transform = build_train(
-        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
-        policy=augment.auto_augment, policy_mean=tuple(model_arguments["mean"]),
-    )  # fmt: skip
+    transform = configured_transform(config, model_arguments["mean"])
     trained = train(config, Recipe(
         model=model_arguments,
         init=init,
@@ -136,20 +132,14 @@ def run(
 
 def build_step(config: Config, model_arguments: dict[str, Any]):
     """Build what trains: a function that makes the model, the optimizer, and the step of `make_step`."""
-    optimization, sharding = config.optimization, config.machine.sharding
-    peak = peak_rate(optimization.learning_rate, config.data.train_batch_size)
-    rate = warmup_cosine(
-        peak, optimization.warmup_steps, optimization.training_steps, optimization.min_learning_rate
-    )  # fmt: skip
-    optimizer = build_optimizer(
-        optimization.optimizer, rate, weight_decay=optimization.weight_decay, b1=optimization.adam_b1,
-        b2=optimization.adam_b2, eps=optimization.adam_eps, clip_grad=optimization.clip_grad,
-        lr_decay=optimization.lr_decay,
-    )  # fmt: skip
+    rate, _ = configured_rate(config)
+    optimizer = configured_optimizer(config, rate)
     init = partial(initial_model, model_arguments, config.seeds.init_seed)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
     draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
-    step = make_step(losses, optimizer, rate, optimization.grad_accum, draw, config.machine.on_nan, sharding)
+    step = make_step(
+        losses, optimizer, rate, config.optimization.grad_accum, draw, config.machine.on_nan, config.machine.sharding
+    )  # fmt: skip
     return init, optimizer, step
 
 

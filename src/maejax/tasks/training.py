@@ -1,6 +1,6 @@
 """What every task does around the loop: open the data, the run and its checkpoints, start or go on, tell, clean up."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.console import Console
 
 from maejax import __version__
 from maejax.config import Config, ConfigError
-from maejax.data.augment import Transform
+from maejax.data.augment import Transform, build_train
 from maejax.data.faults import Faults
 from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Batch, Loader, check_readable
@@ -29,8 +29,10 @@ from maejax.training.errors import RunError
 from maejax.training.log import RunLog, evaluated_at
 from maejax.training.loop import Watch, fit
 from maejax.training.mesh import make_mesh
+from maejax.training.optim import build_optimizer
 from maejax.training.processes import everywhere, share
 from maejax.training.rundir import best_path, checkpoints_path, config_path, open_run, read_config
+from maejax.training.schedule import peak_rate, warmup_cosine
 from maejax.training.state import TrainState, abstract_state, create_state
 from maejax.training.trace import Trace
 from maejax.training.trackers import TensorBoard, Tracker, WandB
@@ -283,6 +285,31 @@ def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
     except ValueError as error:
         raise ConfigError(f"--pretrained-ckpt: {error}") from None
     return place_weights(state, weights)
+
+
+def configured_rate(config: Config) -> tuple[optax.Schedule, float]:
+    """Give the learning rate by step that the flags ask for, and its peak."""
+    given = config.optimization
+    peak = peak_rate(given.learning_rate, config.data.train_batch_size)
+    return warmup_cosine(peak, given.warmup_steps, given.training_steps, given.min_learning_rate), peak
+
+
+def configured_optimizer(config: Config, rate: optax.Schedule, **more: Any) -> optax.GradientTransformation:
+    """Build the optimizer that the flags ask for; `more` goes to `build_optimizer`."""
+    given = config.optimization
+    return build_optimizer(
+        given.optimizer, rate, weight_decay=given.weight_decay, b1=given.adam_b1, b2=given.adam_b2, eps=given.adam_eps,
+        clip_grad=given.clip_grad, lr_decay=given.lr_decay, **more,
+    )  # fmt: skip
+
+
+def configured_transform(config: Config, mean: Sequence[float]) -> Transform:
+    """Build what the flags do to a training image; `mean` of the model fills what a policy moves into the picture."""
+    augment = config.augment
+    return build_train(
+        config.image_shape, augment.random_crop, (augment.crop_scale, 1.0), augment.color_jitter, flip=True,
+        policy=augment.auto_augment, policy_mean=tuple(mean),
+    )  # fmt: skip
 
 
 def place_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:

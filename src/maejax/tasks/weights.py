@@ -19,7 +19,7 @@ TABLES = {
     "learned": "learned",
 }
 TUNE = "maejax train --mode finetune --pretrained-ckpt {}"
-FEATURES = ("features of images", "maejax features {} IMAGES --out features.parquet")
+FEATURES = ("features of images", "maejax features {} IMAGES --out features.npz")
 USES = {
     "mae": [
         ("see reconstructions", "maejax reconstruct {} IMAGE..."),
