@@ -241,6 +241,7 @@ def evaluate_and_keep_best(
 ) -> dict[str, float]:
     """Validate a state, hand on its pictures, and save it where it is the best so far."""
     metrics = validation(state, step, watch)
+    log.say("valid    " + ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in metrics.items()))
     picture = validation.picture_path(step)
     if picture.exists():
         log.picture(step, picture)
