@@ -4,9 +4,12 @@ python benchmarks/clothing.py ../shared/data/clothing-small.tar
 """
 
 import argparse
+import multiprocessing
+import os
 import sys
 import tarfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +23,14 @@ from maejax.evaluate.feature_file import encoder_of
 from maejax.evaluate.protocols import pair, score, untrained_like
 from maejax.interop.files import load
 from maejax.tasks import classify, eval_only, pretrain
+from maejax.training.memory import keep_freed_memory
 from maejax.training.rundir import write_json
 
 SPLITS = ("train", "validation", "test")
 PACKED = 96  # short side in pixels: what training decodes again and again
 MODEL: dict[str, Any] = {
-    "image_size": "72", "patch_size": 12, "layers": 4, "dim": 128, "heads": 4, "train_loader_workers": 2,
-    "valid_loader_workers": 2, "valid_batch_size": 128, "log_interval": 100, "save_interval": 1000,
+    "image_size": "72", "patch_size": 12, "layers": 4, "dim": 128, "heads": 4, "train_loader_workers": 1,
+    "valid_loader_workers": 1, "valid_batch_size": 128, "log_interval": 100, "save_interval": 1000,
 }  # fmt: skip
 PRETRAIN = {
     "dec_layers": 1, "dec_dim": 64, "dec_heads": 4, "norm_pix_loss": True, "train_batch_size": 128,
@@ -37,8 +41,9 @@ TUNE = {
     "train_batch_size": 64, "learning_rate": 4e-3, "auto_augment": "none", "random_erasing": 0.0, "crop_scale": 0.35,
     "mixup": 0.2, "cutmix": 0.0, "droppath": 0.1,
 }  # fmt: skip
-PRETRAIN_EPOCHS, TUNE_EPOCHS = 160, 16
+PRETRAIN_EPOCHS, TUNE_EPOCHS = 48, 6
 COST = 0.47  # of an image in pre-training, which sees a quarter of the patches, against one in fine-tuning, in CPU time
+STAGES = (("mae", "scratch-long", "scratch"), ("frozen", "full", "blocks-1"))  # the longest first
 KINDS = {
     "pretrained/knn": "pre-trained, frozen: 20-NN", "untrained/knn": "untrained, frozen: 20-NN",
     "pretrained/linear": "pre-trained, frozen: linear probe", "untrained/linear": "untrained, frozen: linear probe",
@@ -77,39 +82,77 @@ def flags(out: Path, mode: str, name: str, seed: int, images: int, epochs: float
     )  # fmt: skip
 
 
-def one_seed(out: Path, seed: int, shards: dict[str, str], share: float, console: Console):
-    """Train and judge everything with one seed; returns accuracies on the test images, and seconds."""
-    images, scores, seconds = len(open_source(shards["train"])), {}, {}
-
-    def timed(name, task, config):
-        start = time.monotonic()
-        result = task.run(config, console)
-        if not result.done:
+def measure(kind: str, seed: int, out: Path, shards: dict[str, str], share: float) -> dict[str, dict[str, float]]:
+    """Train and judge one thing with one seed; returns accuracies on the test images, and seconds of training."""
+    images, pretrained = len(open_source(shards["train"])), out / f"mae-{seed}"
+    with (out / f"{kind}-{seed}.log").open("a") as log:
+        console, start = Console(file=log, width=120), time.monotonic()
+        if kind == "frozen":
+            return {"scores": frozen(encoder_of(load(pretrained)), shards, seed), "seconds": {}}
+        epochs = share * (PRETRAIN_EPOCHS if kind == "mae" else TUNE_EPOCHS)
+        if kind == "mae":
+            run = pretrain.run(flags(out, "pretrain", kind, seed, images, epochs, shards), console)
+        else:
+            more: dict[str, Any] = {"lr_decay": 1.0} if "scratch" in kind else {"pretrained_ckpt": str(pretrained)}
+            more |= {"finetune_blocks": "1"} if kind == "blocks-1" else {}
+            epochs += COST * share * PRETRAIN_EPOCHS if kind == "scratch-long" else 0
+            run = classify.run(flags(out, "finetune", kind, seed, images, epochs, shards, **more), console)
+        if not run.done:
             sys.exit("stopped; the same command goes on")
-        seconds[name] = time.monotonic() - start
-        return result.directory
+        seconds, scores = time.monotonic() - start, {}
+        if kind != "mae":
+            judged = flags(
+                out, "finetune", f"{kind}-test", seed, images, epochs, shards | {"validation": shards["test"]},
+                pretrained_ckpt=str(run.directory / "best"),
+            )  # fmt: skip
+            scores = {kind: float(eval_only.run(judged, console)["val/acc1"])}
+    return {"scores": scores, "seconds": {kind: seconds}}
 
-    mae = timed("pretrain", pretrain, flags(out, "pretrain", "mae", seed, images, share * PRETRAIN_EPOCHS, shards))
-    encoder = encoder_of(load(mae))
-    for kind, judged in (("pretrained", encoder), ("untrained", untrained_like(encoder, seed))):
+
+def frozen(encoder, shards: dict[str, str], seed: int) -> dict[str, float]:
+    """Judge an encoder that is not trained further, and the same with weights that never were."""
+    scores = {}
+    for which, judged in (("pretrained", encoder), ("untrained", untrained_like(encoder, seed))):
         data = pair(open_source(shards["train"]), open_source(shards["test"]))
-        found = score(judged, data, ("knn", "linear"), batch_size=128, workers=2, seed=seed)
-        scores |= {f"{kind}/knn": found["knn_20"], f"{kind}/linear": found["linear"]}
-    epochs = share * TUNE_EPOCHS
-    together = epochs + COST * share * PRETRAIN_EPOCHS
-    for name, long, more in (
-        ("blocks-1", epochs, {"pretrained_ckpt": str(mae), "finetune_blocks": "1"}),
-        ("full", epochs, {"pretrained_ckpt": str(mae)}),
-        ("scratch", epochs, {"lr_decay": 1.0}),
-        ("scratch-long", together, {"lr_decay": 1.0}),
-    ):
-        run = timed(name, classify, flags(out, "finetune", name, seed, images, long, shards, **more))
-        config = flags(
-            out, "finetune", f"{name}-test", seed, images, long, shards | {"validation": shards["test"]},
-            pretrained_ckpt=str(run / "best"),
-        )  # fmt: skip
-        scores[name] = eval_only.run(config, console)["val/acc1"]
-    return scores, seconds
+        found = score(judged, data, ("knn", "linear"), batch_size=128, workers=1, seed=seed)
+        scores |= {f"{which}/knn": float(found["knn_20"]), f"{which}/linear": float(found["linear"])}
+    return scores
+
+
+def begin(cores) -> None:
+    """Keep a process to a core of its own: models this small gain little from a second one."""
+    keep_freed_memory()  # as the command line does
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {cores.get()})
+
+
+def measure_all(out: Path, shards: dict[str, str], seeds: int, share: float) -> dict[str, dict[str, list[float]]]:
+    """Measure everything with every seed, a process for each core; what needs a pre-trained model comes second."""
+    results: dict[str, dict[str, list[float]]] = {"scores": {}, "seconds": {}}
+    spawn, found = multiprocessing.get_context("spawn"), cores()
+    queue = spawn.Queue()
+    for core in found:
+        queue.put(core)
+    with ProcessPoolExecutor(len(found), spawn, begin, (queue,)) as pool:
+        for kinds in STAGES:
+            jobs = {
+                (kind, seed): pool.submit(measure, kind, seed, out, shards, share)
+                for kind in kinds for seed in range(seeds)
+            }  # fmt: skip
+            for (kind, seed), job in jobs.items():
+                for group, values in job.result().items():
+                    for name, value in values.items():
+                        results[group].setdefault(name, []).append(value)
+                print(f"{kind}-{seed}: {job.result()}", flush=True)
+                write_json(out / "results.json", results)
+    return results
+
+
+def cores() -> list[int]:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:
@@ -137,21 +180,16 @@ def main() -> None:
             "each with a folder per class: make clothing DATA=/path/to/photos"
         )
     args.out.mkdir(parents=True, exist_ok=True)
-    console, start = Console(), time.monotonic()
+    start = time.monotonic()
     shards = prepare(args.data, args.out)
-    results: dict[str, dict[str, list[float]]] = {"scores": {}, "seconds": {}}
-    for seed in range(args.seeds):
-        for group, values in zip(results, one_seed(args.out, seed, shards, args.share, console), strict=True):
-            for name, value in values.items():
-                results[group].setdefault(name, []).append(float(value))
-        write_json(args.out / "results.json", results)
-        console.print(table(results), highlight=False)
+    results = measure_all(args.out, shards, args.seeds, args.share)
+    print(table(results))
     minutes = (time.monotonic() - start) / 60
     counts = {split: len(open_source(spec)) for split, spec in shards.items()}
     classes = len(open_source(shards["train"]).classes)
     if args.share != 1:
         return
-    took, error = np.mean(results["seconds"]["pretrain"]), 100 * (0.21 / counts["test"]) ** 0.5
+    took, error = np.mean(results["seconds"]["mae"]), 100 * (0.21 / counts["test"]) ** 0.5
     args.docs.write_text(f"""# Photos of clothes, measured
 
 `make clothing` compares what a small masked autoencoder learned from {counts["train"]:,} photos without labels with the
@@ -160,8 +198,9 @@ same encoder untrained, and with training from scratch for as long. {classes} cl
 
 {table(results)}
 
-Pre-training took {took:.0f} s, all of it {minutes:.0f} minutes. Runs that are finished are not repeated, and their
-seconds are then near 0; `{args.out}` holds them all and `results.json`, every single number.
+Pre-training took {took:.0f} s, all of it {minutes:.0f} minutes on {len(cores())} cores, with a run on each. Runs that
+are finished are not repeated, and their seconds are then near 0; `{args.out}` holds them all and `results.json`, every
+single number.
 
 The model is {MODEL["layers"]} x {MODEL["dim"]} at {MODEL["image_size"]} px with patches of {MODEL["patch_size"]}. It is
 pre-trained for {PRETRAIN_EPOCHS} epochs on the training images and fine-tuned for {TUNE_EPOCHS}; the longer training

@@ -1,6 +1,7 @@
 """How fast a training step is on CPU beside the authors' PyTorch step (`step_peer.py`), as ratios of one run.
 
-    python benchmarks/step.py [--workload vit-b|vit-b-quarter|demo] [--rounds 5] [--steps 1] [--cores 1] [--sides ...]
+    python benchmarks/step.py [--workload vit-b|vit-b-quarter|demo|tune-vit-b] [--rounds 5] [--steps 1] [--cores 1]
+        [--sides ...]
 
 Every side is a process of its own that holds its model; they step in turn, in an order that changes every round, so
 that what else the machine does meets them alike. A round gives each side's wall and CPU time; printed are its ratios to
@@ -33,6 +34,11 @@ WORKLOADS = {
         {"image_size": (32, 32), "patch_size": 4, "dim": 192, "layers": 6, "heads": 3}
         | {"dec_dim": 96, "dec_layers": 2, "dec_heads": 3},
         256,
+    ),
+    # Fine-tuning with all its recipe does to a batch on the device, erasing, mixup, cutmix, drop path and layer decay.
+    "tune-vit-b": (
+        {"image_size": (224, 224), "patch_size": 16, "dim": 768, "layers": 12, "heads": 12, "labels": 1000},
+        8,
     ),
 }
 SIDES = ("torch-float32", "torch-bfloat16", "jax-float32", "jax-bfloat16")
@@ -79,6 +85,34 @@ def jax_step(sizes, batch, dtype, attention="auto"):
     return one
 
 
+def jax_tune_step(sizes, batch, dtype):
+    """Make a function that takes one step as `maejax train --mode finetune` does, on the same random batch."""
+    import jax
+    import numpy as np
+
+    from maejax.config import recipe, with_flags
+    from maejax.tasks import classify
+    from maejax.training.mesh import make_mesh, put_batch
+    from maejax.training.state import create_state
+
+    given = {**sizes, "image_size": str(sizes["image_size"][0]), "train_batch_size": batch, "precision": dtype}
+    config, mesh, rng = with_flags(recipe("finetune"), **given), make_mesh(), np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, *sizes["image_size"], 3), np.uint8)
+    labels = rng.integers(0, sizes["labels"], batch, np.int32)
+    with jax.set_mesh(mesh):
+        init, optimizer, step = classify.build_step(config, classify.geometry(config, sizes["labels"]))
+        state = create_state(init, optimizer, mesh)
+        rows = put_batch({"images": images, "labels": labels, "valid": np.ones(batch, bool)}, mesh)
+    held = [state]
+
+    def one():
+        with jax.set_mesh(mesh):
+            held[0], metrics, _ = step(held[0], rows)
+        return float(metrics["train/loss"])
+
+    return one
+
+
 def serve(workload, side, cores):
     """Be one side: for every line on standard input, a number, take that many steps and print what they took."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
@@ -86,16 +120,16 @@ def serve(workload, side, cores):
     framework, dtype = side.split("-")
     if framework == "torch":
         import torch
-        from step_peer import training_step
+        from step_peer import training_step, tuning_step
 
         torch.set_num_threads(cores)
-        step = training_step(sizes, batch, dtype)
+        step = (tuning_step if "labels" in sizes else training_step)(sizes, batch, dtype)
     else:
         from maejax.training.memory import keep_freed_memory
 
         keep_freed_memory()
         os.environ["JAX_PLATFORMS"] = "cpu"
-        step = jax_step(sizes, batch, dtype)
+        step = (jax_tune_step if "labels" in sizes else jax_step)(sizes, batch, dtype)
     for line in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         losses = [step() for _ in range(int(line))]

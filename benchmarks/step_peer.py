@@ -2,6 +2,8 @@
 
 It shuffles patches by the argsort of noise, encodes the visible ones, un-shuffles with mask tokens, decodes, predicts
 every patch and scores the hidden ones; eager, with PyTorch's fused attention and fused AdamW, the fastest of its forms.
+Fine-tuning (A.1, table 9) classifies the mean of all patches, erases and mixes images and targets, drops paths and
+gives every layer its own rate.
 """
 
 import math
@@ -14,9 +16,9 @@ from torch.nn import functional
 class Block(nn.Module):
     """One pre-norm layer."""
 
-    def __init__(self, dim, heads):
+    def __init__(self, dim, heads, drop=0.0):
         super().__init__()
-        self.heads = heads
+        self.heads, self.drop = heads, drop
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.fc1, self.fc2 = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
@@ -26,8 +28,14 @@ class Block(nn.Module):
         batch, tokens, dim = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(batch, tokens, 3, self.heads, dim // self.heads)
         out = functional.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
-        x = x + self.proj(out.transpose(1, 2).reshape(batch, tokens, dim))
-        return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
+        x = x + self.keep(self.proj(out.transpose(1, 2).reshape(batch, tokens, dim)))
+        return x + self.keep(self.fc2(functional.gelu(self.fc1(self.norm2(x)))))
+
+    def keep(self, x):
+        """Drop the whole path of some samples [B, T, D]."""
+        if not self.drop:
+            return x
+        return x * (x.new_empty(len(x), 1, 1).bernoulli_(1 - self.drop) / (1 - self.drop))
 
 
 class Peer(nn.Module):
@@ -92,6 +100,93 @@ def training_step(sizes, batch, dtype):
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = model(images)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if not math.isfinite(loss.item()):
+            raise SystemExit("the peer's loss is not finite")
+        return loss.item()
+
+    return step
+
+
+class Tuned(nn.Module):
+    """A classifier on the mean of the patches; sizes as `maejax.models.classifier.Classifier` calls them."""
+
+    def __init__(self, *, image_size, patch_size, dim, layers, heads, labels, drop=0.1):
+        super().__init__()
+        self.patches = (image_size[0] // patch_size) ** 2
+        self.embed = nn.Conv2d(3, dim, patch_size, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + self.patches, dim))
+        self.blocks = nn.ModuleList(Block(dim, heads, drop * i / (layers - 1)) for i in range(layers))
+        self.norm, self.head = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, labels)
+
+    def forward(self, images):
+        """Compute the logits of normalised images [B, 3, H, W]."""
+        x = self.embed(images).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 1:].mean(1)))
+
+    def layer(self, name):
+        """Number the layer of a parameter: 0 for what comes before the blocks, the last for what comes after."""
+        if name.startswith("blocks"):
+            return 1 + int(name.split(".")[1])
+        return 1 + len(self.blocks) if name.startswith(("norm", "head")) else 0
+
+
+def erase(images, probability=0.25):
+    """Fill a rectangle of some images with noise, in place."""
+    height, width = images.shape[2:]
+    for image in images:
+        if torch.rand(()) < probability:
+            area, ratio = height * width * torch.empty(()).uniform_(0.02, 1 / 3), torch.empty(()).uniform_(-1.2, 1.2)
+            h = min(height - 1, int((area * ratio.exp()).sqrt()))
+            w = min(width - 1, int((area / ratio.exp()).sqrt()))
+            top, left = int(torch.randint(height - h, ())), int(torch.randint(width - w, ()))
+            image[:, top : top + h, left : left + w] = torch.randn(3, h, w)
+
+
+def mix(images, targets, mixup=0.8, cutmix=1.0):
+    """Mix a batch with its reverse, by value or by rectangle, one draw for all of it."""
+    if torch.rand(()) < 0.5:
+        share = float(torch.distributions.Beta(mixup, mixup).sample())
+        images = share * images + (1 - share) * images.flip(0)
+    else:
+        height, width = images.shape[2:]
+        cut = (1 - float(torch.distributions.Beta(cutmix, cutmix).sample())) ** 0.5
+        h, w, y, x = int(height * cut), int(width * cut), int(torch.randint(height, ())), int(torch.randint(width, ()))
+        top, bottom = max(0, y - h // 2), min(height, y + h // 2)
+        left, right = max(0, x - w // 2), min(width, x + w // 2)
+        share = 1 - (bottom - top) * (right - left) / (height * width)
+        images = images.clone()
+        images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
+    return images, share * targets + (1 - share) * targets.flip(0)
+
+
+def tuning_step(sizes, batch, dtype):
+    """Make a function that takes one step of fine-tuning on the same random batch, and returns the loss."""
+    torch.manual_seed(0)
+    model, labels = Tuned(**sizes), sizes["labels"]
+    groups = {}
+    for name, parameter in model.named_parameters():
+        rate = 1e-4 * 0.65 ** (1 + len(model.blocks) - model.layer(name))
+        groups.setdefault((rate, 0.05 if parameter.ndim > 1 else 0), []).append(parameter)
+    groups = [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
+    images = torch.randn(batch, 3, *sizes["image_size"])
+    targets = torch.full((batch, labels), 0.1 / labels)
+    targets[torch.arange(batch), torch.randint(labels, (batch,))] += 0.9
+
+    def step():
+        seen = images.clone()
+        erase(seen)
+        seen, wanted = mix(seen, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            logits = model(seen)
+        loss = -(wanted * logits.float().log_softmax(-1)).sum(-1).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -417,43 +417,50 @@ def evaluate(
     return DONE
 
 
-def plan(
-    config: Config = recipe(MODES[0]),  # noqa: B008 (never changed)
-    topology: str = "v4-8",
-    sweep: Flag = False,
-    out: str = "plan",
-    images: int = 1_281_167,
-    json: Flag = False,
-) -> int:
-    """Say what a training command will do on devices that need not be here: memory, traffic, messages, days.
+def plan_command(mode: str) -> Callable[..., int]:
+    """Make the `plan` command, with the defaults of `train` in a mode."""
+    defaults = recipe(mode)
 
-    Takes all flags of `maejax train`, or a preset and flags: `maejax plan config/pretrain/NAME.sh --topology v4-64`.
-    The real step is compiled for the devices and nothing is run; a TPU needs `pip install 'maejax[tpu]'`, but no TPU.
-    Writes OUT/plan.json, OUT/plan.html and the compiled module, OUT/module.hlo.gz.
+    def plan(
+        config: Config = defaults,
+        topology: str = "v4-8",
+        sweep: Flag = False,
+        out: str = "plan",
+        images: int = 1_281_167,
+        json: Flag = False,
+    ) -> int:
+        """Say what a training command will do on devices that need not be here: memory, traffic, messages, days.
 
-    Args:
-        config: What to train.
-        topology: TPU slice by the name that gcloud gives it, such as v3-8, v4-64, v5litepod-16, v5p-32, v6e-64; cpu or
-            gpu: this machine's devices.
-        sweep: Also compare unrolled and scanned layers, --grad-ckpt, --sharding and other batch sizes in one table.
-        out: Folder for the plan.
-        images: Images of an epoch; ImageNet-1k has 1,281,167.
-        json: Print the plan as JSON.
+        Takes all flags of `maejax train`, or a preset and flags:
+        `maejax plan config/pretrain/NAME.sh --topology v4-64`. The real step is compiled for the devices and nothing is
+        run; a TPU needs `pip install 'maejax[tpu]'`, but no TPU. Writes OUT/plan.json, OUT/plan.html and the compiled
+        module, OUT/module.hlo.gz.
 
-    """
-    os.environ.setdefault("JAX_PLATFORMS", "" if topology == "gpu" else "cpu")
-    from maejax.plan import report
-    from maejax.tasks import plan as task
+        Args:
+            config: What to train.
+            topology: TPU slice by the name that gcloud gives it, such as v3-8, v4-64, v5litepod-16, v5p-32, v6e-64; cpu
+                or gpu: this machine's devices.
+            sweep: Also compare unrolled and scanned layers, --grad-ckpt, --sharding and other batch sizes in one table.
+            out: Folder for the plan.
+            images: Images of an epoch; ImageNet-1k has 1,281,167.
+            json: Print the plan as JSON.
 
-    facts = task.run(
-        Console(stderr=True), config, topology, Path(out), images=images, sweep=sweep,
-        command=shlex.join(["maejax", *sys.argv[1:]]),
-    )  # fmt: skip
-    if json:
-        print_json(facts)
-    else:
-        report.show(Console(), facts)
-    return DONE
+        """
+        os.environ.setdefault("JAX_PLATFORMS", "" if topology == "gpu" else "cpu")
+        from maejax.plan import report
+        from maejax.tasks import plan as task
+
+        facts = task.run(
+            Console(stderr=True), config, topology, Path(out), images=images, sweep=sweep,
+            command=shlex.join(["maejax", *sys.argv[1:]]),
+        )  # fmt: skip
+        if json:
+            print_json(facts)
+        else:
+            report.show(Console(), facts)
+        return DONE
+
+    return plan
 
 
 def doctor(
@@ -504,7 +511,7 @@ def main(args: Sequence[str] | None = None) -> int:
         commands = {
             "train": train_command(mode_of(args)), "demo": demo, "data": data, "pack": pack, "reconstruct": reconstruct,
             "inspect": inspect, "convert": convert, "export": export,
-            "features": features, "evaluate": evaluate, "plan": plan, "doctor": doctor,
+            "features": features, "evaluate": evaluate, "plan": plan_command(mode_of(args)), "doctor": doctor,
         }  # fmt: skip
         return tyro.extras.subcommand_cli_from_dict(
             commands, prog="maejax", description="Masked-autoencoder pre-training in JAX.", args=args,

@@ -33,6 +33,22 @@ def test_plan_for_this_machine(maejax, tmp_path):
     assert "not estimated" in page and "4 x cpu on 1 host" in page
 
 
+def test_plan_of_probing_and_fine_tuning(maejax):
+    step = {}
+    for mode in ("linear", "finetune"):
+        model = [*MODEL[: MODEL.index("--dec-layers")], "--train-batch-size", "8"]
+        code, printed = maejax("plan", "--topology", "cpu", *model, "--mode", mode, "--labels", "10", "--json")
+        assert code == 0, printed
+        step[mode] = json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
+    sent = {
+        mode: sum(c["bytes"] for c in facts["collectives"] if c["kind"] == "all-reduce") for mode, facts in step.items()
+    }
+    weights = step["finetune"]["memory"]["output"] / 3
+    assert weights * 0.9 < sent["finetune"] < weights * 1.1  # every gradient once, in float32
+    assert sent["linear"] < 0.2 * sent["finetune"]  # of the head's alone, and the statistics of its features
+    assert step["linear"]["model_flop"] * 3 == step["finetune"]["model_flop"]
+
+
 def test_the_smallest_change_that_fits_is_found(maejax, monkeypatch):
     from maejax.tasks import plan
 
@@ -74,7 +90,8 @@ def test_a_preset_gives_its_flags_and_later_ones_win(maejax):
         (["--topology", "v4-9"], "--topology v4-9: slices of v4 are of 8"),
         (["--topology", "cpu", "--train-batch-size", "10"], "10 does not divide by the 4 devices of cpu"),
         (["--topology", "cpu", "--heads", "3"], "3 heads do not divide a width of 16"),
-        (["--topology", "cpu", "--mode", "linear"], "--mode linear: a plan is made for --mode pretrain"),
+        (["--topology", "cpu", "--mode", "linear", "--cache-features", "1"], "--cache-features: a step of heads alone"),
+        (["--topology", "cpu", "--mode", "linear", "--mixup", "0.8"], "--mixup .*a linear probe trains its head alone"),
     ],
 )
 def test_bad_flags_get_one_sentence(maejax, flags, sentence):

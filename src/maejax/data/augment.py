@@ -94,12 +94,14 @@ def _random_box(shape: Size, size: Size, scale: tuple[float, float], rng: np.ran
     height, width = shape
     aspect = size[1] / size[0]
     narrow, wide = aspect * 3 / 4, aspect * 4 / 3
+    least, most = scale
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(math.log(narrow), math.log(wide)))
+        share, stretch, down, right = rng.random(4).tolist()  # at once: a call costs more than its numbers
+        area = height * width * (least + (most - least) * share)
+        ratio = narrow * (wide / narrow) ** stretch
         h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+            return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
     h, w = height, width
     if width < narrow * height:
         h = max(1, round(width / narrow))

@@ -1,5 +1,8 @@
 """Random numbers by position: the order of an epoch, and what augmentation draws for a row."""
 
+import threading
+from typing import Any
+
 import numpy as np
 
 _ORDER, _AUGMENT = 0, 1  # streams of random numbers
@@ -22,11 +25,29 @@ def window_order(n: int, seed: int, shard: int, window: int) -> np.ndarray:
 
 
 def augment_rng(seed: int, position: int) -> np.random.Generator:
-    """Return the random numbers of augmentation for the row at a position of the endless sequence."""
-    return np.random.Generator(_philox(seed, _AUGMENT, position))
+    """Return the random numbers of augmentation for the row at a position of the endless sequence.
+
+    A thread has one generator, which its next call sets to another place.
+    """
+    state = _thread.state
+    state["state"]["key"][0] = seed % 2**64
+    state["state"]["counter"][1] = position
+    _thread.rng.bit_generator.state = state
+    return _thread.rng
 
 
 def _philox(seed: int, stream: int, position: int, part: int = 0) -> np.random.Philox:
     # Counter-based: every (seed, stream, position, part) has 2**64 blocks of its own, and none costs a warm-up.
     key = np.array([seed % 2**64, stream], np.uint64)
     return np.random.Philox(key=key, counter=np.array([0, position, part, 0], np.uint64))
+
+
+class _Thread(threading.local):
+    """The generator of a thread: a new one for each row would cost ten times as much as setting its state."""
+
+    def __init__(self):
+        self.rng = np.random.Generator(_philox(0, _AUGMENT, 0))
+        self.state: dict[str, Any] = dict(self.rng.bit_generator.state)
+
+
+_thread = _Thread()

@@ -44,7 +44,9 @@ class Compiled(NamedTuple):
     has: float = 0.0
 
 
-def abstract_inputs(mesh: Mesh, batch_size: int, image_shape: tuple[int, int, int]) -> tuple[Any, Any, Any]:
+def abstract_inputs(
+    mesh: Mesh, batch_size: int, image_shape: tuple[int, int, int], labelled: bool = False
+) -> tuple[Any, Any, Any]:
     """Describe what the loop gives a step beside its state: batch, the control of the step before, wishes."""
     rows, same = split(mesh), replicated(mesh)
 
@@ -56,6 +58,8 @@ def abstract_inputs(mesh: Mesh, batch_size: int, image_shape: tuple[int, int, in
         "valid": array((batch_size,), bool, rows),
         "index": array((batch_size,), np.int32, rows),
     }
+    if labelled:
+        batch["labels"] = array((batch_size,), np.int32, rows)
     control = Control(array((WISHES,), np.int32, same), array((), bool, same), array((), bool, same))
     return batch, control, array((mesh.size, WISHES), np.int32, rows)
 

@@ -150,37 +150,26 @@ def run(config: Config, console: Console) -> Classified:
         arguments |= given.arguments
     elif config.transfer.label_mapping:
         raise ConfigError("--label-mapping re-uses the head of a --pretrained-ckpt: give one")
-    optimizer, rate, peak = build(config)
-    linear = config.run.mode == "linear"
-    draw = partial(draw_batch, config=config, arguments=arguments)
-    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed, criterion=config.augment.criterion)
-    special: dict[str, Any] = {}
-    if linear:
-        losses = probe_losses
-        prepare = partial(encode_batch, parts=config.optimization.grad_accum)
-        special = {"frozen": is_encoder, "prepare": prepare, "observe": observe_features}
+    init, optimizer, step = build_step(config, arguments)
+    frozen, peak = is_encoder if config.run.mode == "linear" else None, configured_rate(config)[1]
     transform = configured_transform(config, arguments["mean"])
 
     def start(state: TrainState) -> TrainState:
-        return restart_average(place_weights(state, given.arrays), is_encoder if linear else None)
+        return restart_average(place_weights(state, given.arrays), frozen)
 
-    init = partial(initial_model, arguments, config.seeds.init_seed)
     if config.run.cache_features:
         return probe_cached(config, console, arguments, init, start, (train_source, valid_source), transform)
     trained = train(config, Recipe(
         model=arguments,
         init=init,
         optimizer=optimizer,
-        step=make_step(
-            losses, optimizer, rate, 1 if linear else config.optimization.grad_accum, draw, config.machine.on_nan,
-            config.machine.sharding, **special,
-        ),
+        step=step,
         start=start,
         weights="; ".join(given.notices),
         source=train_source,
         loader=partial(train_loader, config, train_source, transform),
         rows=partial(rows_of, labels=arguments["labels"]),
-        flop=step_flop(shape, linear),
+        flop=step_flop(shape, config.run.mode),
         judge=None if valid_source is None else partial(open_accuracy, config, valid_source),
         describe=partial(describe, config, train_source, peak, arguments),
         explain=partial(explain, train_source),
@@ -238,6 +227,22 @@ def build(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule,
     if config.optimization.ema:
         optimizer = with_average(optimizer, config.optimization.ema)
     return (for_trained(optimizer, is_encoder) if linear else optimizer), rate, peak
+
+
+def build_step(config: Config, arguments: dict[str, Any]):
+    """Build what trains: a function that makes the model, the optimizer, and the step of `make_step`."""
+    optimizer, rate, _ = build(config)
+    init = partial(initial_model, arguments, config.seeds.init_seed)
+    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed, criterion=config.augment.criterion)
+    parts, special = config.optimization.grad_accum, {}
+    if config.run.mode == "linear":
+        special = {"frozen": is_encoder, "prepare": partial(encode_batch, parts=parts), "observe": observe_features}
+        losses, parts = probe_losses, 1
+    step = make_step(
+        losses, optimizer, rate, parts, partial(draw_batch, config=config, arguments=arguments),
+        config.machine.on_nan, config.machine.sharding, **special,
+    )  # fmt: skip
+    return init, optimizer, step
 
 
 def open_accuracy(config: Config, source: Source, directory: Path, mesh: Mesh, start: int) -> Accuracy:
@@ -307,11 +312,11 @@ def explain(
     return f"first not finite: {where}; on {keys}; {written}"
 
 
-def step_flop(model: Classifier, linear: bool) -> int:
+def step_flop(model: Classifier, mode: str) -> int:
     """Count the FLOP of one step on one image: forward, and twice that backward where the encoder is trained."""
     encoder, patches = model.encoder, model.encoder.patches
     embed = 2 * patches * encoder.patch_size**2 * encoder.channels * encoder.dim
-    return (1 if linear else 3) * (embed + vit_flop(1 + patches, encoder.dim, encoder.transformer.layers))
+    return (1 if mode == "linear" else 3) * (embed + vit_flop(1 + patches, encoder.dim, encoder.transformer.layers))
 
 
 def describe(

@@ -16,11 +16,10 @@ from rich.console import Console
 
 from maejax.config import Config, ConfigError, with_flags
 from maejax.interop.run import abstract_model
-from maejax.models.flops import train_flop
 from maejax.plan import report
 from maejax.plan.compiled import Compiled, abstract_inputs, compile_for, waiting
 from maejax.plan.target import Target, find_target
-from maejax.tasks.pretrain import build_step, check_flags, geometry
+from maejax.tasks import classify, pretrain
 from maejax.training.errors import TrainingError
 from maejax.training.state import abstract_state
 
@@ -80,12 +79,13 @@ def checked(config: Config, target: Target) -> Config:
         ConfigError: a flag is wrong.
 
     """
-    if config.run.mode != "pretrain":
-        raise ConfigError(f"--mode {config.run.mode}: a plan is made for --mode pretrain")
+    if config.run.cache_features:
+        raise ConfigError("--cache-features: a step of heads alone is small on any device; plan without it")
     parts, repeats, devices = config.optimization.grad_accum, config.augment.augment_repeats, len(target.devices)
     here = jax.device_count() * max(1, parts) * max(1, repeats)
-    # All but the size of the batch is checked as it stands; its devices are not those of this machine.
-    check_flags(with_flags(config, train_dataset_shards="none", valid_dataset_shards="", train_batch_size=here))
+    # The data, and timm's policies for them, need not be here; the batch is for other devices than this machine's.
+    elsewhere = {"train_dataset_shards": "none", "valid_dataset_shards": "", "auto_augment": "none"}
+    task_of(config).check_flags(with_flags(config, **elsewhere, train_batch_size=here))
     unit, size = int(np.lcm(devices * parts, repeats)), config.data.train_batch_size
     if size < 1 or size % unit:
         near = sorted({max(unit, size // unit * unit), (size // unit + 1) * unit})
@@ -96,7 +96,7 @@ def checked(config: Config, target: Target) -> Config:
     if config.run.precision == "auto":
         config = with_flags(config, precision="float32" if target.name == "cpu" else "bfloat16")
     try:
-        abstract_model(geometry(config))
+        abstract_model(model_arguments(config))
     except ValueError as error:
         raise ConfigError(f"the model's flags do not fit together: {error}") from None
     return config
@@ -111,26 +111,41 @@ def plan_one(
     if module is not None and compiled.text:
         module.parent.mkdir(parents=True, exist_ok=True)
         module.write_bytes(gzip.compress(compiled.text.encode(), 1))
-    model = geometry(config)
-    shape, patch = config.image_shape, config.encoder.patch_size
-    patches = (shape[0] // patch) * (shape[1] // patch)
+    shape = config.image_shape
     work = report.Work(
         batch_size=config.data.train_batch_size, image_bytes=shape[0] * shape[1] * config.data.channels,
-        image_flop=train_flop(
-            patches=patches, visible=abstract_model(model).visible, pixels=patch * patch * config.data.channels,
-            dim=model["dim"], layers=model["layers"], dec_dim=model["dec_dim"], dec_layers=model["dec_layers"],
-        ),
+        image_flop=image_flop(config),
         steps=config.optimization.training_steps, images=images * config.augment.augment_repeats,
     )  # fmt: skip
     return report.facts_of(compiled, target, work)
 
 
+def task_of(config: Config):
+    """Return the module of what is planned, `pretrain` or `classify`: its flags, geometry, step and arithmetic."""
+    return pretrain if config.run.mode == "pretrain" else classify
+
+
+def model_arguments(config: Config) -> dict[str, Any]:
+    """Collect the model's keyword arguments; a classifier has the classes of ImageNet where `--labels` says nothing."""
+    if config.run.mode == "pretrain":
+        return pretrain.geometry(config)
+    return classify.geometry(config, config.encoder.labels if config.encoder.labels > 0 else 1000)
+
+
+def image_flop(config: Config) -> int:
+    """Count the FLOP of one step on one image, of the published algorithm."""
+    model: Any = abstract_model(model_arguments(config))
+    return pretrain.step_flop(model) if config.run.mode == "pretrain" else classify.step_flop(model, config.run.mode)
+
+
 def compile_step(config: Config, target: Target) -> Compiled:
     """Compile the step that training would run on the target."""
     mesh = target.mesh
-    init, optimizer, step = build_step(config, geometry(config))
+    init, optimizer, step = task_of(config).build_step(config, model_arguments(config))
     state = abstract_state(init, optimizer, mesh, config.machine.sharding)
-    inputs = abstract_inputs(mesh, config.data.train_batch_size, (*config.image_shape, config.data.channels))
+    inputs = abstract_inputs(
+        mesh, config.data.train_batch_size, (*config.image_shape, config.data.channels), config.run.mode != "pretrain"
+    )
     return compile_for(mesh, step, (state, *inputs))
 
 
