@@ -16,7 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from maejax.models.attention import attend, attention_weights, check_form
+from maejax.models.attention import attend, attention_weights, check_form, platform_ahead
 from maejax.models.patches import patchify, sincos_table, take_patches
 
 LAYERSCALE_INIT = 1e-4  # as in the original
@@ -59,7 +59,12 @@ def _affine_forward(x, weights, bias):
 def _affine_backward(kept, g):
     x, weights = kept
     dx = _product("bte,de->btd", g, weights.astype(x.dtype)).astype(x.dtype)
-    return dx, _product("btd,bte->de", x, g), jnp.sum(g, axis=(0, 1), dtype=jnp.float32)
+    if x.shape[-1] > g.shape[-1] and platform_ahead() == "cpu":
+        # XLA on CPU would transpose what lies over two axes, value by value: for a wide x as long as the product takes.
+        dweights = _product("td,te->de", x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
+    else:
+        dweights = _product("btd,bte->de", x, g)
+    return dx, dweights, jnp.sum(g, axis=(0, 1), dtype=jnp.float32)
 
 
 affine.defvjp(_affine_forward, _affine_backward)

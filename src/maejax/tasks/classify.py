@@ -273,6 +273,7 @@ def draw_batch(
     x, targets = mix(
         x, targets, batch["valid"], step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix
     )  # fmt: skip
+    x = jax.lax.optimization_barrier(x)  # else XLA draws and mixes anew for each product that reads it
     return {"x": x, "targets": targets, "valid": batch["valid"]}
 
 
