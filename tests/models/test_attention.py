@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from maejax.models import attention, masking
 from maejax.models.attention import attend, chosen_form
-from maejax.models.attention_kernel import attend_on_chip
+from maejax.models.attention_kernel import attend_on_chip, attend_packed_on_chip
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.vit import VisionTransformer
 from maejax.training.mesh import split
@@ -67,6 +67,16 @@ def test_kernel_equals_exact_attention_and_so_do_its_gradients(monkeypatch, batc
         np.testing.assert_allclose(found, wanted, atol=1e-6 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize(("samples", "dtype"), [(3, "float32"), (41, "bfloat16")])
+def test_kernel_takes_queries_keys_and_values_side_by_side(monkeypatch, samples, dtype):
+    monkeypatch.setattr("maejax.models.attention_kernel.BLOCK_BYTES", 1_250_000)  # 20 samples of the 41
+    *given, g = operands(samples, 9, 9, 256, dtype)
+    apart = value_and_gradients(lambda *qkv: attend_on_chip(*qkv, 8, True), *given, g)
+    out, backward = jax.vjp(lambda qkv: attend_packed_on_chip(qkv, 8, True), jnp.concatenate(given, axis=-1))
+    np.testing.assert_array_equal(out, apart[0])
+    np.testing.assert_array_equal(backward(g)[0], jnp.concatenate(apart[1:], axis=-1))
+
+
 def test_kernel_in_half_precision_sums_in_single():
     exact = value_and_gradients(lambda *qkv: attend(*qkv, 4, "xla"), *operands(2, 13, 21, 128))
     half = value_and_gradients(lambda *qkv: attend_on_chip(*qkv, 4, True), *operands(2, 13, 21, 128, jnp.bfloat16))
@@ -79,7 +89,8 @@ def test_kernel_in_half_precision_sums_in_single():
 def interpreted(monkeypatch):
     """Run the TPU's kernel on the four CPU devices."""
     monkeypatch.setattr(attention, "platform_ahead", lambda: "tpu")
-    monkeypatch.setattr(attention, "attend_on_chip", functools.partial(attend_on_chip, interpret=True))
+    for kernel in (attend_on_chip, attend_packed_on_chip):
+        monkeypatch.setattr(attention, kernel.__name__, functools.partial(kernel, interpret=True))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     with jax.set_mesh(mesh):
         yield mesh

@@ -1,5 +1,7 @@
 """The masked autoencoder against what the authors' code computes, and its invariants."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,8 +114,23 @@ def test_a_scan_keeps_no_scores():
     model = jax.eval_shape(lambda: tiny(scan=True, layers=3))
     x, order = jax.ShapeDtypeStruct((5, 16, 24, 3), jnp.float32), jax.ShapeDtypeStruct((5, 24), jnp.int32)
     text = str(jax.make_jaxpr(jax.grad(mean_loss))(model, x, order))
-    assert "f32[3,5,7,16]" in text  # the queries of all layers, cls and 6 patches
+    assert "f32[3,5,7,48]" in text  # queries, keys and values of all layers, cls and 6 patches
     assert "f32[3,5,2,7,7]" not in text and "f32[5,2,7,7]" in text  # their scores, and those of one layer at a time
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_gradients_are_never_summed_over_samples_in_half_precision(scan):
+    """What is widened to float32 still has a row for every sample: a sum that was rounded would have none."""
+    learned = {"posemb": "learnable", "dec_posemb": "learnable", "layerscale": True, "dec_layerscale": True}
+    model = jax.eval_shape(lambda: tiny(dtype=jnp.bfloat16, scan=scan, **learned))
+    x, order = jax.ShapeDtypeStruct((7, 16, 24, 3), jnp.float32), jax.ShapeDtypeStruct((7, 24), jnp.int32)
+
+    def loss(model, x, order):
+        return model(x, order).loss.sum() + model.encode(x, None).sum()
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(model, x, order))
+    widened = re.findall(r":f32\[([\d,]*)\] = convert_element_type", text)
+    assert len(widened) > 20 and not [sizes for sizes in widened if not sizes.startswith("7,")]
 
 
 def test_only_masked_patches_are_scored_and_visible_ones_are_seen():

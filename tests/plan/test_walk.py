@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maejax.plan.estimate import estimate
+from maejax.plan.estimate import KERNEL_SHARE, estimate
 from maejax.plan.hlo import parse, parse_instruction, parse_shapes
 from maejax.plan.products import convolution_flop
 from maejax.plan.walk import walk
@@ -16,6 +16,7 @@ X = 104 * 256 * 2  # bf16[100,200] in tiles of 8 x 128
 LAYER = 200 * 128 * 2  # bf16[200,64], one of four
 SAVED = 104 * 128 * 4  # f32[100,64], one of four
 GRADIENT, PART = 512 * 128 * 4, 128 * 128 * 4
+KERNEL = 40_000_000  # what it says of itself
 
 
 @pytest.mark.parametrize(
@@ -43,14 +44,20 @@ def test_traffic_counts_tiles_slices_and_turns():
         "product": (TURNS, LAYER),  # one layer of the stack; x and the product are on the chip
         "stored": (TURNS, SAVED),  # written in place
         "scattered": (1, GRADIENT + PART),
+        "kernel": (1, 2 * X),
     }
-    assert walked.unknown_loops == []
-    assert walked.nbytes == X + TURNS * (LAYER + SAVED) + GRADIENT + PART
+    assert walked.unknown_loops == walked.kernels == []
+    assert walked.nbytes == X + TURNS * (LAYER + SAVED) + GRADIENT + PART + 2 * X
+
+
+def test_a_kernel_that_does_not_say_what_it_computes_is_named():
+    walked = walk(parse(TEXT.replace('"flops":"40000000",', "")))
+    assert walked.kernels == ["tpu_custom_call"]
 
 
 def test_arithmetic_and_messages():
     walked = walk(parse(TEXT))
-    assert walked.flop_by_type == {"bf16": TURNS * 2 * 100 * 200 * 64}
+    assert walked.flop_by_type == {"bf16": TURNS * 2 * 100 * 200 * 64 + KERNEL}
     assert walked.messages == {("reduce-scatter", "f32"): (1, 512 * 128 * 4)}
 
 
@@ -66,7 +73,9 @@ def test_time_takes_the_slower_of_memory_and_arithmetic():
     times = estimate(walk(parse(TEXT)), chip, devices=4)
     flop, memory = 2 * 100 * 200 * 64 / chip.peak, LAYER / chip.bandwidth
     rest = (X + TURNS * SAVED + GRADIENT + PART) / chip.bandwidth
-    assert flop < memory < 1000 / chip.clock
-    assert times.roof == pytest.approx(TURNS * memory + rest)
-    assert times.mix == pytest.approx(TURNS * 1000 / chip.clock + rest)
+    kernel = KERNEL / chip.peak
+    assert flop < memory < 1000 / chip.clock and kernel > 2 * X / chip.bandwidth
+    assert times.roof == pytest.approx(TURNS * memory + rest + kernel)
+    assert times.mix == pytest.approx(TURNS * 1000 / chip.clock + rest + kernel / KERNEL_SHARE)
+    assert times.mix - times.in_kernels == pytest.approx(TURNS * 1000 / chip.clock + rest + kernel)
     assert times.messages == pytest.approx(GRADIENT * 3 / 4 / (2 * chip.link))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from maejax.models.attention_kernel import attend_on_chip, fits_kernel
+from maejax.models.attention_kernel import attend_on_chip, attend_packed_on_chip, fits_kernel
 
 Form = Literal["auto", "xla", "pallas", "cudnn"]
 
@@ -39,6 +39,17 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, form: str = "au
     if chosen == "cudnn":
         return on_every_device(functools.partial(attend_by_cudnn, heads=heads))(q, k, v)
     return attend_by_products(by_head(q, heads), by_head(k, heads), by_head(v, heads)).reshape(q.shape)
+
+
+def attend_packed(qkv: jax.Array, heads: int, form: str = "auto") -> jax.Array:
+    """Attend as `attend` does, queries, keys and values side by side in qkv [B, T, 3 D]: [B, T, D].
+
+    The kernel takes them as they are; other forms take them apart, and their gradient is put together from three.
+    """
+    q, k, v = jnp.split(qkv, 3, axis=-1)
+    if chosen_form(form, q, k, heads) == "pallas":
+        return on_every_device(functools.partial(attend_packed_on_chip, heads=heads))(qkv)
+    return attend(q, k, v, heads, form)
 
 
 def by_head(x: jax.Array, heads: int) -> jax.Array:
@@ -135,4 +146,4 @@ def on_every_device(attention):
     if auto_devices() == 1:
         return attention
     rows = PartitionSpec(jax.sharding.get_abstract_mesh().axis_names)
-    return jax.shard_map(attention, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)
+    return jax.shard_map(attention, in_specs=rows, out_specs=rows, check_vma=False)

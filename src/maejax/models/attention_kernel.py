@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 MOST_TOKENS = 512  # beyond, the scores of a head crowd the chip's memory
@@ -36,7 +37,7 @@ def attend_on_chip(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, interpr
     float32 or bfloat16; softmax and sums are float32. The backward pass computes the scores anew, so q, k and v are all
     that is kept for it. `interpret` runs it on any platform, slowly.
     """
-    return _call(_forward, [q, k, v], [q], heads, interpret)[0]
+    return _call(_forward, 2, [q, k, v], [q], heads, interpret)[0]
 
 
 def _keep(q, k, v, heads, interpret):
@@ -44,29 +45,70 @@ def _keep(q, k, v, heads, interpret):
 
 
 def _differentiate(heads, interpret, kept, g):
-    return tuple(_call(_backward, [*kept, g], kept, heads, interpret))
+    return tuple(_call(_backward, 5, [*kept, g], kept, heads, interpret))
 
 
 attend_on_chip.defvjp(_keep, _differentiate)
 
 
-def _call(kernel, inputs, like, heads, interpret):
-    """Run a kernel over blocks of (samples, all tokens, 128 lanes); its outputs have the shapes and types of `like`."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def attend_packed_on_chip(qkv: jax.Array, heads: int, interpret: bool = False) -> jax.Array:
+    """Attend as `attend_on_chip` does, where queries, keys and values are one array [B, T, 3 D], side by side.
+
+    So they are, and so is their gradient, where one product makes them; to take them apart would be to copy them.
+    """
+    batch, tokens, width = qkv.shape
+    out = jax.ShapeDtypeStruct((batch, tokens, width // 3), qkv.dtype)
+    return _call(_forward, 2, [qkv] * 3, [out], heads, interpret, packed=True)[0]
+
+
+def _keep_packed(qkv, heads, interpret):
+    return attend_packed_on_chip(qkv, heads, interpret), qkv
+
+
+def _differentiate_packed(heads, interpret, qkv, g):
+    return tuple(_call(_backward_packed, 5, [qkv] * 3 + [g], [qkv], heads, interpret, packed=True))
+
+
+attend_packed_on_chip.defvjp(_keep_packed, _differentiate_packed)
+
+
+def _call(kernel, products, inputs, like, heads, interpret, packed=False):
+    """Run a kernel over blocks of (samples, all tokens, 128 lanes); its outputs have the shapes and types of `like`.
+
+    `products` is the number of matrix products of a head, each of queries x tokens x all 128 lanes; the compiler, which
+    cannot look into a kernel, and `maejax plan` are told what that makes. With `packed` the first three inputs are one
+    array; an output like it is written a third at a time, in turns that the kernel sees as its grid's last axis.
+    """
     batch, tokens, dim = inputs[1].shape
+    dim = dim // 3 if packed else dim
+    scores, groups = batch * heads * inputs[0].shape[1] * tokens, dim // LANES
     sample_bytes = 7 * 2 * (tokens + 8) * LANES * inputs[1].dtype.itemsize
     samples = max(1, min(batch, BLOCK_BYTES // sample_bytes))
+    thirds = 3 if packed and like[0].shape[-1] > dim else 1
 
-    def block(array):
-        return pl.BlockSpec((samples, array.shape[1], LANES), lambda i, j: (i, 0, j))
+    def block(array, third):
+        return pl.BlockSpec(
+            (samples, array.shape[1], LANES),
+            lambda i, j, turn: (i, 0, j + groups * (turn if third is None else third)),
+        )
 
     return pl.pallas_call(
         functools.partial(kernel, head_dim=dim // heads),
-        grid=(pl.cdiv(batch, samples), dim // LANES),  # rows beyond the batch are computed from nothing and dropped
-        in_specs=[block(array) for array in inputs],
-        out_specs=[block(array) for array in like],
+        # Rows beyond the batch are computed from nothing and dropped.
+        grid=(pl.cdiv(batch, samples), groups, thirds),
+        in_specs=[block(array, i if packed and i < 3 else 0) for i, array in enumerate(inputs)],
+        out_specs=[block(array, None if thirds > 1 else 0) for array in like],
         out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in like],
+        scratch_shapes=[pltpu.VMEM((samples, tokens, LANES), inputs[1].dtype)] * (thirds - 1),
         interpret=interpret,
-    )(*inputs)
+        # A chip of v4 or v5p has two cores, which share a grid only where its turns do not build on each other.
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * LANES * products * scores, transcendentals=scores,
+            bytes_accessed=sum(array.size * array.dtype.itemsize for array in [*inputs[2 * packed :], *like]),
+        ),
+    )(*inputs)  # fmt: skip
 
 
 def _forward(q_ref, k_ref, v_ref, out_ref, *, head_dim):
@@ -103,6 +145,22 @@ def _backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, head_dim):
         dv_ref[i] = dv.astype(dv_ref.dtype)
 
     jax.lax.fori_loop(0, q_ref.shape[0], sample, None)
+
+
+def _backward_packed(q_ref, k_ref, v_ref, g_ref, third_ref, dk_ref, dv_ref, *, head_dim):
+    turn = pl.program_id(2)
+
+    @pl.when(turn == 0)
+    def _():
+        _backward(q_ref, k_ref, v_ref, g_ref, third_ref, dk_ref, dv_ref, head_dim=head_dim)
+
+    @pl.when(turn == 1)
+    def _():
+        third_ref[...] = dk_ref[...]
+
+    @pl.when(turn == 2)
+    def _():
+        third_ref[...] = dv_ref[...]
 
 
 def _heads_lanes(shape: tuple[int, ...], head_dim: int) -> Iterator[jax.Array]:

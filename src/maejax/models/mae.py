@@ -116,14 +116,15 @@ class MaskedAutoencoder(nnx.Module):
     def decode(self, latent: jax.Array, order: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Predict the hidden patches [B, N - K, P], float32, from the visible tokens [B, 1 + K, D] and their order."""
         hidden = self.patches - self.visible
-        dtype = self.encoder.dtype
         table = frozen_if_constant(self.dec_positions)
-        places = take_patches(table[:, 1:], order).astype(dtype)
+        places = take_patches(table[:, 1:], order)
         seen = self.dec_embed(latent)
-        cls, seen = seen[:, :1] + table[:, :1].astype(dtype), seen[:, 1:] + places[:, : self.visible]
-        guessed = self.mask_token[...].astype(dtype) + places[:, self.visible :]
+        # Rounded last, as in `VisionTransformer.tokens`.
+        cls, seen = seen[:, :1] + table[:, :1], seen[:, 1:] + places[:, : self.visible]
+        guessed = self.mask_token[...] + places[:, self.visible :]
+        tokens = jnp.concatenate([cls, seen, guessed], axis=1).astype(self.encoder.dtype)
         # In the last block only the hidden tokens need queries, MLP and head; they attend to all.
-        tokens = self.decoder(jnp.concatenate([cls, seen, guessed], axis=1), key, tail=hidden)
+        tokens = self.decoder(tokens, key, tail=hidden)
         return self.predict(self.dec_norm(tokens)).astype(jnp.float32)
 
     def target(self, x: jax.Array, order: jax.Array) -> jax.Array:

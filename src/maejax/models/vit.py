@@ -16,7 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from maejax.models.attention import attend, attention_weights, check_form, platform_ahead
+from maejax.models.attention import attend, attend_packed, attention_weights, check_form, platform_ahead
 from maejax.models.patches import patchify, sincos_table, take_patches
 
 LAYERSCALE_INIT = 1e-4  # as in the original
@@ -27,7 +27,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # What `remat="named"` keeps of a block beside what enters it: the results of its matrix products, but for the attention
 # weights, which are large, and what is added at once.
-KEPT = ("query", "key", "value", "attended", "between", "hidden")
+KEPT = ("qkv", "attended", "between", "hidden")
 
 Dtype = jnp.dtype | type
 Remat = bool | Literal["named"]
@@ -105,6 +105,8 @@ def _gelu_forward(h):
 
 
 def _gelu_backward(h, g):
+    # Else XLA finds erf(h) to be that of the forward pass and keeps it in float32: twice the bytes of h.
+    h = jax.lax.optimization_barrier(h)
     wide = h.astype(jnp.float32)
     cdf = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
     pdf = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
@@ -143,17 +145,17 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, tail: int | None = None) -> jax.Array:
         """Attend over x [B, T, D]; with `tail`, only the last `tail` tokens ask and are returned [B, tail, D]."""
-        q, k, v = map(checkpoint_name, self.project(x, tail), ("query", "key", "value"))
-        return self.proj(checkpoint_name(attend(q, k, v, self.heads, self.form), "attended"))
+        if tail is None:
+            attended = attend_packed(checkpoint_name(self.qkv(x), "qkv"), self.heads, self.form)
+        else:
+            attended = attend(*self.project(x, tail), self.heads, self.form)
+        return self.proj(checkpoint_name(attended, "attended"))
 
     def project(self, x: jax.Array, tail: int | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Compute the queries of all or the last `tail` tokens of x [B, T, D], and the keys and values of all."""
-        if tail is None:
-            q, k, v = jnp.split(checkpoint_name(self.qkv(x), "qkv"), 3, axis=-1)
-        else:
-            dim = x.shape[-1]
-            q = self.qkv(x[:, -tail:], slice(dim))
-            k, v = jnp.split(self.qkv(x, slice(dim, None)), 2, axis=-1)
+        dim = x.shape[-1]
+        q = checkpoint_name(self.qkv(x if tail is None else x[:, -tail:], slice(dim)), "qkv")
+        k, v = jnp.split(checkpoint_name(self.qkv(x, slice(dim, None)), "qkv"), 2, axis=-1)
         return q, k, v
 
     def weights(self, x: jax.Array) -> jax.Array:
@@ -176,15 +178,15 @@ class Block(nnx.Module):
         self.norm2 = layer_norm(dim, rngs)
         self.fc1 = linear(dim, 4 * dim, dtype, rngs)
         self.fc2 = linear(4 * dim, dim, dtype, rngs)
-        self.scale1 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT)) if layerscale else None
-        self.scale2 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT)) if layerscale else None
+        self.scale1 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT, jnp.float32)) if layerscale else None
+        self.scale2 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT, jnp.float32)) if layerscale else None
 
     def __call__(self, x, drop_path: float | jax.Array = 0.0, key=None, tail: int | None = None):
         """Transform x [B, T, D]; `drop_path` is this layer's rate; `tail` as in `Attention`."""
         keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
 
         def add(x, branch, scale, path_key):
-            branch = branch if scale is None else branch * scale[...].astype(branch.dtype)
+            branch = branch if scale is None else (branch * scale[...]).astype(branch.dtype)
             return x + dropout(branch, drop_path, path_key, (x.shape[0], 1, 1))
 
         attended = dropout(self.attention(self.norm1(x), tail), self.dropout, keys[0])
@@ -194,11 +196,18 @@ class Block(nnx.Module):
         return add(x, dropout(self.fc2(hidden), self.dropout, keys[3]), self.scale2, keys[4])
 
 
+@jax.custom_vjp
 def whole(block: Block) -> Block:
-    """Gather the weights of a layer that is split over the devices of the mesh, if one is set: one layer at a time."""
+    """Gather the weights of a layer that is split over the devices of the mesh, if one is set: one layer at a time.
+
+    Nothing is said of how their gradients lie: a sum that each device needs whole could not be scattered.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return block
     return jax.lax.with_sharding_constraint(block, PartitionSpec())
+
+
+whole.defvjp(lambda block: (whole(block), None), lambda _, gradient: (gradient,))
 
 
 class Transformer(nnx.Module):
@@ -333,9 +342,9 @@ class VisionTransformer(nnx.Module):
         patches, places = patchify(x, self.patch_size), table[:, 1:]
         if keep is not None:
             patches, places = take_patches(patches, keep), take_patches(places, keep)
-        tokens = self.embed(patches) + places.astype(self.dtype)
-        cls = (self.cls_token[...] + table[:, :1]).astype(self.dtype)
-        cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.dim))
+        # What all samples share is rounded only after it met them: its gradient, a sum over them, is then float32.
+        tokens = (self.embed(patches) + places).astype(self.dtype)
+        cls = jnp.broadcast_to(self.cls_token[...] + table[:, :1], (x.shape[0], 1, self.dim)).astype(self.dtype)
         return dropout(jnp.concatenate([cls, tokens], axis=1), self.dropout, key)
 
     def encode(self, x: jax.Array, pool: str | None = "cls", layers: Sequence[int] | None = None) -> jax.Array:

@@ -10,12 +10,17 @@ from maejax.plan.hlo import Computation, Instruction, Module, Shape, bits
 
 
 def matmuls(module: Module, computation: Computation, instruction: Instruction) -> Iterator[tuple[str, int]]:
-    """Yield operand type and FLOP of every matrix product in an instruction and what it fuses."""
+    """Yield operand type and FLOP of every matrix product in an instruction and what it fuses.
+
+    A kernel that is not the compiler's own, such as `models/attention_kernel.py`, counts as what it says of itself.
+    """
     if instruction.opcode in ("dot", "convolution"):
         shapes = [computation.instructions[name].shapes[0] for name in instruction.operands[:2]]
         types = sorted({shape.dtype for shape in shapes}, key=bits, reverse=True)
         flop = dot_flop if instruction.opcode == "dot" else convolution_flop
         yield " x ".join(types), flop(instruction, *shapes)
+    elif instruction.opcode == "custom-call" and (declared := instruction.number("flops")):
+        yield computation.instructions[instruction.operands[0]].shapes[0].dtype, declared
     elif instruction.opcode == "fusion":
         fused = module.computations[instruction.called[0]]
         for inner in fused.instructions.values():

@@ -7,7 +7,8 @@ XLA's own `cost_analysis` counts a loop's body once and copies that never leave 
 - A fusion that reads an operand by slices alone reads those slices; one that writes a slice into its operand in place
   writes that slice. So do `slice-start` and `dynamic-slice`.
 - A loop's body counts as often as its condition says; a branch counts as the dearest of its cases.
-- FLOP are those of matrix products (`dot`, `convolution`), two for each multiplication that does not meet padding.
+- FLOP are those of matrix products (`dot`, `convolution`), two for each multiplication that does not meet padding, and
+  those that a kernel says it has (`cost_estimate` of a Pallas call). Its bytes are its operands and results.
 - A collective that runs while fusions compute appears in each of them; it counts where it starts.
 """
 
@@ -54,7 +55,7 @@ class Walk(NamedTuple):
     """All work and messages of a module, and what could not be read.
 
     `unknown_loops`: loops whose number of turns is not written down; they count once. `kernels`: calls of what the
-    compiler did not make, by target; their FLOP are not known.
+    compiler did not make, by target, that do not say how many FLOP they have.
     """
 
     work: list[Work]
@@ -121,9 +122,10 @@ def _visit(module: Module, name: str, times: int, result: Walk) -> None:
             for kind, found, where in _collectives(module, computation, instruction):
                 result.collectives.extend(_sent(where, kind, found, times))
             target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-            if target and target[1] not in FREE_CALLS:
+            work = _work(module, computation, instruction, times)
+            if target and target[1] not in FREE_CALLS and not work.flop:
                 result.kernels.append(target[1])
-            result.work.append(_work(module, computation, instruction, times))
+            result.work.append(work)
 
 
 def _work(module: Module, computation: Computation, instruction: Instruction, times: int) -> Work:
