@@ -60,11 +60,10 @@ def test_kernel_equals_exact_attention_and_so_do_its_gradients(monkeypatch, batc
     given = operands(batch, queries, tokens, dim)
     exact = exact_attention(*given, heads)
     kernel = value_and_gradients(lambda *qkv: attend_on_chip(*qkv, heads, True), *given)
-    for found, wanted in zip(kernel, exact, strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-6)
     plain = value_and_gradients(lambda *qkv: attend(*qkv, heads, "xla"), *given)
-    for found, wanted in zip(plain, exact, strict=True):  # whose products JAX 0.12 sums less exactly
-        np.testing.assert_allclose(found, wanted, atol=1e-6 * np.abs(wanted).max())
+    for found, wanted in zip([*kernel, *plain], [*exact] * 2, strict=True):
+        # Of the largest value, up to 3: how float32 rounds depends on the processor, whose lanes order the sums.
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize(("samples", "dtype"), [(3, "float32"), (41, "bfloat16")])
