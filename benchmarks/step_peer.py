@@ -102,6 +102,7 @@ def training_step(sizes, batch, dtype):
             loss = model(images)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])  # the authors log it
         optimizer.step()
         if not math.isfinite(loss.item()):
             raise SystemExit("the peer's loss is not finite")
@@ -189,6 +190,7 @@ def tuning_step(sizes, batch, dtype):
         loss = -(wanted * logits.float().log_softmax(-1)).sum(-1).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])  # the authors log it
         optimizer.step()
         if not math.isfinite(loss.item()):
             raise SystemExit("the peer's loss is not finite")

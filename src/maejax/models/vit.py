@@ -210,6 +210,19 @@ def whole(block: Block) -> Block:
 whole.defvjp(lambda block: (whole(block), None), lambda _, gradient: (gradient,))
 
 
+def take_apart(stack: Block, count: int, layers: int) -> tuple[Block | None, list[Block]]:
+    """Take the first `layers` of a stack apart: the first `count` as one, the others each by itself.
+
+    It is split at once: the gradient of that is put together from those of the parts, where the gradient of single
+    indices is a sum of arrays as large as the stack.
+    """
+    leaves, tree = jax.tree.flatten(stack)
+    columns = [jnp.split(leaf, tuple(range(max(count, 1), len(leaf)))) for leaf in leaves]
+    parts = [jax.tree.unflatten(tree, row) for row in zip(*columns, strict=True)]
+    first = parts.pop(0) if count else None
+    return first, [jax.tree.map(lambda a: a[0], part) for part in parts[: layers - count]]
+
+
 class Transformer(nnx.Module):
     """A stack of blocks: one Block whose arrays carry a leading depth axis.
 
@@ -252,12 +265,12 @@ class Transformer(nnx.Module):
             policy = jax.checkpoint_policies.save_only_these_names(*KEPT) if remat == "named" else None
             layer = jax.checkpoint(layer, static_argnums=4, policy=policy, prevent_cse=not self.scan)
         scanned = (self.layers if tail is None else self.layers - 1) if self.scan else 0
+        first, rest = take_apart(self.blocks, scanned, self.layers)
         if scanned:
-            rising = jnp.asarray(rates) if self.droppath else None
-            stack = jax.tree.map(lambda a: a[:scanned], (self.blocks, rising, keys))
+            rising = jnp.asarray(rates)[:scanned] if self.droppath else None
+            stack = first, rising, None if keys is None else keys[:scanned]
             x, _ = jax.lax.scan(lambda x, xs: (layer(x, xs[0], xs[1], xs[2], None), None), x, stack)
-        for i in range(scanned, self.layers):
-            block = jax.tree.map(operator.itemgetter(i), self.blocks)
+        for i, block in enumerate(rest, scanned):
             x = layer(x, block, rates[i], None if keys is None else keys[i], tail if i == self.layers - 1 else None)
         return x
 
