@@ -75,14 +75,7 @@ def jax_step(sizes, batch, dtype, attention="auto"):
         state = create_state(lambda: MaskedAutoencoder(**shape, rngs=nnx.Rngs(0)), optimizer, mesh)
         rows = put_batch({"images": images, "valid": np.ones(batch, bool)}, mesh)
         step = make_step(losses, optimizer, lambda step: 1e-4, draw=draw)
-    held = [state]
-
-    def one():
-        with jax.set_mesh(mesh):
-            held[0], metrics, _ = step(held[0], rows)
-        return float(metrics["train/loss"])
-
-    return one
+    return stepping(step, state, rows, mesh)
 
 
 def jax_tune_step(sizes, batch, dtype):
@@ -103,6 +96,13 @@ def jax_tune_step(sizes, batch, dtype):
         init, optimizer, step = classify.build_step(config, classify.geometry(config, sizes["labels"]))
         state = create_state(init, optimizer, mesh)
         rows = put_batch({"images": images, "labels": labels, "valid": np.ones(batch, bool)}, mesh)
+    return stepping(step, state, rows, mesh)
+
+
+def stepping(step, state, rows, mesh):
+    """Make a function that takes one step from where the last one ended, and returns the loss."""
+    import jax
+
     held = [state]
 
     def one():

@@ -87,6 +87,17 @@ class Peer(nn.Module):
         return torch.einsum("nchpwq->nhwpqc", tiles).reshape(batch, side * side, -1)
 
 
+def learn(loss, model, optimizer):
+    """Go back from a loss, update, and return its value."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])  # the authors' loop does
+    optimizer.step()
+    if not math.isfinite(loss.item()):
+        raise SystemExit("the peer's loss is not finite")
+    return loss.item()
+
+
 def training_step(sizes, batch, dtype):
     """Make a function that takes one step on the same random batch, and returns the loss."""
     torch.manual_seed(0)
@@ -100,13 +111,7 @@ def training_step(sizes, batch, dtype):
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = model(images)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])  # the authors log it
-        optimizer.step()
-        if not math.isfinite(loss.item()):
-            raise SystemExit("the peer's loss is not finite")
-        return loss.item()
+        return learn(loss, model, optimizer)
 
     return step
 
@@ -188,12 +193,6 @@ def tuning_step(sizes, batch, dtype):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             logits = model(seen)
         loss = -(wanted * logits.float().log_softmax(-1)).sum(-1).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])  # the authors log it
-        optimizer.step()
-        if not math.isfinite(loss.item()):
-            raise SystemExit("the peer's loss is not finite")
-        return loss.item()
+        return learn(loss, model, optimizer)
 
     return step
