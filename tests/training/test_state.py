@@ -83,3 +83,18 @@ def test_nothing_is_compiled_after_the_first_step():
     assert step._cache_size() == 1
     assert int(state.step) == 3
     assert metrics.keys() == {"train/loss", "train/grad_norm", "train/param_norm", "train/learning_rate"}
+
+
+def test_a_void_step_leaves_every_array_as_it_was():
+    mesh = make_mesh()
+    for name in ("adamw", "lars"):
+        optimizer = build_optimizer(name, lambda step: RATE, weight_decay=0.1)
+        with jax.set_mesh(mesh):
+            step = make_step(lambda *given: losses(*given) * given[1]["factor"], optimizer, lambda step: RATE)
+            rows = [put_batch({**batch(), "factor": np.full(8, f, np.float32)}, mesh) for f in (1, np.nan)]
+            state, _, _ = step(create_state(model, optimizer, mesh), rows[0])
+            before = jax.tree.map(np.asarray, state)
+            state, metrics, control = step(state, rows[1])
+        assert control.bad and control.halted and np.isfinite(metrics["train/param_norm"])
+        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state), strict=True):
+            np.testing.assert_array_equal(old, new)

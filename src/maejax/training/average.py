@@ -20,17 +20,18 @@ class Averaged(NamedTuple):
 
 def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
     """Keep average = decay * average + (1 - decay) * weights after every update, from the first weights on."""
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def init(params):
         return Averaged(optimizer.init(params), jax.tree.map(lambda a: a.copy(), params))
 
-    def update(updates, state, params=None):
-        updates, inner = optimizer.update(updates, state.inner, params)
+    def update(updates, state, params=None, **extra):
+        updates, inner = optimizer.update(updates, state.inner, params, **extra)
         new = optax.apply_updates(params, updates)  # type: ignore[arg-type]
         average = jax.tree.map(lambda a, n: a + (1 - decay) * (n - a), state.average, new)
         return updates, Averaged(inner, average)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def restart_average(state: TrainState, frozen: Callable[[Any], bool] | None = None) -> TrainState:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from maejax.models.arrays import joined, parted
 from maejax.training.mesh import Sharding, gather_unstacked, hold_split, place_state
+from maejax.training.optim import choose
 
 Batch = dict[str, jax.Array]
 OnNan = Literal["stop", "skip"]
@@ -94,7 +95,7 @@ def make_step(
     random for every row, such as its mask, before the batch is taken apart. With `grad_accum` k it is taken in k
     parts, one after the other, and the gradients are summed before the update: that of the whole batch, up to float
     order. Dropout differs from part to part. Metrics are float32 scalars: `train/loss`, `train/grad_norm`,
-    `train/param_norm` (before the update), `train/learning_rate`.
+    `train/param_norm` (after the update), `train/learning_rate`.
 
     A loss or gradient that is not finite changes no weights: with `on_nan` "skip" the step merely counts, with "stop"
     neither it nor any later step does, so that the state stays that before it. `before` is the control of the step
@@ -106,45 +107,49 @@ def make_step(
     statistics that it keeps of what it saw; both get the whole batch, and no gradient passes them.
     """
 
-    def total(trained, rest, batch, turn):
+    def share(trained, rest, batch, turn):
+        # Each row counts its share of the mean, so that nothing as large as the weights is scaled afterwards.
         model = gather_unstacked(joined(trained, rest))
-        return jnp.sum(losses(model, batch, turn) * batch["valid"])
+        return jnp.sum(losses(model, batch, turn) * batch["share"])
 
     def gradient(trained, rest, batch, step):
         if grad_accum == 1:
-            return jax.value_and_grad(total)(trained, rest, batch, step)
+            return jax.value_and_grad(share)(trained, rest, batch, step)
         # Strided, so that every part has its share of every device's rows.
         parts = jax.tree.map(lambda a: a.reshape(-1, grad_accum, *a.shape[1:]).swapaxes(0, 1), batch)
 
         def add(sums, part):
             batch, turn = part
-            return jax.tree.map(jnp.add, sums, jax.value_and_grad(total)(trained, rest, batch, turn)), None
+            return jax.tree.map(jnp.add, sums, jax.value_and_grad(share)(trained, rest, batch, turn)), None
 
         zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), trained))
         return jax.lax.scan(add, zeros, (parts, step * grad_accum + jnp.arange(grad_accum)))[0]
+
+    update = optax.with_extra_args_support(optimizer).update
 
     def step(state: TrainState, batch: Batch, before: Control | None = None, asks: jax.Array | None = None):
         batch = prepare(state.model, draw(batch, state.step))
         trained: Any
         trained, rest = parted(state.model, frozen)
-        count = jnp.maximum(1, jnp.sum(batch["valid"]))
-        loss, grads = jax.tree.map(lambda a: a / count, gradient(trained, rest, batch, state.step))
+        batch = {**batch, "share": batch["valid"] / jnp.maximum(1, jnp.sum(batch["valid"]))}
+        loss, grads = gradient(trained, rest, batch, state.step)
         grads = hold_split(grads, sharding)
         norm = optax.tree.norm(grads)
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
         asked = jnp.zeros(WISHES, jnp.int32) if asks is None else asks.max(axis=0)
         halted = (asked[HALT] > 0) | (bad if on_nan == "stop" else False)
         halted = halted if before is None else halted | before.halted
-        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
-        model = observe(joined(optax.apply_updates(trained, updates), rest), batch)
-        new = (model, opt_state)
-        kept = jax.tree.map(lambda n, o: jnp.where(bad | halted, o, n), new, (state.model, state.opt_state))
+        void = bad | halted
+        updates, opt_state = update(grads, state.opt_state, trained, void=void)
+        new = observe(joined(optax.apply_updates(trained, updates), rest), batch)
+        model, opt_state = choose(void, (state.model, state.opt_state), (new, opt_state))
         metrics = {
             "train/loss": loss,
             "train/grad_norm": norm,
-            "train/param_norm": optax.tree.norm(nnx.state(state.model, nnx.Param)),
+            "train/param_norm": optax.tree.norm(nnx.state(model, nnx.Param)),
             "train/learning_rate": jnp.asarray(rate(state.step), jnp.float32),
         }
-        return hold_split(TrainState(state.step + ~halted, *kept), sharding), metrics, Control(asked, bad, halted)
+        kept = hold_split(TrainState(state.step + ~halted, model, opt_state), sharding)
+        return kept, metrics, Control(asked, bad, halted)
 
     return jax.jit(step, donate_argnums=0)
