@@ -6,7 +6,7 @@ The layers of a model are one stack, so a bias has two dimensions here: every ru
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,13 +69,21 @@ def build_optimizer(
     return optax.partition({"trained": update, "fixed": optax.set_to_zero()}, trained_or_fixed)
 
 
+class AdamSlots(NamedTuple):
+    """The slots of `scale_by_adam`, named as Optax's; a type of its own, since these alone mind a void step."""
+
+    count: jax.Array
+    mu: Any
+    nu: Any
+
+
 def choose(void: Any, old: Any, new: Any) -> Any:
-    """Choose the old arrays of a tree where a step is `void`, a scalar; but Adam's slots have chosen already."""
+    """Choose the old arrays of a tree where a step is `void`, a bool scalar; but `AdamSlots` have chosen already."""
 
     def one(old, new):
-        return new if isinstance(new, optax.ScaleByAdamState) else jnp.where(void, old, new)
+        return new if isinstance(new, AdamSlots) else jnp.where(void, old, new)
 
-    return jax.tree.map(one, old, new, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
+    return jax.tree.map(one, old, new, is_leaf=lambda node: isinstance(node, AdamSlots))
 
 
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
@@ -91,12 +99,12 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
             optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2),
         )
         kept = choose(void, (state.count, state.mu, state.nu), (optax.safe_increment(state.count), *moments))
-        slots = optax.ScaleByAdamState(*kept)
+        slots = AdamSlots(*kept)
         count = optax.safe_increment(state.count)
         mu, nu = optax.tree.bias_correction(slots.mu, b1, count), optax.tree.bias_correction(slots.nu, b2, count)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), slots
 
-    return optax.GradientTransformationExtraArgs(optax.scale_by_adam(b1, b2, eps).init, update)
+    return optax.GradientTransformationExtraArgs(lambda params: AdamSlots(*optax.scale_by_adam().init(params)), update)
 
 
 def for_trained(optimizer: optax.GradientTransformation, frozen: Callable[[Any], bool]) -> optax.GradientTransformation:
