@@ -93,6 +93,9 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
     all, and an update takes half as long again.
     """
 
+    def init(params):
+        return AdamSlots(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
     def update(updates, state, params=None, *, void=False, **extra):
         moments = (
             optax.tree.update_moment(updates, state.mu, b1, 1),
@@ -104,7 +107,7 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         mu, nu = optax.tree.bias_correction(slots.mu, b1, count), optax.tree.bias_correction(slots.nu, b2, count)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), slots
 
-    return optax.GradientTransformationExtraArgs(lambda params: AdamSlots(*optax.scale_by_adam().init(params)), update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def for_trained(optimizer: optax.GradientTransformation, frozen: Callable[[Any], bool]) -> optax.GradientTransformation:
