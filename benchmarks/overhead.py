@@ -2,16 +2,19 @@
 
 In turns: the compiled step alone, on a batch that is on the device; the whole loop around a step that does nothing,
 which is all that the host does for a step (batch to device, agreement, metrics, log lines); and the whole loop around
-the real step. Batches lie ready in memory. The best of all turns counts, since other work only ever adds time.
+the real step. Batches lie ready in memory. Shares are those of one turn, since the machine's speed may change; the
+median over the turns counts, of which every other one has the loop first.
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
@@ -26,7 +29,7 @@ from maejax.training.memory import keep_freed_memory
 from maejax.training.mesh import make_mesh, put_batch
 from maejax.training.optim import build_optimizer
 from maejax.training.schedule import warmup_cosine
-from maejax.training.state import create_state, make_step
+from maejax.training.state import Packed, create_state, make_step
 
 WARM = 5  # steps before the clock runs
 
@@ -50,8 +53,10 @@ def main():
         "index": np.arange(batch_size),
     }  # fmt: skip
 
+    first = create_state(partial(initial_model, model, 0), optimizer, mesh)
+
     def new():
-        return create_state(partial(initial_model, model, 0), optimizer, mesh)
+        return jax.tree.map(jnp.copy, first)
 
     def loop(step_fn):
         """Run the whole loop; return seconds for a step."""
@@ -74,35 +79,38 @@ def main():
 
     def alone():
         """Run the compiled step alone; return seconds for a step."""
-        state, batch, agreement = new(), put_batch(rows, mesh), Agreement(mesh)
+        state, batch, agreement = Packed.of(new()), put_batch(rows, mesh), Agreement(mesh)
         control, asks = agreement.first_control(), agreement.asks()
-        for i in range(WARM + given.steps):
-            if i == WARM:
-                jax.block_until_ready(state)
-                begun = time.perf_counter()
-            state, _, control = step(state, batch, control, asks)
+        with jax.set_mesh(mesh):
+            for i in range(WARM + given.steps):
+                if i == WARM:
+                    jax.block_until_ready(state)
+                    begun = time.perf_counter()
+                state, _, control = step(state, batch, control, asks)
         jax.block_until_ready(state)
         return (time.perf_counter() - begun) / given.steps
 
     with jax.set_mesh(mesh):
-        found = jax.eval_shape(step, new(), put_batch(rows, mesh), Agreement(mesh).first_control(), None)[1]
+        metrics = jax.eval_shape(step, new(), put_batch(rows, mesh), Agreement(mesh).first_control(), None)[1]
 
     def do_nothing(state, batch, before, asks):
-        return state, {name: batch["images"][0, 0, 0, 0].astype("float32") for name in found}, before
+        return state, {name: batch["images"][0, 0, 0, 0].astype("float32") for name in metrics}, before
 
     nothing = jax.jit(do_nothing, donate_argnums=0)
-    best = {"step": np.inf, "host": np.inf, "loop": np.inf}
-    for _ in range(given.turns):
-        with jax.set_mesh(mesh):
-            best["step"] = min(best["step"], alone())
-        best["host"] = min(best["host"], loop(nothing))
-        best["loop"] = min(best["loop"], loop(step))
-        ms = {name: 1e3 * seconds for name, seconds in best.items()}
+    found = {"outside the step": [], "if nothing overlapped": []}
+    for turn in range(given.turns):
+        times = {}
+        for what in ("step", "loop") if turn % 2 else ("loop", "step"):
+            times[what] = alone() if what == "step" else loop(step)
+        host, inside, whole = loop(nothing), times["step"], times["loop"]
+        found["outside the step"].append(1 - inside / whole)
+        found["if nothing overlapped"].append(host / (inside + host))
         print(
-            f"best so far: step alone {ms['step']:.2f} ms, host's work {ms['host']:.2f} ms, loop {ms['loop']:.2f} ms; "
-            f"outside the step {1 - best['step'] / best['loop']:.1%} of the loop, "
-            f"{best['host'] / (best['step'] + best['host']):.1%} if nothing overlapped", flush=True,
+            f"turn {turn + 1}: step alone {1e3 * inside:.2f} ms, host's work {1e3 * host:.2f} ms, "
+            f"loop {1e3 * whole:.2f} ms", flush=True,
         )  # fmt: skip
+    for name, shares in found.items():
+        print(f"{name}: {statistics.median(shares):.1%} of the loop ({min(shares):.1%} to {max(shares):.1%})")
 
 
 if __name__ == "__main__":

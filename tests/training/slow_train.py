@@ -50,8 +50,9 @@ def noting_step(losses, optimizer, rate, grad_accum, draw, *rest):
     """Make a step that also notes what it was given."""
     step_fn, masks = make_step(losses, optimizer, rate, grad_accum, draw, *rest), None
 
-    def step(state, batch, *more):
+    def step(packed, batch, *more):
         nonlocal masks
+        state = packed.state
         masks = masks or jax.jit(lambda *given: draw(*given)["order"], out_shardings=batch["images"].sharding)
         number = int(jax.device_get(state.step))
         order = {shard.index[0].start or 0: shard.data for shard in masks(batch, state.step).addressable_shards}
@@ -64,7 +65,7 @@ def noting_step(losses, optimizer, rate, grad_accum, draw, *rest):
             file.write(json.dumps(note) + "\n")
         if number == int(os.environ.get("STOP_AT", "-1")) and jax.process_index() == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step_fn(state, batch, *more)
+        return step_fn(packed, batch, *more)
 
     return step
 

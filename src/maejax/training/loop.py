@@ -19,7 +19,7 @@ from maejax.training.mesh import gather, put_batch
 from maejax.training.meter import Meter
 from maejax.training.pace import Pace, describe
 from maejax.training.processes import first_line, lost_peers, name_of
-from maejax.training.state import HALT, SAVE, STOP, Control, TrainState
+from maejax.training.state import HALT, SAVE, STOP, Control, Packed, TrainState
 from maejax.training.trace import Trace
 
 QUEUED = 2  # steps handed to the device before the first of them is done; each holds a batch in its memory
@@ -81,7 +81,7 @@ def fit(
 
     Args:
         state: at step `start`; its memory is given up.
-        step_fn: `(state, batch, control, asks) -> (state, metrics, control)`, see `make_step`.
+        step_fn: `(state, batch, control, asks) -> (state, metrics, control)` on a `Packed` state, see `make_step`.
         batches: this host's rows of the global batches `start`, `start` + 1, ...
         mesh: the devices.
         start, stop: steps.
@@ -109,6 +109,7 @@ def fit(
     meter = Meter(batch_size, stop, flop)
     agreement = Agreement(mesh)
     pace, slow = Pace(mesh), None
+    packed = Packed.of(state)
     running: deque[Running] = deque()
     skipped, halted_at = 0, None
 
@@ -128,7 +129,7 @@ def fit(
             if bad and halted:
                 checkpoints.wait()
                 with jax.transfer_guard("allow"):
-                    reason = explain(state, done.step, done.rows)
+                    reason = explain(packed.state, done.step, done.rows)
                 raise TrainingError(f"{not_finite(metrics, done.step)}; {reason}; {kept(checkpoints)}; {ADVICE}")
             if bad:
                 log.say(f"{not_finite(metrics, done.step)}; no update was made")
@@ -166,16 +167,16 @@ def fit(
             if due or done or agreement.any() or step % save_interval == 0:
                 settle()  # may bring to light what other processes ask for
             if agreement.has(HALT):
-                step = int(jax.device_get(state.step))
+                step = int(jax.device_get(packed.state.step))
                 here = here if halted_at is None else halted_at.position
-                checkpoints.save(state, step, merge(gather(here, mesh)))
+                checkpoints.save(packed.state, step, merge(gather(here, mesh)))
                 checkpoints.wait()
                 raise failure or TrainingError(f"the input of another process failed; step {step} was saved")
             judged, fault = not due, None
             if due and evaluate is not None and not agreement.has(STOP):
                 found = None
                 try:
-                    found = evaluate(state, step, partial(agreement.watch, stop=stop_asked))
+                    found = evaluate(packed.state, step, partial(agreement.watch, stop=stop_asked))
                 except Stopped:
                     pass  # whoever goes on with this run evaluates
                 except Exception as error:  # whatever it is: the state is saved before it goes its way
@@ -190,7 +191,7 @@ def fit(
                 meter.restart(step)
                 pace.restart()
             if done or agreement.any() or fault or (step > start and step % save_interval == 0):
-                checkpoints.save(state, step, merge(gather(here, mesh)))
+                checkpoints.save(packed.state, step, merge(gather(here, mesh)))
                 saved_at = time.monotonic()
                 agreement.clear(SAVE)
             if fault is not None:
@@ -198,7 +199,7 @@ def fit(
                 log.say(f"the evaluation of step {step} failed; {kept(checkpoints)}")
                 raise fault
             if done or agreement.has(STOP):
-                return state, done and judged
+                return packed.state, done and judged
             if trace is not None and trace.turns(step):
                 settle()
                 trace.turn(step)
@@ -221,7 +222,7 @@ def fit(
                     finish_one()
                 batch, asks = put_batch(rows, mesh), agreement.asks()
                 with pace.waiting("device"):
-                    state, metrics, control = step_fn(state, batch, control, asks)
+                    packed, metrics, control = step_fn(packed, batch, control, asks)
                 step += 1
                 running.append(Running(step, rows, here, metrics, control))
             if step == start + 1:

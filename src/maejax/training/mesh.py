@@ -68,8 +68,8 @@ def gather_unstacked(model: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(gather, model)
 
 
-def put_rows(rows: np.ndarray, mesh: Mesh) -> jax.Array:
-    """Put this host's rows of a global array on its devices; works for any number of hosts."""
+def put_rows(rows: Any, mesh: Mesh) -> Any:
+    """Put this host's rows of a global array, or of a tree of them, on its devices; works for any number of hosts."""
     with jax.transfer_guard_host_to_device("allow"):  # JAX does not count this as the explicit transfer that it is
         return jax.make_array_from_process_local_data(split(mesh), rows)
 
@@ -103,7 +103,7 @@ def by_process(rows: Any, mesh: Mesh) -> np.ndarray:
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Put this host's rows of a global batch on its devices; works for any number of hosts."""
-    return {name: put_rows(rows, mesh) for name, rows in batch.items()}
+    return put_rows(batch, mesh)
 
 
 def first_rows(batch: dict[str, np.ndarray], count: int, mesh: Mesh) -> dict[str, np.ndarray]:
