@@ -44,7 +44,7 @@ def test_traffic_counts_tiles_slices_and_turns():
         "product": (TURNS, LAYER),  # one layer of the stack; x and the product are on the chip
         "stored": (TURNS, SAVED),  # written in place
         "scattered": (1, GRADIENT + PART),
-        "kernel": (1, 2 * X),
+        "kernel": (1, 2 * X),  # given the same array twice, of which it reads one part each
     }
     assert walked.unknown_loops == walked.kernels == []
     assert walked.nbytes == X + TURNS * (LAYER + SAVED) + GRADIENT + PART + 2 * X

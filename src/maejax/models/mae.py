@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maejax.models.masking import visible_patches
-from maejax.models.patches import patchify, take_patches
+from maejax.models.patches import take_patches
 from maejax.models.vit import (
     Transformer,
     VisionTransformer,
@@ -106,7 +106,7 @@ class MaskedAutoencoder(nnx.Module):
         return self.encoder.attention(x, layer)
 
     def __call__(self, x: jax.Array, order: jax.Array, key: jax.Array | None = None) -> Output:
-        """Hide, predict and score: x [B, H, W, C] normalised, order [B, N] int32, the first K patches are visible."""
+        """Hide, predict and score: x [B, H, W, C] uint8 or normalised, order [B, N] int32, the first K are visible."""
         encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
         latent = self.encoder(x, order[:, : self.visible], encoder_key)
         prediction = self.decode(latent, order, decoder_key)
@@ -129,7 +129,7 @@ class MaskedAutoencoder(nnx.Module):
 
     def target(self, x: jax.Array, order: jax.Array) -> jax.Array:
         """Cut out the pixels of the hidden patches [B, N - K, P], normalised per patch if `norm_pix` (float32)."""
-        target = take_patches(patchify(x, self.patch_size), order[:, self.visible :]).astype(jnp.float32)
+        target = self.encoder.cut(x, order[:, self.visible :]).astype(jnp.float32)
         if not self.norm_pix:
             return target
         mean, variance = target.mean(-1, keepdims=True), target.var(-1, ddof=1, keepdims=True)

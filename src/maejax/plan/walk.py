@@ -2,8 +2,8 @@
 
 XLA's own `cost_analysis` counts a loop's body once and copies that never leave the chip, so it is not used. Rules here:
 
-- Only arrays in memory space 0 (HBM) count, each by its size in whole tiles. An instruction reads its operands and
-  writes its result. What only renames (tuples, bitcasts) or waits (`-done`) costs nothing.
+- Only arrays in memory space 0 (HBM) count, each by its size in whole tiles. An instruction reads each of its operands
+  once and writes its result. What only renames (tuples, bitcasts) or waits (`-done`) costs nothing.
 - A fusion that reads an operand by slices alone reads those slices; one that writes a slice into its operand in place
   writes that slice. So do `slice-start` and `dynamic-slice`.
 - A loop's body counts as often as its condition says; a branch counts as the dearest of its cases.
@@ -183,7 +183,10 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
     if opcode.endswith("-start"):  # a collective: its result holds its operands too
         return _hbm(instruction.shapes)
     if opcode != "fusion":
-        return sum(_hbm(operand.shapes) for operand in operands) + _hbm(instruction.shapes)
+        # A kernel that is given one array several times reads other parts of it each time.
+        return sum(_hbm(operand.shapes) for operand in {each.name: each for each in operands}.values()) + _hbm(
+            instruction.shapes
+        )
     called, first, last = instruction.called[0], 0, len(operands)
     results = range(len(instruction.shapes))
     passing = instruction.number("operand_original_start"), instruction.number("operand_original_end")

@@ -164,7 +164,7 @@ def explain(
         noise_key = jax.random.fold_in(jax.random.key(config.seeds.noise_seed), step - 1)
         order = masking.random(noise_key, count * jax.process_count(), model.patches)
         order = np.asarray(order)[process * count :][:count]
-        losses = np.asarray(model(model.normalize(rows["images"]), order).loss)
+        losses = np.asarray(model(rows["images"], order).loss)
         bad = np.flatnonzero(rows["valid"] & ~np.isfinite(losses))
         bad = bad if len(bad) else np.flatnonzero(rows["valid"])
         where = first_bad_layer(model, rows["images"][bad], order[bad])
@@ -190,7 +190,7 @@ def draw_masks(batch, step: jax.Array, *, noise_seed: int, patches: int):
 def sample_losses(model: MaskedAutoencoder, batch, turn, *, dropout_seed: int) -> jax.Array:
     """Compute the loss of every sample [B] under its mask; dropout is a function of (seed, turn) alone."""
     dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), turn)
-    return model(model.normalize(batch["images"]), batch["order"], dropout_key).loss
+    return model(batch["images"], batch["order"], dropout_key).loss
 
 
 def describe(config: Config, source: Source | Stream, peak: float, state: TrainState) -> str:

@@ -48,7 +48,7 @@ class Validation:
 
     def _loss_and_count(self, model, batch):
         order = fixed_order(self.seed, batch["index"], model.patches)
-        losses = model(model.normalize(batch["images"]), order).loss
+        losses = model(batch["images"], order).loss
         return jnp.sum(losses * batch["valid"]), jnp.sum(batch["valid"])
 
     def __call__(self, state: TrainState, step: int, watch: Watch = iter) -> dict[str, float]:
