@@ -31,7 +31,7 @@ def no_compilation(monkeypatch):
     [
         (["--train-dataset-shards", ""], "--train-dataset-shards is missing"),
         (["--train-dataset-shards", "nowhere/{00..03}.tar"], "nowhere/00.tar"),
-        (["--train-dataset-shards", "gs://bucket/a.tar"], r"a.tar: reading gs:.* pip install 'maejax\[gcs\]'"),
+        (["--train-dataset-shards", "s3://bucket/a.tar"], r"a.tar: s3:// needs .* pip install 'maejax\[s3\]'"),
         (["--patch-size", "5"], "patches of 5 pixels do not divide an image of 16 x 16"),
         (["--heads", "3"], "3 heads do not divide a width of 16"),
         (["--image-mask-ratio", "1.5"], "mask ratio 1.5"),
@@ -48,7 +48,7 @@ def no_compilation(monkeypatch):
         (["--random-erasing", "0.25"], "--random-erasing 0.25: pre-training has no classifier"),
         (["--auto-augment", "rand-m9", "--channels", "4"], "--auto-augment rand-m9 changes images of 1 or 3 channels"),
         (["--save-interval", "0"], "--save-interval 0: give at least 1"),
-        (["--output-dir", "gs://bucket/runs"], "--output-dir gs://bucket/runs: .* mount the bucket"),
+        (["--output-dir", "s3://bucket/runs"], r"--output-dir s3://bucket/runs: s3:// .* pip install 'maejax\[s3\]'"),
         (["--resume", "must"], "no checkpoint to resume from"),
         (["--pretrained-ckpt", "nothing"], "nothing does not exist: name a run directory"),
         (["--color-jitter", "0.4", "--channels", "4"], "--color-jitter works on 1 or 3 channels"),

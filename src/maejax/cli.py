@@ -474,7 +474,7 @@ def doctor(
     """Look whether this machine is ready to train; exit code 1 if something fails.
 
     Args:
-        output_dir: Folder of runs: whether it takes all that a run writes.
+        output_dir: Folder of runs, or its address: whether it takes all that a run writes.
         bucket: Address in a bucket, such as gs://mine/sets, below which a small file is written, read and deleted.
         train_dataset_shards: Images to measure the loader with. Empty: some are drawn.
         consume: Images a second that the model takes from this host: says whether the loader keeps up.
@@ -485,7 +485,7 @@ def doctor(
     from maejax.tasks import doctor as task
 
     checks = task.run(
-        Console(stderr=True), output_dir=Path(output_dir), bucket=bucket, shards=train_dataset_shards, consume=consume,
+        Console(stderr=True), output_dir=output_dir, bucket=bucket, shards=train_dataset_shards, consume=consume,
         constraints=constraints,
     )  # fmt: skip
     failed = any(check.status == "fail" for check in checks)
@@ -568,7 +568,9 @@ def leave_processes(code: int) -> int:
 
 def stopped(console: Console, directory: Path) -> int:
     """Say how to go on after a stop."""
-    console.print(f"stopped and saved in {directory}; start the same command again to go on", highlight=False)
+    from maejax.training.remote import shown
+
+    console.print(f"stopped and saved in {shown(directory)}; start the same command again to go on", highlight=False)
     return STOPPED
 
 

@@ -25,7 +25,7 @@ class Run:
     mode: Literal["pretrain", "linear", "finetune"] = "pretrain"
     """pretrain: masked-autoencoder pre-training. linear: linear probing. finetune: end-to-end fine-tuning."""
     output_dir: str = "runs"
-    """Folder of all runs; this run writes to OUTPUT_DIR/NAME."""
+    """Folder of all runs, or its address in a bucket (gs://, s3://, ...); this run writes to OUTPUT_DIR/NAME."""
     name: str = ""
     """Name of this run and of its folder. Empty: the mode's name."""
     project: str = ""

@@ -11,7 +11,8 @@ import pytest
 
 from maejax.evaluate.features import extract
 from maejax.interop import files, run
-from maejax.interop.pretrained import fetch_weights, load_encoder_arrays, web_address
+from maejax.interop.addresses import fetch_weights, web_address
+from maejax.interop.pretrained import load_encoder_arrays
 from maejax.interop.weights import WeightsError
 from tests.data.server import Server
 
@@ -59,7 +60,7 @@ def test_a_run_is_exported_inspected_converted_and_gone_on_from(train, maejax, i
     served = Path("first.safetensors").read_bytes()
     server.files["/first.safetensors"] = served
     address = server.url + "/first.safetensors"
-    monkeypatch.setattr("maejax.interop.pretrained.CACHE", "cache")
+    monkeypatch.setattr("maejax.interop.addresses.CACHE", "cache")
     for i, source in enumerate(["first.safetensors", address, "runs/first/first-last.msgpack"]):
         flags = [
             "--norm-pix-loss",

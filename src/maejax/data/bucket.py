@@ -1,5 +1,6 @@
 """Bytes of buckets and of every other file system that fsspec knows."""
 
+import logging
 import queue
 import re
 import threading
@@ -26,20 +27,20 @@ def read_bucket(address: str, patience: Patience, stop: threading.Event) -> Gene
     After a failure it goes on from the byte reached. Raises FetchError for a file that is missing, forbidden, or
     changed meanwhile, and where patience is at its end.
     """
-    system, path = _system(address)
+    system, path = open_system(address)
     retry = Retry(patience, stop)
     done, identity = 0, None
     while True:
         try:
             system.invalidate_cache()  # what was listed before may be old
-            info = _within(patience.stall, stop, system.info, path)
+            info = within(patience.stall, stop, system.info, path)
             found = (info.get("size"), info.get("etag") or info.get("ETag"))
             if identity is not None and found != identity:
                 raise FetchError("the file changed while it was read; start again")
             identity = found
-            file = _within(patience.stall, stop, system.open, path, "rb", block_size=4 * CHUNK, cache_type="readahead")
+            file = within(patience.stall, stop, system.open, path, "rb", block_size=4 * CHUNK, cache_type="readahead")
             file.seek(done)
-            while chunk := _within(patience.stall, stop, file.read, CHUNK):
+            while chunk := within(patience.stall, stop, file.read, CHUNK):
                 done += len(chunk)
                 retry.progress()
                 yield chunk
@@ -52,12 +53,12 @@ def read_bucket(address: str, patience: Patience, stop: threading.Event) -> Gene
         except FileNotFoundError:
             raise FetchError("not found; correct the address") from None
         except PermissionError as error:
-            raise FetchError(f"access denied: {_short(error)}; log in, or ask for access") from None
+            raise FetchError(f"access denied: {shorten(error)}; log in, or ask for access") from None
         except Exception as error:  # every file system raises its own
-            retry.wait(_short(error))
+            retry.wait(shorten(error))
 
 
-def _within(seconds: float, stop: threading.Event, function: Callable, *arguments: Any, **named: Any) -> Any:
+def within(seconds: float, stop: threading.Event, function: Callable, *arguments: Any, **named: Any) -> Any:
     """Call a function that may never return: few file systems know a timeout. Raises TimeoutError and Stopped."""
     answers: queue.SimpleQueue = queue.SimpleQueue()
 
@@ -85,46 +86,49 @@ def _within(seconds: float, stop: threading.Event, function: Callable, *argument
 
 def try_bucket(address: str) -> float:
     """Write, read and delete a small file in a folder of a bucket; returns the seconds it took. Raises FetchError."""
-    system, path = _system(address)
-    file, text = f"{path.rstrip('/')}/.maejax-{uuid.uuid4().hex}", b"written by maejax doctor; can be deleted\n"
+    system, path = open_system(address)
+    file, text = f"{path.rstrip('/')}/.maejax-{uuid.uuid4().hex}", b"written by maejax as a trial; can be deleted\n"
     begun, doing = time.monotonic(), "written"
     try:
-        _within(TRIAL_SECONDS, _NEVER, system.pipe_file, file, text)
+        within(TRIAL_SECONDS, _NEVER, system.pipe_file, file, text)
         doing = "read"
-        if _within(TRIAL_SECONDS, _NEVER, system.cat_file, file) != text:
+        if within(TRIAL_SECONDS, _NEVER, system.cat_file, file) != text:
             raise FetchError("what was written reads otherwise")
         doing = "deleted"
-        _within(TRIAL_SECONDS, _NEVER, system.rm_file, file)
+        within(TRIAL_SECONDS, _NEVER, system.rm_file, file)
     except FetchError:
         raise
     except Exception as error:  # every file system raises its own
-        raise FetchError(f"cannot be {doing}: {_short(error)}") from None
+        raise FetchError(f"cannot be {doing}: {shorten(error)}") from None
     return time.monotonic() - begun
 
 
 def list_bucket(pattern: str) -> list[str]:
     """List the files that a pattern stands for, as addresses, sorted; raises FetchError."""
-    system, path = _system(pattern)
+    system, path = open_system(pattern)
     scheme = pattern.partition("://")[0]
     try:
         found = system.glob(path)
     except Exception as error:
-        raise FetchError(f"cannot be listed: {_short(error)}") from None
+        raise FetchError(f"cannot be listed: {shorten(error)}") from None
     return sorted(f"{scheme}://{str(name).lstrip('/')}" for name in found)
 
 
-def _system(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def open_system(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Give the file system of an address, and the path in it; raises FetchError, with the package that is missing."""
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with a trace
     scheme = address.partition("://")[0]
     try:
         return fsspec.core.url_to_fs(address)
     except ImportError:
         extra = _EXTRAS.get(scheme)
         what = f"pip install 'maejax[{extra}]'" if extra else f"install what fsspec needs for {scheme}://"
-        raise FetchError(f"reading {scheme}:// needs a package that is not installed; {what}") from None
+        raise FetchError(f"{scheme}:// needs a package that is not installed; {what}") from None
     except ValueError:
         raise FetchError(f"{scheme}:// is no kind of address known here") from None
 
 
-def _short(error: Exception) -> str:
+def shorten(error: Exception) -> str:
+    """Make a line without secrets of what a file system raised."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return redact(re.sub(r"\s+", " ", first)[:300])

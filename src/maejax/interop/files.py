@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from maejax.interop import huggingface, neutral, original, pickled, run, torch_names
+from maejax.interop.addresses import local
 from maejax.interop.weights import Weights, WeightsError
 
 LAYOUTS = {"maejax": ".safetensors", "original": ".msgpack", "fair": ".pth", "timm": ".pth", "hf": ""}
@@ -49,7 +50,7 @@ def read(
 
 
 def load(path: str | Path, **known: Any) -> Any:
-    """Load a model from any file of weights that `read` knows: an nnx.Module, float32 parameters.
+    """Load a model from any weights that `read` knows, or their address: an nnx.Module, float32 parameters.
 
     A `MaskedAutoencoder` where there is a decoder, a `Classifier` where there is a head, else a `VisionTransformer`.
 
@@ -57,7 +58,7 @@ def load(path: str | Path, **known: Any) -> Any:
         RunError: as `read`.
 
     """
-    return run.model_of(read(path, **known))
+    return run.model_of(read(local(str(path))[0], **known))
 
 
 def write(weights: Weights, path: str | Path, layout: str, *, identity: bool = False) -> list[str]:

@@ -1,31 +1,15 @@
 """Weights to start from: any layout, here or at an address, fitted to another image size or number of channels."""
 
-import hashlib
-import os
-import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from maejax.data.errors import FetchError
-from maejax.data.fetch import read_address, stem_of
-from maejax.data.redact import redact
-from maejax.data.retry import Patience
 from maejax.interop import files
+from maejax.interop.addresses import local
 from maejax.interop.weights import Weights, WeightsError, grid_of
 
-CACHE = "~/.cache/maejax/weights"
 GEOMETRY = ("patch_size", "layers", "dim", "heads", "dec_layers", "dec_dim", "dec_heads")
-
-
-class Fetched(NamedTuple):
-    """A file of weights on this host: where it is, its bytes, and their SHA-256."""
-
-    path: Path
-    size: int
-    sha256: str
 
 
 class Pretrained(NamedTuple):
@@ -39,67 +23,6 @@ class Pretrained(NamedTuple):
     said: str
     normalization: dict[str, list[float]]
     head_norm: float
-
-
-def fetch_weights(address: str, cache_dir: str = "") -> Fetched:
-    """Fetch a file of weights once, and tell its size and checksum.
-
-    Args:
-        address: http(s)://, hf://OWNER/NAME/FILE, gs://, s3:// or what else fsspec knows.
-        cache_dir: where it is kept; empty: ~/.cache/maejax/weights.
-
-    Raises:
-        WeightsError: it cannot be had.
-
-    """
-    folder = Path(cache_dir or CACHE).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = redact(address)
-    name = shown.split("?")[0].rpartition("/")[2]
-    path = folder / f"{stem_of(address).rpartition('.')[2]}-{name}"
-    if not path.exists():
-        part = path.with_name(path.name + f".{threading.get_ident()}.part")
-        try:
-            with part.open("wb") as file:
-                for chunk in read_address(web_address(address), Patience(), threading.Event()):
-                    file.write(chunk)
-            part.replace(path)
-        except FetchError as error:
-            raise WeightsError(f"{shown}: {error}") from None
-        finally:
-            part.unlink(missing_ok=True)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Fetched(path, path.stat().st_size, digest)
-
-
-def web_address(address: str) -> str:
-    """Turn hf://OWNER/NAME[@REVISION]/FILE, a model's file, into its http address; others stay as they are."""
-    if not address.startswith("hf://") or address.startswith("hf://datasets/"):
-        return address
-    parts = address.removeprefix("hf://").removeprefix("models/").split("/", 2)
-    if len(parts) < 3:
-        raise WeightsError(f"{address} is no address of a file; write hf://OWNER/NAME/FILE")
-    name, _, revision = parts[1].partition("@")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    return f"{endpoint}/{parts[0]}/{name}/resolve/{revision or 'main'}/{parts[2]}"
-
-
-def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
-    """Give a path on this host for a path or address, and a line that tells what was fetched, empty if nothing."""
-    if "://" not in str(path):
-        return Path(path).expanduser(), ""
-    fetched = fetch_weights(str(path), cache_dir)
-    if fetched.path.name.endswith("model.safetensors") and str(path).startswith("hf://"):
-        head = str(path).rpartition("/")[0]
-        config = fetch_weights(f"{head}/config.json", cache_dir)
-        together = fetched.path.with_name(fetched.path.name.removesuffix(".safetensors"))
-        together.mkdir(exist_ok=True)
-        for source, name in ((fetched.path, "model.safetensors"), (config.path, "config.json")):
-            (together / name).unlink(missing_ok=True)
-            (together / name).symlink_to(source.absolute())
-        return together, f"{redact(str(path))}: {fetched.size:,} bytes, sha256 {fetched.sha256}"
-    return fetched.path, f"{redact(str(path))}: {fetched.size:,} bytes, sha256 {fetched.sha256}"
 
 
 def load_encoder_arrays(

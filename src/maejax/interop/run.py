@@ -14,6 +14,7 @@ from maejax.models.arrays import named_arrays, with_arrays
 from maejax.models.classifier import Classifier
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.vit import VisionTransformer
+from maejax.training import remote
 from maejax.training.checkpoint import read_model_arrays, saved_steps
 from maejax.training.errors import RunError
 from maejax.training.rundir import best_path, checkpoints_path, read_config
@@ -105,13 +106,16 @@ def locate(path: str | Path) -> tuple[Path, Path]:
         raise RunError(f"{path} {hint}: name a run directory of maejax (such as runs/demo) or one of its checkpoints")
     folders = {folder.absolute(): folder for folder in (checkpoints_path(run), best_path(run))}
     if path.name.isdigit() and path.absolute().parent in folders:
-        if not path.is_dir():
-            raise RunError(f"there is no checkpoint {path}; {path.parent} has {saved_steps(path.parent) or 'none'}")
+        saved = saved_steps(path.parent)
+        if int(path.name) not in saved:
+            raise RunError(
+                f"there is no checkpoint {remote.shown(path)}; {remote.shown(path.parent)} has {saved or 'none'}"
+            )
         return run, path
     folder = folders.get(path.absolute(), checkpoints_path(run))
     steps = saved_steps(folder)
     if not steps:
-        raise RunError(f"{run} has no checkpoint yet")
+        raise RunError(f"{remote.shown(run)} has no checkpoint yet")
     return run, folder / str(steps[-1])
 
 
@@ -128,5 +132,5 @@ def read(path: str | Path) -> Weights:
     arrays = {name: np.asarray(array) for name, array in read_model_arrays(checkpoint).items()}
     arguments = config["model"]
     shapes = model_shapes(arguments)
-    check_shapes(arrays, shapes, str(checkpoint))
+    check_shapes(arrays, shapes, remote.shown(checkpoint))
     return Weights(arrays, arguments, "maejax", f"maejax {config['maejax']}, step {checkpoint.name}")

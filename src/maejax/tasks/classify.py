@@ -42,9 +42,10 @@ from maejax.tasks.training import (
     train_loader,
 )  # fmt: skip
 from maejax.tasks.transfer import Transferred, check_labels, count_classes, match_classes, read_mapping, transfer
+from maejax.training import remote
 from maejax.training.average import restart_average, with_average
-from maejax.training.checkpoint import Checkpoints
 from maejax.training.classification import cross_entropy, is_encoder, observe_features, probe_losses
+from maejax.training.copied import open_checkpoints
 from maejax.training.erasing import erase
 from maejax.training.log import RunLog
 from maejax.training.mesh import first_device, local_copy, make_mesh
@@ -134,6 +135,7 @@ def run(config: Config, console: Console) -> Classified:
 
     """
     check_flags(config)
+    remote.check(config.run.output_dir)
     check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
     train_source, valid_source = open_sources(config)
     arguments = geometry(config, count_classes(config.encoder.labels, train_source, config.data.train_dataset_shards))
@@ -189,9 +191,12 @@ def probe_cached(
     newest, _ = open_directory(config, arguments, train_source)
     optimizer, _, peak = build(config)
     mesh = make_mesh()
-    with Checkpoints(checkpoints_path(directory), 1) as checkpoints, jax.set_mesh(mesh):
+    with (
+        remote.published(directory), open_checkpoints(checkpoints_path(directory), 1) as checkpoints,
+        jax.set_mesh(mesh),
+    ):  # fmt: skip
         if newest:
-            console.print(f"{directory} has its probe already")
+            console.print(f"{remote.shown(directory)} has its probe already")
             shape = abstract_state(init, optimizer, mesh)
             return Classified(directory, checkpoints.restore(shape).state.model, True)  # type: ignore[arg-type]
         state = start(create_state(init, optimizer, mesh))
@@ -202,12 +207,11 @@ def probe_cached(
             partial(rows_of, labels=arguments["labels"]),
             arguments["labels"], config.augment.label_smoothing, train_source.total,
         )  # fmt: skip
+        with RunLog(directory, 0, steps, console) as log:
+            log.write(steps, found.scores[found.rate])
+        cached_probe.write_sweep(directory, found)
         kept = TrainState(jnp.asarray(steps, jnp.int32), found.model, optimizer.init(found.model))  # type: ignore[arg-type]
         checkpoints.save(kept, steps)
-    scores = found.scores[found.rate]
-    with RunLog(directory, 0, steps, console) as log:
-        log.write(steps, scores)
-    cached_probe.write_sweep(directory, found)
     for rate, each in found.scores.items():
         best = ", the best" if rate == found.rate else ""
         console.print(f"rate     {rate:g}: top-1 {each['val/acc1']:.1f}{best}", highlight=False)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from maejax.config import Config, recipe, with_flags
+from maejax.config import Config, ConfigError, recipe, with_flags
 from maejax.data import fashion_mnist
 from maejax.data.augment import build_eval
 from maejax.data.pack import pack
@@ -80,6 +80,8 @@ def run(
     console: Console, *, output_dir: str = "runs", name: str = "demo", seed: int = 0, training_steps: int | None = None
 ) -> dict[str, Any] | None:
     """Run the demo and return what report.json holds; None if a signal stopped it after saving."""
+    if "://" in output_dir:
+        raise ConfigError(f"--output-dir {output_dir}: the demo writes to a folder of this machine; name one")
     config = demo_config(output_dir, name, seed, training_steps)
     directory = Path(output_dir) / name
     watch = Stopwatch()

@@ -10,6 +10,7 @@ from maejax.models.arrays import named_arrays
 from maejax.models.classifier import Classifier
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.vit import Transformer
+from maejax.training.remote import shown
 
 NAMED = 8  # keys listed in a message; the file has all rows
 
@@ -80,7 +81,7 @@ def write_batch(path: Path, rows: dict[str, np.ndarray]) -> str:
         np.savez(path, **rows)  # pyright: ignore[reportArgumentType]
     except OSError as error:
         return f"the batch was not written ({error.strerror})"
-    return f"the batch is in {path}"
+    return f"the batch is in {shown(path)}"
 
 
 def list_keys(keys: list[str]) -> str:

@@ -24,6 +24,7 @@ from maejax.data.pipeline import check_readable
 from maejax.data.shards import Source, open_source
 from maejax.evaluate.loader_speed import measure
 from maejax.tasks.data import keeps_up
+from maejax.training.remote import CACHE
 
 DEVICE_SECONDS = 300  # the chips of a pod come up when all its hosts ask for them, which may be minutes apart
 LOADER_SECONDS = 2.0
@@ -51,7 +52,7 @@ class Check(NamedTuple):
 def run(
     console: Console,
     *,
-    output_dir: Path,
+    output_dir: str,
     bucket: str = "",
     shards: str = "",
     consume: float | None = None,
@@ -61,20 +62,20 @@ def run(
 
     Args:
         console: for progress.
-        output_dir: folder of runs.
+        output_dir: folder of runs, or its address in a bucket.
         bucket: address of a folder in a bucket, as fsspec takes it; "" tries none.
         shards: images to measure the loader with, anything that `maejax train` takes; "" draws some of ImageNet's size.
         consume: what a model takes, images/s on this host.
         constraints: file of `name==version` lines that the installed versions are compared with; "" compares nothing.
 
     """
-    checks = []
+    checks, there = [], "://" in output_dir
     with console.status("") as status:
         for name, check in (
             ("versions", lambda: check_versions(constraints)),
             ("devices", lambda: check_devices(count_chips())),
-            ("disk", lambda: check_disk(output_dir)),
-            ("run folder", lambda: check_folder(output_dir)),
+            ("disk", lambda: check_disk(Path(CACHE).expanduser() if there else Path(output_dir))),
+            ("run folder", lambda: check_bucket(output_dir, "run folder") if there else check_folder(Path(output_dir))),
             *([("bucket", lambda: check_bucket(bucket))] if bucket else []),
             ("loader", lambda: check_loader(shards, consume)),
         ):
@@ -213,15 +214,13 @@ def check_folder(output_dir: Path) -> Check:
     return Check("run folder", "ok", f"{output_dir} takes all that a run writes")
 
 
-def check_bucket(address: str) -> Check:
+def check_bucket(address: str, name: str = "bucket") -> Check:
     """Write, read and delete a small file in a bucket."""
     try:
         seconds = try_bucket(address)
     except FetchError as error:
-        return Check(
-            "bucket", "fail", f"{address}: {error}", "gcloud auth application-default login; or ask for access"
-        )
-    return Check("bucket", "ok", f"{address}: written, read and deleted in {seconds:.1f} s")
+        return Check(name, "fail", f"{address}: {error}", "gcloud auth application-default login; or ask for access")
+    return Check(name, "ok", f"{address}: written, read and deleted in {seconds:.1f} s")
 
 
 def check_loader(shards: str, consume: float | None) -> Check:

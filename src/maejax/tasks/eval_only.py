@@ -12,6 +12,7 @@ from maejax.data.pipeline import check_readable
 from maejax.data.redact import redact
 from maejax.data.shards import open_source
 from maejax.interop import run as runs
+from maejax.interop.addresses import local
 from maejax.interop.pretrained import fetch_pretrained
 from maejax.interop.weights import Weights, WeightsError
 from maejax.models.classifier import Classifier
@@ -19,6 +20,7 @@ from maejax.tasks.accuracy import Accuracy
 from maejax.tasks.flags import check_run_flags, precision
 from maejax.tasks.training import faults_allowed, run_directory
 from maejax.tasks.transfer import match_classes
+from maejax.training import remote
 from maejax.training.mesh import make_mesh, put_same
 from maejax.training.rundir import read_config, write_json
 
@@ -39,6 +41,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         if not value:
             raise ConfigError(f"--eval-only needs {flag}")
     check_run_flags(config, training=False)
+    remote.check(config.run.output_dir)
     source = open_source(data.valid_dataset_shards, cache_dir=data.cache_dir)
     check_readable(source, data.channels)
     weights, said = read_whole(config)
@@ -61,9 +64,11 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         directory = run_directory(config)
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "evaluation.json", result)
+        remote.publish_file(directory / "evaluation.json")
         console.print(
             f"top-1    {scores['val/acc1']:.3f} %, top-5 {scores['val/acc5']:.3f} %, loss {scores['val/loss']:.4f} "
-            f"on {judge.images:,} images\nwritten  {directory / 'evaluation.json'}", highlight=False,
+            f"on {judge.images:,} images\nwritten  "
+            f"{remote.shown(directory / 'evaluation.json')}", highlight=False,
         )  # fmt: skip
     return result
 
@@ -90,7 +95,7 @@ def read_whole(config: Config) -> tuple[Weights, str]:
 def known_classes(path: str) -> tuple[str, ...]:
     """Read the names of the classes that a run of this project was trained on; empty for other files."""
     try:
-        directory, _ = runs.locate(path)
+        directory, _ = runs.locate(local(path)[0])
     except ValueError:
         return ()
     config = read_config(directory)

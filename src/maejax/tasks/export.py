@@ -10,7 +10,7 @@ import numpy as np
 from maejax.config import flags, recipe
 from maejax.evaluate import stablehlo
 from maejax.interop import files, hub, run
-from maejax.interop.pretrained import local
+from maejax.interop.addresses import local
 from maejax.interop.weights import Weights, WeightsError
 from maejax.training.errors import RunError
 from maejax.training.log import read_metrics

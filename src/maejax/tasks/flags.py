@@ -36,11 +36,6 @@ def check_run_flags(config: Config, *, training: bool = True) -> None:
     for name, smallest in least.items():
         if given[name] < smallest:
             raise ConfigError(f"--{name.replace('_', '-')} {given[name]}: give at least {smallest}")
-    if "://" in config.run.output_dir:
-        raise ConfigError(
-            f"--output-dir {config.run.output_dir}: a run is written to a folder; mount the bucket (docs/tpu.md) and "
-            "name the folder in it"
-        )
     if config.data.valid_dataset_shards:
         check_batch("--valid-batch-size", config.data.valid_batch_size, 1, config)
     if not training:

@@ -36,6 +36,7 @@ from maejax.tasks.training import (
 )  # fmt: skip
 from maejax.tasks.validation import Validation
 from maejax.tasks.weights import export_original
+from maejax.training import remote
 from maejax.training.mesh import first_device, local_copy
 from maejax.training.state import TrainState, make_step
 from maejax.training.trackers import check_installed
@@ -92,6 +93,7 @@ def run(
 
     """
     check_flags(config)
+    remote.check(config.run.output_dir)
     check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
     model_arguments = geometry(config)
     try:
@@ -126,7 +128,8 @@ def run(
     ), console)  # fmt: skip
     if config.run.export_msgpack and jax.process_index() == 0:
         for path in export_original(trained.directory):
-            console.print(f"exported {path}", highlight=False)
+            remote.publish_file(path)
+            console.print(f"exported {remote.shown(path)}", highlight=False)
     return Pretrained(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
 
 

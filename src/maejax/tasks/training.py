@@ -23,8 +23,10 @@ from maejax.data.shards import Source, open_source, open_stream
 from maejax.data.stream import Stream
 from maejax.models.arrays import array_name, check_arrays
 from maejax.tasks.flags import precision, run_differences, safe_flags, traced_steps
+from maejax.training import remote
 from maejax.training.average import as_evaluated
 from maejax.training.checkpoint import Checkpoints
+from maejax.training.copied import open_checkpoints
 from maejax.training.errors import RunError
 from maejax.training.log import RunLog, evaluated_at
 from maejax.training.loop import Watch, fit
@@ -126,8 +128,9 @@ class Trained:
 
 
 def run_directory(config: Config) -> Path:
-    """Where a run keeps everything."""
-    return Path(config.run.output_dir) / (config.run.name or config.run.mode)
+    """Where a run keeps everything; if that is an address, the folder of this process that stands for it."""
+    output, name = config.run.output_dir, config.run.name or config.run.mode
+    return remote.work_folder(f"{output}/{name}") if "://" in output else Path(output) / name
 
 
 def train(config: Config, recipe: Recipe, console: Console) -> Trained:
@@ -146,8 +149,9 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
     mesh, sharding = make_mesh(), config.machine.sharding
     loader = recipe.loader()
     with (
-        Checkpoints(checkpoints_path(directory), config.run.keep_checkpoints) as checkpoints,
-        Checkpoints(best_path(directory), 1) as best,
+        remote.published(directory),
+        open_checkpoints(checkpoints_path(directory), config.run.keep_checkpoints) as checkpoints,
+        open_checkpoints(best_path(directory), 1) as best,
     ):
         if newest:
             state, start, position = checkpoints.restore(abstract_state(recipe.init, recipe.optimizer, mesh, sharding))
@@ -164,7 +168,7 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
             if recipe.weights:
                 log.say(f"weights  {recipe.weights}")
             if start:
-                log.say(f"continuing {directory} from step {start} of {optimization.training_steps}")
+                log.say(f"continuing {remote.shown(directory)} from step {start} of {optimization.training_steps}")
             log.say(recipe.describe(state))
             log.say(f"loader   {loader.footprint}")
             for problem in source.problems[:5]:
@@ -200,6 +204,7 @@ def open_directory(config: Config, model: dict[str, Any], source: Source | Strea
 
     Raises:
         RunError: it holds another run, or the processes do not share it.
+        TrainingError: a bucket does not answer.
 
     """
     directory = run_directory(config)
@@ -207,12 +212,15 @@ def open_directory(config: Config, model: dict[str, Any], source: Source | Strea
         "maejax": __version__, "flags": safe_flags(config), "model": model, "images": source.total,
         "classes": source.classes,
     }  # fmt: skip
+    remote.refresh(directory)
     newest = open_run(
         directory, written, differences=run_differences(read_config(directory), written), resume=config.run.resume,
         first=jax.process_index() == 0,
     )  # fmt: skip
-    if not everywhere(newest == share(newest) and config_path(directory).exists()):
-        raise RunError(f"the processes see different files in {directory}; --output-dir must be a folder they share")
+    if not everywhere(newest == share(newest) and remote.exists(config_path(directory))):
+        raise RunError(
+            f"the processes see different files in {remote.shown(directory)}; --output-dir must be a folder they share"
+        )
     return newest, written
 
 
@@ -340,5 +348,5 @@ def describe_run(config: Config, source: Source | Stream, peak: float, state: Tr
         f"rate     peak {peak:.3g} = {optimization.learning_rate:g} x {data.train_batch_size} / 256\n"
         f"devices  {jax.device_count()} x {jax.devices()[0].device_kind}"
         f"{f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''}, {config.machine.sharding}\n"
-        f"run      {run_directory(config)}"
+        f"run      {remote.shown(run_directory(config))}"
     )

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from maejax.config import ConfigError
 from maejax.interop import files, run
-from maejax.interop.pretrained import local
+from maejax.interop.addresses import local
 from maejax.interop.weights import Weights, grid_of, table_kind
 from maejax.training.checkpoint import saved_steps
 from maejax.training.rundir import best_path

@@ -6,14 +6,24 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import (
+    Checkpointer,
+    CompositeCheckpointHandler,
+    CompositeOptions,
+    PyTreeCheckpointHandler,
+    args,
+)
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from maejax.models.arrays import check_arrays, named_arrays, with_arrays
+from maejax.training import remote
 from maejax.training.errors import RunError, TrainingError
 from maejax.training.mesh import gather
 from maejax.training.processes import everywhere, first_line
@@ -34,6 +44,13 @@ class Restored(NamedTuple):
     data: Any
 
 
+class Saving(Protocol):
+    """A save in the background."""
+
+    def result(self) -> None:
+        """Wait for it; raises what made it fail."""
+
+
 class Checkpoints:
     """The checkpoints of a run, `<directory>/<step>/`, of which the newest `keep` stay.
 
@@ -49,7 +66,7 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step of every save
         self.directory, self.keep = directory.absolute(), keep
         self.failed: str | None = None
-        self._saving: tuple[int, ocp.AsyncResponse[None]] | None = None
+        self._saving: tuple[int, Saving] | None = None
         self._tidy()
 
     def __enter__(self):
@@ -63,10 +80,14 @@ class Checkpoints:
             raise TrainingError(f"the last save failed, so the newest steps are lost: {self.failed}")
 
     @property
+    def steps(self) -> list[int]:
+        """The steps that were saved whole, oldest first."""
+        return saved_steps(self.directory)
+
+    @property
     def latest(self) -> int | None:
         """The newest step that was saved whole, None if there is none."""
-        steps = saved_steps(self.directory)
-        return steps[-1] if steps else None
+        return self.steps[-1] if self.steps else None
 
     def save(self, state: TrainState, step: int, data: Any = None) -> None:
         """Save a state in the background; the arrays are copied before this returns. Saved steps are not rewritten.
@@ -74,8 +95,7 @@ class Checkpoints:
         `data` is anything that JSON holds, the same in every process, such as the position of the input.
         """
         self.wait()
-        path = self.directory / str(step)
-        if path.is_dir():
+        if step in self.steps:
             return
         parts = parts_of(state)
         full = self._full_disks(parts)
@@ -84,10 +104,13 @@ class Checkpoints:
             return
         beside = {"data": data, "sums": sums_of(parts)}
         try:
-            with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=PATIENCE)):
-                self._saving = step, ocp.save_checkpointables_async(path, parts, custom_metadata=beside)
+            self._saving = step, self._begin(self.directory / str(step), parts, beside)
         except (OSError, ValueError, RuntimeError) as error:
             self._note_failure(step, error)
+
+    def _begin(self, path: Path, parts: dict[str, dict[str, Any]], beside: dict[str, Any]) -> Saving:
+        with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=PATIENCE)):
+            return ocp.save_checkpointables_async(path, parts, custom_metadata=beside)
 
     def wait(self) -> None:
         """Wait for the save in the background, note whether it failed, and delete what is too old."""
@@ -95,13 +118,20 @@ class Checkpoints:
             return
         (step, saving), self._saving = self._saving, None
         try:
-            saving.result()
+            self._finish(saving)
         except Exception as error:  # whatever Orbax, TensorStore or the file system make of it
             self._note_failure(step, error)
             return
         self.failed = None
+        self._keep_newest(step)
+
+    def _finish(self, saving: Saving) -> None:
+        saving.result()
+
+    def _keep_newest(self, step: int) -> None:
+        """Delete what is too old now that a step is saved."""
         if jax.process_index() == 0:
-            for old in saved_steps(self.directory)[: -self.keep]:
+            for old in self.steps[: -self.keep]:
                 self._remove(self.directory / str(old))
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored:
@@ -112,13 +142,14 @@ class Checkpoints:
         Raises:
             RunError: the checkpoint is of another model or optimizer, the message lists what differs; or there is none
                 that can be read.
+            TrainingError: a bucket does not answer.
 
         """
         damaged = []
-        for candidate in reversed(saved_steps(self.directory)) if step is None else [step]:
+        for candidate in reversed(self.steps) if step is None else [step]:
             try:
                 restored = self._read(like, candidate)
-            except RunError:
+            except (RunError, TrainingError):
                 raise
             except Exception as error:  # whatever Orbax, TensorStore or the file system make of it
                 restored, reason = None, first_line(error)
@@ -128,20 +159,21 @@ class Checkpoints:
                 self._set_aside(damaged)
                 return restored
             damaged.append(candidate)
-            _log.error("checkpoint %s is damaged: %s", self.directory / str(candidate), reason)
+            _log.error("checkpoint %s is damaged: %s", remote.shown(self.directory / str(candidate)), reason)
         raise RunError(
-            f"no checkpoint in {self.directory} can be read (tried {', '.join(map(str, damaged)) or 'none'}); "
-            "restore the folder from a copy, or start anew under another --name"
+            f"no checkpoint in {remote.shown(self.directory)} can be read "
+            f"(tried {', '.join(map(str, damaged)) or 'none'}); restore the folder from a copy, or start anew under "
+            "another --name"
         )
 
     def _read(self, like: TrainState, step: int) -> Restored:
-        path = self.directory / str(step)
+        path = remote.bring(self.directory / str(step))
         metadata = ocp.checkpointables_metadata(path)
         for part in ("model", "opt_state"):
             try:
                 check_arrays(getattr(like, part), metadata.metadata[part])
             except ValueError as error:
-                raise RunError(f"checkpoint {path}, {part}: {error}") from None
+                raise RunError(f"checkpoint {remote.shown(path)}, {part}: {error}") from None
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), parts_of(like))
         parts = ocp.load_checkpointables(path, abstract)
         beside: dict[str, Any] = metadata.custom_metadata  # type: ignore[assignment]
@@ -167,18 +199,20 @@ class Checkpoints:
         return shutil.disk_usage(existing).free
 
     def _note_failure(self, step: int, error: Exception) -> None:
-        self.failed = f"checkpoint {step} in {self.directory} was not saved: {first_line(error)}"
+        self.failed = f"checkpoint {step} in {remote.shown(self.directory)} was not saved: {first_line(error)}"
         _log.error("%s; training goes on and will try again", self.failed)
         self._tidy()
 
     def _set_aside(self, steps: list[int]) -> None:
         if jax.process_index() == 0:
             for step in steps:
-                path = self.directory / str(step)
-                shutil.rmtree(path.with_name(f"{step}.damaged"), ignore_errors=True)
-                path.rename(path.with_name(f"{step}.damaged"))
+                self._rename(self.directory / str(step), f"{step}.damaged")
         if steps:
             everywhere(True)  # a barrier: nobody may look before
+
+    def _rename(self, path: Path, name: str) -> None:
+        shutil.rmtree(path.with_name(name), ignore_errors=True)
+        path.rename(path.with_name(name))
 
     def _remove(self, path: Path) -> None:
         hidden = path.with_name(f"{path.name}.deleting")  # half of a deleted checkpoint must not look like a whole one
@@ -205,6 +239,22 @@ def parts_of(state: TrainState) -> dict[str, dict[str, Any]]:
     }
 
 
+def save_alone(path: Path, parts: dict[str, dict[str, np.ndarray]], beside: dict[str, Any]) -> None:
+    """Save the parts of a checkpoint from the first process, while the others do something else.
+
+    Orbax's newer interface has all processes compare their paths in every save, so this is the older one; what it
+    writes is the same.
+    """
+    alone = MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone")
+    handler = CompositeCheckpointHandler(
+        composite_options=CompositeOptions(multiprocessing_options=alone),
+        **{name: PyTreeCheckpointHandler(multiprocessing_options=alone) for name in parts},
+    )
+    with Checkpointer(handler, multiprocessing_options=alone) as writer:
+        saved = args.Composite(**{name: args.PyTreeSave(part) for name, part in parts.items()})
+        writer.save(path, saved, custom_metadata=beside)
+
+
 def sums_of(parts: dict[str, dict[str, Any]]) -> dict[str, int]:
     """Sum the bits of every array, as 32-bit words modulo 2^32: the same in whatever way the array is split."""
     arrays = {f"{part}/{name}": array for part, named in parts.items() for name, array in named.items()}
@@ -218,6 +268,8 @@ def _sums(arrays):
 
 def saved_steps(directory: Path) -> list[int]:
     """List the steps saved in a `checkpoints` folder, oldest first; unfinished saves do not count."""
+    if remote.address_of(directory):
+        return remote.saved_steps(directory)
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
@@ -225,7 +277,8 @@ def saved_steps(directory: Path) -> list[int]:
 
 def read_model_arrays(checkpoint: Path) -> dict[str, jax.Array]:
     """Read the model of one checkpoint, `.../checkpoints/<step>`, as arrays by name on one device."""
-    saved = ocp.checkpointables_metadata(checkpoint.absolute()).metadata["model"]
+    checkpoint = remote.bring(checkpoint.absolute())
+    saved = ocp.checkpointables_metadata(checkpoint).metadata["model"]
     here = SingleDeviceSharding(jax.local_devices()[0])
     wanted = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for name, a in saved.items()}
-    return ocp.load_checkpointables(checkpoint.absolute(), {"model": wanted})["model"]
+    return ocp.load_checkpointables(checkpoint, {"model": wanted})["model"]

@@ -130,6 +130,19 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     return jax.jit(_same, out_shardings=replicated(mesh))(tree)
 
 
+def take_whole(tree: Any, mesh: Mesh) -> Any:
+    """Give the first process every array of a tree whole, in its host memory, and the others None.
+
+    All processes call this together; the devices hold one array more at a time.
+    """
+
+    def take(array: jax.Array) -> np.ndarray | None:
+        whole = array if array.is_fully_replicated else replicate(array, mesh)
+        return np.asarray(whole.addressable_data(0)) if jax.process_index() == 0 else None
+
+    return jax.tree.map(take, tree)
+
+
 def first_device():
     """Compute on this process's first device alone within a `with`, as for a `local_copy`."""
     return jax.set_mesh(_first_device())

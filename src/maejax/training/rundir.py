@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from maejax.training import remote
 from maejax.training.checkpoint import saved_steps
 from maejax.training.errors import RunError
 
@@ -44,22 +45,23 @@ def open_run(
         RunError: the run that is there is another one, or `resume` forbids what would happen.
 
     """
-    steps = saved_steps(checkpoints_path(directory))
+    steps, name = saved_steps(checkpoints_path(directory)), remote.shown(directory)
     if steps and resume == "never":
-        raise RunError(f"{directory} has checkpoints up to step {steps[-1]}; choose another --name, or --resume auto")
+        raise RunError(f"{name} has checkpoints up to step {steps[-1]}; choose another --name, or --resume auto")
     if not steps and resume == "must":
-        raise RunError(f"{directory} has no checkpoint to resume from; check --output-dir and --name, or --resume auto")
+        raise RunError(f"{name} has no checkpoint to resume from; check --output-dir and --name, or --resume auto")
     if steps and differences:
         raise RunError(
-            f"{directory} is a run of another configuration (checkpoint {steps[-1]}): {'; '.join(differences)}. "
+            f"{name} is a run of another configuration (checkpoint {steps[-1]}): {'; '.join(differences)}. "
             "Choose another --name, or give the old flags again"
         )
     if first:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             write_json(config_path(directory), config)
+            remote.publish(directory)
         except OSError as error:
-            raise RunError(f"{directory} cannot be written ({error.strerror}); choose another --output-dir") from None
+            raise RunError(f"{name} cannot be written ({error.strerror}); choose another --output-dir") from None
     return steps[-1] if steps else 0
 
 
