@@ -138,7 +138,8 @@ def take_whole(tree: Any, mesh: Mesh) -> Any:
 
     def take(array: jax.Array) -> np.ndarray | None:
         whole = array if array.is_fully_replicated else replicate(array, mesh)
-        return np.asarray(whole.addressable_data(0)) if jax.process_index() == 0 else None
+        # On CPU an array could be a view of what the next step takes over.
+        return np.array(whole.addressable_data(0)) if jax.process_index() == 0 else None
 
     return jax.tree.map(take, tree)
 
