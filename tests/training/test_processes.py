@@ -3,17 +3,17 @@
 import re
 import signal
 import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from maejax.training import peers
 from maejax.training.checkpoint import saved_steps
 from maejax.training.errors import RunError, TrainingError
 from maejax.training.pace import find_slow
-from maejax.training.peers import meet
+from maejax.training.peers import Peers, meet
 from maejax.training.processes import join
 
 from . import harness
@@ -103,7 +103,7 @@ def test_who_has_not_come_is_named_to_all_that_have():
 
 
 def test_who_has_gone_is_named_to_all_others(monkeypatch):
-    monkeypatch.setattr(peers, "GRACE_SECONDS", 1000.0)  # this process is not to end
+    monkeypatch.setattr(Peers, "_end_in_time", lambda peers: threading.Event().wait())  # this process is never to end
     zero, one, two = meet_all(3, (0, 3), (1, 3), (2, 3))
     host = socket.gethostname()
     assert zero.names == two.names == [f"process {i} ({host})" for i in range(3)]
