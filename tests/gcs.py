@@ -2,12 +2,13 @@
 
 import base64
 import hashlib
-import http.server
 import itertools
 import json
 import re
 import threading
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from .loopback import Loopback, Quiet
 
 OBJECT = re.compile(r"(?:/download)?/storage/v1/b/([^/]+)/o/([^/]+)")
 COPY = re.compile(r"/storage/v1/b/([^/]+)/o/([^/]+)/rewriteTo/b/([^/]+)/o/([^/]+)")
@@ -15,44 +16,29 @@ LIST = re.compile(r"/storage/v1/b/([^/]+)/o")
 UPLOAD = re.compile(r"/upload/storage/v1/b/([^/]+)/o")
 
 
-class Storage(http.server.ThreadingHTTPServer):
+class Storage(Loopback):
     """Keeps `objects`, (bucket, key) -> bytes, of the one bucket `mine`.
 
     `refuse(method, key)` gives a status to fail with, 0 for none; methods are GET, LIST, WRITE and DELETE.
     `environment` is what makes gcsfs come here.
     """
 
-    daemon_threads = True
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.objects, self.refuse, self.lock = {}, lambda method, key: 0, threading.Lock()
         self.uploads, self.numbers = {}, itertools.count(1)
+        super().__init__(_Handler)
         self.environment = {
-            "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{self.server_port}",
+            "STORAGE_EMULATOR_HOST": self.url,
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
             "NO_GCE_CHECK": "true",  # there is nobody to log in to
         }
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def names(self, prefix=""):
         """List the objects, without their bucket."""
         return sorted(key for _, key in list(self.objects) if key.startswith(prefix))
 
-    def handle_error(self, request, client_address):
-        pass  # clients that hang up
 
-    def stop(self):
-        self.shutdown()
-        self.server_close()
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
+class _Handler(Quiet):
     def _handle(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)

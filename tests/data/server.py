@@ -1,40 +1,24 @@
 """A web server on loopback that misbehaves as it is told."""
 
-import http.server
-import threading
 import time
 
+from ..loopback import Loopback, Quiet
 
-class Server(http.server.ThreadingHTTPServer):
+
+class Server(Loopback):
     """Serves `files` (path -> bytes). `plans` (path -> list of moods) says how it treats the first requests of a path.
 
     Moods: a status number; (status, headers); "reset" or "stall" after half of what was asked; "short" says more bytes
     than it sends. `seen` records (path, Range, Authorization) of each request.
     """
 
-    daemon_threads = True
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.files, self.plans, self.seen = {}, {}, []
         self.ranges = True
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def handle_error(self, request, client_address):
-        pass  # clients that hang up
-
-    def stop(self):
-        self.shutdown()
-        self.server_close()
+        super().__init__(_Handler)
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
+class _Handler(Quiet):
     def do_GET(self):
         server, path = self.server, self.path.partition("?")[0]
         server.seen.append((self.path, self.headers.get("Range"), self.headers.get("Authorization")))

@@ -148,6 +148,15 @@ def test_only_masked_patches_are_scored_and_visible_ones_are_seen():
     assert float(jnp.abs(before.loss - after.loss).min()) > 1e-3
 
 
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_bytes_give_what_normalised_images_give(norm_pix_loss):
+    model = tiny(norm_pix_loss=norm_pix_loss, mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.2))
+    images = jax.random.randint(jax.random.key(1), (2, 16, 24, 3), 0, 256).astype(jnp.uint8)
+    order = masking.random(jax.random.key(2), 2, model.patches)
+    ours, theirs = model(images, order), model(model.normalize(images), order)
+    assert relative(ours.prediction, theirs.prediction) < 1e-6 and relative(ours.loss, theirs.loss) < 1e-6
+
+
 def test_every_sample_has_its_own_mask_and_any_ratio_is_exact():
     order = masking.random(jax.random.key(0), 64, 196)
     assert len({tuple(sorted(row)) for row in np.asarray(order)[:, :49].tolist()}) == 64

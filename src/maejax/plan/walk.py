@@ -183,10 +183,9 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
     if opcode.endswith("-start"):  # a collective: its result holds its operands too
         return _hbm(instruction.shapes)
     if opcode != "fusion":
-        # A kernel that is given one array several times reads other parts of it each time.
-        return sum(_hbm(operand.shapes) for operand in {each.name: each for each in operands}.values()) + _hbm(
-            instruction.shapes
-        )
+        # A kernel that is given one array several times reads another part of it each time.
+        distinct = {operand.name: operand for operand in operands}.values()
+        return sum(_hbm(operand.shapes) for operand in distinct) + _hbm(instruction.shapes)
     called, first, last = instruction.called[0], 0, len(operands)
     results = range(len(instruction.shapes))
     passing = instruction.number("operand_original_start"), instruction.number("operand_original_end")

@@ -138,8 +138,7 @@ def take_whole(tree: Any, mesh: Mesh) -> Any:
 
     def take(array: jax.Array) -> np.ndarray | None:
         whole = array if array.is_fully_replicated else replicate(array, mesh)
-        # On CPU an array could be a view of what the next step takes over.
-        return np.array(whole.addressable_data(0)) if jax.process_index() == 0 else None
+        return np.asarray(whole.addressable_data(0)) if jax.process_index() == 0 else None
 
     return jax.tree.map(take, tree)
 
