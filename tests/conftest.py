@@ -27,6 +27,17 @@ ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_sessionfinish():
+    """Clear up: a worker of xdist ends without doing so by itself."""
+    _COMPILED.cleanup()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary(tmp_path_factory):
+    """Keep temporary files where pytest clears them away, for the same reason."""
+    tempfile.tempdir = os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Read a golden file by its stem: groups "a/b" become nested dictionaries."""

@@ -13,9 +13,9 @@ def first(n, split):
 
 
 def test_the_demo_does_the_whole_job(maejax, monkeypatch):
-    # A sixth of the training images will do to judge three steps.
+    # A part of the images will do to judge three steps.
     read = demo.read_split
-    monkeypatch.setattr(demo, "read_split", lambda *split: first(3000, read(*split)))
+    monkeypatch.setattr(demo, "read_split", lambda *split: first(2000, read(*split)))
     code, printed = maejax("demo", "--training-steps", 3)
     assert code == 0, printed
     assert "same encoder, untrained" in printed and "Pre-training" in printed

@@ -4,6 +4,7 @@ Shapes: B batch, Q queries, T tokens, D width.
 """
 
 import functools
+import os
 from typing import Literal, get_args
 
 import jax
@@ -13,6 +14,9 @@ from jax.sharding import PartitionSpec
 from maejax.models.attention_kernel import attend_on_chip, attend_packed_on_chip, fits_kernel
 
 Form = Literal["auto", "xla", "pallas", "cudnn"]
+
+WORTH_PIECES = 2**20  # scores [B, heads, Q, T] of a batch: below, the products take less than a millisecond
+MOST_PIECES = 16  # each is compiled by itself
 
 
 def check_form(form: str) -> None:
@@ -38,7 +42,11 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, form: str = "au
         return on_every_device(functools.partial(attend_on_chip, heads=heads))(q, k, v)
     if chosen == "cudnn":
         return on_every_device(functools.partial(attend_by_cudnn, heads=heads))(q, k, v)
-    return attend_by_products(by_head(q, heads), by_head(k, heads), by_head(v, heads)).reshape(q.shape)
+    pieces = pieces_of(q, k, heads)
+    if pieces == 1:
+        return attend_plainly(q, k, v, heads)
+    parts = zip(*(jnp.split(x, pieces) for x in (q, k, v)), strict=True)
+    return jnp.concatenate([attend_plainly(*part, heads) for part in parts])
 
 
 def attend_packed(qkv: jax.Array, heads: int, form: str = "auto") -> jax.Array:
@@ -127,6 +135,25 @@ def chosen_form(form: str, q: jax.Array, k: jax.Array, heads: int) -> str:
     if form == "cudnn" and platform == "gpu" and q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128:
         return "cudnn"
     return "xla"
+
+
+def attend_plainly(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
+    """Attend as `attend` does, by plain products."""
+    return attend_by_products(by_head(q, heads), by_head(k, heads), by_head(v, heads)).reshape(q.shape)
+
+
+def pieces_of(q: jax.Array, k: jax.Array, heads: int) -> int:
+    """Count the pieces that plain products take a batch in: 1 but on CPU, and there two for each core at the most.
+
+    XLA on CPU computes a batch of small products on one core, but several such batches at once.
+    """
+    batch, queries, _ = q.shape
+    if platform_ahead() != "cpu" or not isinstance(batch, int) or auto_devices() > 1:
+        return 1
+    if batch * heads * queries * k.shape[1] < WORTH_PIECES:
+        return 1
+    most = min(MOST_PIECES, 2 * (os.cpu_count() or 1))
+    return max(pieces for pieces in range(1, most + 1) if batch % pieces == 0)
 
 
 def platform_ahead() -> str:

@@ -273,12 +273,12 @@ def draw_batch(
     augment, seeds = config.augment, config.seeds
     targets = soft_targets(batch["labels"], arguments["labels"], augment.label_smoothing)
     x = normalize(batch["images"], tuple(arguments["mean"]), tuple(arguments["std"]))
-    x = erase(x, step, seed=seeds.shuffle_seed, probability=augment.random_erasing)
+    # Behind a barrier, else XLA draws noise anew for an image and for its partner, and mixes for each product.
+    x = jax.lax.optimization_barrier(erase(x, step, seed=seeds.shuffle_seed, probability=augment.random_erasing))
     x, targets = mix(
         x, targets, batch["valid"], step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix
     )  # fmt: skip
-    x = jax.lax.optimization_barrier(x)  # else XLA draws and mixes anew for each product that reads it
-    return {"x": x, "targets": targets, "valid": batch["valid"]}
+    return {"x": jax.lax.optimization_barrier(x), "targets": targets, "valid": batch["valid"]}
 
 
 def sample_losses(model: Classifier, batch, turn, *, dropout_seed: int, criterion) -> jax.Array:
