@@ -45,8 +45,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, form: str = "au
     pieces = pieces_of(q, k, heads)
     if pieces == 1:
         return attend_plainly(q, k, v, heads)
-    parts = zip(*(jnp.split(x, pieces) for x in (q, k, v)), strict=True)
-    return jnp.concatenate([attend_plainly(*part, heads) for part in parts])
+    qs, ks, vs = (jnp.split(x, pieces) for x in (q, k, v))
+    return jnp.concatenate([attend_plainly(*part, heads=heads) for part in zip(qs, ks, vs, strict=True)])
 
 
 def attend_packed(qkv: jax.Array, heads: int, form: str = "auto") -> jax.Array:
