@@ -3,7 +3,7 @@
     python benchmarks/products.py [--rounds 15] [--cores 2]        # needs torch
 
 Each product of a layer's forward and backward pass, in float32, for 8 images of 197 tokens; both sides in turn, ratios
-are those of the same round. The last line is the sum of the medians.
+are those of the same round. The last line is that of the sums of all medians.
 """
 
 import argparse

@@ -61,7 +61,7 @@ def test_kernel_equals_exact_attention_and_so_do_its_gradients(monkeypatch, batc
     exact = exact_attention(*given, heads)
     kernel = value_and_gradients(lambda *qkv: attend_on_chip(*qkv, heads, True), *given)
     plain = value_and_gradients(lambda *qkv: attend(*qkv, heads, "xla"), *given)
-    monkeypatch.setattr(attention, "WORTH_PIECES", 0)
+    monkeypatch.setattr(attention, "FEWEST_SCORES", 0)
     in_pieces = value_and_gradients(lambda *qkv: attend(*qkv, heads, "xla"), *given)
     for found, wanted in zip([*kernel, *plain, *in_pieces], [*exact] * 3, strict=True):
         # Of the largest value, up to 3: how float32 rounds depends on the processor, whose lanes order the sums.

@@ -15,8 +15,9 @@ from maejax.models.attention_kernel import attend_on_chip, attend_packed_on_chip
 
 Form = Literal["auto", "xla", "pallas", "cudnn"]
 
-WORTH_PIECES = 2**20  # scores [B, heads, Q, T] of a batch: below, the products take less than a millisecond
-MOST_PIECES = 16  # each is compiled by itself
+# Each piece of a batch is compiled by itself: no more than these, and none for fewer scores [B, heads, Q, T].
+MOST_PIECES = 16
+FEWEST_SCORES = 2**20
 
 
 def check_form(form: str) -> None:
@@ -150,7 +151,7 @@ def pieces_of(q: jax.Array, k: jax.Array, heads: int) -> int:
     batch, queries, _ = q.shape
     if platform_ahead() != "cpu" or not isinstance(batch, int) or auto_devices() > 1:
         return 1
-    if batch * heads * queries * k.shape[1] < WORTH_PIECES:
+    if batch * heads * queries * k.shape[1] < FEWEST_SCORES:
         return 1
     most = min(MOST_PIECES, 2 * (os.cpu_count() or 1))
     return max(pieces for pieces in range(1, most + 1) if batch % pieces == 0)
