@@ -1,5 +1,7 @@
 """The encoder: initialisation, positions, pooling, precision."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 from flax import nnx
 from jax.scipy.stats import norm
 
+from maejax.models import layers
 from maejax.models.arrays import named_arrays, with_arrays
+from maejax.models.layers import gelu, linear, mlp
 from maejax.models.patches import patchify, sincos_table, unpatchify
-from maejax.models.vit import VisionTransformer, gelu, linear, normalize
+from maejax.models.vit import VisionTransformer, normalize
 
 
 def test_weights_start_as_the_authors_do():
@@ -62,6 +66,26 @@ def test_gelu_is_exact_and_so_is_its_gradient():
     h = jnp.linspace(-6, 6, 101)
     np.testing.assert_allclose(gelu(h), h * norm.cdf(h), atol=1e-6)
     np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(h), norm.cdf(h) + h * norm.pdf(h), atol=1e-6)
+
+
+def test_mlp_by_pieces_of_the_tokens_is_the_same_and_keeps_less(monkeypatch):
+    fc1, fc2 = linear(8, 32, jnp.float32, nnx.Rngs(0)), linear(32, 8, jnp.float32, nnx.Rngs(1))
+    x = jax.random.normal(jax.random.key(0), (4, 13, 8))
+
+    def value(fc1, fc2, x):
+        return jnp.sum(mlp(x, fc1, fc2, "erf") ** 2)
+
+    def found():
+        loss, backward = jax.vjp(value, fc1, fc2, x)
+        kept = [array.shape for array in jax.tree.leaves(backward) if array.shape[-1:] == (32,) and array.ndim == 3]
+        return (loss, backward(1.0)), sorted(kept)
+
+    plain, _ = found()
+    monkeypatch.setattr(layers, "platform_ahead", lambda: "tpu")
+    monkeypatch.setattr(layers, "PIECE_BYTES", 4 * 5 * 32 * 4)  # of 13 tokens, five at the most
+    in_pieces, kept = found()
+    assert kept == [(4, 4, 32), (4, 4, 32), (4, 5, 32)]  # what enters the GELU, and not what leaves it
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), in_pieces, plain)
 
 
 def test_half_precision_layers_sum_in_single_and_do_not_round_their_gradients():

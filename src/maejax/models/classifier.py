@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maejax.models.arrays import named_arrays, with_arrays
-from maejax.models.vit import Constant, VisionTransformer, layer_norm, pooled
+from maejax.models.layers import layer_norm
+from maejax.models.vit import Constant, VisionTransformer, pooled
 
 HEAD_STD, PROBE_STD = 2e-5, 0.01  # authors' code, fine-tuning and linear probing
 BATCH_NORM_EPS = 1e-6  # authors' linear probing

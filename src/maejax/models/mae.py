@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maejax.models.layers import layer_norm, linear
 from maejax.models.masking import visible_patches
 from maejax.models.patches import take_patches
 from maejax.models.vit import (
     Transformer,
     VisionTransformer,
     frozen_if_constant,
-    layer_norm,
-    linear,
     positions,
     token,
 )
