@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from maejax.models.attention_kernel import attend_on_chip, attend_packed_on_chip, fits_kernel
+from maejax.models.devices import auto_devices, platform_ahead, tpu_ahead
 
 Form = Literal["auto", "xla", "pallas", "cudnn"]
 
@@ -35,8 +36,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, form: str = "au
     """Attend with queries q [B, Q, D] over keys and values k, v [B, T, D], split into `heads`: [B, Q, D].
 
     `form`: "pallas", the TPU kernel of `attention_kernel`; "cudnn", the fused attention of NVIDIA's library; "xla",
-    plain matrix products. "auto" takes the kernel on TPU and plain products elsewhere. All compute the same, softmax in
-    float32; where a form does not fit the device or the sizes, plain products step in.
+    plain matrix products. "auto" takes the kernel on TPU from v4 on and plain products elsewhere. All compute the same,
+    softmax in float32; where a form does not fit the device or the sizes, plain products step in.
     """
     chosen = chosen_form(form, q, k, heads)
     if chosen == "pallas":
@@ -126,14 +127,20 @@ def attend_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax
 
 def chosen_form(form: str, q: jax.Array, k: jax.Array, heads: int) -> str:
     """Tell which form runs: "xla" where the one that was asked for fits neither the device nor the sizes."""
-    platform, (batch, queries, dim) = platform_ahead(), q.shape
+    batch, queries, dim = q.shape
     if not isinstance(batch, int) or batch % auto_devices():
         return "xla"  # a file for any batch and platform, or rows that do not divide over the devices
-    if form in ("auto", "pallas") and platform == "tpu" and fits_kernel(queries, k.shape[1], dim, heads):
+    if form in ("auto", "pallas") and tpu_ahead() and fits_kernel(queries, k.shape[1], dim, heads):
         return "pallas"
     # cuDNN knows half precision and heads of a multiple of 8 up to 128 channels.
     head_dim = dim // heads
-    if form == "cudnn" and platform == "gpu" and q.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= 128:
+    if (
+        form == "cudnn"
+        and platform_ahead() == "gpu"
+        and q.dtype.itemsize == 2
+        and head_dim % 8 == 0
+        and head_dim <= 128
+    ):
         return "cudnn"
     return "xla"
 
@@ -155,18 +162,6 @@ def pieces_of(q: jax.Array, k: jax.Array, heads: int) -> int:
         return 1
     most = min(MOST_PIECES, 2 * (os.cpu_count() or 1))
     return max(pieces for pieces in range(1, most + 1) if batch % pieces == 0)
-
-
-def platform_ahead() -> str:
-    """Name the platform that is compiled for: that of the mesh, which may be described only, or else the default."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
-
-
-def auto_devices() -> int:
-    """Count the devices over which the compiler splits arrays by itself: those of the mesh, outside of a shard_map."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty or mesh.manual_axes else mesh.size
 
 
 def on_every_device(attention):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from maejax.models.attention import auto_devices, platform_ahead
+from maejax.models.devices import auto_devices, platform_ahead, tpu_ahead
 
 # Bytes of a hidden layer that stay on a TPU chip while they are read: a fifth of what it holds beside its registers.
 PIECE_BYTES = 26 * 2**20
@@ -121,8 +121,8 @@ def mlp(x: jax.Array, fc1: Linear, fc2: Linear, gelu: str, rate: float = 0.0, ke
 
     Of the hidden layer, four times as wide as x, what enters the GELU is named "hidden" for `jax.checkpoint`.
 
-    On TPU, where memory is what a step waits for, it is made a piece of the tokens at a time, each small enough to stay
-    on the chip until it was read, and of it what enters the GELU alone is kept for the backward pass.
+    On TPU from v4 on, where memory is what a step waits for, it is made a piece of the tokens at a time, each small
+    enough to stay on the chip until it was read, and of it what enters the GELU alone is kept for the backward pass.
     """
     activate = activation(gelu)
 
@@ -134,7 +134,7 @@ def mlp(x: jax.Array, fc1: Linear, fc2: Linear, gelu: str, rate: float = 0.0, ke
         return fc2(jax.lax.optimization_barrier(activate(hidden)))
 
     fixed = isinstance(x.shape[0], int)  # else a file for any batch is written
-    if platform_ahead() != "tpu" or not fixed or (key is not None and rate > 0):
+    if not tpu_ahead() or not fixed or (key is not None and rate > 0):
         return rest(checkpoint_name(fc1(x), "hidden"))
     x, rest = x.astype(fc1.dtype), jax.checkpoint(rest_from_memory)
     pieces = jnp.split(x, piece_ends(x, fc1.out_features), axis=1)

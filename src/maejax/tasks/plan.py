@@ -141,7 +141,8 @@ def image_flop(config: Config) -> int:
 def compile_step(config: Config, target: Target) -> Compiled:
     """Compile the step that training would run on the target."""
     mesh = target.mesh
-    init, optimizer, step = task_of(config).build_step(config, model_arguments(config))
+    with jax.set_mesh(mesh):
+        init, optimizer, step = task_of(config).build_step(config, model_arguments(config))
     state = abstract_state(init, optimizer, mesh, config.machine.sharding)
     inputs = abstract_inputs(
         mesh, config.data.train_batch_size, (*config.image_shape, config.data.channels), config.run.mode != "pretrain"

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from maejax.models.arrays import joined, parted
+from maejax.models.devices import platform_ahead
 from maejax.training.mesh import Sharding, gather_unstacked, hold_split, place_state
 from maejax.training.optim import choose
 
@@ -20,6 +21,9 @@ OnNan = Literal["stop", "skip"]
 
 STOP, SAVE, HALT = 0, 1, 2  # what a process may ask of all; HALT: it has no batch, so this step must not count
 WISHES = 3
+
+# Else the compiler makes of a product whose result is split over many chips a loop of small messages (docs/plan.md).
+TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
 @jax.tree_util.register_dataclass
@@ -174,4 +178,4 @@ def make_step(
         kept = hold_split(TrainState(state.step + ~halted, model, opt_state), sharding)
         return Packed.of(kept) if isinstance(given, Packed) else kept, metrics, Control(asked, bad, halted)
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=TPU_OPTIONS if platform_ahead() == "tpu" else None)
