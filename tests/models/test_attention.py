@@ -89,7 +89,7 @@ def test_kernel_in_half_precision_sums_in_single():
 @pytest.fixture
 def interpreted(monkeypatch):
     """Run the TPU's kernel on the four CPU devices."""
-    monkeypatch.setattr(attention, "platform_ahead", lambda: "tpu")
+    monkeypatch.setattr("maejax.models.devices.platform_ahead", lambda: "tpu")
     for kernel in (attend_on_chip, attend_packed_on_chip):
         monkeypatch.setattr(attention, kernel.__name__, functools.partial(kernel, interpret=True))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
