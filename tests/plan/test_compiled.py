@@ -1,17 +1,22 @@
 """A step compiled for a TPU that is not here; needs the TPU's compiler (`pip install 'maejax[tpu]'`), not a TPU."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from flax import nnx
 
 from maejax.config import Config, with_flags
 from maejax.interop.run import abstract_model
-from maejax.plan.compiled import read_shortage
+from maejax.models.vit import Transformer
+from maejax.plan.compiled import compile_for, read_shortage
 from maejax.plan.hlo import parse
 from maejax.plan.target import find_target
 from maejax.plan.walk import walk
 from maejax.tasks.plan import compile_apart
 from maejax.tasks.pretrain import geometry
+from maejax.training.mesh import split
+from maejax.training.optim import build_optimizer
+from maejax.training.state import abstract_state, make_step
 
 SMALL = {
     "image_size": "32", "patch_size": 8, "dim": 128, "layers": 2, "heads": 2, "dec_dim": 128, "dec_layers": 1,
@@ -56,3 +61,27 @@ def test_step_on_four_chips(sharding, monkeypatch):
         assert not {"reduce-scatter bf16", "all-reduce bf16"} & set(sent)
         assert sent["reduce-scatter f32"] > 0
         assert sent.get("collective-permute f32", 0) < 0.05 * sent["reduce-scatter f32"]
+
+
+@pytest.mark.slow
+def test_a_product_split_over_many_chips_is_no_loop_of_messages(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    pytest.importorskip("libtpu", reason="pip install 'maejax[tpu]'")
+    mesh, optimizer = find_target("v4-64").mesh, build_optimizer("adamw", lambda step: 1e-3, weight_decay=0.05)
+
+    def init():
+        return Transformer(
+            1, 512, 4, layerscale=False, dropout=0.0, droppath=0.0, remat=False, scan=True, dtype=jnp.bfloat16,
+            rngs=nnx.Rngs(0),
+        )  # fmt: skip
+
+    def losses(model, batch, turn):
+        return jnp.mean(model(batch["x"]).astype(jnp.float32) ** 2, axis=(1, 2))
+
+    shapes = {"x": ((8192, 65, 512), jnp.bfloat16), "valid": ((8192,), bool)}
+    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=split(mesh)) for name, shape in shapes.items()}
+    with jax.set_mesh(mesh):
+        step = make_step(losses, optimizer, lambda step: 1e-3, sharding="fsdp")
+    compiled = compile_for(mesh, step, (abstract_state(init, optimizer, mesh, "fsdp"), batch))
+    kinds = {kind for kind, _ in walk(parse(compiled.text)).messages}
+    assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}  # 520 permutations without `TPU_OPTIONS`
