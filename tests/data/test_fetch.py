@@ -122,13 +122,13 @@ def test_readers_follow_while_it_grows(server, tmp_path):
 def test_kept_shards_are_fetched_once_and_checked_by_length(server, fetched, tmp_path):
     server.files["/a/s.tar"] = BODY
     for _ in range(2):
-        assert fetched(f"{server.url}/a/s.tar?sig=abc", keep=True) == BODY
+        assert fetched(f"{server.url}/a/s.tar?sig=secret", keep=True) == BODY
     assert fetched(f"{server.url}/a/s.tar?sig=signed-anew", keep=True) == BODY
     assert len(server.seen) == 1
     (kept,) = (tmp_path / "spool").glob("*.tar")
-    assert kept.name.startswith("s.") and "abc" not in kept.name
+    assert kept.name.startswith("s.") and "secret" not in kept.name
     kept.write_bytes(BODY[:1000])
-    assert fetched(f"{server.url}/a/s.tar?sig=abc", keep=True) == BODY
+    assert fetched(f"{server.url}/a/s.tar?sig=secret", keep=True) == BODY
     assert len(server.seen) == 2
 
 
