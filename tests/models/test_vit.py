@@ -86,6 +86,8 @@ def test_mlp_by_pieces_of_the_tokens_is_the_same_and_keeps_less(monkeypatch):
     in_pieces, kept = found()
     assert kept == [(4, 4, 32), (4, 4, 32), (4, 5, 32)]  # what enters the GELU, and not what leaves it
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), in_pieces, plain)
+    monkeypatch.setattr(layers, "MOST_PIECES", 2)
+    assert layers.piece_ends(x, 32) == []
 
 
 def test_half_precision_layers_sum_in_single_and_do_not_round_their_gradients():

@@ -15,6 +15,7 @@ from maejax.models.devices import auto_devices, platform_ahead, tpu_ahead
 
 # Bytes of a hidden layer that stay on a TPU chip while they are read: a fifth of what it holds beside its registers.
 PIECE_BYTES = 26 * 2**20
+MOST_PIECES = 16  # each is compiled by itself
 
 Dtype = jnp.dtype | type
 
@@ -125,18 +126,17 @@ def mlp(x: jax.Array, fc1: Linear, fc2: Linear, gelu: str, rate: float = 0.0, ke
     enough to stay on the chip until it was read, and of it what enters the GELU alone is kept for the backward pass.
     """
     activate = activation(gelu)
-
-    def rest(hidden):
-        return fc2(dropout(activate(hidden), rate, key))
-
-    def rest_from_memory(hidden):
-        # Else the product with the gradient computes the GELU anew for each tile that it reads.
-        return fc2(jax.lax.optimization_barrier(activate(hidden)))
-
     fixed = isinstance(x.shape[0], int)  # else a file for any batch is written
     if not tpu_ahead() or not fixed or (key is not None and rate > 0):
-        return rest(checkpoint_name(fc1(x), "hidden"))
-    x, rest = x.astype(fc1.dtype), jax.checkpoint(rest_from_memory)
+        hidden = checkpoint_name(fc1(x), "hidden")
+        return fc2(dropout(activate(hidden), rate, key))
+
+    @jax.checkpoint
+    def rest(hidden):
+        # Without the barrier the product with the gradient computes the GELU anew for each tile that it reads.
+        return fc2(jax.lax.optimization_barrier(activate(hidden)))
+
+    x = x.astype(fc1.dtype)
     pieces = jnp.split(x, piece_ends(x, fc1.out_features), axis=1)
     return jnp.concatenate([rest(checkpoint_name(fc1(piece), "hidden")) for piece in pieces], axis=1)
 
@@ -144,9 +144,10 @@ def mlp(x: jax.Array, fc1: Linear, fc2: Linear, gelu: str, rate: float = 0.0, ke
 def piece_ends(x: jax.Array, width: int) -> list[int]:
     """Say where to cut the tokens of x [B, T, D], so that no piece's layer of a `width` is beyond `PIECE_BYTES`.
 
-    It is tokens that are cut since the samples already lie on several devices.
+    It is tokens that are cut since the samples already lie on several devices. Where that takes more than MOST_PIECES,
+    none is cut.
     """
     samples, tokens, _ = x.shape
     nbytes = samples // auto_devices() * tokens * width * x.dtype.itemsize
-    pieces = min(tokens, max(1, math.ceil(nbytes / PIECE_BYTES)))
-    return [tokens * i // pieces for i in range(1, pieces)]
+    pieces = math.ceil(nbytes / PIECE_BYTES)
+    return [tokens * i // pieces for i in range(1, pieces)] if pieces <= min(tokens, MOST_PIECES) else []
