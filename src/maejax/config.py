@@ -165,8 +165,8 @@ class Encoder:
     scan_layers: bool = False
     """Run the layers as one loop: compiles faster, runs slower."""
     attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
-    """How attention is computed, never what: pallas, a kernel for TPU; cudnn, NVIDIA's for GPU; xla, plain products.
-    auto: pallas on TPU, else xla."""
+    """How attention is computed, never what: pallas, a kernel for TPU from v4 on; cudnn, NVIDIA's for GPU; xla, plain
+    products. auto: pallas on TPU from v4 on, else xla."""
 
 
 @dataclass(frozen=True)
