@@ -133,14 +133,8 @@ def chosen_form(form: str, q: jax.Array, k: jax.Array, heads: int) -> str:
     if form in ("auto", "pallas") and tpu_ahead() and fits_kernel(queries, k.shape[1], dim, heads):
         return "pallas"
     # cuDNN knows half precision and heads of a multiple of 8 up to 128 channels.
-    head_dim = dim // heads
-    if (
-        form == "cudnn"
-        and platform_ahead() == "gpu"
-        and q.dtype.itemsize == 2
-        and head_dim % 8 == 0
-        and head_dim <= 128
-    ):
+    fits_cudnn = q.dtype.itemsize == 2 and (dim // heads) % 8 == 0 and dim // heads <= 128
+    if form == "cudnn" and platform_ahead() == "gpu" and fits_cudnn:
         return "cudnn"
     return "xla"
 

@@ -114,7 +114,8 @@ def make_step(
 ):
     """Compile `(state, batch) -> (state, metrics, control)`: mean loss over the valid rows, its gradient, one update.
 
-    A state that is `Packed` comes back packed.
+    A state that is `Packed` comes back packed. The compiler's options are those for the mesh that is set, or for this
+    machine's devices.
 
     A batch has `images`, `valid` and what else `losses` reads, each with B rows; `draw(batch, step)` adds what is
     random for every row, such as its mask, before the batch is taken apart. With `grad_accum` k it is taken in k
