@@ -13,7 +13,7 @@ test: $(VENV)/.installed-test
 
 # The same against PyTorch, timm and transformers themselves.
 peers: $(VENV)/.installed-peers
-	$(BIN)/python -m pytest -n auto tests/interop/test_peers.py tests/data/test_policies.py
+	$(BIN)/python -m pytest -n auto tests/weights/test_peers.py tests/data/test_policies.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check

@@ -17,14 +17,14 @@ import numpy as np
 from rich.console import Console
 
 from maejax.config import recipe, with_flags
-from maejax.data.pack import pack
-from maejax.data.shards import open_source
+from maejax.data.packing import pack
+from maejax.data.sources import open_source
 from maejax.evaluate.feature_file import encoder_of
 from maejax.evaluate.protocols import pair, score, untrained_like
-from maejax.interop.files import load
 from maejax.tasks import classify, eval_only, pretrain
 from maejax.training.memory import keep_freed_memory
 from maejax.training.rundir import write_json
+from maejax.weights.files import load
 
 SPLITS = ("train", "validation", "test")
 PACKED = 96  # short side in pixels: what training decodes again and again

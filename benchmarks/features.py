@@ -17,9 +17,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from maejax.data.shards import open_source
+from maejax.data.sources import open_source
+from maejax.evaluate.encoding import encode
 from maejax.evaluate.feature_file import write_features
-from maejax.evaluate.features import encode
 from maejax.models.vit import VisionTransformer
 
 

@@ -16,10 +16,7 @@ import jax
 from step import WORKLOADS, jax_step
 
 FORMS = ("xla", "cudnn")
-MODELS = {
-    "vit-b": WORKLOADS["vit-b"][0],
-    "vit-l": WORKLOADS["vit-b"][0] | {"dim": 1024, "layers": 24, "heads": 16},
-}
+MODELS = {"vit-b": WORKLOADS["vit-b"][0], "vit-l": WORKLOADS["vit-b"][0] | {"dim": 1024, "layers": 24, "heads": 16}}
 
 
 def main():

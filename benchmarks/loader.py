@@ -34,7 +34,7 @@ from maejax.data.decode import decode, open_image
 from maejax.data.fill import Place
 from maejax.data.order import augment_rng
 from maejax.data.pipeline import Batch, Loader
-from maejax.data.shards import ArraySource, Source, open_source
+from maejax.data.sources import ArraySource, Source, open_source
 from maejax.data.workers import HELD
 
 SIZE, BATCH, SCALE = (224, 224), 256, (0.2, 1.0)
@@ -116,11 +116,7 @@ class Peer:
         command = [python, str(Path(__file__).with_name(script)), *options]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self.process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         hello = json.loads(self.process.stdout.readline())
         self.name = hello["name"]

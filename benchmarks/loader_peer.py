@@ -42,10 +42,7 @@ def raw(shard: str):
 def whole(shard: str, images: int, batch: int, size: int) -> float:
     augment = transform(size)
     samples = wds.DataPipeline(
-        raw(shard),
-        wds.decode("pil"),
-        repeat,
-        wds.map(lambda sample: (augment(sample["jpg"]), sample["cls"])),
+        raw(shard), wds.decode("pil"), repeat, wds.map(lambda sample: (augment(sample["jpg"]), sample["cls"]))
     )
     stream = iter(samples)
     start = time.process_time()

@@ -18,11 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from maejax.interop.run import abstract_model, initial_model
-from maejax.tasks.demo import demo_config
+from maejax.commands.demo import demo_config
 from maejax.tasks.pretrain import draw_masks, geometry, sample_losses
-from maejax.training.agreement import Agreement
 from maejax.training.checkpoint import Checkpoints
+from maejax.training.consensus import Agreement
 from maejax.training.log import RunLog
 from maejax.training.loop import fit
 from maejax.training.memory import keep_freed_memory
@@ -30,6 +29,7 @@ from maejax.training.mesh import make_mesh, put_batch
 from maejax.training.optim import build_optimizer
 from maejax.training.schedule import warmup_cosine
 from maejax.training.state import Packed, create_state, make_step
+from maejax.weights.run_directory import abstract_model, initial_model
 
 WARM = 5  # steps before the clock runs
 

@@ -40,10 +40,7 @@ def measure(sharding: str) -> dict[str, float]:
         step = make_step(_losses, optimizer, rate, sharding=sharding).lower(state, batch)
         found = step.compile().memory_analysis()
     images = IMAGES // jax.device_count() * (224 * 224 * 3 + 1 + 4 * 196)
-    return {
-        "state": (found.argument_size_in_bytes - images) / 2**30,
-        "temporary": found.temp_size_in_bytes / 2**30,
-    }
+    return {"state": (found.argument_size_in_bytes - images) / 2**30, "temporary": found.temp_size_in_bytes / 2**30}
 
 
 def _model(**how):

@@ -21,8 +21,8 @@ import numpy as np
 from maejax.data.faults import Faults
 from maejax.data.fill import Place
 from maejax.data.lanes import Lanes
-from maejax.data.retry import Patience
 from maejax.data.stream import Here, Item, Stream
+from maejax.storage.retry import Patience
 
 CLASSES, WINDOW, BUFFER = 1000, 256, 1000
 

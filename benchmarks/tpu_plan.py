@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maejax.commands.plan import compile_step
 from maejax.config import Config, with_flags
 from maejax.models.flops import train_flop
 from maejax.models.mae import MaskedAutoencoder, Output
@@ -34,7 +35,6 @@ from maejax.plan.estimate import estimate
 from maejax.plan.hlo import parse
 from maejax.plan.target import find_target
 from maejax.plan.walk import walk
-from maejax.tasks.plan import compile_step
 from maejax.tasks.pretrain import draw_masks, geometry
 from maejax.training.optim import build_optimizer
 from maejax.training.state import abstract_state, make_step
@@ -101,7 +101,7 @@ def original_step(config, target):
     draw = partial(draw_masks, noise_seed=0, patches=jax.eval_shape(init).patches)
     inputs = abstract_inputs(mesh, config.data.train_batch_size, (*config.image_shape, 3))
     step = make_step(losses, optimizer, rate, draw=draw)
-    with patch("maejax.models.layers.tpu_ahead", lambda: False):  # else its MLP would be in pieces
+    with patch("maejax.ops.dense.tpu_ahead", lambda: False):  # else its MLP would be in pieces
         return compile_for(mesh, step, (abstract_state(init, optimizer, mesh), *inputs))
 
 

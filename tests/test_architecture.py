@@ -7,13 +7,21 @@ import maejax
 
 PACKAGE = Path(maejax.__file__).parent
 # A room may import from the rooms behind it, never from those before it.
-ROOMS = ["cli", "tasks", "plan", "evaluate", "interop", "training", "data", "models", "config"]
+ROOMS = [
+    "cli", "commands", "tasks", "plan", "evaluate", "weights", "training", "data", "models", "ops", "distributed",
+    "storage", "console", "config", "errors",
+]  # fmt: skip
 ONLY_IN = {
     "tyro": "cli.py", "orbax": "training/checkpoint.py", "wandb": "training/trackers.py",
-    "tensorboardX": "training/trackers.py", "torch": "interop/pickled.py",
+    "tensorboardX": "training/trackers.py", "torch": "weights/pickled.py",
 }  # fmt: skip
 NEVER = {"tensorflow", "timm", "transformers"}
-APART = {"config": set(), "models": set(), "data": set(), "training": {"models", "data"}}  # all that these may import
+# All that these may import.
+APART = {
+    "training": {"models", "ops", "distributed", "storage", "errors"}, "data": {"storage", "errors"},
+    "models": {"ops", "errors"}, "ops": {"errors"}, "distributed": {"errors"}, "storage": {"errors"},
+    "console": {"errors"}, "config": {"errors"}, "errors": set(),
+}  # fmt: skip
 
 
 def imports(path):
@@ -41,3 +49,13 @@ def test_imports_go_one_way():
 def test_data_never_touches_jax():
     for path in (PACKAGE / "data").rglob("*.py"):
         assert not {"jax", "flax", "optax"} & {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_no_two_files_of_one_name_and_no_class_twice():
+    files = [path.name for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    assert len(files) == len(set(files)), sorted(name for name in set(files) if files.count(name) > 1)
+    classes = [
+        node.name for path in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]  # fmt: skip
+    assert len(classes) == len(set(classes)), sorted(name for name in set(classes) if classes.count(name) > 1)

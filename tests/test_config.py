@@ -2,7 +2,8 @@
 
 import pytest
 
-from maejax.config import ConfigError, differences, flags, from_flags, recipe, with_flags
+from maejax.config import differences, flags, from_flags, recipe, with_flags
+from maejax.errors import InputError
 
 ORIGINAL = """mode image_mask_ratio train_dataset_shards valid_dataset_shards train_batch_size valid_batch_size
 train_loader_workers valid_loader_workers random_crop color_jitter auto_augment random_erasing augment_repeats
@@ -47,10 +48,10 @@ def test_flags_survive_json():
 
 
 def test_wrong_flags_are_refused():
-    with pytest.raises(ConfigError, match="no flag --layer; did you mean --layers"):
+    with pytest.raises(InputError, match="no flag --layer; did you mean --layers"):
         with_flags(recipe("pretrain"), layer=3)
-    with pytest.raises(ConfigError, match="--mode train: choose one of pretrain, linear, finetune"):
+    with pytest.raises(InputError, match="--mode train: choose one of pretrain, linear, finetune"):
         recipe("train")
-    with pytest.raises(ConfigError, match="--image-size 224y"):
+    with pytest.raises(InputError, match="--image-size 224y"):
         _ = with_flags(recipe("pretrain"), image_size="224y").image_shape
     assert with_flags(recipe("pretrain"), image_size="224x112").image_shape == (224, 112)

@@ -12,16 +12,16 @@ __all__ = ["load", "masking", "normalize", "reconstruct"]
 
 if TYPE_CHECKING:
     from maejax.evaluate.reconstruct import reconstruct
-    from maejax.interop.files import load
     from maejax.models import masking
     from maejax.models.vit import normalize
+    from maejax.weights.files import load
 
 
 def __getattr__(name: str):
     """Import a public name when it is first used, so that `maejax --help` does not wait for JAX."""
     match name:
         case "load":
-            from maejax.interop.files import load as value
+            from maejax.weights.files import load as value
         case "masking":
             from maejax.models import masking as value
         case "normalize":

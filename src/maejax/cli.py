@@ -13,9 +13,8 @@ import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 
-from maejax.config import MODES, Config, ConfigError, Encoder, flags, recipe
-from maejax.data.errors import DataError
-from maejax.training.errors import RunError, TrainingError
+from maejax.config import MODES, Config, Encoder, flags, recipe
+from maejax.errors import Failed, InputError
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75  # exit codes
 
@@ -67,7 +66,7 @@ def demo(
     """
     prepare_devices()
     console = Console(stderr=json)
-    from maejax.tasks import demo as task
+    from maejax.commands import demo as task
 
     result = task.run(console, output_dir=output_dir, name=name, seed=seed, training_steps=training_steps)
     if result is None:
@@ -110,7 +109,7 @@ def pack(
         json: Print the index, or what --verify found, as JSON.
 
     """
-    from maejax.tasks import pack as task
+    from maejax.commands import pack as task
 
     console = Console(stderr=True)
     if verify:
@@ -121,9 +120,16 @@ def pack(
             task.show(Console(), found)
         return WRONG_INPUT if found.wrong else DONE
     index = task.run(
-        console, src, task.destination(dst, deep), shard_size=shard_size, shuffle_seed=shuffle_seed,
-        image_size=image_size, quality=quality, labels=labels, workers=workers,
-    )  # fmt: skip
+        console,
+        src,
+        task.destination(dst, deep),
+        shard_size=shard_size,
+        shuffle_seed=shuffle_seed,
+        image_size=image_size,
+        quality=quality,
+        labels=labels,
+        workers=workers,
+    )
     if json:
         print_json(index)
     else:
@@ -167,14 +173,23 @@ def data(
         json: Print the facts as JSON.
 
     """
-    from maejax.tasks import data as task
+    from maejax.commands import data as task
 
     size = Config(encoder=Encoder(image_size=image_size)).image_shape
     facts = task.run(
-        Console(stderr=True), shards, size=size, channels=channels, random_crop=random_crop, crop_scale=crop_scale,
-        color_jitter=color_jitter, labels=labels, sample=None if all else sample, out=Path(out), consume=consume,
+        Console(stderr=True),
+        shards,
+        size=size,
+        channels=channels,
+        random_crop=random_crop,
+        crop_scale=crop_scale,
+        color_jitter=color_jitter,
+        labels=labels,
+        sample=None if all else sample,
+        out=Path(out),
+        consume=consume,
         seed=seed,
-    )  # fmt: skip
+    )
     if json:
         print_json(facts)
     else:
@@ -203,7 +218,7 @@ def reconstruct(
     """
     prepare_devices()
     from maejax.evaluate.pictures import write_pictures
-    from maejax.interop.files import load
+    from maejax.weights.files import load
 
     written = [str(path) for path in write_pictures(load(ckpt), images, Path(out), mask=mask, seed=seed)]
     if json:
@@ -232,11 +247,9 @@ def inspect(
         json: Print the facts as JSON.
 
     """
-    from maejax.tasks import weights as task
+    from maejax.commands import convert as task
 
-    found, said = task.read_known(
-        path, image_size, heads=heads, dec_heads=dec_heads, norm_pix_loss=norm_pix_loss
-    )  # fmt: skip
+    found, said = task.read_known(path, image_size, heads=heads, dec_heads=dec_heads, norm_pix_loss=norm_pix_loss)
     facts = task.describe(path, found)
     if said:
         Console(stderr=True).print(said, highlight=False, soft_wrap=True)
@@ -273,12 +286,18 @@ def convert(
         json: Print what was done as JSON.
 
     """
-    from maejax.tasks import weights as task
+    from maejax.commands import convert as task
 
     done = task.convert(
-        src, dst, to, identity=identity, image_size=image_size, heads=heads, dec_heads=dec_heads,
+        src,
+        dst,
+        to,
+        identity=identity,
+        image_size=image_size,
+        heads=heads,
+        dec_heads=dec_heads,
         norm_pix_loss=norm_pix_loss,
-    )  # fmt: skip
+    )
     if json:
         print_json(done)
     else:
@@ -306,13 +325,13 @@ def export(
             out, weights within; any JAX runs it, without maejax.
         out: Folder or file to write. Empty: NAME-hub or NAME.stablehlo, after the checkpoint.
         name: Of the folder on the hub, OWNER/MODEL, for the commands on the card. Empty: the folder.
-        report: report.json of `maejax evaluate`, whose numbers go on the card.
+        report: summary.json of `maejax evaluate`, whose numbers go on the card.
         pool: For stablehlo: the cls token, the mean of the patch tokens, both, or none for all tokens.
         json: Print what was written as JSON.
 
     """
     prepare_devices()
-    from maejax.tasks import export as task
+    from maejax.commands import export as task
 
     done = task.export(ckpt, to, out, name=name, report=report, pool=pool)
     if json:
@@ -354,12 +373,20 @@ def features(
 
     """
     prepare_devices()
-    from maejax.tasks import features as task
+    from maejax.commands import features as task
 
     written = task.run(
-        Console(stderr=True), ckpt, images, Path(out), pool=pool, layers=layers, labels=labels,
-        crop_ratio=test_crop_ratio, batch_size=batch_size, workers=workers,
-    )  # fmt: skip
+        Console(stderr=True),
+        ckpt,
+        images,
+        Path(out),
+        pool=pool,
+        layers=layers,
+        labels=labels,
+        crop_ratio=test_crop_ratio,
+        batch_size=batch_size,
+        workers=workers,
+    )
     if json:
         print_json(written)
     else:
@@ -403,15 +430,25 @@ def evaluate(
 
     """
     prepare_devices()
-    from maejax.tasks import evaluate as task
+    from maejax.commands import evaluate as task
 
     command = f"maejax evaluate {ckpt} --train-dataset-shards '{train_dataset_shards}'"
     result = task.run(
-        Console(stderr=json), ckpt, train_dataset_shards, valid_dataset_shards, Path(out), protocol=protocol, pool=pool,
-        labels=labels, crop_ratio=test_crop_ratio, batch_size=batch_size, workers=workers, control=not no_control,
+        Console(stderr=json),
+        ckpt,
+        train_dataset_shards,
+        valid_dataset_shards,
+        Path(out),
+        protocol=protocol,
+        pool=pool,
+        labels=labels,
+        crop_ratio=test_crop_ratio,
+        batch_size=batch_size,
+        workers=workers,
+        control=not no_control,
         seed=seed,
         command=f"{command} --valid-dataset-shards '{valid_dataset_shards}' --protocol {protocol} --seed {seed}",
-    )  # fmt: skip
+    )
     if json:
         print_json(result)
     return DONE
@@ -447,17 +484,22 @@ def plan_command(mode: str) -> Callable[..., int]:
 
         """
         os.environ.setdefault("JAX_PLATFORMS", "" if topology == "gpu" else "cpu")
-        from maejax.plan import report
-        from maejax.tasks import plan as task
+        from maejax.commands import plan as task
+        from maejax.plan import summary
 
         facts = task.run(
-            Console(stderr=True), config, topology, Path(out), images=images, sweep=sweep,
+            Console(stderr=True),
+            config,
+            topology,
+            Path(out),
+            images=images,
+            sweep=sweep,
             command=shlex.join(["maejax", *sys.argv[1:]]),
-        )  # fmt: skip
+        )
         if json:
             print_json(facts)
         else:
-            report.show(Console(), facts)
+            summary.show(Console(), facts)
         return DONE
 
     return plan
@@ -482,12 +524,16 @@ def doctor(
         json: Print what was found as JSON.
 
     """
-    from maejax.tasks import doctor as task
+    from maejax.commands import doctor as task
 
     checks = task.run(
-        Console(stderr=True), output_dir=output_dir, bucket=bucket, shards=train_dataset_shards, consume=consume,
+        Console(stderr=True),
+        output_dir=output_dir,
+        bucket=bucket,
+        shards=train_dataset_shards,
+        consume=consume,
         constraints=constraints,
-    )  # fmt: skip
+    )
     failed = any(check.status == "fail" for check in checks)
     if json:
         print_json({"ok": not failed, "checks": [check._asdict() for check in checks]})
@@ -500,26 +546,39 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run `maejax ARGS` and return its exit code: 0 done, 2 wrong input, 1 failed, 75 stopped after saving."""
     args = list(sys.argv[1:] if args is None else args)
     logging.basicConfig(
-        level=logging.WARNING, format="%(message)s",
+        level=logging.WARNING,
+        format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False)],
-    )  # fmt: skip
+    )
     try:
         if args[:1] == ["plan"]:
-            from maejax.tasks.plan import preset_flags
+            from maejax.commands.plan import preset_flags
 
             args = ["plan", *preset_flags(args[1:])]
         commands = {
-            "train": train_command(mode_of(args)), "demo": demo, "data": data, "pack": pack, "reconstruct": reconstruct,
-            "inspect": inspect, "convert": convert, "export": export,
-            "features": features, "evaluate": evaluate, "plan": plan_command(mode_of(args)), "doctor": doctor,
-        }  # fmt: skip
+            "train": train_command(mode_of(args)),
+            "demo": demo,
+            "data": data,
+            "pack": pack,
+            "reconstruct": reconstruct,
+            "inspect": inspect,
+            "convert": convert,
+            "export": export,
+            "features": features,
+            "evaluate": evaluate,
+            "plan": plan_command(mode_of(args)),
+            "doctor": doctor,
+        }
         return tyro.extras.subcommand_cli_from_dict(
-            commands, prog="maejax", description="Masked-autoencoder pre-training in JAX.", args=args,
+            commands,
+            prog="maejax",
+            description="Masked-autoencoder pre-training in JAX.",
+            args=args,
             config=(tyro.conf.OmitArgPrefixes,),
-        )  # fmt: skip
-    except (ConfigError, DataError, RunError, TrainingError) as error:
+        )
+    except (InputError, Failed) as error:
         Console(stderr=True).print(f"maejax: {error}", style="bold red", highlight=False, markup=False, soft_wrap=True)
-        return leave_processes(FAILED if isinstance(error, TrainingError) else WRONG_INPUT)
+        return leave_processes(FAILED if isinstance(error, Failed) else WRONG_INPUT)
     except KeyboardInterrupt:
         Console(stderr=True).print("maejax: interrupted", style="bold red")
         return FAILED
@@ -533,7 +592,7 @@ def mode_of(args: list[str]) -> str:
         if name == "--mode":
             mode = value if equals else "".join(args[i + 1 : i + 2])
     if mode not in MODES:
-        raise ConfigError(f"--mode {mode}: choose one of {', '.join(MODES)}")
+        raise InputError(f"--mode {mode}: choose one of {', '.join(MODES)}")
     return mode
 
 
@@ -549,26 +608,28 @@ def join_processes(config: Config) -> bool:
     machine = config.machine
     if not (machine.distributed or machine.coordinator or machine.num_processes or machine.process_id >= 0):
         return True
-    from maejax.training.processes import join
+    from maejax.distributed.processes import join
 
     return join(
-        distributed=machine.distributed, coordinator=machine.coordinator, num_processes=machine.num_processes,
+        distributed=machine.distributed,
+        coordinator=machine.coordinator,
+        num_processes=machine.num_processes,
         process_id=machine.process_id,
-    )  # fmt: skip
+    )
 
 
 def leave_processes(code: int) -> int:
     """Give an exit code back, or end at once if this is one of several processes."""
     if "jax" not in sys.modules:
         return code
-    from maejax.training.processes import leave
+    from maejax.distributed.processes import leave
 
     return leave(code)
 
 
 def stopped(console: Console, directory: Path) -> int:
     """Say how to go on after a stop."""
-    from maejax.training.remote import shown
+    from maejax.storage.mirror import shown
 
     console.print(f"stopped and saved in {shown(directory)}; start the same command again to go on", highlight=False)
     return STOPPED

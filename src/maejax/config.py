@@ -11,11 +11,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from maejax.errors import InputError
+
 MODES = ("pretrain", "linear", "finetune")
-
-
-class ConfigError(ValueError):
-    """A flag is wrong; the message names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +301,7 @@ class Config:
         try:
             return int(height), int(width or height)
         except ValueError:
-            raise ConfigError(
+            raise InputError(
                 f"--image-size {self.encoder.image_size}: give a number of pixels, or HEIGHTxWIDTH such as 224x112"
             ) from None
 
@@ -311,15 +309,30 @@ class Config:
 RECIPES: dict[str, dict[str, Any]] = {
     "pretrain": {},
     "linear": {
-        "train_batch_size": 16384, "crop_scale": 0.08, "image_mask_ratio": 0.0, "optimizer": "lars",
-        "learning_rate": 0.1, "weight_decay": 0.0, "adam_b2": 0.999,
+        "train_batch_size": 16384,
+        "crop_scale": 0.08,
+        "image_mask_ratio": 0.0,
+        "optimizer": "lars",
+        "learning_rate": 0.1,
+        "weight_decay": 0.0,
+        "adam_b2": 0.999,
     },
     "finetune": {
-        "train_batch_size": 1024, "crop_scale": 0.08, "auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.25,
-        "image_mask_ratio": 0.0, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "pooling": "gap",
-        "droppath": 0.1, "learning_rate": 1e-3, "adam_b2": 0.999, "lr_decay": 0.75,
+        "train_batch_size": 1024,
+        "crop_scale": 0.08,
+        "auto_augment": "rand-m9-mstd0.5-inc1",
+        "random_erasing": 0.25,
+        "image_mask_ratio": 0.0,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "label_smoothing": 0.1,
+        "pooling": "gap",
+        "droppath": 0.1,
+        "learning_rate": 1e-3,
+        "adam_b2": 0.999,
+        "lr_decay": 0.75,
     },
-}  # fmt: skip
+}
 
 
 def flags(config: Config) -> dict[str, Any]:
@@ -331,7 +344,7 @@ def with_flags(config: Config, **changes) -> Config:
     """Change flags by name, whatever group they stand in.
 
     Raises:
-        ConfigError: there is no such flag; the nearest name is suggested.
+        InputError: there is no such flag; the nearest name is suggested.
 
     """
     groups = {group.name: getattr(config, group.name) for group in dataclasses.fields(config)}
@@ -339,7 +352,7 @@ def with_flags(config: Config, **changes) -> Config:
         group = next((g for g, values in groups.items() if hasattr(values, name)), None)
         if group is None:
             near = difflib.get_close_matches(name, flags(config), 1)
-            raise ConfigError(f"there is no flag --{name}" + (f"; did you mean --{near[0]}?" if near else ""))
+            raise InputError(f"there is no flag --{name}" + (f"; did you mean --{near[0]}?" if near else ""))
         groups[group] = dataclasses.replace(groups[group], **{name: value})
     return Config(**groups)
 
@@ -348,11 +361,11 @@ def recipe(mode: str) -> Config:
     """Give the published recipe of a mode: the defaults of its flags.
 
     Raises:
-        ConfigError: unknown mode.
+        InputError: unknown mode.
 
     """
     if mode not in MODES:
-        raise ConfigError(f"--mode {mode}: choose one of {', '.join(MODES)}")
+        raise InputError(f"--mode {mode}: choose one of {', '.join(MODES)}")
     return with_flags(Config(), mode=mode, **RECIPES[mode])
 
 

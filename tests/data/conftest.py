@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .server import Server
+from tests.data.server import Server
 
 
 @pytest.fixture

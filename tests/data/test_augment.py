@@ -8,7 +8,7 @@ from PIL import Image
 from maejax.data import augment
 from maejax.data.augment import Box, build_eval, build_train, center_crop, color_jitter, hflip, random_resized_crop
 from maejax.data.decode import decode
-from maejax.data.shards import open_source
+from maejax.data.sources import open_source
 
 PHOTOS = Path(__file__).parents[3] / "shared/data/clothing-small.tar"
 

@@ -8,7 +8,8 @@ from PIL import Image, ImageOps
 from maejax.data import decode as decode_module
 from maejax.data import turbojpeg
 from maejax.data.augment import resize
-from maejax.data.decode import UnreadableImage, decode, open_image
+from maejax.data.decode import decode, open_image
+from maejax.errors import UnreadableImage
 
 
 def by_pillow(data, mode="RGB"):

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from maejax.data.errors import DataError
-from maejax.data.labels import LabelError, assign, read_labels
-from maejax.data.shards import open_source
+from maejax.data.labels import assign, read_labels
+from maejax.data.sources import open_source
+from maejax.errors import FormatError, InputError
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_longest_name_counts_and_numbers_are_labels():
 )
 def test_what_is_wrong_gets_one_sentence(tmp_path, name, text, sentence):
     (tmp_path / name).write_text(text)
-    with pytest.raises(LabelError, match=sentence):
+    with pytest.raises(FormatError, match=sentence):
         read_labels(tmp_path / name)
 
 
@@ -73,9 +73,9 @@ def test_a_file_beside_images_without_labels_is_used_and_another_can_be_named(tm
     named = open_source(str(own), labels=tmp_path / "flat/labels.csv")
     assert (named.labels.tolist(), named.classes) == ([1, 0, 1], ("dress", "shoe"))
     (tmp_path / "other.csv").write_text("x,shoe\n")
-    with pytest.raises(DataError, match=r"other\.csv: names none of 3 images; the first is own\.tar:0\.png"):
+    with pytest.raises(InputError, match=r"other\.csv: names none of 3 images; the first is own\.tar:0\.png"):
         open_source(str(own), labels=tmp_path / "other.csv")
-    with pytest.raises(DataError, match=r"none\.csv: cannot be read"):
+    with pytest.raises(InputError, match=r"none\.csv: cannot be read"):
         open_source(str(own), labels="none.csv")
     (tmp_path / "flat/labels.csv").write_text("0\n")
     assert "labels.csv" in open_source(str(tmp_path / "flat")).problems[0]

@@ -14,12 +14,12 @@ import pytest
 
 from maejax.data import lanes
 from maejax.data.augment import build_eval
-from maejax.data.errors import DataError
 from maejax.data.faults import Faults
 from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Loader, check_readable
-from maejax.data.retry import Patience
-from maejax.data.shards import open_source, open_stream
+from maejax.data.sources import open_source, open_stream
+from maejax.errors import InputError
+from maejax.storage.retry import Patience
 
 QUICK = Patience(connect=2, stall=0.3, total=1, backoff=0.02)
 SIZES = [9, 17, 4, 0, 12, 8, 25]  # images a shard: unequal, and one of none
@@ -144,9 +144,9 @@ def test_a_run_goes_on_where_it_stopped_and_reads_only_what_it_needs(serve, serv
     end = resumed.position()["at"]
     needed = sum(end[lane][0] - shard + 1 for lane, (shard, _) in position["at"].items())
     assert needed <= len([seen for seen in server.seen if seen[0] != "/index.json"]) <= needed + 6 * 2  # and the next
-    with pytest.raises(DataError, match="position"):
+    with pytest.raises(InputError, match="position"):
         next(train(stream_of(spec)).iterate(17))
-    with pytest.raises(DataError, match="of another run"):
+    with pytest.raises(InputError, match="of another run"):
         next(train(stream_of(spec), batch_size=12).iterate(17, None, position))
 
 
@@ -237,7 +237,7 @@ def test_a_lost_shard_is_an_error_unless_allowed(serve, server, fault, caplog):
     if fault != "404":
         server.files["/s-2.tar"] = {"cut": whole[:5200], "page": b"<html>" + whole, "empty": b""}[fault]
     words = {"404": "HTTP 404", "cut": "it may have been cut", "page": "web page", "empty": "not a tar"}[fault]
-    with pytest.raises(DataError, match=rf"1 shard cannot be read.*--max-lost-shards 0.*s-2\.tar: .*{words}"):
+    with pytest.raises(InputError, match=rf"1 shard cannot be read.*--max-lost-shards 0.*s-2\.tar: .*{words}"):
         list(train(stream_of(spec)).iterate(stop=6))
     loader = train(stream_of(spec), faults=Faults(max_lost_shards=1))
     caplog.clear()
@@ -246,9 +246,9 @@ def test_a_lost_shard_is_an_error_unless_allowed(serve, server, fault, caplog):
     assert set((index >> 32).tolist()) - {2} == {0, 1, 3}
     assert [name.rpartition("/")[2] for name in loader.lost] == ["s-2.tar"]
     assert len(caplog.records) == 1
-    with pytest.raises(DataError, match="--on-bad-data stop"):
+    with pytest.raises(InputError, match="--on-bad-data stop"):
         list(train(stream_of(spec), faults=Faults("stop", max_lost_shards=1)).iterate(stop=6))
-    with pytest.raises(DataError, match="1 shard cannot be read"):  # also where all is fetched at once
+    with pytest.raises(InputError, match="1 shard cannot be read"):  # also where all is fetched at once
         Loader(open_source(spec, patience=QUICK), build_eval((6, 6), 1.0), batch_size=4, channels=1, size=(6, 6))
 
 
@@ -257,16 +257,16 @@ def test_nothing_usable_is_said_within_seconds(serve, server, tmp_path):
     for path in list(server.files):
         server.files[path] = b"<html>Sign in</html>"
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"none of 2 images and shards.*s-0\.tar: is a web page"):
+    with pytest.raises(InputError, match=r"none of 2 images and shards.*s-0\.tar: is a web page"):
         check_readable(stream_of(spec), 1)
-    with pytest.raises(DataError, match=r"no image found.*is a web page"):
+    with pytest.raises(InputError, match=r"no image found.*is a web page"):
         open_source(spec)
     secret = "pipe:curl -s -f -H 'Authorization:Bearer hf_abcdefgh' " + server.url + "/no-{0..3}.tar"
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(InputError) as caught:
         check_readable(stream_of(secret), 1)
     assert "hf_abcdefgh" not in str(caught.value) and "exit code 22" in str(caught.value)
     assert time.monotonic() - start < 9
-    with pytest.raises(DataError, match="no image in 2 shards in a row"):
+    with pytest.raises(InputError, match="no image in 2 shards in a row"):
         list(train(stream_of(serve([0, 0]))).iterate(stop=1))
 
 
@@ -275,5 +275,5 @@ def test_an_evaluation_is_over_all_images_in_order(serve):
     loader = Loader(source, build_eval((6, 6), 1.0), batch_size=10, channels=1, size=(6, 6), shuffle=False)
     values = np.concatenate([batch.images[batch.valid, 0, 0, 0] for batch in loader.iterate()])
     assert values.tolist() == [i for size in SIZES for i in range(size)]
-    with pytest.raises(DataError, match="cannot be evaluated"):
+    with pytest.raises(InputError, match="cannot be evaluated"):
         train(stream_of(serve(SIZES)), shuffle=False)

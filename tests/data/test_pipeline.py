@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from maejax.data.augment import build_eval, build_train
-from maejax.data.errors import DataError
 from maejax.data.faults import Faults
 from maejax.data.order import epoch_order
 from maejax.data.pipeline import Loader, check_readable
-from maejax.data.shards import open_source
+from maejax.data.sources import open_source
+from maejax.errors import InputError
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_repeats_enter_one_batch_augmented_differently(tmp_path, write_tar, enco
     assert sorted(batch.index.tolist()) == sorted([0, 1, 2, 3] * 3)
     assert (batch.index.reshape(4, 3) == batch.index[::3, None]).all()
     assert len({image.tobytes() for image in batch.images}) == 12
-    with pytest.raises(DataError, match="batch size of 10 does not divide by augment_repeats, 3; take 9"):
+    with pytest.raises(InputError, match="batch size of 10 does not divide by augment_repeats, 3; take 9"):
         train(open_source(str(path)), repeats=3)
 
 
@@ -130,13 +130,13 @@ def test_bad_images_beyond_the_share_are_an_error(tmp_path, write_tar, encode):
         list(train(source, batch_size=23, workers=2, faults=Faults(**allowed)).iterate(stop=8))
 
     with pytest.raises(
-        DataError, match=r"11 of \d+ images are unreadable, more than --max-bad-images 0.001.*b\d\d.png: "
+        InputError, match=r"11 of \d+ images are unreadable, more than --max-bad-images 0.001.*b\d\d.png: "
     ):
         judge()
     judge(max_bad_images=0.5)
-    with pytest.raises(DataError, match=r"1 of \d+ images are unreadable, more than --max-bad-images 0 "):
+    with pytest.raises(InputError, match=r"1 of \d+ images are unreadable, more than --max-bad-images 0 "):
         judge(max_bad_images=0)
-    with pytest.raises(DataError, match=r"unreadable image .*b.*png: .*--on-bad-data skip"):
+    with pytest.raises(InputError, match=r"unreadable image .*b.*png: .*--on-bad-data skip"):
         judge(on_bad_data="stop", max_bad_images=1)
     kept = open_source(str(write_tar(tmp_path / "t.tar", good | dict(list(bad.items())[:10]))))
     loader = train(kept, batch_size=30)
@@ -147,14 +147,16 @@ def test_bad_images_beyond_the_share_are_an_error(tmp_path, write_tar, encode):
 def test_shards_that_are_cut_or_vanish_are_lost(tmp_path, numbered):
     paths = [numbered(tmp_path / f"s-{i}.tar", 10) for i in range(3)]
     paths[0].write_bytes(paths[0].read_bytes()[:5200])
-    with pytest.raises(DataError, match=r"1 shard cannot be read to the end.*s-0\.tar: .*cut"):
+    with pytest.raises(InputError, match=r"1 shard cannot be read to the end.*s-0\.tar: .*cut"):
         train(open_source([str(path) for path in paths]))
     loader = train(open_source([str(path) for path in paths]), faults=Faults(max_lost_shards=2), workers=2)
     paths[1].unlink()
     valid = np.concatenate([batch.valid for batch in loader.iterate(stop=4)])
     assert not valid.all() and valid.any()
     assert {Path(name).name for name in loader.lost} == {"s-0.tar", "s-1.tar"}
-    with pytest.raises(DataError, match=r"3 shards cannot be read.*--max-lost-shards 2 allows.*s-2\.tar: No such file"):
+    with pytest.raises(
+        InputError, match=r"3 shards cannot be read.*--max-lost-shards 2 allows.*s-2\.tar: No such file"
+    ):
         paths[2].unlink()
         list(loader.iterate(stop=4))
 
@@ -171,7 +173,7 @@ def test_an_image_file_that_vanishes_is_a_bad_image(tmp_path, encode):
 
 def test_all_images_unreadable_is_an_error(tmp_path, write_tar, source):
     broken = open_source(str(write_tar(tmp_path / "b.tar", {f"{i}.jpg": b"junk" for i in range(9)})))
-    with pytest.raises(DataError, match=r"none of 5 images tried can be read; the first, b.tar:0.jpg: .*junk"):
+    with pytest.raises(InputError, match=r"none of 5 images tried can be read; the first, b.tar:0.jpg: .*junk"):
         check_readable(broken, 1, at_most=5)
     check_readable(source, 1)
 
@@ -201,5 +203,5 @@ def test_batches_do_not_share_memory(source):
 
 
 def test_the_processes_must_share_the_batch_evenly(source):
-    with pytest.raises(DataError, match="the number of processes, 3; take 9"):
+    with pytest.raises(InputError, match="the number of processes, 3; take 9"):
         train(source, process_count=3)

@@ -13,9 +13,9 @@ from PIL import Image
 
 from maejax.data import policies
 from maejax.data.augment import build_train
-from maejax.data.errors import DataError
 from maejax.data.policies import apply_policy, augmented_by, check_policy
-from maejax.data.shards import open_source
+from maejax.data.sources import open_source
+from maejax.errors import InputError
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 NAMES = ["rand-m9-mstd0.5-inc1", "rand-m7-n3-t3aw", "augmix-m5-w4-d2", "augmix-m3-b1", "original-mstd0.5", "v0", "3a"]
@@ -92,7 +92,7 @@ def test_grey_images_stay_grey(small):
 @needs_timm
 @pytest.mark.parametrize("policy", ["rend-m9", "rand-m9-mstd", "rand-tfoo", "rand-q3", "originals", "v0-m9", ""])
 def test_what_timm_would_pass_over_is_refused(policy):
-    with pytest.raises(DataError, match=r"no policy of timm's; it is none, a name such as rand-m9"):
+    with pytest.raises(InputError, match=r"no policy of timm's; it is none, a name such as rand-m9"):
         check_policy(policy)
 
 
@@ -100,7 +100,7 @@ def test_what_timm_would_pass_over_is_refused(policy):
 def test_what_timm_knows_is_taken():
     for policy in [*NAMES, "rand-m9-mstdinf-p0.7", "rand-m15-mmax20-tweights-n1", "originalr", "v0r"]:
         check_policy(policy)
-    with pytest.raises(DataError, match="1 or 3 channels, not 4"):
+    with pytest.raises(InputError, match="1 or 3 channels, not 4"):
         check_policy("v0", 4)
 
 
@@ -114,6 +114,6 @@ def test_a_missing_timm_is_said_with_its_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     policies._load.cache_clear()
     policies._transform.cache_clear()
-    with pytest.raises(DataError, match=r"pip install 'maejax\[timm\]'"):
+    with pytest.raises(InputError, match=r"pip install 'maejax\[timm\]'"):
         check_policy("rand-m9-mstd0.5-inc1")
     policies._load.cache_clear()

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from maejax.data import tables
-from maejax.data.errors import DataError
-from maejax.data.shards import open_source
+from maejax.data.sources import open_source
+from maejax.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def test_a_datasets_folder_is_read_in_place_and_without_pyarrow_later(tmp_path, 
     assert read_all(pickle.loads(pickle.dumps(source))) == images
 
     (tmp_path / "saved/state.json").write_text(json.dumps(state | {"_indices_data_files": [{"filename": "x"}]}))
-    with pytest.raises(DataError, match="flatten_indices"):
+    with pytest.raises(InputError, match="flatten_indices"):
         open_source(str(tmp_path / "saved"))
 
 
@@ -106,9 +106,9 @@ def test_splits_must_be_chosen(tmp_path, table, images):
         (tmp_path / "hub/data").mkdir(parents=True, exist_ok=True)
         pq.write_table(table, tmp_path / f"hub/data/{split}-00000-of-00001.parquet")
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    with pytest.raises(DataError, match=r"splits train, test; name one, as .*train"):
+    with pytest.raises(InputError, match=r"splits train, test; name one, as .*train"):
         open_source(str(tmp_path))
-    with pytest.raises(DataError, match=r"splits test, train; name one, as '.*data/train-\*\.parquet'"):
+    with pytest.raises(InputError, match=r"splits test, train; name one, as '.*data/train-\*\.parquet'"):
         open_source(str(tmp_path / "hub"))
     assert len(open_source(f"{tmp_path}/{{train,test}}")) == 20
     assert read_all(open_source(f"{tmp_path}/hub/data/train-*.parquet")) == images
@@ -128,8 +128,8 @@ def test_what_cannot_be_used_is_told(tmp_path, table, images, monkeypatch):
     assert "no column of encoded images" in source.problems[2] and "text string" in source.problems[2]
     pq.write_table(table, tmp_path / "a.parquet")
     monkeypatch.setattr(tables.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 0}))
-    with pytest.raises(DataError, match="has no room; set XDG_CACHE_HOME"):
+    with pytest.raises(InputError, match="has no room; set XDG_CACHE_HOME"):
         open_source(str(tmp_path / "a.parquet"))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"good\.arrow: reading it needs pyarrow; install maejax\[hf\]"):
+    with pytest.raises(InputError, match=r"good\.arrow: reading it needs pyarrow; install maejax\[hf\]"):
         open_source(str(tmp_path / "good.arrow"))

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from maejax.data.errors import DataError
-from maejax.data.pack import pack
+from maejax.data.packing import pack
 from maejax.data.verify import verify
+from maejax.errors import InputError
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_shards_of_others_need_no_more_than_names_in_the_index(packed, encode, w
 
 
 def test_without_an_index_there_is_nothing_to_compare(tmp_path, packed):
-    with pytest.raises(DataError, match=r"has no index\.json; maejax pack writes one"):
+    with pytest.raises(InputError, match=r"has no index\.json; maejax pack writes one"):
         verify(str(tmp_path))
     (packed / "index.json").write_text("[]")
-    with pytest.raises(DataError, match="is no index of shards"):
+    with pytest.raises(InputError, match="is no index of shards"):
         verify(str(packed))

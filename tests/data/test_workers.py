@@ -13,8 +13,9 @@ import pytest
 
 from maejax.data.augment import build_train
 from maejax.data.pipeline import Loader
-from maejax.data.shards import open_source
-from maejax.data.workers import HELD, WorkerDied, describe_workers
+from maejax.data.sources import open_source
+from maejax.data.workers import HELD, describe_workers
+from maejax.errors import Failed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -125,7 +126,7 @@ def test_a_process_that_is_killed_is_replaced_once(source, tmp_path):
     assert all(image.all() for image in images)
     (tmp_path / "0").unlink()
     batches = loader(source, partial(killing, folder=tmp_path, times=2), workers=1, processes=1).iterate()
-    with pytest.raises(WorkerDied, match=r"loader process 0 \(pid \d+\) died, killed by SIGKILL"):
+    with pytest.raises(Failed, match=r"loader process 0 \(pid \d+\) died, killed by SIGKILL"):
         list(batches)
 
 

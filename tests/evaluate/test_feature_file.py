@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from flax import nnx
 
-from maejax.data.shards import open_source
+from maejax.data.sources import open_source
 from maejax.evaluate import feature_file
 from maejax.evaluate.feature_file import write_features
 from maejax.models.mae import MaskedAutoencoder

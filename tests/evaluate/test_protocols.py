@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maejax.data.errors import DataError
-from maejax.data.shards import open_source
+from maejax.data.sources import open_source
+from maejax.errors import InputError
 from maejax.evaluate.protocols import pair, untrained_like
-from maejax.models.arrays import named_arrays
+from maejax.models.trees import named_arrays
 from maejax.models.vit import VisionTransformer
 
 
@@ -61,11 +61,11 @@ def test_bad_input_gets_one_sentence(train, maejax, images, splits, tmp_path):
         code, printed = maejax("evaluate", "runs/pretrain", *flags)
         assert code == 2 and sentence in printed, printed
     bird = open_source(str(labelled(tmp_path / "bird.npz", ["bird", "cat"], np.arange(6) % 2)))
-    with pytest.raises(DataError, match="lacks: bird"):
+    with pytest.raises(InputError, match="lacks: bird"):
         pair(open_source(str(splits[0])), bird)
     unlabelled = tmp_path / "unlabelled.npz"
     np.savez(unlabelled, images=np.zeros((3, 16, 16, 3), np.uint8))
-    with pytest.raises(DataError, match="--valid-dataset-shards: no image has a label"):
+    with pytest.raises(InputError, match="--valid-dataset-shards: no image has a label"):
         pair(open_source(str(splits[0])), open_source(str(unlabelled)))
 
 

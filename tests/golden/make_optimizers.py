@@ -11,7 +11,7 @@ import peers  # noqa: F401
 import torch
 from timm.optim import Lamb
 
-from maejax.models.arrays import named_arrays
+from maejax.models.trees import named_arrays
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.training.test_optim import DECAY, RATES, autoencoder

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maejax.interop import fair
-from maejax.models.arrays import named_arrays, with_arrays
 from maejax.models.classifier import BATCH_NORM_EPS, Classifier
-from maejax.training.classification import cross_entropy, is_encoder, observe_features, probe_losses
+from maejax.models.trees import named_arrays, with_arrays
+from maejax.training.losses import cross_entropy, is_encoder, observe_features, probe_losses
 from maejax.training.optim import FINETUNE_DECAYED, build_optimizer, for_trained
 from maejax.training.state import TrainState, make_step
+from maejax.weights import fair
 
 
 @pytest.mark.parametrize("pooling", ["cls", "gap"])

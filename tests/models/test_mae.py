@@ -9,12 +9,12 @@ import optax
 import pytest
 from flax import nnx
 
-from maejax.interop import fair
 from maejax.models import masking
-from maejax.models.arrays import named_arrays, with_arrays
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.patches import patchify
+from maejax.models.trees import named_arrays, with_arrays
 from maejax.training.optim import build_optimizer
+from maejax.weights import fair
 
 
 def relative(ours, theirs):

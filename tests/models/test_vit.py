@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maejax.models.arrays import named_arrays, with_arrays
 from maejax.models.patches import patchify, sincos_table, unpatchify
+from maejax.models.trees import named_arrays, with_arrays
 from maejax.models.vit import VisionTransformer, normalize
 
 

@@ -5,18 +5,18 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from maejax.commands.plan import compile_apart
 from maejax.config import Config, with_flags
-from maejax.interop.run import abstract_model
 from maejax.models.vit import Transformer
 from maejax.plan.compiled import compile_for, read_shortage
 from maejax.plan.hlo import parse
 from maejax.plan.target import find_target
 from maejax.plan.walk import walk
-from maejax.tasks.plan import compile_apart
 from maejax.tasks.pretrain import geometry
 from maejax.training.mesh import split
 from maejax.training.optim import build_optimizer
 from maejax.training.state import abstract_state, make_step
+from maejax.weights.run_directory import abstract_model
 
 SMALL = {
     "image_size": "32", "patch_size": 8, "dim": 128, "layers": 2, "heads": 2, "dec_dim": 128, "dec_layers": 1,

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maejax.data.errors import DataError
-from maejax.data.shards import open_source
-from maejax.interop import files
+from maejax.data.sources import open_source
+from maejax.errors import InputError
 from maejax.tasks.accuracy import score_batch
 from maejax.tasks.transfer import check_labels, count_classes, match_classes
 from maejax.training.log import read_metrics
+from maejax.weights import files
 
 from ..training import harness
 
@@ -211,7 +211,7 @@ def test_classes_come_from_the_data(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=sentence):
             count_classes(labels, given, "")
-    with pytest.raises(DataError, match="the label 3 of 3: give --labels"):
+    with pytest.raises(InputError, match="the label 3 of 3: give --labels"):
         check_labels(np.array([0, 3]), 3)
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import maejax
 from maejax.models import masking
-from maejax.models.arrays import named_arrays
+from maejax.models.trees import named_arrays
 from maejax.tasks.validation import fixed_order
 from maejax.training.checkpoint import saved_steps
 from maejax.training.log import read_metrics

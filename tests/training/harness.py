@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import maejax
-from maejax.models.arrays import named_arrays
+from maejax.models.trees import named_arrays
 from maejax.training.log import read_metrics
 
 from ..conftest import TINY

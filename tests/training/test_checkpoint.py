@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maejax.models.arrays import named_arrays
+from maejax.errors import Failed, InputError
 from maejax.models.mae import MaskedAutoencoder
+from maejax.models.trees import named_arrays
 from maejax.training.checkpoint import Checkpoints, read_model_arrays, saved_steps
-from maejax.training.errors import RunError, TrainingError
 from maejax.training.mesh import make_mesh
 from maejax.training.optim import build_optimizer
 from maejax.training.state import TrainState, abstract_state, create_state
@@ -104,7 +104,7 @@ def test_where_all_are_damaged_nothing_is_touched(tmp_path, state):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, 1)
     flip_a_bit(largest_file(tmp_path / "1"))
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(RunError, match=r"can be read \(tried 1\)"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match=r"can be read \(tried 1\)"):
         checkpoints.restore(state)
     assert saved_steps(tmp_path) == [1]
 
@@ -118,7 +118,7 @@ def test_a_full_disk_costs_one_save_and_is_said(tmp_path, state, caplog, full_di
         assert "checkpoint 1 in" in caplog.text and "training goes on" in caplog.text
         checkpoints.save(state, 2)
     assert saved_steps(tmp_path) == [2]
-    with pytest.raises(TrainingError, match="the last save failed"), Checkpoints(tmp_path) as checkpoints:  # noqa: SIM117
+    with pytest.raises(Failed, match="the last save failed"), Checkpoints(tmp_path) as checkpoints:  # noqa: SIM117
         with full_disk():
             checkpoints.save(state, 3)
             checkpoints.wait()

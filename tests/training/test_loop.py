@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from rich.console import Console
 
+from maejax.errors import Failed
 from maejax.training.checkpoint import Checkpoints, saved_steps
-from maejax.training.errors import TrainingError
 from maejax.training.log import RunLog, evaluated_at, read_metrics
 from maejax.training.loop import fit
 from maejax.training.mesh import make_mesh
@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm(tmp_path):
         seen.append((np.asarray(state.model.kernel[...]), step, batch["x"]))
         return "because"
 
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step 4, .*; because; checkpoint 2 is kept"):
+    with pytest.raises(Failed, match=r"the loss is (nan|inf) at step 4, .*; because; checkpoint 2 is kept"):
         train(tmp_path, [*good(3), bad(), *good(9)], stop=9, save_interval=2, explain=explain)
     assert saved_steps(tmp_path / "checkpoints") == [2]
     ((kernel, step, x),) = seen
@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_can_be_skipped(tmp_path):
     train(tmp_path / "sparse", [*good(2), bad(), *good(9)[3:]], stop=9, on_nan="skip", log_interval=4)
     rates = read_metrics(tmp_path / "sparse/metrics.jsonl", "train/images_per_second")
     assert [step for step, _ in rates] == [4, 8, 9]  # a skipped step is named, but is no interval to measure over
-    with pytest.raises(TrainingError, match="10 steps in a row"):
+    with pytest.raises(Failed, match="10 steps in a row"):
         train(tmp_path / "bad", [bad()] * 20, stop=20, on_nan="skip")
 
 

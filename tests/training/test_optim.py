@@ -7,12 +7,12 @@ import optax
 import pytest
 from flax import nnx
 
-from maejax.interop import fair
-from maejax.models.arrays import named_arrays, with_arrays
 from maejax.models.classifier import Classifier
 from maejax.models.mae import MaskedAutoencoder
+from maejax.models.trees import named_arrays, with_arrays
 from maejax.training.optim import build_optimizer, decay_mask, layer_rates
 from maejax.training.schedule import peak_rate, warmup_cosine
+from maejax.weights import fair
 
 RATES, DECAY = (1e-3, 3e-3, 2e-3, 2e-3, 1e-3), 0.05  # of the trajectories in optimizers.npz
 

@@ -28,9 +28,14 @@ RandomCrop = Literal["rrc", "src", "none"]
 
 
 def build_train(
-    size: Size, random_crop: RandomCrop, scale: tuple[float, float], color_jitter: float, flip: bool,
-    policy: str = "none", policy_mean: tuple[float, ...] = IMAGENET_MEAN,
-) -> Transform:  # fmt: skip
+    size: Size,
+    random_crop: RandomCrop,
+    scale: tuple[float, float],
+    color_jitter: float,
+    flip: bool,
+    policy: str = "none",
+    policy_mean: tuple[float, ...] = IMAGENET_MEAN,
+) -> Transform:
     """Return what training does to an image: crop to `size`, mirror every other one, augment, jitter the colours.
 
     `random_crop`: "rrc" takes a random share of the area within `scale`, "src" is DeiT III's simple random crop, "none"
@@ -40,9 +45,15 @@ def build_train(
     if random_crop not in ("rrc", "src", "none"):
         raise ValueError(f"random_crop is 'rrc', 'src' or 'none', not {random_crop!r}")
     return partial(
-        _train, size=size, random_crop=random_crop, scale=scale, color_jitter_factor=color_jitter, flip=flip,
-        policy=policy, policy_mean=policy_mean,
-    )  # fmt: skip
+        _train,
+        size=size,
+        random_crop=random_crop,
+        scale=scale,
+        color_jitter_factor=color_jitter,
+        flip=flip,
+        policy=policy,
+        policy_mean=policy_mean,
+    )
 
 
 def build_eval(size: Size, crop_ratio: float) -> Transform:

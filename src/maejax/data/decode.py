@@ -15,6 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from maejax.data.turbojpeg import Box, decode_region, library
+from maejax.errors import UnreadableImage
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -32,10 +33,6 @@ FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"II*\0", TiffImageFile),
     (b"MM\0*", TiffImageFile),
 )
-
-
-class UnreadableImage(ValueError):
-    """The bytes are no whole image; the message says why."""
 
 
 def decode(data: bytes | np.ndarray, channels: int = 3) -> np.ndarray:

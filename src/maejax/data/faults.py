@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
-from maejax.data.errors import DataError
+from maejax.errors import InputError
 
 OnBadData = Literal["skip", "stop"]
 TOLERATED = 10  # bad images are forgiven up to this number, however few were seen
@@ -20,7 +20,7 @@ class Faults:
     `max_bad_images` of all images seen (or `TOLERATED`, unless the share is 0), and `max_lost_shards` shards that
     cannot be read, or not to their end. `bad` and `lost` map what was left out to the reason; the log names each once.
 
-    Raises DataError, in `bad_image` and `lost_shard`, that says what is too much and names examples.
+    Raises InputError, in `bad_image` and `lost_shard`, that says what is too much and names examples.
     """
 
     on_bad_data: OnBadData = "skip"
@@ -43,9 +43,9 @@ class Faults:
         self.bad[key] = reason
         _log.warning("unreadable image %s: %s", key, reason)
         if self.on_bad_data == "stop":
-            raise DataError(f"unreadable image {key}: {reason}; repair or remove it, or give --on-bad-data skip")
+            raise InputError(f"unreadable image {key}: {reason}; repair or remove it, or give --on-bad-data skip")
         if len(self.bad) > max(TOLERATED * (self.max_bad_images > 0), self.max_bad_images * self.seen):
-            raise DataError(
+            raise InputError(
                 f"{len(self.bad)} of {self.seen} images are unreadable, more than --max-bad-images "
                 f"{self.max_bad_images:g} allows: {_examples(self.bad)}; repair the data, or allow more"
             )
@@ -60,7 +60,7 @@ class Faults:
             allowed = (
                 "--on-bad-data stop" if self.on_bad_data == "stop" else f"--max-lost-shards {self.max_lost_shards}"
             )
-            raise DataError(
+            raise InputError(
                 f"{len(self.lost)} shard{'s' * (len(self.lost) > 1)} cannot be read to the end, more than {allowed} "
                 f"allows: {_examples(self.lost)}; repair the data, or allow more"
             )

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from maejax.data.augment import Transform
-from maejax.data.decode import Picture, UnreadableImage, decode, open_image
+from maejax.data.decode import Picture, decode, open_image
 from maejax.data.order import augment_rng
+from maejax.errors import UnreadableImage
 
 
 class Place(NamedTuple):

@@ -3,11 +3,10 @@
 import io
 from typing import NamedTuple
 
-from maejax.data.decode import FORMATS, UnreadableImage
+from maejax.data.decode import FORMATS
+from maejax.errors import UnreadableImage
 
-SUFFIX = {
-    "JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif",
-}  # fmt: skip
+SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 
 
 class Header(NamedTuple):

@@ -9,13 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maejax.errors import FormatError
+
 LABEL_FILES = ("labels.csv", "labels.tsv", "labels.json", "labels.jsonl")
 _NAMES = ("file_name", "filename", "file", "image", "image_id", "img", "name", "path", "key", "id")
 _CLASSES = ("label", "labels", "class", "class_name", "cls", "category", "target", "breed")
-
-
-class LabelError(ValueError):
-    """The label file cannot be used; the message says why, and what to do."""
 
 
 class Labels(NamedTuple):
@@ -33,11 +31,11 @@ def read_labels(path: Path) -> dict[str, str]:
     alone) or, where there are just these two, without one. A json is an object {name: class} or a list of objects with
     such fields; a jsonl has one of these objects in a line.
 
-    Raises LabelError where the file is of no such form or names an image twice with different classes, and OSError.
+    Raises FormatError where the file is of no such form or names an image twice with different classes, and OSError.
     """
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".tsv", ".json", ".jsonl"):
-        raise LabelError(f"{path}: a label file is .csv, .tsv, .json or .jsonl")
+        raise FormatError(f"{path}: a label file is .csv, .tsv, .json or .jsonl")
     try:
         text = path.read_text(encoding="utf-8-sig")
         if suffix in (".csv", ".tsv"):
@@ -46,16 +44,16 @@ def read_labels(path: Path) -> dict[str, str]:
             lines = suffix == ".jsonl"
             pairs = _from_json([json.loads(s) for s in text.splitlines() if s.strip()] if lines else json.loads(text))
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise LabelError(f"{path}: is no {suffix[1:]} file: {error}") from None
+        raise FormatError(f"{path}: is no {suffix[1:]} file: {error}") from None
     except KeyError as error:
-        raise LabelError(f"{path}: has no {error.args[0]}") from None
+        raise FormatError(f"{path}: has no {error.args[0]}") from None
     table: dict[str, str] = {}
     for name, kind in pairs:
         name = name.strip().replace("\\", "/").removeprefix("./")
         if table.setdefault(name, kind.strip()) != kind.strip():
-            raise LabelError(f"{path}: {name} is {table[name]} and also {kind.strip()}; keep one of the two lines")
+            raise FormatError(f"{path}: {name} is {table[name]} and also {kind.strip()}; keep one of the two lines")
     if not table:
-        raise LabelError(f"{path}: names no image")
+        raise FormatError(f"{path}: names no image")
     return table
 
 
@@ -75,7 +73,7 @@ def _from_table(text: str, delimiter: str, path: Path) -> list[tuple[str, str]]:
         rows = rows[1:]
     for row in rows:
         if len(row) <= max(name, kind):
-            raise LabelError(f"{path}: the line {delimiter.join(row)!r} has no class")
+            raise FormatError(f"{path}: the line {delimiter.join(row)!r} has no class")
     return [(row[name], row[kind]) for row in rows]
 
 

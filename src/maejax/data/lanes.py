@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from maejax.data.errors import DataError, FetchError
+from maejax.data.batch_plan import Layout
 from maejax.data.faults import Faults
 from maejax.data.fill import Place, Row
-from maejax.data.layout import Layout
 from maejax.data.order import epoch_order, window_order
 from maejax.data.stream import Arriving, Here, Item, Stream
-from maejax.data.tar import TarError
+from maejax.errors import FetchError, FormatError, InputError
 
 LANES = 64
 LEAST, MOST = 256, 4096  # images in a window
@@ -53,10 +52,10 @@ class Lanes:
     def open(self, start: int, position: dict[str, Any] | None) -> "list[Lane]":
         """Open the lanes of this process where they stand before batch `start`; all begin to fetch.
 
-        Raises DataError where `start` is not 0 and its position is not given, or is that of another stream.
+        Raises InputError where `start` is not 0 and its position is not given, or is that of another stream.
         """
         if start and position is None:
-            raise DataError(f"a stream cannot start at step {start}: the position it had there was not kept")
+            raise InputError(f"a stream cannot start at step {start}: the position it had there was not kept")
         at = {} if position is None else self._check(position)
         return [Lane(self, number, *at.get(str(number), (0, 0))) for number in self.mine]
 
@@ -103,7 +102,7 @@ class Lanes:
         shape = {name: position.get(name) for name in self._shape()}
         missing = [number for number in self.mine if str(number) not in position["at"]]
         if shape != self._shape() or missing:
-            raise DataError(
+            raise InputError(
                 f"the position in the stream is of another run: it has {shape}, this one {self._shape()}; "
                 "give the same shards and batch size, or start a new run"
             )
@@ -136,7 +135,7 @@ class Lane:
                 item = next(self._images)
             except StopIteration:
                 self._advance("holds no image")
-            except (TarError, FetchError) as error:
+            except (FormatError, FetchError) as error:
                 name = self._shard_at(self.shard).name
                 self._lanes.faults.lost_shard(name, str(error))
                 self._advance(str(error))
@@ -154,7 +153,7 @@ class Lane:
         if self.offset == 0:
             self._barren.append(f"{self._shard_at(self.shard).name}: {why}")
             if len(self._barren) >= len(self._lanes.stream.shards):
-                raise DataError(
+                raise InputError(
                     f"no image in {len(self._barren)} shards in a row, such as {self._barren[-1]}; check the shards"
                 )
         self.retired.append(self._current.close)

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from maejax.data.augment import Size, Transform
-from maejax.data.decode import UnreadableImage, decode
-from maejax.data.errors import DataError
+from maejax.data.batch_plan import Layout, Numbered
+from maejax.data.decode import decode
 from maejax.data.faults import Faults
 from maejax.data.fill import Fault, Filling, Place, Row, fill
 from maejax.data.lanes import Lanes
-from maejax.data.layout import Layout, Numbered
-from maejax.data.shards import Source
+from maejax.data.sources import Source
 from maejax.data.stream import Stream, first_images
 from maejax.data.workers import Workers, describe_workers, open_workers
+from maejax.errors import InputError, UnreadableImage
 
 AHEAD = 2  # batches prepared beyond the one in use
 
@@ -52,7 +52,7 @@ class Loader:
     `steps` is the number of batches in a pass, the same in every process; None for a stream whose size is not known.
     `faults` says what may be wrong and counts it: the rows of a bad image are zeros and not valid.
 
-    Raises DataError where `batch_size` does not divide by `repeats` or `process_count`, where a stream is to be
+    Raises InputError where `batch_size` does not divide by `repeats` or `process_count`, where a stream is to be
     evaluated, and, while batches are made, where more is wrong with the data than `faults` allows.
     """
 
@@ -76,7 +76,7 @@ class Loader:
         for what, number in (("augment_repeats", repeats), ("the number of processes", process_count)):
             if batch_size < 1 or batch_size % number:
                 below = max(batch_size // number, 1) * number
-                raise DataError(f"a batch size of {batch_size} does not divide by {what}, {number}; take {below}")
+                raise InputError(f"a batch size of {batch_size} does not divide by {what}, {number}; take {below}")
         self.source = source
         self.batch_size = batch_size
         self.channels = channels
@@ -100,7 +100,7 @@ class Loader:
                 source, batch_size=batch_size, rows=rows, repeats=repeats, seed=seed, faults=self.faults
             )
         else:
-            raise DataError("a stream cannot be evaluated in order; open it by open_source, which fetches all of it")
+            raise InputError("a stream cannot be evaluated in order; open it by open_source, which fetches all of it")
         self._position: dict[str, Any] | None = None
         for name, reason in source.lost.items():
             self.faults.lost_shard(name, reason)
@@ -130,7 +130,7 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """Return this process's rows of global batch `step` of a source; prepared in the calling thread."""
         if isinstance(self._layouts, Lanes):
-            raise DataError("a stream has no batches by number; go through them by iterate")
+            raise InputError("a stream has no batches by number; go through them by iterate")
         layout, images = self._layouts.layout(step), np.zeros(self._shape, np.uint8)
         return self._close(layout, images, fill(images, layout.rows, self._filling))
 
@@ -196,7 +196,7 @@ class Loader:
 
 
 def check_readable(source: Source | Stream, channels: int, at_most: int = 1000) -> None:
-    """Try images from the front until one can be read; raises DataError where none of the first `at_most` can.
+    """Try images from the front until one can be read; raises InputError where none of the first `at_most` can.
 
     Of a stream, the first shards are tried, with little patience.
     """
@@ -212,4 +212,4 @@ def check_readable(source: Source | Stream, channels: int, at_most: int = 1000) 
             return
         except (UnreadableImage, OSError) as error:
             reasons.append(f"{key}: {error}")
-    raise DataError(f"none of {len(reasons)} {what} tried can be read; the first, {reasons[0]}; check the files")
+    raise InputError(f"none of {len(reasons)} {what} tried can be read; the first, {reasons[0]}; check the files")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from maejax.data.errors import DataError
+from maejax.errors import InputError
 
 Size = tuple[int, int]
 Picturing = Callable[[Image.Image], Image.Image]
@@ -33,11 +33,11 @@ _LOADING = threading.Lock()  # two copies of the module would draw from two sets
 def check_policy(policy: str, channels: int = 3) -> None:
     """Check before any long work that a policy can be had and works on images of so many channels.
 
-    Raises DataError where timm is missing, the name is none that timm knows, or the images have other than 1 or 3
+    Raises InputError where timm is missing, the name is none that timm knows, or the images have other than 1 or 3
     channels.
     """
     if channels not in (1, 3):
-        raise DataError(f"--auto-augment {policy} changes images of 1 or 3 channels, not {channels}; set it to none")
+        raise InputError(f"--auto-augment {policy} changes images of 1 or 3 channels, not {channels}; set it to none")
     name, *sections = policy.split("-")
     # What timm does not understand in the sections it passes over.
     known = name in (*POLICIES, "rand", "augmix") and all(
@@ -49,24 +49,21 @@ def check_policy(policy: str, channels: int = 3) -> None:
             raise ValueError
         apply_policy(np.zeros((8, 8, channels), np.uint8), policy, np.random.default_rng(0))
     except (AssertionError, ValueError, KeyError):
-        raise DataError(
+        raise InputError(
             f"--auto-augment {policy} is no policy of timm's; it is none, a name such as rand-m9-mstd0.5-inc1 or "
             f"augmix-m3-w3, or one of {', '.join(POLICIES)}"
         ) from None
 
 
 def apply_policy(
-    image: np.ndarray,
-    policy: str,
-    rng: np.random.Generator,
-    mean: tuple[float, ...] = IMAGENET_MEAN,
+    image: np.ndarray, policy: str, rng: np.random.Generator, mean: tuple[float, ...] = IMAGENET_MEAN
 ) -> np.ndarray:
     """Augment an image, uint8 [H, W, C], by a policy that timm names, as its `create_transform` does.
 
     `mean`, per channel on the 0..1 scale, fills what moves into the picture; resampling is bicubic. Grey images (C = 1)
     are augmented as colour images and made grey again. A function of the image and of `rng` alone, in any thread.
 
-    Raises DataError where timm is missing; what timm raises where it does not know the policy.
+    Raises InputError where timm is missing; what timm raises where it does not know the policy.
     """
     channels = image.shape[2]
     picture = Image.fromarray(image if channels == 3 else np.repeat(image, 3, axis=2))
@@ -93,8 +90,10 @@ def _transform(policy: str, size: Size, fill: tuple[int, ...]) -> Picturing:
     module = _timm_policies()
     # As timm.data.create_transform with interpolation="bicubic", the authors' choice.
     settings: dict[str, Any] = {
-        "translate_const": int(min(size) * 0.45), "img_mean": fill, "interpolation": Image.Resampling.BICUBIC
-    }  # fmt: skip
+        "translate_const": int(min(size) * 0.45),
+        "img_mean": fill,
+        "interpolation": Image.Resampling.BICUBIC,
+    }
     if policy.startswith("rand"):
         return module.rand_augment_transform(policy, settings)
     if policy.startswith("augmix"):
@@ -158,6 +157,6 @@ def _load() -> ModuleType:
             draws = _Draws()
             vars(module).update(draws=draws, random=_Python(draws), np=_NumPy(draws), ImageOps=_ImageOps())
             return module
-    raise DataError(
+    raise InputError(
         "--auto-augment needs timm, whose policies these are: pip install 'maejax[timm]', or set it to none"
     )

@@ -15,13 +15,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maejax.data.errors import DataError, FetchError
-from maejax.data.fetch import Spool, kept_file, read_address, remove_leftovers, stem_of
 from maejax.data.fill import Place
-from maejax.data.redact import redact
-from maejax.data.retry import Patience
-from maejax.data.samples import along_tar
-from maejax.data.tar import TarError
+from maejax.data.listing import along_tar
+from maejax.errors import FetchError, FormatError, InputError
+from maejax.storage.redact import redact
+from maejax.storage.retry import Patience
+from maejax.storage.spool import Spool, kept_file, read_address, remove_leftovers, stem_of
 
 PARALLEL = 8  # shards fetched at a time where all are wanted
 PROBED, PROBED_IMAGES = 8, 100  # shards, and images of each, that are tried before training
@@ -74,7 +73,7 @@ class Arriving:
         return self._spool.done
 
     def windows(self, sizes: Iterator[int]) -> Iterator[list[Item]]:
-        """Yield its images in groups of these sizes as they arrive; raises TarError and FetchError at its damage."""
+        """Yield its images in groups of these sizes as they arrive; raises FormatError and FetchError at its damage."""
         path, window, size = str(self._spool.path), [], next(sizes)
         failure: Exception | None = None
         try:
@@ -84,7 +83,7 @@ class Arriving:
                 if len(window) == size:
                     yield window
                     window, size = [], next(sizes)
-        except (TarError, OSError) as error:
+        except (FormatError, OSError) as error:
             failure = error
         if window:
             yield window
@@ -169,7 +168,7 @@ def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, Plac
                     itertools.islice(reading.windows(itertools.repeat(1)), PROBED_IMAGES)
                 ):
                     yield item.key, item.image
-            except (TarError, FetchError) as error:
+            except (FormatError, FetchError) as error:
                 reasons.append(f"{shard.name}: {error}")
             else:
                 if len(reasons) == before:
@@ -198,7 +197,7 @@ def open_folder(cache_dir: str) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"--cache-dir {cache_dir}: {error.strerror}; give a folder that can be written") from None
+            raise InputError(f"--cache-dir {cache_dir}: {error.strerror}; give a folder that can be written") from None
         remove_leftovers(folder)
         return folder
     folder = Path(tempfile.mkdtemp(prefix="maejax-shards-"))

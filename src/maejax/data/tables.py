@@ -17,17 +17,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maejax.data.samples import Listing, Sample
+from maejax.data.listing import Listing, Sample
+from maejax.errors import FormatError
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 _IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "photo", "picture")
 _LABELS = ("label", "labels", "fine_label", "cls", "class", "target", "category", "class_name")
 
 _log = logging.getLogger("maejax.data")
-
-
-class TableError(ValueError):
-    """The table cannot be used as it is; the message says what to do."""
 
 
 class _NoImages(ValueError):
@@ -43,17 +40,17 @@ class _Columns(NamedTuple):
 def table_files(folder: Path) -> list[Path]:
     """Return the files of a Hugging Face `datasets` folder, or of a folder of parquet files; [] where it is neither.
 
-    Raises TableError where it holds several splits: which one is meant has to be said.
+    Raises FormatError where it holds several splits: which one is meant has to be said.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = _json(folder / "dataset_dict.json").get("splits", [])
         if len(splits) != 1:
-            raise TableError(f"{folder}: holds the splits {', '.join(splits)}; name one, as {folder / 'train'}")
+            raise FormatError(f"{folder}: holds the splits {', '.join(splits)}; name one, as {folder / 'train'}")
         return table_files(folder / splits[0])
     if (folder / "state.json").is_file():
         state = _json(folder / "state.json")
         if state.get("_indices_data_files"):
-            raise TableError(
+            raise FormatError(
                 f"{folder}: its rows are chosen by an index file; call flatten_indices() and save it again"
             )
         return [folder / entry["filename"] for entry in state.get("_data_files", [])]
@@ -62,7 +59,7 @@ def table_files(folder: Path) -> list[Path]:
         splits = {re.sub(r"-\d+-of-\d+$", "", path.stem) for path in files if re.search(r"-\d+-of-\d+$", path.stem)}
         if len(splits) > 1:
             one = place / f"{max(splits)}-*{files[0].suffix}"
-            raise TableError(f"{place}: holds the splits {', '.join(sorted(splits))}; name one, as '{one}'")
+            raise FormatError(f"{place}: holds the splits {', '.join(sorted(splits))}; name one, as '{one}'")
         if files:
             return files
     return []
@@ -74,7 +71,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
-        raise TableError(f"{path}: is no JSON object; save the dataset again")
+        raise FormatError(f"{path}: is no JSON object; save the dataset again")
     return content
 
 
@@ -85,12 +82,12 @@ def in_table(path: Path, title: str) -> Listing:
     the first. The label column is a ClassLabel, whole numbers, or class names. Keys read `title:row`, followed by the
     image's own name where it has one. Rows without an image are counted in `problems`, as is damage.
 
-    Raises TableError where pyarrow is missing, or there is no room for the copy of a parquet file.
+    Raises FormatError where pyarrow is missing, or there is no room for the copy of a parquet file.
     """
     try:
         import pyarrow as pa
     except ImportError:
-        raise TableError(f"{path}: reading it needs pyarrow; install maejax[hf]") from None
+        raise FormatError(f"{path}: reading it needs pyarrow; install maejax[hf]") from None
     listing = Listing()
     listing.suffixes[path.suffix.lower()] += 1
     try:
@@ -217,7 +214,7 @@ def _as_arrow(path: Path) -> Path:
         size = sum(g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns))
         folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder).free < size:
-            raise TableError(
+            raise FormatError(
                 f"{path}: its images are read from a copy of {size / 1e9:.1f} GB, for which {folder} has no room; "
                 "set XDG_CACHE_HOME to a larger disk"
             )

@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from maejax.errors import FormatError
+
 BLOCK = 512
 _NO_DATA = b"123456"  # hard link, symbolic link, devices, directory, fifo: their size says nothing about what follows
-
-
-class TarError(ValueError):
-    """The file is not a tar, or stops being one; the message says at which byte."""
 
 
 class Member(NamedTuple):
@@ -31,7 +29,7 @@ def members(path: Path, grow: Callable[[int], int] | None = None) -> Iterator[Me
     Reads ustar, GNU long names and pax (path, size). `offset` and `size` are in bytes; `head` is the first
     min(size, 512) bytes, which come along with the header for free: a label needs no second read.
 
-    Raises TarError where the file stops being a tar, after yielding every intact member before that, and OSError.
+    Raises FormatError where the file stops being a tar, after yielding every intact member before that, and OSError.
     """
     end = path.stat().st_size if grow is None else 0
     override: dict[str, str] = {}  # what a long name or pax header says about the member after it
@@ -46,9 +44,9 @@ def members(path: Path, grow: Callable[[int], int] | None = None) -> Iterator[Me
             if header == bytes(BLOCK):
                 return
             if offset and len(header) < BLOCK:
-                raise TarError(f"ends at byte {end} without the end mark of a tar: it may have been cut")
+                raise FormatError(f"ends at byte {end} without the end mark of a tar: it may have been cut")
             if not _is_header(header):
-                raise TarError(
+                raise FormatError(
                     f"no tar header at byte {offset}" if offset else f"not a tar (starts with {header[:12]!r})"
                 )
             kind = header[156:157]
@@ -57,7 +55,7 @@ def members(path: Path, grow: Callable[[int], int] | None = None) -> Iterator[Me
             if grow is not None and data + size > end:
                 end = grow(data + size)
             if data + size > end:
-                raise TarError(f"ends at byte {end} in the middle of {_name(header, override)!r}: it was cut")
+                raise FormatError(f"ends at byte {end} in the middle of {_name(header, override)!r}: it was cut")
             offset = data + -(-size // BLOCK) * BLOCK
             if kind in b"LKx":
                 file.seek(data)
@@ -106,7 +104,7 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     while data and data[:1] != b"\0":  # "LENGTH KEY=VALUE\n", where LENGTH counts itself
         record = re.match(rb"(\d+) ([^=]+)=", data)
         if record is None or int(record[1]) <= record.end():
-            raise TarError("a pax header is damaged")
+            raise FormatError("a pax header is damaged")
         value = data[record.end() : int(record[1]) - 1].decode(errors="replace")
         if record[2] == b"path" or (record[2] == b"size" and value.isdecimal()):
             records[record[2].decode()] = value

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maejax.data.decode import UnreadableImage, decode
-from maejax.data.errors import DataError
-from maejax.data.samples import in_tar
+from maejax.data.decode import decode
+from maejax.data.listing import in_tar
+from maejax.errors import InputError, UnreadableImage
 
 
 class Verified(NamedTuple):
@@ -31,7 +31,7 @@ def verify(
     of its images has to decode. Shards that the index does not name are wrong too. `workers` threads read a shard each
     (None: one for each core). `progress` is called with the number of bytes done and of all.
 
-    Raises DataError where there is no index, or none that can be read.
+    Raises InputError where there is no index, or none that can be read.
     """
     folder = Path(dst).expanduser()
     try:
@@ -39,12 +39,12 @@ def verify(
         entries: list[dict[str, Any]] = [{**entry, "name": str(entry["name"])} for entry in index["shards"]]
     except OSError:
         unfinished = (folder / "pack.jsonl").exists()
-        raise DataError(
+        raise InputError(
             f"{folder}: has no index.json; "
             + ("the pack is not finished: start it again" if unfinished else "maejax pack writes one beside its shards")
         ) from None
     except (ValueError, KeyError, TypeError):
-        raise DataError(f"{folder / 'index.json'}: is no index of shards; pack them again") from None
+        raise InputError(f"{folder / 'index.json'}: is no index of shards; pack them again") from None
     named = {entry["name"] for entry in entries}
     wrong = [(path.name, "is not in the index") for path in sorted(folder.glob("[!.]*.tar")) if path.name not in named]
     total = sum((folder / entry["name"]).stat().st_size for entry in entries if (folder / entry["name"]).is_file())

@@ -27,6 +27,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from maejax.data.fill import Fault, Filling, Row, fill
+from maejax.errors import Failed
 
 THREADS = 16  # of one process
 HELD = 4  # batches that the caller may hold without a copy: one in use, two given to the device, one on the way out
@@ -45,10 +46,6 @@ serve(connection, int(sys.argv[2]))
 """
 
 Shape = tuple[int, int, int, int]  # B, H, W, C
-
-
-class WorkerDied(RuntimeError):
-    """A loader process ended by itself, and so did the one that took its place."""
 
 
 class Workers(Protocol):
@@ -165,7 +162,7 @@ class Processes:
     """Processes with threads; `Workers`.
 
     Each has an equal share of every batch. They end with this process, also when that is killed. One that dies is
-    started anew and repeats what it had not finished; when it dies again, what it had to do raises WorkerDied.
+    started anew and repeats what it had not finished; when it dies again, what it had to do raises Failed.
     """
 
     def __init__(self, cores: int, count: int, slots: "Slots", filling: Filling):
@@ -254,7 +251,7 @@ class _Worker:
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._open: collections.deque[tuple[_Task, Future[list[Fault]]]] = collections.deque()
-        self._died: WorkerDied | None = None
+        self._died: Failed | None = None
         self._stopping = False
         self._launch()
         self._thread = threading.Thread(target=self._receive, daemon=True, name=f"maejax-data-process-{number}")
@@ -325,7 +322,7 @@ class _Worker:
 
     def _give_up(self, status: int) -> None:
         how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
-        self._died = WorkerDied(
+        self._died = Failed(
             f"loader process {self._number} (pid {self.pid}) died, {how}, and could not be replaced, or its "
             "replacement died too; if the host ran out of memory, lower --train-loader-workers or the batch size"
         )

@@ -82,10 +82,13 @@ def _initial(key: jax.Array, dim: int, classes: int) -> dict[str, Any]:
     xavier = jax.nn.initializers.xavier_uniform()
     return {
         "query": 0.02 * jax.random.normal(keys[0], (1, 1, dim)),
-        "read_kernel": xavier(keys[1], (dim, 2 * dim)), "read_bias": jnp.zeros((1, 1, 2 * dim)),
-        "proj_kernel": xavier(keys[2], (dim, dim)), "proj_bias": jnp.zeros((1, dim)),
-        "head_kernel": jnp.zeros((dim, classes)), "head_bias": jnp.zeros((1, classes)),
-    }  # fmt: skip
+        "read_kernel": xavier(keys[1], (dim, 2 * dim)),
+        "read_bias": jnp.zeros((1, 1, 2 * dim)),
+        "proj_kernel": xavier(keys[2], (dim, dim)),
+        "proj_bias": jnp.zeros((1, dim)),
+        "head_kernel": jnp.zeros((dim, classes)),
+        "head_bias": jnp.zeros((1, classes)),
+    }
 
 
 def _logits(weights: dict[str, Any], tokens: jax.Array, heads: int) -> jax.Array:

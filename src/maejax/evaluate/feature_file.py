@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from maejax.data.augment import build_eval
-from maejax.data.errors import DataError
 from maejax.data.pipeline import Batch, Loader
-from maejax.data.shards import Source
-from maejax.evaluate.features import Pool, stream
-from maejax.models.arrays import named_arrays
+from maejax.data.sources import Source
+from maejax.errors import InputError
+from maejax.evaluate.encoding import Pool, stream
+from maejax.models.trees import named_arrays
 from maejax.training.rundir import write_json
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
@@ -41,16 +41,16 @@ def check_path(path: Path) -> None:
     """Refuse a file that cannot be written; before anything is computed.
 
     Raises:
-        DataError: another suffix than .npz, .safetensors or .parquet, or pyarrow is missing.
+        InputError: another suffix than .npz, .safetensors or .parquet, or pyarrow is missing.
 
     """
     if path.suffix not in SUFFIXES:
-        raise DataError(f"--out {path}: give a name that ends in {', '.join(SUFFIXES)}")
+        raise InputError(f"--out {path}: give a name that ends in {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
-            raise DataError(f"--out {path}: parquet needs pyarrow: pip install 'maejax[hf]'") from None
+            raise InputError(f"--out {path}: parquet needs pyarrow: pip install 'maejax[hf]'") from None
 
 
 def write_features(
@@ -76,7 +76,7 @@ def write_features(
     there; another one starts anew. `progress` is called with images done and in all.
 
     Raises:
-        DataError: see `check_path`; or too many images cannot be read.
+        InputError: see `check_path`; or too many images cannot be read.
 
     """
     start = time.monotonic()
@@ -85,15 +85,26 @@ def write_features(
     encoder = encoder_of(model)
     height, width = (side * encoder.patch_size for side in encoder.grid)
     recipe = {
-        "encoder": fingerprint(encoder), "images": len(source), "first": source.keys[0], "last": source.keys[-1],
-        "pool": pool, "layers": None if layers is None else list(layers), "crop_ratio": crop_ratio,
-        "batch_size": batch_size, "size": [height, width],
-    }  # fmt: skip
+        "encoder": fingerprint(encoder),
+        "images": len(source),
+        "first": source.keys[0],
+        "last": source.keys[-1],
+        "pool": pool,
+        "layers": None if layers is None else list(layers),
+        "crop_ratio": crop_ratio,
+        "batch_size": batch_size,
+        "size": [height, width],
+    }
     first = _done(part, recipe)
     loader = Loader(
-        source, build_eval((height, width), crop_ratio), batch_size=batch_size, channels=encoder.channels,
-        size=(height, width), shuffle=False, workers=workers,
-    )  # fmt: skip
+        source,
+        build_eval((height, width), crop_ratio),
+        batch_size=batch_size,
+        channels=encoder.channels,
+        size=(height, width),
+        shuffle=False,
+        workers=workers,
+    )
     batches: list[Batch] = []  # those on their way through the encoder
 
     def images() -> Iterator[np.ndarray]:
@@ -172,8 +183,10 @@ class _Table:
 
 def _write_npz(path: Path, table: _Table) -> None:
     arrays = {
-        "labels": table.labels, "names": np.array(table.names, np.str_), "classes": np.array(table.classes, np.str_),
-    }  # fmt: skip
+        "labels": table.labels,
+        "names": np.array(table.names, np.str_),
+        "classes": np.array(table.classes, np.str_),
+    }
     with zipfile.ZipFile(path, "w") as archive:
         with archive.open("features.npy", "w", force_zip64=True) as file:
             shape = (len(table.index), *table.shape)
@@ -219,19 +232,22 @@ def _write_parquet(path: Path, table: _Table) -> None:
     named = dict(enumerate(table.classes))
     schema = pa.schema(
         [
-            ("name", pa.string()), ("label", pa.int32()), ("class", pa.string()),
+            ("name", pa.string()),
+            ("label", pa.int32()),
+            ("class", pa.string()),
             ("features", pa.list_(pa.float32(), width)),
         ],
         metadata={"recipe": json.dumps(table.recipe), "shape": json.dumps(table.shape)},
-    )  # fmt: skip
+    )
     with pq.ParquetWriter(path, schema) as writer:
         for place, chunk in table.chunks():
             labels = table.labels[place]
             columns = [
-                pa.array(table.names[place], pa.string()), pa.array(labels),
+                pa.array(table.names[place], pa.string()),
+                pa.array(labels),
                 pa.array([named.get(label) for label in labels.tolist()], pa.string()),
                 pa.FixedSizeListArray.from_arrays(pa.array(chunk.reshape(-1)), width),
-            ]  # fmt: skip
+            ]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from maejax.data.augment import build_eval
-from maejax.data.decode import UnreadableImage, decode
-from maejax.data.errors import DataError
+from maejax.data.decode import decode
+from maejax.errors import InputError, UnreadableImage
 from maejax.evaluate.reconstruct import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
@@ -22,11 +22,11 @@ def write_pictures(
     `mask` is "random", "block" or "grid". Images are resized and cropped at the centre to the model's size.
 
     Raises:
-        DataError: an unknown mask, or a file that is missing or no image; before anything is drawn.
+        InputError: an unknown mask, or a file that is missing or no image; before anything is drawn.
 
     """
     if mask not in ("random", "block", "grid"):
-        raise DataError(f"--mask {mask}: choose random, block or grid")
+        raise InputError(f"--mask {mask}: choose random, block or grid")
     height, width = (side * model.patch_size for side in model.grid)
     crop = build_eval((height, width), 1.0)
     pixels = np.stack([crop(read(name, len(model.mean)), np.random.default_rng(0)) for name in images])
@@ -49,6 +49,6 @@ def read(name: str, channels: int) -> np.ndarray:
     try:
         return decode(Path(name).expanduser().read_bytes(), channels)
     except OSError as error:
-        raise DataError(f"cannot read {name}: {error.strerror}") from None
+        raise InputError(f"cannot read {name}: {error.strerror}") from None
     except UnreadableImage as error:
-        raise DataError(f"{name} is no image that can be read: {error}") from None
+        raise InputError(f"{name} is no image that can be read: {error}") from None

@@ -9,11 +9,11 @@ import numpy as np
 from flax import nnx
 
 from maejax.data.augment import build_eval
-from maejax.data.errors import DataError
 from maejax.data.pipeline import Batch, Loader
-from maejax.data.shards import Source
+from maejax.data.sources import Source
+from maejax.errors import InputError
 from maejax.evaluate.attentive import attentive_probe
-from maejax.evaluate.features import Pool, stream
+from maejax.evaluate.encoding import Pool, stream
 from maejax.evaluate.fewshot import few_shot
 from maejax.evaluate.knn import knn_accuracy
 from maejax.evaluate.probe import linear_probe
@@ -26,8 +26,9 @@ DRAWS = 10
 MEASURES = {
     **{f"knn_{k}": f"{k}-NN" for k in NEIGHBOURS},
     **{f"fewshot_{n}": f"{n} shot{'s' * (n > 1)}" for n in SHOTS},
-    "linear": "linear", "attentive": "attentive",
-}  # fmt: skip
+    "linear": "linear",
+    "attentive": "attentive",
+}
 
 Tell = Callable[[str], None]
 
@@ -45,24 +46,26 @@ def pair(train: Source, test: Source) -> Judged:
     """Check that two sources have labels of the same classes, and number those of `test` as `train` does.
 
     Raises:
-        DataError: a source has no labels, there are fewer than two classes, or `test` has a class that `train` lacks.
+        InputError: a source has no labels, there are fewer than two classes, or `test` has a class that `train` lacks.
 
     """
     for name, source in (("--train-dataset-shards", train), ("--valid-dataset-shards", test)):
         if (source.labels < 0).all():
-            raise DataError(f"{name}: no image has a label; use class folders, .cls members or a label file (--labels)")
+            raise InputError(
+                f"{name}: no image has a label; use class folders, .cls members or a label file (--labels)"
+            )
     if train.classes and test.classes and train.classes != test.classes:
         number = {name: i for i, name in enumerate(train.classes)}
         extra = sorted(set(test.classes) - number.keys())
         if extra:
-            raise DataError(
+            raise InputError(
                 f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {', '.join(extra[:5])}"
             )
         table = np.array([number[name] for name in test.classes], np.int32)
         test.labels = np.where(test.labels < 0, test.labels, table[test.labels]).astype(np.int32)
     found = np.unique(train.labels[train.labels >= 0])
     if len(found) < 2:
-        raise DataError("--train-dataset-shards has images of one class only; a judge needs at least two")
+        raise InputError("--train-dataset-shards has images of one class only; a judge needs at least two")
     return Judged(train, test, train.classes)
 
 
@@ -71,12 +74,20 @@ def untrained_like(encoder: VisionTransformer, seed: int = 0) -> VisionTransform
     stack, height = encoder.transformer, encoder.grid[0] * encoder.patch_size
     fixed = isinstance(encoder.positions, Constant)
     fresh = VisionTransformer(
-        image_size=(height, encoder.grid[1] * encoder.patch_size), patch_size=encoder.patch_size,
-        channels=encoder.channels, dim=encoder.dim, layers=stack.layers, heads=stack.blocks.attention.heads,
-        posemb="sincos2d" if fixed else "learnable", layerscale=stack.blocks.scale1 is not None,
-        final_norm=encoder.norm is not None, mean=encoder.mean, std=encoder.std, dtype=encoder.dtype,
+        image_size=(height, encoder.grid[1] * encoder.patch_size),
+        patch_size=encoder.patch_size,
+        channels=encoder.channels,
+        dim=encoder.dim,
+        layers=stack.layers,
+        heads=stack.blocks.attention.heads,
+        posemb="sincos2d" if fixed else "learnable",
+        layerscale=stack.blocks.scale1 is not None,
+        final_norm=encoder.norm is not None,
+        mean=encoder.mean,
+        std=encoder.std,
+        dtype=encoder.dtype,
         rngs=nnx.Rngs(seed),
-    )  # fmt: skip
+    )
     if fixed:
         fresh.positions = encoder.positions
     return fresh
@@ -131,15 +142,25 @@ def score(
 
 
 def _encode(
-    encoder: VisionTransformer, source: Source, pool: Pool, crop_ratio: float, batch_size: int, workers: int,
+    encoder: VisionTransformer,
+    source: Source,
+    pool: Pool,
+    crop_ratio: float,
+    batch_size: int,
+    workers: int,
     tokens_path: Path | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Encode the labelled images of a source: pooled features, labels and, mapped into memory, all tokens."""
     size = (encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size)
     loader = Loader(
-        source, build_eval(size, crop_ratio), batch_size=batch_size, channels=encoder.channels, size=size,
-        shuffle=False, workers=workers,
-    )  # fmt: skip
+        source,
+        build_eval(size, crop_ratio),
+        batch_size=batch_size,
+        channels=encoder.channels,
+        size=size,
+        shuffle=False,
+        workers=workers,
+    )
     batches: list[Batch] = []
 
     def images() -> Iterator[np.ndarray]:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from maejax.evaluate.seams import hidden_statistics
+from maejax.evaluate.patch_statistics import hidden_statistics
 from maejax.models.patches import patchify, unpatchify
 
 _GREY = 128

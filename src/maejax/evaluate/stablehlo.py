@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from maejax.evaluate.features import Pool, encode
+from maejax.evaluate.encoding import Pool, encode
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 

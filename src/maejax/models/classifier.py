@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maejax.models.arrays import named_arrays, with_arrays
-from maejax.models.layers import layer_norm
+from maejax.models.trees import named_arrays, with_arrays
 from maejax.models.vit import Constant, VisionTransformer, pooled
+from maejax.ops.dense import layer_norm
 
 HEAD_STD, PROBE_STD = 2e-5, 0.01  # authors' code, fine-tuning and linear probing
 BATCH_NORM_EPS = 1e-6  # authors' linear probing

@@ -6,9 +6,7 @@ def vit_flop(tokens: int, dim: int, layers: int) -> int:
     return layers * tokens * (24 * dim * dim + 4 * tokens * dim)
 
 
-def train_flop(
-    *, patches: int, visible: int, pixels: int, dim: int, layers: int, dec_dim: int, dec_layers: int
-) -> int:  # fmt: skip
+def train_flop(*, patches: int, visible: int, pixels: int, dim: int, layers: int, dec_dim: int, dec_layers: int) -> int:
     """Count the FLOP of one training step on one image, of the published algorithm: forward, and twice that backward.
 
     All N patches are embedded and predicted, as the paper has it, though a program may leave out what nobody reads; no

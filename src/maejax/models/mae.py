@@ -12,16 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maejax.models.layers import layer_norm, linear
 from maejax.models.masking import visible_patches
 from maejax.models.patches import take_patches
-from maejax.models.vit import (
-    Transformer,
-    VisionTransformer,
-    frozen_if_constant,
-    positions,
-    token,
-)
+from maejax.models.vit import Transformer, VisionTransformer, frozen_if_constant, positions, token
+from maejax.ops.dense import layer_norm, linear
 
 
 class Output(NamedTuple):
@@ -46,10 +40,20 @@ class MaskedAutoencoder(nnx.Module):
     """
 
     def __init__(
-        self, *, mask_ratio: float = 0.75, norm_pix_loss: bool = False, dec_dim: int = 512, dec_layers: int = 8,
-        dec_heads: int = 16, dec_posemb: str = "sincos2d", dec_layerscale: bool = False, dec_dropout: float = 0.0,
-        dec_droppath: float = 0.0, rngs: nnx.Rngs, **encoder,
-    ):  # fmt: skip
+        self,
+        *,
+        mask_ratio: float = 0.75,
+        norm_pix_loss: bool = False,
+        dec_dim: int = 512,
+        dec_layers: int = 8,
+        dec_heads: int = 16,
+        dec_posemb: str = "sincos2d",
+        dec_layerscale: bool = False,
+        dec_dropout: float = 0.0,
+        dec_droppath: float = 0.0,
+        rngs: nnx.Rngs,
+        **encoder,
+    ):
         self.encoder = VisionTransformer(**encoder, rngs=rngs)
         self.mask_ratio, self.norm_pix = mask_ratio, norm_pix_loss
         self.visible = visible_patches(self.encoder.patches, mask_ratio)
@@ -60,10 +64,19 @@ class MaskedAutoencoder(nnx.Module):
         self.mask_token = token(dec_dim, rngs)
         self.dec_positions = positions(dec_posemb, self.encoder.grid, dec_dim, rngs)
         self.decoder = Transformer(
-            dec_layers, dec_dim, dec_heads, layerscale=dec_layerscale, dropout=dec_dropout, droppath=dec_droppath,
-            remat=self.encoder.transformer.remat, scan=self.encoder.transformer.scan, dtype=dtype, rngs=rngs,
-            gelu=self.encoder.gelu, attention=self.encoder.transformer.blocks.attention.form,
-        )  # fmt: skip
+            dec_layers,
+            dec_dim,
+            dec_heads,
+            layerscale=dec_layerscale,
+            dropout=dec_dropout,
+            droppath=dec_droppath,
+            remat=self.encoder.transformer.remat,
+            scan=self.encoder.transformer.scan,
+            dtype=dtype,
+            rngs=rngs,
+            gelu=self.encoder.gelu,
+            attention=self.encoder.transformer.blocks.attention.form,
+        )
         self.dec_norm = layer_norm(dec_dim, rngs)
         self.predict = linear(dec_dim, self.patch_size**2 * self.encoder.channels, dtype, rngs)
 

@@ -15,9 +15,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from maejax.models.attention import attend, attend_packed, attention_weights, check_form
-from maejax.models.layers import Dtype, activation, dropout, layer_norm, linear, mlp
 from maejax.models.patches import patchify, sincos_table, take_patches
+from maejax.ops.attention import attend, attend_packed, attention_weights, check_form
+from maejax.ops.dense import Dtype, activation, dropout, layer_norm, linear, mlp
 
 LAYERSCALE_INIT = 1e-4  # as in the original
 TOKEN_STD = 0.02  # cls and mask token, authors' code
@@ -70,9 +70,17 @@ class Block(nnx.Module):
     """One pre-norm layer: attention, then an MLP, each added to what came in."""
 
     def __init__(
-        self, dim: int, heads: int, *, layerscale: bool, dropout: float, dtype: Dtype, rngs: nnx.Rngs,
-        gelu: str = "erf", attention: str = "auto",
-    ):  # fmt: skip
+        self,
+        dim: int,
+        heads: int,
+        *,
+        layerscale: bool,
+        dropout: float,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+        gelu: str = "erf",
+        attention: str = "auto",
+    ):
         activation(gelu)  # refuses an unknown one
         self.dropout, self.gelu = dropout, gelu
         self.norm1 = layer_norm(dim, rngs)
@@ -137,9 +145,21 @@ class Transformer(nnx.Module):
     """
 
     def __init__(
-        self, layers: int, dim: int, heads: int, *, layerscale: bool, dropout: float, droppath: float,
-        remat: Remat, scan: bool, dtype: Dtype, rngs: nnx.Rngs, gelu: str = "erf", attention: str = "auto",
-    ):  # fmt: skip
+        self,
+        layers: int,
+        dim: int,
+        heads: int,
+        *,
+        layerscale: bool,
+        dropout: float,
+        droppath: float,
+        remat: Remat,
+        scan: bool,
+        dtype: Dtype,
+        rngs: nnx.Rngs,
+        gelu: str = "erf",
+        attention: str = "auto",
+    ):
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide a width of {dim}")
         self.layers, self.droppath, self.scan = layers, droppath, scan
@@ -147,9 +167,15 @@ class Transformer(nnx.Module):
 
         def block(key):
             return Block(
-                dim, heads, layerscale=layerscale, dropout=dropout, dtype=dtype, rngs=nnx.Rngs(key), gelu=gelu,
+                dim,
+                heads,
+                layerscale=layerscale,
+                dropout=dropout,
+                dtype=dtype,
+                rngs=nnx.Rngs(key),
+                gelu=gelu,
                 attention=attention,
-            )  # fmt: skip
+            )
 
         self.blocks = jax.vmap(block)(jax.random.split(rngs.params(), layers))
 
@@ -208,12 +234,28 @@ class VisionTransformer(nnx.Module):
     """
 
     def __init__(
-        self, *, image_size: tuple[int, int] = (224, 224), patch_size: int = 16, channels: int = 3, dim: int = 768,
-        layers: int = 12, heads: int = 12, posemb: str = "sincos2d", layerscale: bool = False, dropout: float = 0.0,
-        droppath: float = 0.0, remat: Remat = False, scan: bool = False, final_norm: bool = True,
-        mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD,
-        dtype: Dtype = jnp.float32, gelu: str = "erf", attention: str = "auto", rngs: nnx.Rngs,
-    ):  # fmt: skip
+        self,
+        *,
+        image_size: tuple[int, int] = (224, 224),
+        patch_size: int = 16,
+        channels: int = 3,
+        dim: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        posemb: str = "sincos2d",
+        layerscale: bool = False,
+        dropout: float = 0.0,
+        droppath: float = 0.0,
+        remat: Remat = False,
+        scan: bool = False,
+        final_norm: bool = True,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        dtype: Dtype = jnp.float32,
+        gelu: str = "erf",
+        attention: str = "auto",
+        rngs: nnx.Rngs,
+    ):
         height, width = image_size
         if height % patch_size or width % patch_size:
             raise ValueError(f"patches of {patch_size} pixels do not divide an image of {height} x {width}")
@@ -226,9 +268,19 @@ class VisionTransformer(nnx.Module):
         self.cls_token = token(dim, rngs)
         self.positions = positions(posemb, self.grid, dim, rngs)
         self.transformer = Transformer(
-            layers, dim, heads, layerscale=layerscale, dropout=dropout, droppath=droppath, remat=remat, scan=scan,
-            dtype=dtype, rngs=rngs, gelu=gelu, attention=attention,
-        )  # fmt: skip
+            layers,
+            dim,
+            heads,
+            layerscale=layerscale,
+            dropout=dropout,
+            droppath=droppath,
+            remat=remat,
+            scan=scan,
+            dtype=dtype,
+            rngs=rngs,
+            gelu=gelu,
+            attention=attention,
+        )
         self.norm = layer_norm(dim, rngs) if final_norm else None
 
     @property

@@ -78,9 +78,12 @@ def compile_for(mesh: Mesh, step: Any, inputs: tuple[Any, ...]) -> Compiled:
             return Compiled("", None, time.monotonic() - begun, *shortage)
     found = compiled.memory_analysis()
     memory = Memory(
-        found.argument_size_in_bytes, found.temp_size_in_bytes, found.output_size_in_bytes, found.alias_size_in_bytes,
+        found.argument_size_in_bytes,
+        found.temp_size_in_bytes,
+        found.output_size_in_bytes,
+        found.alias_size_in_bytes,
         found.generated_code_size_in_bytes,
-    )  # fmt: skip
+    )
     return Compiled(compiled.as_text(), memory, time.monotonic() - begun)
 
 

@@ -5,9 +5,27 @@ import re
 from typing import NamedTuple
 
 BITS = {
-    "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32,
-    "s64": 64, "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0,
-}  # fmt: skip
+    "pred": 8,
+    "s2": 2,
+    "u2": 2,
+    "s4": 4,
+    "u4": 4,
+    "s8": 8,
+    "u8": 8,
+    "s16": 16,
+    "u16": 16,
+    "s32": 32,
+    "u32": 32,
+    "s64": 64,
+    "u64": 64,
+    "bf16": 16,
+    "f16": 16,
+    "f32": 32,
+    "f64": 64,
+    "c64": 64,
+    "c128": 128,
+    "token": 0,
+}
 
 _LEAF = re.compile(r"(\w+)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
 _COMMENT = re.compile(r"/\*.*?\*/")
@@ -16,8 +34,10 @@ _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _TILE = re.compile(r"T\(([\d,*]*)\)")
 _SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%([\w.\-]+)")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
-                     r"(\{[^}]*\}|%[\w.\-]+)")  # fmt: skip
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)="
+    r"(\{[^}]*\}|%[\w.\-]+)"
+)
 
 
 class Shape(NamedTuple):
@@ -84,9 +104,7 @@ class Computation(NamedTuple):
 
     def parameter(self, number: int) -> str:
         """The name of a parameter."""
-        return next(
-            i.name for i in self.instructions.values() if i.opcode == "parameter" and i.inside == str(number)
-        )  # fmt: skip
+        return next(i.name for i in self.instructions.values() if i.opcode == "parameter" and i.inside == str(number))
 
     def users(self, name: str) -> list[Instruction]:
         """The instructions that read an instruction's result."""

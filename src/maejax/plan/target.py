@@ -20,16 +20,23 @@ V3 = {4: "2x2", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16", 512:
 
 # What the number in gcloud's name counts, as many per chip, and the shapes.
 FAMILIES = {
-    "v3": ("v3", 2, V3), "v4": ("v4", 2, CUBE), "v5litepod": ("v5e", 1, FLAT),
-    "v5e": ("v5e", 1, FLAT), "v5p": ("v5p", 2, CUBE), "v6e": ("v6e", 1, FLAT),
-}  # fmt: skip
+    "v3": ("v3", 2, V3),
+    "v4": ("v4", 2, CUBE),
+    "v5litepod": ("v5e", 1, FLAT),
+    "v5e": ("v5e", 1, FLAT),
+    "v5p": ("v5p", 2, CUBE),
+    "v6e": ("v6e", 1, FLAT),
+}
 
 # For libtpu: no question to a metadata server, no search for other hosts, and no lock file, which would keep a second
 # plan from starting.
 ALONE = {
-    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0", "TPU_ACCELERATOR_TYPE": "v4-8",
-}  # fmt: skip
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v4-8",
+}
 
 MISSING = (
     "planning for a TPU needs its compiler: pip install 'maejax[tpu]' (libtpu, about 140 MB; it needs no TPU, and runs "

@@ -20,13 +20,26 @@ from maejax.plan.hlo import Computation, Instruction, Module, Shape
 from maejax.plan.products import matmuls
 
 FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
-    "opt-barrier", "iota", "domain",
-}  # fmt: skip
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "iota",
+    "domain",
+}
 FREE_CALLS = {
-    "AllocateBuffer", "ConcatBitcast", "AsyncCollectiveDone", "AsyncCollectiveStart", "AssumeGatherIndicesInBound",
+    "AllocateBuffer",
+    "ConcatBitcast",
+    "AsyncCollectiveDone",
+    "AsyncCollectiveStart",
+    "AssumeGatherIndicesInBound",
     "GatherScatterIndicesBitpacked",
-}  # fmt: skip
+}
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 SLICES = {"dynamic-slice", "slice", "gather"}
 
@@ -40,7 +53,7 @@ class Collective(NamedTuple):
     times: int
 
 
-class Work(NamedTuple):
+class InstructionCost(NamedTuple):
     """What one instruction costs each of the `times` it runs: bytes of HBM, FLOP by operand type, compiler's cycles."""
 
     name: str
@@ -58,7 +71,7 @@ class Walk(NamedTuple):
     compiler did not make, by target, that do not say how many FLOP they have.
     """
 
-    work: list[Work]
+    work: list[InstructionCost]
     collectives: list[Collective]
     unknown_loops: list[str]
     kernels: list[str]
@@ -128,12 +141,14 @@ def _visit(module: Module, name: str, times: int, result: Walk) -> None:
             result.work.append(work)
 
 
-def _work(module: Module, computation: Computation, instruction: Instruction, times: int) -> Work:
+def _work(module: Module, computation: Computation, instruction: Instruction, times: int) -> InstructionCost:
     flop: dict[str, int] = {}
     for dtype, amount in matmuls(module, computation, instruction):
         flop[dtype] = flop.get(dtype, 0) + amount
     nbytes = traffic(module, computation, instruction)
-    return Work(instruction.name, instruction.opcode, times, nbytes, flop, instruction.number("estimated_cycles"))
+    return InstructionCost(
+        instruction.name, instruction.opcode, times, nbytes, flop, instruction.number("estimated_cycles")
+    )
 
 
 def loop_turns(module: Module, computation: Computation, loop: Instruction) -> int | None:

@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from maejax.config import Config
 from maejax.data.faults import Faults
-from maejax.data.shards import Source
+from maejax.data.sources import Source
 from maejax.tasks.validation import best_so_far, valid_loader
-from maejax.training.average import as_evaluated
-from maejax.training.classification import cross_entropy
+from maejax.training.ema import as_evaluated
 from maejax.training.loop import Watch
+from maejax.training.losses import cross_entropy
 from maejax.training.mesh import put_batch
 from maejax.training.state import TrainState
 
@@ -52,9 +52,10 @@ class Accuracy:
         self.images = int(totals["count"])
         count = max(1, self.images)
         return {
-            "val/loss": totals["loss"] / count, "val/acc1": 100 * totals["top1"] / count,
+            "val/loss": totals["loss"] / count,
+            "val/acc1": 100 * totals["top1"] / count,
             "val/acc5": 100 * totals["top5"] / count,
-        }  # fmt: skip
+        }
 
     def picture_path(self, step: int) -> Path:
         """Where pictures would be; a classifier draws none."""

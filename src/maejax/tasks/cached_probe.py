@@ -14,16 +14,17 @@ import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from maejax.config import Config, ConfigError
+from maejax.config import Config
+from maejax.console import progress
 from maejax.data.order import epoch_order
+from maejax.errors import InputError
 from maejax.evaluate.curve import draw_curve
-from maejax.models.arrays import joined, parted
 from maejax.models.classifier import Classifier
+from maejax.models.trees import joined, parted
 from maejax.tasks.accuracy import Accuracy, score_logits
-from maejax.tasks.flags import refuse_ignored
-from maejax.tasks.pack import progress
-from maejax.tasks.training import Input
-from maejax.training.classification import is_encoder, probe_losses
+from maejax.tasks.checks import refuse_ignored
+from maejax.tasks.run import Input
+from maejax.training.losses import is_encoder, probe_losses
 from maejax.training.mesh import put_batch
 from maejax.training.mixing import soft_targets
 from maejax.training.state import TrainState
@@ -56,15 +57,15 @@ def check_flags(config: Config) -> None:
     """Refuse what a probe on cached features cannot do.
 
     Raises:
-        ConfigError: with the first flag that is wrong.
+        InputError: with the first flag that is wrong.
 
     """
     if config.run.mode != "linear":
-        raise ConfigError("--cache-features keeps the features of a frozen encoder: choose --mode linear")
+        raise InputError("--cache-features keeps the features of a frozen encoder: choose --mode linear")
     if not config.data.valid_dataset_shards:
-        raise ConfigError("--cache-features chooses the best learning rate on --valid-dataset-shards: name them")
+        raise InputError("--cache-features chooses the best learning rate on --valid-dataset-shards: name them")
     if jax.process_count() > 1:
-        raise ConfigError("--cache-features works in one process; leave it out on several")
+        raise InputError("--cache-features works in one process; leave it out on several")
     refuse_ignored(config, {"ema": 0.0, "grad_accum": 1, "random_erasing": 0.0}, "--cache-features would ignore it")
 
 
@@ -103,9 +104,15 @@ def row_order(rows: int, batch_size: int, steps: int, seed: int) -> np.ndarray:
 
 
 def sweep(
-    model: Any, cache: Cache, optimizer: optax.GradientTransformation, factors: np.ndarray, order: np.ndarray,
-    labels: int, smoothing: float, tell: Callable[[int, int], None],
-) -> Any:  # fmt: skip
+    model: Any,
+    cache: Cache,
+    optimizer: optax.GradientTransformation,
+    factors: np.ndarray,
+    order: np.ndarray,
+    labels: int,
+    smoothing: float,
+    tell: Callable[[int, int], None],
+) -> Any:
     """Train one head for every factor on the rate that the optimizer has, all in one vectorised run.
 
     Returns what of a classifier is trained, with a leading axis [rates]. BatchNorm's statistics depend on the features
@@ -154,16 +161,22 @@ def score(model: Classifier, many: Any, judge: Accuracy) -> list[dict[str, float
 
     sums, count = jax.device_get(jax.jit(jax.vmap(one))(many)), max(1, int(valid.sum()))
     return [
-        {"val/loss": float(sums["loss"][i]) / count, "val/acc1": 100 * float(sums["top1"][i]) / count,
-         "val/acc5": 100 * float(sums["top5"][i]) / count}
+        {
+            "val/loss": float(sums["loss"][i]) / count,
+            "val/acc1": 100 * float(sums["top1"][i]) / count,
+            "val/acc5": 100 * float(sums["top5"][i]) / count,
+        }
         for i in range(len(sums["loss"]))
-    ]  # fmt: skip
+    ]
 
 
 def choose(
-    model: Classifier, many: Any, rates: tuple[float, ...], scores: list[dict[str, float]],
+    model: Classifier,
+    many: Any,
+    rates: tuple[float, ...],
+    scores: list[dict[str, float]],
     speed: dict[str, dict[str, float]],
-) -> Sweep:  # fmt: skip
+) -> Sweep:
     """Take the head of the rate that validates best; of equal ones the smaller rate's."""
     best = max(range(len(rates)), key=lambda i: (scores[i]["val/acc1"], -rates[i]))
     rest = parted(model, is_encoder)[1]
@@ -192,9 +205,17 @@ def write_sweep(directory: Path, found: Sweep) -> None:
 
 
 def probe(
-    config: Config, console: Console, state: TrainState, optimizer: optax.GradientTransformation, loader: Input,
-    judge: Accuracy, rows: Callable, labels: int, smoothing: float, images: int,
-) -> Sweep:  # fmt: skip
+    config: Config,
+    console: Console,
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    loader: Input,
+    judge: Accuracy,
+    rows: Callable,
+    labels: int,
+    smoothing: float,
+    images: int,
+) -> Sweep:
     """Fill the cache, sweep, choose.
 
     `state` has the model to start from; `optimizer` the schedule of `--learning-rate`; `images` are those of an epoch.
@@ -213,9 +234,7 @@ def probe(
     with progress(console, f"{len(rates)} heads", "steps") as tell:
         many = jax.block_until_ready(sweep(model, cache, optimizer, factors, order, labels, smoothing, tell))
     trained = time.monotonic()
-    speed = {
-        "encoding": rate_of(len(cache.features), encoded - began), "heads": rate_of(order.size, trained - encoded)
-    }  # fmt: skip
+    speed = {"encoding": rate_of(len(cache.features), encoded - began), "heads": rate_of(order.size, trained - encoded)}
     return choose(model, many, rates, score(model, many, judge), speed)
 
 

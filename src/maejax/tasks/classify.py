@@ -1,7 +1,6 @@
 """Linear probing and fine-tuning (He et al. 2022, A.1): the recipes behind `--mode linear` and `--mode finetune`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,22 @@ import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from maejax.config import Config, ConfigError
+from maejax.config import Config
 from maejax.data.augment import Transform
 from maejax.data.pipeline import Batch
-from maejax.data.shards import Source
+from maejax.data.sources import Source
 from maejax.data.stream import Stream
-from maejax.interop.run import abstract_model, initial_model
+from maejax.errors import InputError
 from maejax.models.classifier import BATCH_NORM_EPS, Classifier
 from maejax.models.flops import vit_flop
 from maejax.models.vit import normalize
+from maejax.storage import mirror
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
+from maejax.tasks.checks import check_run_flags, encoder_arguments, refuse_ignored
 from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
-from maejax.tasks.flags import check_run_flags, encoder_arguments, refuse_ignored
-from maejax.tasks.training import (
+from maejax.tasks.run import (
+    Finished,
     Recipe,
     Rows,
     configured_optimizer,
@@ -40,29 +41,20 @@ from maejax.tasks.training import (
     run_directory,
     train,
     train_loader,
-)  # fmt: skip
+)
 from maejax.tasks.transfer import Transferred, check_labels, count_classes, match_classes, read_mapping, transfer
-from maejax.training import remote
-from maejax.training.average import restart_average, with_average
-from maejax.training.classification import cross_entropy, is_encoder, observe_features, probe_losses
-from maejax.training.copied import open_checkpoints
+from maejax.training.bucket_checkpoints import open_checkpoints
+from maejax.training.ema import restart_average, with_average
 from maejax.training.erasing import erase
 from maejax.training.log import RunLog
+from maejax.training.losses import cross_entropy, is_encoder, observe_features, probe_losses
 from maejax.training.mesh import first_device, local_copy, make_mesh
 from maejax.training.mixing import mix, soft_targets
 from maejax.training.optim import DECAYED, FINETUNE_DECAYED, for_trained
 from maejax.training.rundir import checkpoints_path
 from maejax.training.state import TrainState, abstract_state, create_state, make_step
 from maejax.training.trackers import check_installed
-
-
-@dataclass(frozen=True)
-class Classified:
-    """What a run of probing or fine-tuning leaves: its directory, the model, and whether it got to the last step."""
-
-    directory: Path
-    model: Classifier
-    done: bool
+from maejax.weights.run_directory import abstract_model, initial_model
 
 
 def geometry(config: Config, labels: int) -> dict[str, Any]:
@@ -75,32 +67,40 @@ def check_flags(config: Config) -> None:
     """Refuse flags that the mode would have to ignore, and sizes that do not fit.
 
     Raises:
-        ConfigError: with the first flag that is wrong.
+        InputError: with the first flag that is wrong.
 
     """
     refuse_ignored(
-        config, {"image_mask_ratio": 0.0, "norm_pix_loss": False, "export_msgpack": False},
+        config,
+        {"image_mask_ratio": 0.0, "norm_pix_loss": False, "export_msgpack": False},
         f"--mode {config.run.mode} masks and reconstructs nothing and would ignore it; leave it out",
-    )  # fmt: skip
+    )
     for name in ("mixup", "cutmix", "random_erasing"):
         if not 0 <= getattr(config.augment, name) <= (1 if name == "random_erasing" else np.inf):
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config.augment, name)} is out of range")
+            raise InputError(f"--{name.replace('_', '-')} {getattr(config.augment, name)} is out of range")
     if config.run.mode == "linear":
         refuse_ignored(
             config,
-            {"droppath": 0.0, "dropout": 0.0, "lr_decay": 1.0, "finetune_blocks": "all", "criterion": "ce",
-             "mixup": 0.0, "cutmix": 0.0},
+            {
+                "droppath": 0.0,
+                "dropout": 0.0,
+                "lr_decay": 1.0,
+                "finetune_blocks": "all",
+                "criterion": "ce",
+                "mixup": 0.0,
+                "cutmix": 0.0,
+            },
             "a linear probe trains its head alone and would ignore it; leave it out, or choose --mode finetune",
-        )  # fmt: skip
+        )
     if config.run.cache_features:
         cached_probe.check_flags(config)
     elif config.optimization.sweep_rates:
-        raise ConfigError("--sweep-rates are tried on --cache-features: give that too")
+        raise InputError("--sweep-rates are tried on --cache-features: give that too")
     tuned_blocks(config)
     if not 0 <= config.optimization.ema < 1:
-        raise ConfigError(f"--ema {config.optimization.ema}: give at least 0 and less than 1, such as 0.9999")
+        raise InputError(f"--ema {config.optimization.ema}: give at least 0 and less than 1, such as 0.9999")
     if not 0 <= config.augment.label_smoothing < 1:
-        raise ConfigError(f"--label-smoothing {config.augment.label_smoothing}: give at least 0 and less than 1")
+        raise InputError(f"--label-smoothing {config.augment.label_smoothing}: give at least 0 and less than 1")
     check_run_flags(config)
 
 
@@ -108,7 +108,7 @@ def tuned_blocks(config: Config) -> float | None:
     """Read `--finetune-blocks`: how many of the last blocks are trained; None for all of the encoder.
 
     Raises:
-        ConfigError: it is neither all, half nor a number of blocks.
+        InputError: it is neither all, half nor a number of blocks.
 
     """
     given = config.optimization.finetune_blocks
@@ -119,23 +119,23 @@ def tuned_blocks(config: Config) -> float | None:
     except ValueError:
         blocks = -1.0
     if not 0 <= blocks <= config.encoder.layers or (blocks != 0.5 and blocks % 1):
-        raise ConfigError(
+        raise InputError(
             f"--finetune-blocks {given}: give 0 (the head alone), half or .5 (the last MLP too), all, or a number of "
             f"blocks up to {config.encoder.layers}"
         )
     return None if blocks == config.encoder.layers else blocks
 
 
-def run(config: Config, console: Console) -> Classified:
+def run(config: Config, console: Console) -> Finished:
     """Probe or fine-tune: everything that can be wrong is checked before anything is compiled.
 
     Raises:
-        ConfigError, DataError, RunError: the input is wrong.
-        TrainingError: the loss became non-finite.
+        InputError, InputError, InputError: the input is wrong.
+        Failed: the loss became non-finite.
 
     """
     check_flags(config)
-    remote.check(config.run.output_dir)
+    mirror.check(config.run.output_dir)
     check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
     train_source, valid_source = open_sources(config)
     arguments = geometry(config, count_classes(config.encoder.labels, train_source, config.data.train_dataset_shards))
@@ -144,14 +144,14 @@ def run(config: Config, console: Console) -> Classified:
     try:
         shape = abstract_model(arguments)
     except ValueError as error:
-        raise ConfigError(f"the model's flags do not fit together: {error}") from None
+        raise InputError(f"the model's flags do not fit together: {error}") from None
     given = Transferred({}, {}, ())
     if config.run.pretrained_ckpt:
         mapping = read_mapping(config.transfer.label_mapping, arguments["labels"])
         given = transfer(config, arguments, shape, mapping)
         arguments |= given.arguments
     elif config.transfer.label_mapping:
-        raise ConfigError("--label-mapping re-uses the head of a --pretrained-ckpt: give one")
+        raise InputError("--label-mapping re-uses the head of a --pretrained-ckpt: give one")
     init, optimizer, step = build_step(config, arguments)
     frozen, peak = is_encoder if config.run.mode == "linear" else None, configured_rate(config)[1]
     transform = configured_transform(config, arguments["mean"])
@@ -161,52 +161,69 @@ def run(config: Config, console: Console) -> Classified:
 
     if config.run.cache_features:
         return probe_cached(config, console, arguments, init, start, (train_source, valid_source), transform)
-    trained = train(config, Recipe(
-        model=arguments,
-        init=init,
-        optimizer=optimizer,
-        step=step,
-        start=start,
-        weights="; ".join(given.notices),
-        source=train_source,
-        loader=partial(train_loader, config, train_source, transform),
-        rows=partial(rows_of, labels=arguments["labels"]),
-        flop=step_flop(shape, config.run.mode),
-        judge=None if valid_source is None else partial(open_accuracy, config, valid_source),
-        describe=partial(describe, config, train_source, peak, arguments),
-        explain=partial(explain, train_source),
-    ), console)  # fmt: skip
-    return Classified(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
+    trained = train(
+        config,
+        Recipe(
+            model=arguments,
+            init=init,
+            optimizer=optimizer,
+            step=step,
+            start=start,
+            weights="; ".join(given.notices),
+            source=train_source,
+            loader=partial(train_loader, config, train_source, transform),
+            rows=partial(rows_of, labels=arguments["labels"]),
+            flop=step_flop(shape, config.run.mode),
+            judge=None if valid_source is None else partial(open_accuracy, config, valid_source),
+            describe=partial(describe, config, train_source, peak, arguments),
+            explain=partial(explain, train_source),
+        ),
+        console,
+    )
+    return Finished(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
 
 
 def probe_cached(
-    config: Config, console: Console, arguments: dict[str, Any], init: Callable[[], Any],
-    start: Callable[[TrainState], TrainState], sources: tuple[Source | Stream, Source | None], transform: Transform,
-) -> Classified:  # fmt: skip
+    config: Config,
+    console: Console,
+    arguments: dict[str, Any],
+    init: Callable[[], Any],
+    start: Callable[[TrainState], TrainState],
+    sources: tuple[Source | Stream, Source | None],
+    transform: Transform,
+) -> Finished:
     """Probe on features that are computed once, and leave a run as live probing does; see `cached_probe`."""
     train_source, valid_source = sources
     directory, steps = run_directory(config), config.optimization.training_steps
     if train_source.total is None or valid_source is None:
-        raise ConfigError("--cache-features: shards that arrive while training have no known number; fetch them before")
+        raise InputError("--cache-features: shards that arrive while training have no known number; fetch them before")
     newest, _ = open_directory(config, arguments, train_source)
     optimizer, _, peak = build(config)
     mesh = make_mesh()
     with (
-        remote.published(directory), open_checkpoints(checkpoints_path(directory), 1) as checkpoints,
+        mirror.published(directory),
+        open_checkpoints(checkpoints_path(directory), 1) as checkpoints,
         jax.set_mesh(mesh),
-    ):  # fmt: skip
+    ):
         if newest:
-            console.print(f"{remote.shown(directory)} has its probe already")
+            console.print(f"{mirror.shown(directory)} has its probe already")
             shape = abstract_state(init, optimizer, mesh)
-            return Classified(directory, checkpoints.restore(shape).state.model, True)  # type: ignore[arg-type]
+            return Finished(directory, checkpoints.restore(shape).state.model, True)  # type: ignore[arg-type]
         state = start(create_state(init, optimizer, mesh))
         console.print(describe(config, train_source, peak, arguments, state), highlight=False)
         judge = open_accuracy(config, valid_source, directory, mesh, 0)
         found = cached_probe.probe(
-            config, console, state, optimizer, train_loader(config, train_source, transform), judge,
+            config,
+            console,
+            state,
+            optimizer,
+            train_loader(config, train_source, transform),
+            judge,
             partial(rows_of, labels=arguments["labels"]),
-            arguments["labels"], config.augment.label_smoothing, train_source.total,
-        )  # fmt: skip
+            arguments["labels"],
+            config.augment.label_smoothing,
+            train_source.total,
+        )
         with RunLog(directory, 0, steps, console) as log:
             log.write(steps, found.scores[found.rate])
         cached_probe.write_sweep(directory, found)
@@ -219,7 +236,7 @@ def probe_cached(
         console.print("rate     the best is at the end of the sweep: --sweep-rates can go further", highlight=False)
     encoding, heads = (found.speed[part]["images_per_second"] for part in ("encoding", "heads"))
     console.print(f"speed    encoding {encoding:,.0f} images/s, then {len(found.scores)} heads {heads:,.0f} images/s")
-    return Classified(directory, found.model, True)
+    return Finished(directory, found.model, True)
 
 
 def build(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule, float]:
@@ -227,7 +244,7 @@ def build(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule,
     linear, (rate, peak) = config.run.mode == "linear", configured_rate(config)
     optimizer = configured_optimizer(
         config, rate, decayed=DECAYED if linear else FINETUNE_DECAYED, tuned_blocks=tuned_blocks(config)
-    )  # fmt: skip
+    )
     if config.optimization.ema:
         optimizer = with_average(optimizer, config.optimization.ema)
     return (for_trained(optimizer, is_encoder) if linear else optimizer), rate, peak
@@ -243,9 +260,15 @@ def build_step(config: Config, arguments: dict[str, Any]):
         special = {"frozen": is_encoder, "prepare": partial(encode_batch, parts=parts), "observe": observe_features}
         losses, parts = probe_losses, 1
     step = make_step(
-        losses, optimizer, rate, parts, partial(draw_batch, config=config, arguments=arguments),
-        config.machine.on_nan, config.machine.sharding, **special,
-    )  # fmt: skip
+        losses,
+        optimizer,
+        rate,
+        parts,
+        partial(draw_batch, config=config, arguments=arguments),
+        config.machine.on_nan,
+        config.machine.sharding,
+        **special,
+    )
     return init, optimizer, step
 
 
@@ -258,14 +281,14 @@ def rows_of(batch: Batch, *, labels: int) -> Rows:
     """Give what of a batch the step reads; an image without a label is as if it were not there."""
     check_labels(batch.labels, labels)
     return {
-        "images": batch.images, "labels": batch.labels, "valid": batch.valid & (batch.labels >= 0),
+        "images": batch.images,
+        "labels": batch.labels,
+        "valid": batch.valid & (batch.labels >= 0),
         "index": batch.index,
-    }  # fmt: skip
+    }
 
 
-def draw_batch(
-    batch: dict[str, Any], step: jax.Array, *, config: Config, arguments: dict[str, Any]
-) -> dict[str, Any]:  # fmt: skip
+def draw_batch(batch: dict[str, Any], step: jax.Array, *, config: Config, arguments: dict[str, Any]) -> dict[str, Any]:
     """Make of a global batch what is learned from: normalised images `x`, erased and mixed, and `targets` [B, labels].
 
     A function of the batch, the seeds and the step alone; the order of timm: normalise, erase, mix.
@@ -277,7 +300,7 @@ def draw_batch(
     x = jax.lax.optimization_barrier(erase(x, step, seed=seeds.shuffle_seed, probability=augment.random_erasing))
     x, targets = mix(
         x, targets, batch["valid"], step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix
-    )  # fmt: skip
+    )
     return {"x": jax.lax.optimization_barrier(x), "targets": targets, "valid": batch["valid"]}
 
 
@@ -302,9 +325,7 @@ def encode_batch(model: Classifier, batch, *, parts: int = 1):
     return {"features": features, "targets": batch["targets"], "valid": batch["valid"]}
 
 
-def explain(
-    source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Rows
-) -> str:  # fmt: skip
+def explain(source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Rows) -> str:
     """Say why the step after `state` gave no finite loss or gradient, and write its batch for inspection."""
     model: Any = local_copy(state.model, mesh)
     with first_device():
@@ -324,9 +345,7 @@ def step_flop(model: Classifier, mode: str) -> int:
     return (1 if mode == "linear" else 3) * (embed + vit_flop(1 + patches, encoder.dim, encoder.transformer.layers))
 
 
-def describe(
-    config: Config, source: Source | Stream, peak: float, arguments: dict[str, Any], state: TrainState
-) -> str:  # fmt: skip
+def describe(config: Config, source: Source | Stream, peak: float, arguments: dict[str, Any], state: TrainState) -> str:
     """Say in a few lines what is about to be trained, on what, where."""
     read = "the mean of the patches" if arguments["pooling"] == "gap" else "cls"
     head = f"head of {arguments['labels']} classes on {read}"

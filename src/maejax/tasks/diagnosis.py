@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maejax.models.arrays import named_arrays
 from maejax.models.classifier import Classifier
 from maejax.models.mae import MaskedAutoencoder
+from maejax.models.trees import named_arrays
 from maejax.models.vit import Transformer
-from maejax.training.remote import shown
+from maejax.storage.mirror import shown
 
 NAMED = 8  # keys listed in a message; the file has all rows
 

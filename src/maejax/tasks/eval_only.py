@@ -7,22 +7,23 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from maejax.config import Config, ConfigError
+from maejax.config import Config
 from maejax.data.pipeline import check_readable
-from maejax.data.redact import redact
-from maejax.data.shards import open_source
-from maejax.interop import run as runs
-from maejax.interop.addresses import local
-from maejax.interop.pretrained import fetch_pretrained
-from maejax.interop.weights import Weights, WeightsError
+from maejax.data.sources import open_source
+from maejax.errors import InputError, WeightsError
 from maejax.models.classifier import Classifier
+from maejax.storage import mirror
+from maejax.storage.redact import redact
 from maejax.tasks.accuracy import Accuracy
-from maejax.tasks.flags import check_run_flags, precision
-from maejax.tasks.training import faults_allowed, run_directory
+from maejax.tasks.checks import check_run_flags, precision
+from maejax.tasks.run import faults_allowed, run_directory
 from maejax.tasks.transfer import match_classes
-from maejax.training import remote
 from maejax.training.mesh import make_mesh, put_same
 from maejax.training.rundir import read_config, write_json
+from maejax.weights import run_directory as runs
+from maejax.weights.addresses import local
+from maejax.weights.pretrained import fetch_pretrained
+from maejax.weights.weights import Weights
 
 
 def run(config: Config, console: Console) -> dict[str, Any]:
@@ -31,23 +32,23 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     The model is the file's own, but for `--image-size`, to which its positions are interpolated.
 
     Raises:
-        ConfigError, DataError, RunError: the input is wrong.
+        InputError, InputError, InputError: the input is wrong.
 
     """
     data, path = config.data, config.run.pretrained_ckpt
     if config.run.mode == "pretrain":
-        raise ConfigError("--eval-only scores classifiers: give --mode linear or finetune")
+        raise InputError("--eval-only scores classifiers: give --mode linear or finetune")
     for flag, value in (("--pretrained-ckpt", path), ("--valid-dataset-shards", data.valid_dataset_shards)):
         if not value:
-            raise ConfigError(f"--eval-only needs {flag}")
+            raise InputError(f"--eval-only needs {flag}")
     check_run_flags(config, training=False)
-    remote.check(config.run.output_dir)
+    mirror.check(config.run.output_dir)
     source = open_source(data.valid_dataset_shards, cache_dir=data.cache_dir)
     check_readable(source, data.channels)
     weights, said = read_whole(config)
     model = runs.model_of(weights)
     if not isinstance(model, Classifier):
-        raise ConfigError(f"--pretrained-ckpt {path} has no head; train one with --mode linear or finetune")
+        raise InputError(f"--pretrained-ckpt {path} has no head; train one with --mode linear or finetune")
     mapped = known_classes(path)
     match_classes(source, mapped or source.classes, model.labels, data.valid_dataset_shards)
     mesh = make_mesh()
@@ -57,19 +58,24 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         scores = judge.score(jax.tree.map(lambda a: put_same(a, mesh), model))
     result = {
-        "checkpoint": path, "writer": weights.writer, "data": redact(data.valid_dataset_shards),
-        "images": judge.images, "classes": model.labels, **scores,
-    }  # fmt: skip
+        "checkpoint": path,
+        "writer": weights.writer,
+        "data": redact(data.valid_dataset_shards),
+        "images": judge.images,
+        "classes": model.labels,
+        **scores,
+    }
     if jax.process_index() == 0:
         directory = run_directory(config)
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "evaluation.json", result)
-        remote.publish_file(directory / "evaluation.json")
+        mirror.publish_file(directory / "evaluation.json")
         console.print(
             f"top-1    {scores['val/acc1']:.3f} %, top-5 {scores['val/acc5']:.3f} %, loss {scores['val/loss']:.4f} "
             f"on {judge.images:,} images\nwritten  "
-            f"{remote.shown(directory / 'evaluation.json')}", highlight=False,
-        )  # fmt: skip
+            f"{mirror.shown(directory / 'evaluation.json')}",
+            highlight=False,
+        )
     return result
 
 
@@ -79,9 +85,13 @@ def read_whole(config: Config) -> tuple[Weights, str]:
     Attention heads are --heads where the file does not tell them and its width is no multiple of 64, or is --dim.
     """
     fetch = partial(
-        fetch_pretrained, config.run.pretrained_ckpt, config.image_shape, config.data.channels, config.data.cache_dir,
+        fetch_pretrained,
+        config.run.pretrained_ckpt,
+        config.image_shape,
+        config.data.channels,
+        config.data.cache_dir,
         config.transfer.channel_rule,
-    )  # fmt: skip
+    )
     try:
         weights, said = fetch()
     except WeightsError:  # perhaps since nothing tells the heads

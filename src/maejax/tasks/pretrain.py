@@ -1,6 +1,5 @@
 """Masked-autoencoder pre-training (He et al. 2022): the recipe behind `maejax train --mode pretrain`."""
 
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,19 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from maejax.config import Config, ConfigError
+from maejax.config import Config
 from maejax.data.pipeline import Batch
-from maejax.data.shards import Source
+from maejax.data.sources import Source
 from maejax.data.stream import Stream
-from maejax.interop.pretrained import load_pretrained
-from maejax.interop.run import abstract_model, initial_model
+from maejax.errors import InputError
 from maejax.models import masking
 from maejax.models.flops import train_flop
 from maejax.models.mae import MaskedAutoencoder
+from maejax.storage import mirror
+from maejax.tasks.checks import check_run_flags, encoder_arguments, refuse_ignored
 from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
-from maejax.tasks.flags import check_run_flags, encoder_arguments, refuse_ignored
-from maejax.tasks.training import (
+from maejax.tasks.run import (
+    Finished,
     Recipe,
     Rows,
     configured_optimizer,
@@ -33,73 +33,82 @@ from maejax.tasks.training import (
     train,
     train_loader,
     with_weights,
-)  # fmt: skip
+)
 from maejax.tasks.validation import Validation
-from maejax.tasks.weights import export_original
-from maejax.training import remote
+from maejax.training.checkpoint import saved_steps
 from maejax.training.mesh import first_device, local_copy
+from maejax.training.rundir import best_path
 from maejax.training.state import TrainState, make_step
 from maejax.training.trackers import check_installed
-
-
-@dataclass(frozen=True)
-class Pretrained:
-    """What a run of pre-training leaves: its directory, the model, and whether it got to the last step."""
-
-    directory: Path
-    model: MaskedAutoencoder
-    done: bool
+from maejax.weights import files, run_directory
+from maejax.weights.pretrained import load_pretrained
+from maejax.weights.run_directory import abstract_model, initial_model
 
 
 def geometry(config: Config) -> dict[str, Any]:
     """Collect the model's keyword arguments, as JSON can hold them; kept in config.json to load the model again."""
     mae = config.mae
     return {
-        **encoder_arguments(config), "mask_ratio": mae.image_mask_ratio, "norm_pix_loss": mae.norm_pix_loss,
-        "dec_dim": mae.dec_dim, "dec_layers": mae.dec_layers, "dec_heads": mae.dec_heads, "dec_posemb": mae.dec_posemb,
-        "dec_layerscale": mae.dec_layerscale, "dec_dropout": mae.dec_dropout, "dec_droppath": mae.dec_droppath,
-    }  # fmt: skip
+        **encoder_arguments(config),
+        "mask_ratio": mae.image_mask_ratio,
+        "norm_pix_loss": mae.norm_pix_loss,
+        "dec_dim": mae.dec_dim,
+        "dec_layers": mae.dec_layers,
+        "dec_heads": mae.dec_heads,
+        "dec_posemb": mae.dec_posemb,
+        "dec_layerscale": mae.dec_layerscale,
+        "dec_dropout": mae.dec_dropout,
+        "dec_droppath": mae.dec_droppath,
+    }
 
 
 def check_flags(config: Config) -> None:
     """Refuse flags that pre-training would have to ignore, and sizes that do not fit.
 
     Raises:
-        ConfigError: with the first flag that is wrong.
+        InputError: with the first flag that is wrong.
 
     """
     ignored = {
-        "eval_only": False, "ema": 0, "finetune_blocks": "all", "mixup": 0, "cutmix": 0, "criterion": "ce",
-        "label_smoothing": 0, "pooling": "cls", "label_mapping": "", "random_erasing": 0, "cache_features": 0,
+        "eval_only": False,
+        "ema": 0,
+        "finetune_blocks": "all",
+        "mixup": 0,
+        "cutmix": 0,
+        "criterion": "ce",
+        "label_smoothing": 0,
+        "pooling": "cls",
+        "label_mapping": "",
+        "random_erasing": 0,
+        "cache_features": 0,
         "sweep_rates": (),
-    }  # fmt: skip
+    }
     if config.encoder.labels > 0:
         ignored["labels"] = 0
     refuse_ignored(
-        config, ignored,
+        config,
+        ignored,
         "pre-training has no classifier and would ignore it; leave it out, or choose --mode linear or finetune",
-    )  # fmt: skip
+    )
     check_run_flags(config)
 
 
-def run(
-    config: Config, console: Console, *, sources: tuple[Source | Stream, Source | None] | None = None
-) -> Pretrained:
+def run(config: Config, console: Console, *, sources: tuple[Source | Stream, Source | None] | None = None) -> Finished:
     """Pre-train: everything that can be wrong is checked before anything is compiled.
 
     Raises:
-        ConfigError, DataError, RunError: the input is wrong.
-        TrainingError: the loss became non-finite.
+        InputError, InputError, InputError: the input is wrong.
+        Failed: the loss became non-finite.
 
     """
     check_flags(config)
-    remote.check(config.run.output_dir)
+    mirror.check(config.run.output_dir)
     check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
     model_arguments = geometry(config)
     try:
         abstract_model(model_arguments)
     except ValueError as error:
-        raise ConfigError(f"the model's flags do not fit together: {error}") from None
+        raise InputError(f"the model's flags do not fit together: {error}") from None
     train_source, valid_source = sources or open_sources(config)
     start_from = config.run.pretrained_ckpt
     weights = None
@@ -111,26 +120,30 @@ def run(
     _, peak = configured_rate(config)
     init, optimizer, step = build_step(config, model_arguments)
     transform = configured_transform(config, model_arguments["mean"])
-    trained = train(config, Recipe(
-        model=model_arguments,
-        init=init,
-        optimizer=optimizer,
-        step=step,
-        start=lambda state: state if weights is None else with_weights(state, weights.arrays),
-        weights="" if weights is None else weights.said or start_from,
-        source=train_source,
-        loader=partial(train_loader, config, train_source, transform),
-        rows=rows_of,
-        flop=step_flop(abstract_model(model_arguments)),
-        judge=None if valid_source is None else partial(open_validation, config, valid_source),
-        describe=partial(describe, config, train_source, peak),
-        explain=partial(explain, config, train_source),
-    ), console)  # fmt: skip
+    trained = train(
+        config,
+        Recipe(
+            model=model_arguments,
+            init=init,
+            optimizer=optimizer,
+            step=step,
+            start=lambda state: state if weights is None else with_weights(state, weights.arrays),
+            weights="" if weights is None else weights.said or start_from,
+            source=train_source,
+            loader=partial(train_loader, config, train_source, transform),
+            rows=rows_of,
+            flop=step_flop(abstract_model(model_arguments)),
+            judge=None if valid_source is None else partial(open_validation, config, valid_source),
+            describe=partial(describe, config, train_source, peak),
+            explain=partial(explain, config, train_source),
+        ),
+        console,
+    )
     if config.run.export_msgpack and jax.process_index() == 0:
         for path in export_original(trained.directory):
-            remote.publish_file(path)
-            console.print(f"exported {remote.shown(path)}", highlight=False)
-    return Pretrained(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
+            mirror.publish_file(path)
+            console.print(f"exported {mirror.shown(path)}", highlight=False)
+    return Finished(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
 
 
 def build_step(config: Config, model_arguments: dict[str, Any]):
@@ -142,7 +155,7 @@ def build_step(config: Config, model_arguments: dict[str, Any]):
     draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
     step = make_step(
         losses, optimizer, rate, config.optimization.grad_accum, draw, config.machine.on_nan, config.machine.sharding
-    )  # fmt: skip
+    )
     return init, optimizer, step
 
 
@@ -179,9 +192,14 @@ def step_flop(model: MaskedAutoencoder) -> int:
     """Count the FLOP of one step on one image."""
     encoder, decoder = model.encoder.transformer, model.decoder
     return train_flop(
-        patches=model.patches, visible=model.visible, pixels=model.patch_size**2 * model.encoder.channels,
-        dim=model.encoder.dim, layers=encoder.layers, dec_dim=model.mask_token.shape[-1], dec_layers=decoder.layers,
-    )  # fmt: skip
+        patches=model.patches,
+        visible=model.visible,
+        pixels=model.patch_size**2 * model.encoder.channels,
+        dim=model.encoder.dim,
+        layers=encoder.layers,
+        dec_dim=model.mask_token.shape[-1],
+        dec_layers=decoder.layers,
+    )
 
 
 def draw_masks(batch, step: jax.Array, *, noise_seed: int, patches: int):
@@ -206,3 +224,12 @@ def describe(config: Config, source: Source | Stream, peak: float, state: TrainS
         state,
         f"{config.encoder.layers} x {config.encoder.dim} encoder, {mae.dec_layers} x {mae.dec_dim} decoder",
     )
+
+
+def export_original(directory: Path) -> list[Path]:
+    """Write a run's newest and best checkpoint as `<name>-last.msgpack` and `<name>-best.msgpack` into its folder."""
+    found = {"last": directory} | ({"best": best_path(directory)} if saved_steps(best_path(directory)) else {})
+    paths = [directory / f"{directory.name}-{which}.msgpack" for which in found]
+    for path, source in zip(paths, found.values(), strict=True):
+        files.write(run_directory.read(source), path, "original")
+    return paths

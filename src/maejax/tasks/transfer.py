@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maejax.config import Config, ConfigError
-from maejax.data.errors import DataError
-from maejax.data.shards import Source
+from maejax.config import Config
+from maejax.data.sources import Source
 from maejax.data.stream import Stream
-from maejax.interop.pretrained import load_pretrained
-from maejax.interop.run import fold_head_norm
-from maejax.interop.weights import WeightsError, listed
-from maejax.models.arrays import named_arrays
+from maejax.errors import InputError, WeightsError
+from maejax.models.trees import named_arrays
+from maejax.weights.pretrained import load_pretrained
+from maejax.weights.run_directory import fold_head_norm
+from maejax.weights.weights import listed
 
 NEW = -1  # in a label mapping: a class that the old head does not know
 
@@ -37,8 +37,8 @@ def transfer(config: Config, arguments: dict[str, Any], shape: Any, mapping: Seq
         mapping: for every class the old one's number, or -1; None where there is no `--label-mapping`.
 
     Raises:
-        RunError: the file cannot be had, lacks a tensor of the encoder, or has it in another shape.
-        ConfigError: the mapping needs a head that the file has not.
+        InputError: the file cannot be had, lacks a tensor of the encoder, or has it in another shape.
+        InputError: the mapping needs a head that the file has not.
 
     """
     path = config.run.pretrained_ckpt
@@ -58,7 +58,7 @@ def transfer(config: Config, arguments: dict[str, Any], shape: Any, mapping: Seq
     old = len(found.arrays["head.bias"]) if "head.bias" in found.arrays else 0
     if mapping is not None:
         if not old:
-            raise ConfigError(f"--label-mapping: {path} has no head to take rows from")
+            raise InputError(f"--label-mapping: {path} has no head to take rows from")
         arrays |= mapped_head(found.arrays, mapping, arguments)
         notices.append(f"{sum(i != NEW for i in mapping)} of {len(mapping)} classes start from its head")
     elif complete and old == arguments["labels"]:
@@ -85,9 +85,7 @@ def without_affine(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {n: a for n, a in arrays.items() if n not in ("head_norm.scale", "head_norm.bias")} | moved
 
 
-def check_encoder(
-    path: str, arrays: dict[str, np.ndarray], wanted: dict[str, tuple[int, ...]], pooling: str
-) -> None:  # fmt: skip
+def check_encoder(path: str, arrays: dict[str, np.ndarray], wanted: dict[str, tuple[int, ...]], pooling: str) -> None:
     """Refuse a file whose encoder is not the one that is asked for.
 
     Raises:
@@ -101,13 +99,15 @@ def check_encoder(
         )
     wrong = [f"missing {name} {size}" for name, size in encoder.items() if name not in arrays]
     wrong += [
-        f"{name} is {array.shape}, not {encoder[name]}" for name, array in arrays.items()
+        f"{name} is {array.shape}, not {encoder[name]}"
+        for name, array in arrays.items()
         if name in encoder and array.shape != encoder[name]
-    ]  # fmt: skip
+    ]
     wrong += [
-        f"extra {name}" for name in arrays
+        f"extra {name}"
+        for name in arrays
         if name.startswith("encoder.") and name not in encoder and not name.startswith("encoder.norm.")
-    ]  # fmt: skip
+    ]
     if wrong:
         raise WeightsError(f"--pretrained-ckpt {path} is not the encoder that the flags describe: {'; '.join(wrong)}")
 
@@ -118,12 +118,12 @@ def mapped_head(
     """Make a head [D, labels] of an old one's columns; classes that it does not know start at zero.
 
     Raises:
-        ConfigError: the mapping names a class that the old head has not.
+        InputError: the mapping names a class that the old head has not.
 
     """
     kernel, bias = found["head.kernel"], found["head.bias"]
     if max(mapping) >= len(bias):
-        raise ConfigError(f"--label-mapping names class {max(mapping)} of a head of {len(bias)}")
+        raise InputError(f"--label-mapping names class {max(mapping)} of a head of {len(bias)}")
     known = np.array(mapping) != NEW
     columns = np.where(known, mapping, 0)
     head = {"head.kernel": kernel[:, columns] * known, "head.bias": bias[columns] * known}
@@ -136,7 +136,7 @@ def read_mapping(path: str, labels: int) -> list[int] | None:
     """Read `--label-mapping`: a JSON list with an old class's number for every new class, -1 for none.
 
     Raises:
-        ConfigError: it is no such list, or of another length.
+        InputError: it is no such list, or of another length.
 
     """
     if not path:
@@ -144,11 +144,11 @@ def read_mapping(path: str, labels: int) -> list[int] | None:
     try:
         mapping = json.loads(Path(path).expanduser().read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--label-mapping {path} cannot be read: {error}") from None
+        raise InputError(f"--label-mapping {path} cannot be read: {error}") from None
     if not isinstance(mapping, list) or not all(isinstance(i, int) and i >= NEW for i in mapping):
-        raise ConfigError(f"--label-mapping {path} is no list of whole numbers, each an old class or -1")
+        raise InputError(f"--label-mapping {path} is no list of whole numbers, each an old class or -1")
     if len(mapping) != labels:
-        raise ConfigError(f"--label-mapping {path} has {len(mapping)} entries for {labels} classes")
+        raise InputError(f"--label-mapping {path} has {len(mapping)} entries for {labels} classes")
     return mapping
 
 
@@ -156,17 +156,17 @@ def count_classes(given: int, source: Source | Stream, spec: str) -> int:
     """Tell how many classes there are: as `--labels` says, or as the training images' labels do.
 
     Raises:
-        ConfigError: the images have no labels or more classes than `--labels`, or arrive unseen and nothing tells.
+        InputError: the images have no labels or more classes than `--labels`, or arrive unseen and nothing tells.
 
     """
     seen = getattr(source, "labels", None)
     if seen is not None and (seen < 0).all():
-        raise ConfigError(f"--train-dataset-shards {spec}: its images have no labels, which a classifier learns from")
+        raise InputError(f"--train-dataset-shards {spec}: its images have no labels, which a classifier learns from")
     known, given = max(len(source.classes), 0 if seen is None else int(seen.max()) + 1), max(given, 0)
     if not (given or known):
-        raise ConfigError("--labels: shards that arrive while training cannot be counted before; say how many classes")
+        raise InputError("--labels: shards that arrive while training cannot be counted before; say how many classes")
     if given and (known > given or (source.classes and known != given)):
-        raise ConfigError(f"--labels {given}: the training images have {known} classes; leave it out, or give {known}")
+        raise InputError(f"--labels {given}: the training images have {known} classes; leave it out, or give {known}")
     return given or known
 
 
@@ -174,27 +174,27 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
     """Refuse labels beyond the classes: those of images that arrive while training are not known before.
 
     Raises:
-        DataError: with the label.
+        InputError: with the label.
 
     """
     if labels.max(initial=-1) >= classes:
-        raise DataError(f"--train-dataset-shards: an image has the label {labels.max()} of {classes}: give --labels")
+        raise InputError(f"--train-dataset-shards: an image has the label {labels.max()} of {classes}: give --labels")
 
 
 def match_classes(source: Source, classes: Sequence[str], labels: int, spec: str) -> None:
     """Number the classes of the validation images as those of the training images, by their names.
 
     Raises:
-        ConfigError: there is no labelled image, or a class that training does not know.
+        InputError: there is no labelled image, or a class that training does not know.
 
     """
     if (source.labels < 0).all():
-        raise ConfigError(f"--valid-dataset-shards {spec}: its images have no labels")
+        raise InputError(f"--valid-dataset-shards {spec}: its images have no labels")
     if source.classes and classes and tuple(source.classes) != tuple(classes):
         if unknown := set(source.classes) - set(classes):
-            raise ConfigError(f"--valid-dataset-shards {spec}: training has no class {listed(unknown)}")
+            raise InputError(f"--valid-dataset-shards {spec}: training has no class {listed(unknown)}")
         number = np.array([list(classes).index(name) for name in source.classes], np.int32)
         source.labels = np.where(source.labels >= 0, number[source.labels], -1).astype(np.int32)
         source.classes = tuple(classes)
     if source.labels.max() >= labels:
-        raise ConfigError(f"--valid-dataset-shards {spec}: has class {source.labels.max()}, and there are {labels}")
+        raise InputError(f"--valid-dataset-shards {spec}: has class {source.labels.max()}, and there are {labels}")

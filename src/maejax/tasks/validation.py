@@ -12,14 +12,14 @@ from maejax.config import Config
 from maejax.data.augment import build_eval
 from maejax.data.faults import Faults
 from maejax.data.pipeline import Loader
-from maejax.data.shards import Source
+from maejax.data.sources import Source
+from maejax.distributed.processes import share
 from maejax.evaluate.reconstruct import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.log import read_metrics
 from maejax.training.loop import Watch
 from maejax.training.mesh import first_device, first_rows, local_copy, put_batch
-from maejax.training.processes import share
 from maejax.training.state import TrainState
 
 _log = logging.getLogger("maejax.tasks")
@@ -79,11 +79,17 @@ class Validation:
 def valid_loader(config: Config, source: Source, faults: Faults) -> Loader:
     """Build the loader of this host's validation batches: one pass in order, the last batch padded."""
     return Loader(
-        source, build_eval(config.image_shape, config.augment.test_crop_ratio),
-        batch_size=config.data.valid_batch_size, channels=config.data.channels, size=config.image_shape,
-        shuffle=False, workers=config.data.valid_loader_workers, process_index=jax.process_index(),
-        process_count=jax.process_count(), faults=faults,
-    )  # fmt: skip
+        source,
+        build_eval(config.image_shape, config.augment.test_crop_ratio),
+        batch_size=config.data.valid_batch_size,
+        channels=config.data.channels,
+        size=config.image_shape,
+        shuffle=False,
+        workers=config.data.valid_loader_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        faults=faults,
+    )
 
 
 def best_so_far(directory: Path, metric: str, start: int, sign: int = 1) -> tuple[float, int]:

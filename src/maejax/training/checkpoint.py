@@ -12,21 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
-from orbax.checkpoint import (
-    Checkpointer,
-    CompositeCheckpointHandler,
-    CompositeOptions,
-    PyTreeCheckpointHandler,
-    args,
-)
+from orbax.checkpoint import Checkpointer, CompositeCheckpointHandler, CompositeOptions, PyTreeCheckpointHandler, args
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 
-from maejax.models.arrays import check_arrays, named_arrays, with_arrays
-from maejax.training import remote
-from maejax.training.errors import RunError, TrainingError
+from maejax.distributed.processes import everywhere, first_line
+from maejax.errors import Failed, InputError
+from maejax.models.trees import check_arrays, named_arrays, with_arrays
+from maejax.storage import mirror
 from maejax.training.mesh import gather
-from maejax.training.processes import everywhere, first_line
 from maejax.training.state import TrainState
 
 _log = logging.getLogger("maejax.training")
@@ -59,7 +53,7 @@ class Checkpoints:
     array, by which a damaged file is found. Several processes call every method together.
 
     A save that fails (a full disk, say) is logged as an error; `failed` says why until one succeeds. Use as a context
-    manager: leaving it waits for the last save, and raises TrainingError if that one failed.
+    manager: leaving it waits for the last save, and raises Failed if that one failed.
     """
 
     def __init__(self, directory: Path, keep: int = 3):
@@ -77,7 +71,7 @@ class Checkpoints:
             return  # the others may be gone, and to wait for them would take minutes
         self.wait()
         if kind is None and self.failed:
-            raise TrainingError(f"the last save failed, so the newest steps are lost: {self.failed}")
+            raise Failed(f"the last save failed, so the newest steps are lost: {self.failed}")
 
     @property
     def steps(self) -> list[int]:
@@ -140,16 +134,16 @@ class Checkpoints:
         Where the newest is damaged, the log says so, the one before is read, and the damaged one is renamed.
 
         Raises:
-            RunError: the checkpoint is of another model or optimizer, the message lists what differs; or there is none
-                that can be read.
-            TrainingError: a bucket does not answer.
+            InputError: the checkpoint is of another model or optimizer, the message lists what differs; or
+                none can be read.
+            Failed: a bucket does not answer.
 
         """
         damaged = []
         for candidate in reversed(self.steps) if step is None else [step]:
             try:
                 restored = self._read(like, candidate)
-            except (RunError, TrainingError):
+            except (InputError, Failed):
                 raise
             except Exception as error:  # whatever Orbax, TensorStore or the file system make of it
                 restored, reason = None, first_line(error)
@@ -159,21 +153,21 @@ class Checkpoints:
                 self._set_aside(damaged)
                 return restored
             damaged.append(candidate)
-            _log.error("checkpoint %s is damaged: %s", remote.shown(self.directory / str(candidate)), reason)
-        raise RunError(
-            f"no checkpoint in {remote.shown(self.directory)} can be read "
+            _log.error("checkpoint %s is damaged: %s", mirror.shown(self.directory / str(candidate)), reason)
+        raise InputError(
+            f"no checkpoint in {mirror.shown(self.directory)} can be read "
             f"(tried {', '.join(map(str, damaged)) or 'none'}); restore the folder from a copy, or start anew under "
             "another --name"
         )
 
     def _read(self, like: TrainState, step: int) -> Restored:
-        path = remote.bring(self.directory / str(step))
+        path = mirror.bring(self.directory / str(step))
         metadata = ocp.checkpointables_metadata(path)
         for part in ("model", "opt_state"):
             try:
                 check_arrays(getattr(like, part), metadata.metadata[part])
             except ValueError as error:
-                raise RunError(f"checkpoint {remote.shown(path)}, {part}: {error}") from None
+                raise InputError(f"checkpoint {mirror.shown(path)}, {part}: {error}") from None
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), parts_of(like))
         parts = ocp.load_checkpointables(path, abstract)
         beside: dict[str, Any] = metadata.custom_metadata  # type: ignore[assignment]
@@ -199,7 +193,7 @@ class Checkpoints:
         return shutil.disk_usage(existing).free
 
     def _note_failure(self, step: int, error: Exception) -> None:
-        self.failed = f"checkpoint {step} in {remote.shown(self.directory)} was not saved: {first_line(error)}"
+        self.failed = f"checkpoint {step} in {mirror.shown(self.directory)} was not saved: {first_line(error)}"
         _log.error("%s; training goes on and will try again", self.failed)
         self._tidy()
 
@@ -268,8 +262,8 @@ def _sums(arrays):
 
 def saved_steps(directory: Path) -> list[int]:
     """List the steps saved in a `checkpoints` folder, oldest first; unfinished saves do not count."""
-    if remote.address_of(directory):
-        return remote.saved_steps(directory)
+    if mirror.address_of(directory):
+        return mirror.saved_steps(directory)
     if not directory.is_dir():
         return []
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
@@ -277,7 +271,7 @@ def saved_steps(directory: Path) -> list[int]:
 
 def read_model_arrays(checkpoint: Path) -> dict[str, jax.Array]:
     """Read the model of one checkpoint, `.../checkpoints/<step>`, as arrays by name on one device."""
-    checkpoint = remote.bring(checkpoint.absolute())
+    checkpoint = mirror.bring(checkpoint.absolute())
     saved = ocp.checkpointables_metadata(checkpoint).metadata["model"]
     here = SingleDeviceSharding(jax.local_devices()[0])
     wanted = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for name, a in saved.items()}

@@ -32,9 +32,15 @@ class RunLog:
     """
 
     def __init__(
-        self, directory: Path, start: int, stop: int, console: Console, *, first: bool = True,
+        self,
+        directory: Path,
+        start: int,
+        stop: int,
+        console: Console,
+        *,
+        first: bool = True,
         trackers: Sequence[Tracker] = (),
-    ):  # fmt: skip
+    ):
         self.console = console
         self._lines, self._trackers = None, trackers if first else ()
         if first:
@@ -42,10 +48,17 @@ class RunLog:
             keep_until(path, start)
             self._lines = Lines(path)
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}"),
-            TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False),
-            console=console, disable=not console.is_terminal, speed_estimate_period=60,
-        )  # fmt: skip
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[now]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            disable=not console.is_terminal,
+            speed_estimate_period=60,
+        )
         self._task = self._bar.add_task("training", total=stop, completed=start, now="compiling")
         self._stop = stop
         self._begun = False

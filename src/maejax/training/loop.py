@@ -11,15 +11,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from maejax.training.agreement import Agreement, Stopped, stop_requests
+from maejax.distributed.processes import first_line, lost_peers, name_of
+from maejax.errors import Failed, Stopped
 from maejax.training.checkpoint import Checkpoints
-from maejax.training.errors import TrainingError
+from maejax.training.consensus import Agreement, stop_requests
 from maejax.training.log import RunLog
 from maejax.training.mesh import gather, put_batch
 from maejax.training.meter import Meter
-from maejax.training.pace import Pace, describe
-from maejax.training.processes import first_line, lost_peers, name_of
 from maejax.training.state import HALT, SAVE, STOP, Control, Packed, TrainState
+from maejax.training.stragglers import Pace, describe
 from maejax.training.trace import Trace
 
 QUEUED = 2  # steps handed to the device before the first of them is done; each holds a batch in its memory
@@ -102,7 +102,7 @@ def fit(
         The last state, and whether all is done (False: a signal asked to stop; the state was saved).
 
     Raises:
-        TrainingError: the loss or gradient is not finite, another process ended, or its input failed.
+        Failed: the loss or gradient is not finite, another process ended, or its input failed.
         Exception: what `batches` or `evaluate` raised, after the state was saved.
 
     """
@@ -130,7 +130,7 @@ def fit(
                 checkpoints.wait()
                 with jax.transfer_guard("allow"):
                     reason = explain(packed.state, done.step, done.rows)
-                raise TrainingError(f"{not_finite(metrics, done.step)}; {reason}; {kept(checkpoints)}; {ADVICE}")
+                raise Failed(f"{not_finite(metrics, done.step)}; {reason}; {kept(checkpoints)}; {ADVICE}")
             if bad:
                 log.say(f"{not_finite(metrics, done.step)}; no update was made")
             metrics |= {"processed_samples": done.step * batch_size, **extra()}
@@ -145,9 +145,7 @@ def fit(
         skipped = skipped + 1 if bad else 0
         if skipped == SKIPPED:
             checkpoints.wait()
-            raise TrainingError(
-                f"{SKIPPED} steps in a row gave no finite loss or gradient; {kept(checkpoints)}; {ADVICE}"
-            )
+            raise Failed(f"{SKIPPED} steps in a row gave no finite loss or gradient; {kept(checkpoints)}; {ADVICE}")
 
     def settle():
         while running:
@@ -171,7 +169,7 @@ def fit(
                 here = here if halted_at is None else halted_at.position
                 checkpoints.save(packed.state, step, merge(gather(here, mesh)))
                 checkpoints.wait()
-                raise failure or TrainingError(f"the input of another process failed; step {step} was saved")
+                raise failure or Failed(f"the input of another process failed; step {step} was saved")
             judged, fault = not due, None
             if due and evaluate is not None and not agreement.has(STOP):
                 found = None
@@ -184,7 +182,7 @@ def fit(
                         raise  # another process is gone, and nothing can be saved without it
                     fault = error
                 if not agreement.has(STOP) and any(gather(fault is not None, mesh)):
-                    fault = fault or TrainingError("the evaluation failed in another process")
+                    fault = fault or Failed("the evaluation failed in another process")
                 elif found is not None:
                     log.write(step, found)
                     judged = True
@@ -248,7 +246,7 @@ def named_peers(checkpoints: Checkpoints):
     """Turn the error that a dead process causes in the others into a sentence.
 
     Raises:
-        TrainingError: instead of JAX's error, where there are several processes.
+        Failed: instead of JAX's error, where there are several processes.
 
     """
     try:
@@ -257,7 +255,7 @@ def named_peers(checkpoints: Checkpoints):
         if jax.process_count() == 1:
             raise
         why = lost_peers(seconds=2) or "most likely another process ended"
-        raise TrainingError(
+        raise Failed(
             f"{name_of(jax.process_index())} cannot go on, for {why}: "
             f"{first_line(error)}; {kept(checkpoints)}; start the same command again on every host to go on from there"
         ) from error

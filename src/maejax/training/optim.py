@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from maejax.models.arrays import array_name, parted
+from maejax.models.trees import array_name, parted
 from maejax.models.vit import Constant
 
 DECAYED = ("kernel", "cls_token", "mask_token")  # authors' pre-training: all but biases, norms and LayerScale
@@ -23,10 +23,18 @@ MOMENTUM = 0.9  # SGD and LARS: the paper's Table 10 and the original
 
 
 def build_optimizer(
-    name: str, rate: optax.Schedule, *, weight_decay: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8,
-    clip_grad: float = 0.0, lr_decay: float = 1.0, decayed: tuple[str, ...] = DECAYED,
+    name: str,
+    rate: optax.Schedule,
+    *,
+    weight_decay: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    clip_grad: float = 0.0,
+    lr_decay: float = 1.0,
+    decayed: tuple[str, ...] = DECAYED,
     tuned_blocks: float | None = None,
-) -> optax.GradientTransformation:  # fmt: skip
+) -> optax.GradientTransformation:
     """Build an optimizer for a model of this package; fixed tables get no update and no slots.
 
     Args:

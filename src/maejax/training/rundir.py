@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from maejax.training import remote
+from maejax.errors import InputError
+from maejax.storage import mirror
 from maejax.training.checkpoint import saved_steps
-from maejax.training.errors import RunError
 
 
 def config_path(directory: Path) -> Path:
@@ -42,16 +42,16 @@ def open_run(
         first: whether this is the first of the run's processes, which alone writes.
 
     Raises:
-        RunError: the run that is there is another one, or `resume` forbids what would happen.
+        InputError: the run that is there is another one, or `resume` forbids what would happen.
 
     """
-    steps, name = saved_steps(checkpoints_path(directory)), remote.shown(directory)
+    steps, name = saved_steps(checkpoints_path(directory)), mirror.shown(directory)
     if steps and resume == "never":
-        raise RunError(f"{name} has checkpoints up to step {steps[-1]}; choose another --name, or --resume auto")
+        raise InputError(f"{name} has checkpoints up to step {steps[-1]}; choose another --name, or --resume auto")
     if not steps and resume == "must":
-        raise RunError(f"{name} has no checkpoint to resume from; check --output-dir and --name, or --resume auto")
+        raise InputError(f"{name} has no checkpoint to resume from; check --output-dir and --name, or --resume auto")
     if steps and differences:
-        raise RunError(
+        raise InputError(
             f"{name} is a run of another configuration (checkpoint {steps[-1]}): {'; '.join(differences)}. "
             "Choose another --name, or give the old flags again"
         )
@@ -59,9 +59,9 @@ def open_run(
         try:
             directory.mkdir(parents=True, exist_ok=True)
             write_json(config_path(directory), config)
-            remote.publish(directory)
+            mirror.publish(directory)
         except OSError as error:
-            raise RunError(f"{name} cannot be written ({error.strerror}); choose another --output-dir") from None
+            raise InputError(f"{name} cannot be written ({error.strerror}); choose another --output-dir") from None
     return steps[-1] if steps else 0
 
 

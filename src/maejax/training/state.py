@@ -11,8 +11,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from maejax.models.arrays import joined, parted
-from maejax.models.devices import platform_ahead
+from maejax.models.trees import joined, parted
+from maejax.ops.platform import platform_ahead
 from maejax.training.mesh import Sharding, gather_unstacked, hold_split, place_state
 from maejax.training.optim import choose
 
@@ -80,21 +80,26 @@ def new_state(init: Callable[[], nnx.Module], optimizer: optax.GradientTransform
 
 
 def abstract_state(
-    init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, mesh: Mesh,
+    init: Callable[[], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
     sharding: Sharding = "replicated",
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """Describe a state on the mesh, placed as `place_state` says: shapes, types and shardings, no memory."""
     shapes = jax.eval_shape(partial(new_state, init, optimizer))
     return jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
-        shapes, place_state(shapes, mesh, sharding),
-    )  # fmt: skip
+        shapes,
+        place_state(shapes, mesh, sharding),
+    )
 
 
 def create_state(
-    init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation, mesh: Mesh,
+    init: Callable[[], nnx.Module],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
     sharding: Sharding = "replicated",
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """Make a state at step 0, created in its place on the devices rather than moved there."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(init, optimizer, mesh, sharding))
     return jax.jit(partial(new_state, init, optimizer), out_shardings=shardings)()

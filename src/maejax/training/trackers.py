@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
-from maejax.training.errors import RunError
+from maejax.errors import InputError
 
 _log = logging.getLogger("maejax.training")
 
@@ -38,13 +38,25 @@ class WandB:
         if not known.exists():
             known.write_text(uuid.uuid4().hex[:8] + "\n")
         settings = wandb.Settings(
-            disable_git=True, disable_code=True, save_code=False, console="off", silent=True, host="-",
-            x_disable_meta=True, x_disable_stats=True, x_disable_machine_info=True,
-        )  # fmt: skip
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            console="off",
+            silent=True,
+            host="-",
+            x_disable_meta=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,
+        )
         self._run = wandb.init(
-            project=project or "maejax", name=name, dir=directory, config=config, id=known.read_text().strip(),
-            resume="allow", settings=settings,
-        )  # fmt: skip
+            project=project or "maejax",
+            name=name,
+            dir=directory,
+            config=config,
+            id=known.read_text().strip(),
+            resume="allow",
+            settings=settings,
+        )
         self._run.define_metric("*", step_metric="step")  # its own counter does not go back when a run does
         self._image = wandb.Image
 
@@ -95,12 +107,12 @@ def check_installed(*, wandb: bool, tensorboard: bool) -> None:
     """See that the libraries that a run asks for are there.
 
     Raises:
-        RunError: one is not; the message says how to install it.
+        InputError: one is not; the message says how to install it.
 
     """
     for flag, wanted, library in (("wandb", wandb, "wandb"), ("tensorboard", tensorboard, "tensorboardX")):
         if wanted and importlib.util.find_spec(library) is None:
-            raise RunError(f"--{flag} needs a library that is not installed: pip install 'maejax[{flag}]'")
+            raise InputError(f"--{flag} needs a library that is not installed: pip install 'maejax[{flag}]'")
 
 
 def guarded(call, *args) -> None:

@@ -1,0 +1,281 @@
+"""Is this machine ready to train: devices, versions, disks, buckets, and the loader's speed (`maejax doctor`)."""
+
+import io
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from maejax.commands.data import keeps_up
+from maejax.data.augment import build_train
+from maejax.data.loader_speed import measure
+from maejax.data.pipeline import check_readable
+from maejax.data.sources import Source, open_source
+from maejax.errors import FetchError, InputError
+from maejax.storage.bucket import try_bucket
+from maejax.storage.mirror import CACHE
+
+DEVICE_SECONDS = 300  # the chips of a pod come up when all its hosts ask for them, which may be minutes apart
+LOADER_SECONDS = 2.0
+GB = 1e9
+# In a process of its own, which gives the chips back; JAX that hangs must not hang the doctor.
+LOOK = """
+import json, jax, jax.numpy as jnp
+here = jax.local_devices()
+sums = [float(jax.jit(lambda x: (x @ x).sum())(jax.device_put(jnp.ones((128, 128)), device))) for device in here]
+assert sums == [128.0**3] * len(here), f"ones times ones gave {sums}"
+print(json.dumps({"platform": here[0].platform, "kind": here[0].device_kind, "here": len(here),
+                  "all": jax.device_count(), "processes": jax.process_count()}))
+"""
+
+
+class Check(NamedTuple):
+    """What was looked at, how it is, what was found, and what to do about it."""
+
+    name: str
+    status: Literal["ok", "warn", "fail"]
+    found: str
+    advice: str = ""
+
+
+def run(
+    console: Console,
+    *,
+    output_dir: str,
+    bucket: str = "",
+    shards: str = "",
+    consume: float | None = None,
+    constraints: str = "",
+) -> list[Check]:
+    """Look at this machine. Nothing is left behind in the folder and the bucket that are tried.
+
+    Args:
+        console: for progress.
+        output_dir: folder of runs, or its address in a bucket.
+        bucket: address of a folder in a bucket, as fsspec takes it; "" tries none.
+        shards: images to measure the loader with, anything that `maejax train` takes; "" draws some of ImageNet's size.
+        consume: what a model takes, images/s on this host.
+        constraints: file of `name==version` lines that the installed versions are compared with; "" compares nothing.
+
+    """
+    checks, there = [], "://" in output_dir
+    with console.status("") as status:
+        for name, check in (
+            ("versions", lambda: check_versions(constraints)),
+            ("devices", lambda: check_devices(count_chips())),
+            ("disk", lambda: check_disk(Path(CACHE).expanduser() if there else Path(output_dir))),
+            ("run folder", lambda: check_bucket(output_dir, "run folder") if there else check_folder(Path(output_dir))),
+            *([("bucket", lambda: check_bucket(bucket))] if bucket else []),
+            ("loader", lambda: check_loader(shards, consume)),
+        ):
+            status.update(f"looking at {name}")
+            checks.append(check())
+    return checks
+
+
+def show(console: Console, checks: list[Check]) -> None:
+    """Print the checks as a table."""
+    colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for check in checks:
+        table.add_row(
+            f"[{colours[check.status]}]{check.status}", f"[bold]{check.name}", check.found.replace("[", r"\[")
+        )
+        if check.advice:
+            table.add_row("", "", "[dim]" + check.advice.replace("[", r"\["))
+    console.print(table)
+
+
+def count_chips() -> int:
+    """Count the TPU chips that this machine shows as files."""
+    devices = Path("/dev")
+    return len(list(devices.glob("accel[0-9]*")) or list(devices.glob("vfio/[0-9]*")))
+
+
+def installed() -> dict[str, str]:
+    """List the installed packages and their versions, by names as constraints write them."""
+    return {_plain(found.metadata["Name"]): found.version for found in metadata.distributions()}
+
+
+def check_versions(constraints: str) -> Check:
+    """Compare what is installed with what the tests passed with."""
+    have = installed()
+    python = platform.python_version()
+    found = f"Python {python}, " + ", ".join(
+        f"{name} {have[name]}" for name in ("maejax", "jax", "jaxlib", "libtpu", "flax") if name in have
+    )
+    if not constraints:
+        if have.get("jax") != have.get("jaxlib"):
+            return Check("versions", "warn", found, "jax and jaxlib are to be of one version: install jax again")
+        return Check("versions", "ok", found)
+    try:
+        lines = Path(constraints).read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"--constraints {constraints}: cannot be read: {error.strerror}") from None
+    wanted = dict(line.split("#")[0].split(";")[0].strip().split("==") for line in lines if "==" in line.split("#")[0])
+    other = [
+        f"{name} {have[_plain(name)]} (tested: {version})"
+        for name, version in wanted.items()
+        if have.get(_plain(name), version) != version
+    ]
+    if other:
+        return Check(
+            "versions",
+            "warn",
+            f"{found}; {len(other)} others than in {constraints}: {', '.join(other[:5])}",
+            f"pip install --constraint {constraints} ...",
+        )
+    same = sum(_plain(name) in have for name in wanted)
+    return Check("versions", "ok", f"{found}; {same} packages as in {constraints}")
+
+
+def check_devices(chips: int) -> Check:
+    """Let JAX compute on every device of this machine, which shows `chips` TPU chips."""
+    try:
+        look = subprocess.run(
+            [sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=DEVICE_SECONDS, check=True
+        )
+    except subprocess.TimeoutExpired:
+        return Check(
+            "devices",
+            "fail",
+            f"JAX did not answer within {DEVICE_SECONDS} s",
+            "another process may hold the chips, or not all hosts of the pod do this at the same time",
+        )
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr.strip() or f"it ended with {error.returncode}").splitlines()[-1]
+        return Check("devices", "fail", f"JAX cannot compute: {said[:300]}", "another process may hold the chips")
+    seen = json.loads(look.stdout.splitlines()[-1])
+    found = f"{seen['here']} x {seen['kind']}"
+    if seen["processes"] > 1:
+        found += f" of {seen['all']} in {seen['processes']} processes"
+    if chips and seen["platform"] != "tpu":
+        return Check("devices", "fail", f"{found}, but there are {chips} TPU chips", "pip install 'maejax[tpu]'")
+    if seen["platform"] == "cpu" and shutil.which("nvidia-smi"):
+        return Check("devices", "warn", f"{found}, but there is an NVIDIA driver", "pip install 'maejax[cuda]'")
+    return Check("devices", "ok", found)
+
+
+def check_disk(output_dir: Path) -> Check:
+    """See what is free where runs, fetched shards and the loader's batches go."""
+    room, low = [], []
+    for what, place, least in (
+        ("runs", _existing(output_dir), 20),
+        ("temporary files", Path(tempfile.gettempdir()), 5),
+        ("shared memory", Path("/dev/shm"), 1),
+    ):
+        if place.exists():
+            free = shutil.disk_usage(place).free / GB
+            room.append(f"{what} {free:,.0f} GB" if free >= 10 else f"{what} {free:.1f} GB")
+            low += [f"{place} has less than {least} GB"] if free < least else []
+    return Check("disk", "warn" if low else "ok", "free: " + ", ".join(room), "; ".join(low))
+
+
+def check_folder(output_dir: Path) -> Check:
+    """Do in the folder of runs what a run does there, which a mounted bucket need not allow."""
+    made = next((p for p in [*reversed(output_dir.absolute().parents), output_dir.absolute()] if not p.exists()), None)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=".doctor-", dir=output_dir))
+    except OSError as error:
+        return Check("run folder", "fail", f"{output_dir} cannot be written: {error.strerror}", "choose another one")
+    doing = "append to a file"
+    try:
+        for text in ("one\n", "two\n"):
+            with open(place / "metrics.jsonl", "a") as file:
+                file.write(text)
+        _same((place / "metrics.jsonl").read_text(), "one\ntwo\n")
+        doing = "replace a file by another"
+        (place / "new").write_text("new")
+        (place / "new").replace(place / "metrics.jsonl")
+        _same((place / "metrics.jsonl").read_text(), "new")
+        doing = "rename a folder"
+        (place / "half").mkdir()
+        (place / "half/array").write_bytes(b"\0" * 1024)
+        (place / "half").rename(place / "whole")
+        _same([path.name for path in (place / "whole").iterdir()], ["array"])
+        doing = "delete a folder"
+        shutil.rmtree(place)
+    except OSError as error:
+        shutil.rmtree(place, ignore_errors=True)
+        return Check(
+            "run folder",
+            "fail",
+            f"{output_dir} does not let a run {doing}: {error.strerror or error}",
+            "a bucket needs a hierarchical namespace; docs/tpu.md says how it is created and mounted",
+        )
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+    return Check("run folder", "ok", f"{output_dir} takes all that a run writes")
+
+
+def check_bucket(address: str, name: str = "bucket") -> Check:
+    """Write, read and delete a small file in a bucket."""
+    try:
+        seconds = try_bucket(address)
+    except FetchError as error:
+        return Check(name, "fail", f"{address}: {error}", "gcloud auth application-default login; or ask for access")
+    return Check(name, "ok", f"{address}: written, read and deleted in {seconds:.1f} s")
+
+
+def check_loader(shards: str, consume: float | None) -> Check:
+    """Measure the training loader on this machine, at 224 pixels."""
+    with tempfile.TemporaryDirectory(prefix="maejax-doctor-") as folder:
+        source: Source = open_source(shards or draw_images(Path(folder)))
+        check_readable(source, 3)
+        augment = build_train((224, 224), "rrc", (0.2, 1.0), 0.0, flip=True)
+        rates: dict[str, Any] = measure(source, augment, (224, 224), 3, LOADER_SECONDS)
+    of = "" if shards else " of drawn images of ImageNet's size"
+    found = f"{rates['all']:,.0f} images/s{of} with {rates['cores']} threads"
+    if consume is None:
+        return Check("loader", "ok", found)
+    verdict = keeps_up(rates, consume)
+    found += f"; the model takes {consume:,.0f}"
+    if not verdict["keeps_up"]:
+        return Check(
+            "loader", "fail", found, f"that needs {verdict['cores_needed']:,} cores like these; docs/loader.md"
+        )
+    if rates["all"] < 1.2 * consume:
+        return Check("loader", "warn", found, "less than a fifth to spare")
+    return Check("loader", "ok", found)
+
+
+def draw_images(folder: Path, count: int = 64) -> str:
+    """Write JPEG images of about ImageNet's size in pixels and bytes: 500 x 375, some 100 kB."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
+            (500, 375), Image.Resampling.BICUBIC
+        )
+        grain = rng.normal(0, 14, (375, 500, 1))
+        pixels = np.clip(np.asarray(shapes) + grain, 0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+        (folder / f"{i}.jpg").write_bytes(buffer.getvalue())
+    return str(folder)
+
+
+def _same(found: Any, expected: Any) -> None:
+    if found != expected:
+        raise OSError("afterwards something else is there")
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

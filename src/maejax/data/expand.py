@@ -1,0 +1,139 @@
+"""From what a user writes to the places it stands for: brace lists, globs, lists in a file, folders of shards."""
+
+import fnmatch
+import glob
+import re
+import threading
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from maejax.data.tables import table_files
+from maejax.errors import FetchError, FormatError, InputError
+from maejax.storage.bucket import list_bucket
+from maejax.storage.http import list_hf
+from maejax.storage.redact import redact
+from maejax.storage.retry import Patience
+from maejax.storage.spool import read_address
+
+PACKED = re.compile(r"\.(tgz|tar\.\w+)$", re.IGNORECASE)  # a shard that must be unpacked to be read
+LIST_LIMIT = 64 << 20  # bytes
+_ASKING = Patience(connect=10, stall=20, total=20)  # a user waits for an answer
+_SHARD = re.compile(r"\.(tar|tgz|tar\.\w+)$", re.IGNORECASE)
+_REMOTE = re.compile(r"[a-zA-Z][\w+.-]*://")
+
+
+def expand(spec: str) -> list[Path | str]:
+    """List the places that a spec stands for: local paths that exist, and addresses of shards that must be fetched.
+
+    Raises InputError, without secrets, for what is not there.
+    """
+    if spec.startswith("@"):
+        return [place for line in _lines(spec[1:]) for place in expand(line)]
+    if spec.startswith("pipe:"):
+        return list(_braces(spec, lists=False))  # a {a,b} or $1,$2 in a command is the shell's
+    if _REMOTE.match(spec):
+        return [place for address in _braces(spec) for place in _remote(address)]
+    return list(_local(spec))
+
+
+def _lines(name: str) -> list[str]:
+    """Read a list of specs: one a line, empty lines and those that start with # left out."""
+    try:
+        data = b""
+        for chunk in read_address(str(Path(name).expanduser()) if not _REMOTE.match(name) else name, _ASKING, _never()):
+            data += chunk
+            if len(data) > LIST_LIMIT:
+                raise FetchError("is too large to be a list")
+        lines = [line.strip() for line in data.decode().splitlines()]
+    except (FetchError, UnicodeDecodeError) as error:
+        raise InputError(f"@{redact(name)}: cannot be read as a list of shards: {error}") from None
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines or any(line.startswith("@") for line in lines):
+        raise InputError(f"@{redact(name)}: holds no shards, or another list; write one path or address a line")
+    return lines
+
+
+def _never() -> threading.Event:
+    return threading.Event()
+
+
+def _remote(address: str) -> list[str]:
+    if address.startswith(("http://", "https://")):
+        if "*" in address:
+            raise InputError(
+                f"{redact(address)}: a web server cannot list its files; write a brace list {{0000..0127}}"
+            )
+        return [address]
+    scheme, _, path = address.partition("://")
+    try:
+        if not re.search(r"[*?\[]", path):
+            if _SHARD.search(path):
+                return [address]
+            address = address.rstrip("/") + "/*"  # a folder of shards
+        if scheme == "hf":
+            found = [name for name in list_hf(address, _ASKING) if fnmatch.fnmatchcase(name, address)]
+        else:
+            found = list_bucket(address)
+    except FetchError as error:
+        raise InputError(f"{redact(address)}: {error}") from None
+    found = [name for name in found if _SHARD.search(name)]
+    if not found:
+        raise InputError(f"{redact(address)}: no tar shards there; correct the address")
+    return found
+
+
+def _local(spec: str) -> Iterator[Path]:
+    paths: list[Path] = []
+    missing: list[str] = []
+    for name in [spec] if Path(spec).expanduser().exists() else _braces(spec):
+        path = Path(name).expanduser()
+        if path.exists():
+            paths.append(path)
+        elif matches := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207 (Path.glob takes hidden files too)
+            paths += map(Path, matches)
+        else:
+            missing.append(name)
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise InputError(f"{spec}: not found: {', '.join(missing[:3])}{more}; correct the path, or leave these out")
+    for path in paths:
+        yield from (path.is_dir() and _files_in(path)) or [path]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the shards or tables that a folder stands for, [] for a folder of images."""
+    try:
+        return sorted(child for child in folder.glob("[!.]*") if _SHARD.search(child.name)) or table_files(folder)
+    except FormatError as error:
+        raise InputError(str(error)) from None
+
+
+def _braces(text: str, lists: bool = True) -> Iterator[str]:
+    """Expand brace lists as bash does: `a{1,2}` -> a1 a2, `{08..10}` -> 08 09 10, nested and several ones too.
+
+    Without `lists`, only `{08..10}`.
+    """
+    for opening in re.finditer("{", text):
+        depth, cuts = 0, [opening.start()]
+        for i in range(opening.start(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[i], 0)
+            if depth == 0 or (depth == 1 and text[i] == ","):
+                cuts.append(i)
+            if depth == 0:
+                break
+        if depth:
+            continue
+        parts = [text[a + 1 : b] for a, b in pairwise(cuts)]
+        if len(parts) == 1 and (ends := re.fullmatch(r"(\d+)\.\.(\d+)", parts[0])):
+            first, last = map(int, ends.groups())
+            padded = any(len(end) > 1 and end[0] == "0" for end in ends.groups())
+            width = max(map(len, ends.groups())) if padded else 0
+            step = 1 if last >= first else -1
+            parts = [f"{i:0{width}d}" for i in range(first, last + step, step)]
+        elif len(parts) == 1 or not lists:
+            continue  # {x} stands for itself
+        for part in parts:
+            yield from _braces(text[: opening.start()] + part + text[cuts[-1] + 1 :], lists)
+        return
+    yield text

@@ -1,0 +1,187 @@
+"""What counts as a sample in a tar shard or an image folder, and what its label is."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from maejax.data.tar import Member, members
+from maejax.errors import FormatError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class Sample(NamedTuple):
+    """One image: its name in messages, the bytes of a file it occupies, and what is said about its class."""
+
+    key: str
+    path: Path
+    offset: int
+    size: int  # -1: to the end of the file
+    label: int | None = None
+    folder: str | None = None
+
+
+@dataclass
+class Listing:
+    """What a look at one place found: samples, what is wrong with it, which tars are damaged, suffixes, classes."""
+
+    samples: list[Sample] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)
+    suffixes: Counter[str] = field(default_factory=Counter)
+    classes: tuple[str, ...] = ()
+
+    def extend(self, other: "Listing") -> None:
+        """Append what another look found."""
+        self.samples += other.samples
+        self.problems += other.problems
+        self.lost |= other.lost
+        self.suffixes += other.suffixes
+        if self.classes and other.classes and self.classes != other.classes:
+            place = other.samples[0].path.name if other.samples else "a file without images"
+            self.problems.append(f"{place}: names other classes than the files before it; their labels do not fit")
+        self.classes = self.classes or other.classes
+
+
+def in_tar(path: Path, title: str) -> Listing:
+    """List the samples of a tar shard in webdataset form, or of a tar of class folders.
+
+    Members that share their name up to the first dot of the file name form a sample; its images are the members with
+    an image suffix in any case. Where one of them has that suffix alone (`1.jpg`), those with a longer one
+    (`1.seg.png`) describe it and are not images of their own. The label is the whole number in `.cls`, or under "label"
+    or "cls" in `.json`; the parent folder is kept in case there are no such labels. Keys read `title:member`. Damage
+    ends the listing and is told in `problems`.
+    """
+    listing = Listing()
+    group = _Group(path)
+    try:
+        for member in members(path):
+            key = _key(member)
+            if key is not None:
+                listing.suffixes[group.add(key, member)] += 1
+    except (FormatError, OSError) as error:
+        listing.problems.append(f"{path}: {error}")
+        listing.lost[str(path)] = str(error)
+    listing.samples = list(group.samples(title))
+    if group.bad_labels:
+        listing.problems.append(
+            f"{path}: {len(group.bad_labels)} labels are no class numbers, the first is {group.bad_labels[0]}"
+        )
+    if not listing.samples and not listing.problems:
+        listing.problems.append(f"{path}: holds no image")
+    return listing
+
+
+def along_tar(path: Path, title: str, grow: Callable[[int], int]) -> Iterator[Sample]:
+    """Yield the samples of a tar shard as they arrive, see `members` for `grow`; the rules are those of `in_tar`.
+
+    Members of a sample must lie side by side, as webdataset wants it. Raises FormatError and OSError where the shard
+    stops being one, after all that was whole before.
+    """
+    group, last = _Group(path), None
+    try:
+        for member in members(path, grow):
+            key = _key(member)
+            if key is None:
+                continue
+            if key != last:
+                yield from group.samples(title)
+                group, last = _Group(path), key
+            group.add(key, member)
+    except (FormatError, OSError):
+        yield from group.samples(title)
+        raise
+    yield from group.samples(title)
+
+
+class _Group:
+    """Members of a tar on their way to samples."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._images: dict[str, list[Member]] = {}
+        self._labels: dict[str, int] = {}
+        self.bad_labels: list[str] = []
+
+    def add(self, key: str, member: Member) -> str:
+        """Take a member in and return its suffix."""
+        suffix = _suffix(member.name.rpartition("/")[2])
+        extension = member.name[len(key) + 1 :]
+        if suffix in IMAGE_SUFFIXES:
+            self._images.setdefault(key, []).append(member)
+        elif extension == "cls" or (extension == "json" and key not in self._labels):
+            try:
+                label = _label(extension, _content(self._path, member))
+            except ValueError:
+                self.bad_labels.append(member.name)
+            else:
+                if label is not None:
+                    self._labels[key] = label
+        return suffix
+
+    def samples(self, title: str) -> Iterator[Sample]:
+        for key, candidates in self._images.items():
+            plain = [member for member in candidates if member.name.count(".", len(key)) == 1]
+            folder = key.rpartition("/")[0].rpartition("/")[2].removeprefix(".") or None  # "./1.jpg" lies in no folder
+            for name, offset, size, _ in plain or candidates:
+                yield Sample(f"{title}:{name}", self._path, offset, size, self._labels.get(key), folder)
+
+
+def _key(member: Member) -> str | None:
+    """Return what the members of a sample share: the path up to the first dot of the file name; None to pass over."""
+    # Plain strings: a million members pass here, and paths would take most of the time.
+    folder, slash, name = member.name.rpartition("/")
+    if _hidden(name) or "__MACOSX" in folder:
+        return None
+    return folder + slash + name.partition(".")[0]
+
+
+def in_folder(root: Path) -> Listing:
+    """List the images under a folder, by path: the first sub-folder is the class, images beside it have none."""
+    listing = Listing()
+    for directory, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not _hidden(name) and name != "__MACOSX")
+        below = Path(directory).relative_to(root).parts
+        for name in sorted(names):
+            if _hidden(name):
+                continue
+            suffix = _suffix(name)
+            listing.suffixes[suffix] += 1
+            if suffix in IMAGE_SUFFIXES:
+                path = Path(directory, name)
+                listing.samples.append(Sample(str(path), path, 0, -1, folder=below[0] if below else None))
+    if not listing.samples:
+        listing.problems.append(f"{root}: holds no image")
+    return listing
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")  # archives made on a Mac carry a "._x.jpg" beside every x.jpg, which is no picture
+
+
+def _suffix(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() if stem else ""
+
+
+def _content(path: Path, member: Member) -> bytes:
+    if member.size <= len(member.head):
+        return member.head
+    with path.open("rb") as file:
+        file.seek(member.offset)
+        return file.read(member.size)
+
+
+def _label(extension: str, content: bytes) -> int | None:
+    if extension == "cls":
+        label = int(content)
+    else:
+        fields = json.loads(content)
+        label = fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
+    if label is not None and not (type(label) is int and 0 <= label < 2**31):
+        raise ValueError(label)
+    return label

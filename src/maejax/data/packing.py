@@ -1,0 +1,298 @@
+"""Any source of images -> balanced, shuffled tar shards with an index."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from maejax.data.header import suffix_of
+from maejax.data.order import epoch_order
+from maejax.data.reencode import Encoding
+from maejax.data.sources import Source, open_source
+from maejax.errors import InputError, Stopped, UnreadableImage
+
+_JOURNAL = "pack.jsonl"  # lies in the folder while it is being packed into: for whom, and which shards are done
+_UNEVEN = ".uneven"  # shards from which images were left out, until their images are dealt out anew
+
+Progress = Callable[[int, int], None]
+
+
+def pack(
+    src: str,
+    dst: str,
+    *,
+    shard_size: int = 1000,
+    shuffle_seed: int | None = 0,
+    image_size: int | None = None,
+    quality: int | None = None,
+    labels: str | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> dict:
+    """Write the images of `src` into tar shards in the folder `dst`, and `index.json` beside them last of all.
+
+    The shards are called after the folder (`train/train-0000.tar`), hold at most `shard_size` images each, in numbers
+    that differ by one at the most, shuffled by `shuffle_seed` (None: in the order of the source), with `.cls` members
+    where there are labels, which come from the source or from the file `labels`. `Encoding` says what `image_size`
+    (pixels of the short side) and `quality` do to an image. `workers` threads write a shard each (None: one for each
+    core); the same input gives the same bytes for any number of them. `progress` is called with the number of images
+    done and of all, by one thread at a time.
+
+    Returns the index: `total` images written, `classes`, `skipped` (key -> reason, for images that cannot be read),
+    `problems` of the source, `shards` (name, samples, bytes, sha256) and `pack`, the arguments. A pack that was
+    interrupted is gone on with by the same call, which keeps the shards that are done; one that is finished is left
+    alone.
+
+    Raises InputError for a source that cannot be opened or has no readable image, and where `dst` holds other files;
+    OSError where writing fails on the way, as on a full disk.
+    """
+    numbers = {"--shard-size": shard_size, "--image-size": image_size, "--quality": quality, "--workers": workers}
+    for flag, number in numbers.items():
+        if number is not None and (number < 1 or (flag == "--quality" and number > 100)):
+            raise InputError(f"{flag} {number}: give at least 1" + (" and at most 100" if flag == "--quality" else ""))
+    source = open_source(src, labels=labels)
+    folder = Path(dst).expanduser()
+    arguments = {
+        "source": src,
+        "images": len(source),
+        "shard_size": shard_size,
+        "shuffle_seed": shuffle_seed,
+        "image_size": image_size,
+        **{name: value for name, value in (("quality", quality), ("labels", labels)) if value is not None},
+    }
+    finished = _finished(folder, arguments)
+    if finished is not None:
+        return finished
+    records = _claim(folder, arguments)
+    order = np.arange(len(source)) if shuffle_seed is None else epoch_order(len(source), shuffle_seed, 0)
+    count = -(-len(source) // shard_size)
+    digits = max(4, len(str(count - 1)))
+    names = [f"{folder.resolve().name}-{number:0{digits}d}.tar" for number in range(count)]
+    run = _Run(folder, workers or os.cpu_count() or 1, len(source), progress)
+    encode = Encoding(image_size, quality).encode
+    shards = run.write(source, names, np.array_split(order, count), encode, records)
+    skipped = {key: reason for shard in shards for key, reason in shard.pop("skipped").items()}
+    sizes = [shard["samples"] for shard in shards]
+    if not any(sizes):
+        key, reason = next(iter(skipped.items()))
+        raise InputError(
+            f"{src}: none of {len(source)} images can be read; the first, {key}: {reason}; check the files"
+        )
+    if max(sizes) - min(sizes) > 1:
+        shards = _level(run, shards, shard_size)
+    index = {
+        "total": sum(shard["samples"] for shard in shards),
+        "classes": list(source.classes),
+        "skipped": skipped,
+        "problems": source.problems,
+        "shards": shards,
+        "pack": arguments,
+    }
+    _write_whole(folder / "index.json", json.dumps(index, indent=1))
+    shutil.rmtree(folder / _UNEVEN, ignore_errors=True)
+    (folder / _JOURNAL).unlink()
+    return index
+
+
+def _finished(folder: Path, arguments: dict) -> dict | None:
+    """Return the index where this very pack is finished and all there."""
+    try:
+        index = json.loads((folder / "index.json").read_bytes())
+        whole = index["pack"] == arguments and all(_is_there(folder, shard) for shard in index["shards"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or somebody else's
+        return None
+    return index if whole else None
+
+
+def _is_there(folder: Path, record: dict) -> bool:
+    path = folder / record["name"]
+    return path.is_file() and path.stat().st_size == record["bytes"]
+
+
+def _claim(folder: Path, arguments: dict) -> dict[str, dict]:
+    """Mark the folder as being packed into; returns the records of the shards that are done already, by name."""
+    journal = folder / _JOURNAL
+    lines = _lines(journal)
+    index = next(iter(_lines(folder / "index.json", whole=True)), {})
+    if lines and lines[0].get("pack") == arguments:
+        for path in (folder / _UNEVEN).glob("*.tar"):  # the dealing out was interrupted; it starts again
+            path.replace(folder / path.name)
+        records = lines[1:]
+    elif index.get("pack") == arguments:  # was finished; some files are gone
+        # Where images were left out, the shards may not be those of the plan.
+        records = [] if index["skipped"] else [{**shard, "skipped": {}} for shard in index["shards"]]
+    elif not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        records = []
+    else:
+        raise InputError(f"{folder}: holds other files, or another pack; choose a new folder, or empty this one")
+    records = [record for record in records if _is_there(folder, record)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(journal, "".join(json.dumps(line) + "\n" for line in [{"pack": arguments}, *records]))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from None
+    return {record["name"]: record for record in records}
+
+
+def _lines(path: Path, whole: bool = False) -> list[dict]:
+    """Read the objects of a JSON file, one a line (or `whole`: one in all), up to one that was cut."""
+    found = []
+    try:
+        content = path.read_bytes()
+        for line in [content] if whole else content.splitlines():
+            found.append(json.loads(line))
+    except (OSError, ValueError):
+        pass
+    return [each for each in found if isinstance(each, dict)]
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _level(run: "_Run", shards: list[dict], shard_size: int) -> list[dict]:
+    """Deal out the images anew where some were left out, so that the shards differ by one at the most."""
+    uneven = run.folder / _UNEVEN
+    uneven.mkdir(exist_ok=True)
+    for shard in shards:
+        (run.folder / shard["name"]).replace(uneven / shard["name"])
+    source = open_source([str(uneven / shard["name"]) for shard in shards if shard["samples"]])
+    count = -(-len(source) // shard_size)
+    names = [shard["name"] for shard in shards[:count]]
+    run = _Run(run.folder, run.workers, 0, None)
+    # Their images are whole, and of the size they shall have: they are only copied.
+    shards = run.write(source, names, np.array_split(np.arange(len(source)), count), _as_it_is, None)
+    return [{name: value for name, value in shard.items() if name != "skipped"} for shard in shards]
+
+
+def _as_it_is(data: bytes | np.ndarray) -> tuple[bytes, str]:
+    assert isinstance(data, bytes)  # it was read from a shard
+    return data, suffix_of(data)
+
+
+@dataclass
+class _Run:
+    """Writes shards into a folder by several threads, each of which writes a shard at a time."""
+
+    folder: Path
+    workers: int
+    total: int
+    progress: Progress | None
+    done: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def write(
+        self,
+        source: Source,
+        names: list[str],
+        parts: list[np.ndarray],
+        encode: Callable[[bytes | np.ndarray], tuple[bytes, str]],
+        records: dict[str, dict] | None,
+    ) -> list[dict]:
+        """Write shard `names[k]` with the images `parts[k]`, all that are not in `records`; returns all records.
+
+        What is written is added to the journal, except where `records` is None.
+        """
+        firsts = np.cumsum([0, *map(len, parts)]).tolist()
+        keep = [(records or {}).get(name) for name in names]
+        self.done = sum(len(part) for part, record in zip(parts, keep, strict=True) if record)
+        # Threads: reading, decoding, resizing and hashing release the GIL.
+        executor = ThreadPoolExecutor(min(self.workers, len(names)), thread_name_prefix="maejax-pack")
+        try:
+            futures = {
+                executor.submit(self._try_shard, name, source, part, first, encode, records is not None): k
+                for k, (name, part, first) in enumerate(zip(names, parts, firsts[:-1], strict=True))
+                if keep[k] is None
+            }
+            for future in as_completed(futures):
+                if not isinstance(future.exception(), Stopped):
+                    keep[futures[future]] = future.result()
+        finally:
+            self.stop.set()
+            executor.shutdown(cancel_futures=True)
+        return [record for record in keep if record is not None]
+
+    def _try_shard(self, *args) -> dict:
+        try:
+            return self._write_shard(*args)
+        except BaseException:
+            self.stop.set()  # the other threads need not finish what they have begun
+            raise
+
+    def _write_shard(
+        self, name: str, source: Source, part: np.ndarray, first: int, encode: Callable, journaled: bool
+    ) -> dict:
+        temporary = self.folder / f"{name}.part"
+        samples, skipped = 0, {}
+        with temporary.open("wb") as file:
+            hashed = _Hashed(file)
+            with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[arg-type]
+                for number, i in enumerate(part.tolist(), first):
+                    if self.stop.is_set():
+                        raise Stopped
+                    try:
+                        data, suffix = encode(_read(source, i))
+                    except UnreadableImage as error:
+                        skipped[source.keys[i]] = str(error)
+                    else:
+                        _add(tar, f"{number:08d}{suffix}", data)
+                        if source.labels[i] >= 0:
+                            _add(tar, f"{number:08d}.cls", str(source.labels[i]).encode())
+                        samples += 1
+                    with self.lock:
+                        self.done += 1
+                        if self.progress is not None:
+                            self.progress(self.done, self.total)
+            size = file.tell()
+            file.flush()
+            os.fsync(file.fileno())  # a record says that the shard is there, also after the power was cut
+        temporary.replace(self.folder / name)
+        record = {"name": name, "samples": samples, "bytes": size, "sha256": hashed.digest.hexdigest()}
+        record["skipped"] = skipped
+        if journaled:
+            with self.lock, (self.folder / _JOURNAL).open("a") as journal:
+                journal.write(json.dumps(record) + "\n")
+        return record
+
+
+class _Hashed:
+    """What tarfile needs of a file to write to, with the sha256 of all that was written."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
+def _read(source: Source, i: int) -> bytes | np.ndarray:
+    try:
+        return source.read(i)
+    except OSError as error:
+        raise InputError(
+            f"{source.keys[i]}: cannot be read: {error.strerror}; start the same command again when it can, or leave "
+            "the file out"
+        ) from None
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # time, owner and group are 0: the same input gives the same bytes
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

@@ -1,0 +1,64 @@
+"""What a shard holds of an image: its bytes as they are, or made anew in another size or quality."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from maejax.data.augment import resize
+from maejax.data.decode import decode
+from maejax.data.header import suffix_of
+from maejax.errors import UnreadableImage
+
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are written: `image_size` is the longest short side, in pixels, `quality` that of JPEG, 1..100.
+
+    With neither, encoded images stay byte for byte what they are and arrays become PNG. With `image_size`, images with
+    a longer short side are resized to it and written as JPEG (quality 95) where they were JPEG or WebP, else as PNG,
+    without alpha. With `quality`, JPEG and WebP of any size are written as JPEG of that quality where that is smaller.
+    """
+
+    image_size: int | None = None
+    quality: int | None = None
+
+    def encode(self, data: bytes | np.ndarray) -> tuple[bytes, str]:
+        """Return the bytes of an image and their suffix; raises UnreadableImage, also where it would only be copied."""
+        if isinstance(data, np.ndarray):
+            pixels = data if data.ndim == 3 else data[..., None]
+            if pixels.shape[2] not in (1, 3, 4):
+                raise UnreadableImage(f"has {pixels.shape[2]} channels; image files hold 1, 3 or 4")
+            return _encode(self._shrink(pixels), "PNG"), ".png"
+        suffix = suffix_of(data)
+        pixels = decode(data, 3)  # what cannot be read must not get into a shard
+        lossy = suffix in (".jpg", ".webp")
+        small = self._shrink(pixels)
+        resized = small.shape != pixels.shape
+        if not resized and not (lossy and self.quality):
+            return data, suffix
+        if (small == small[..., :1]).all():
+            small = small[..., :1]
+        if not lossy:
+            return _encode(small, "PNG"), ".png"
+        again = _encode(small, "JPEG", quality=self.quality or JPEG_QUALITY)
+        return (again, ".jpg") if resized or len(again) < len(data) else (data, suffix)
+
+    def _shrink(self, pixels: np.ndarray) -> np.ndarray:
+        height, width, _ = pixels.shape
+        side = min(height, width)
+        if self.image_size is None or side <= self.image_size:
+            return pixels
+        return resize(
+            pixels, (0, 0, height, width), (height * self.image_size // side, width * self.image_size // side)
+        )
+
+
+def _encode(pixels: np.ndarray, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, format, **options)
+    return buffer.getvalue()

@@ -1,0 +1,130 @@
+"""A look at a source of images before anything is trained on it: what is there, and what is wrong with it."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from maejax.data.decode import decode
+from maejax.data.header import read_header
+from maejax.data.listing import IMAGE_SUFFIXES
+from maejax.data.order import epoch_order
+from maejax.data.sources import FileSource, Source
+from maejax.errors import UnreadableImage
+
+QUANTILES = (0, 5, 50, 95, 100)  # percent
+
+
+def survey(
+    source: Source, *, sample: int | None, channels: int, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
+    """Collect the facts about a source, as JSON can hold them.
+
+    The listing is looked at as a whole; `sample` images, drawn at random but the same every time (None: all), are
+    decoded to `channels`: their sizes, formats and modes are counted, and those that cannot be read are named.
+    `progress` is called with the number of images looked at and of all that will be.
+    """
+    count = len(source) if sample is None else min(sample, len(source))
+    chosen = sorted(epoch_order(len(source), 0, 0)[:count].tolist())
+    sizes: list[tuple[int, int, int]] = []  # width, height, bytes
+    formats: Counter[str] = Counter()
+    modes: Counter[str] = Counter()
+    bad: dict[str, str] = {}
+    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="maejax-survey") as executor:
+        try:
+            looks = executor.map(lambda i: _look(source, i, channels), chosen)
+            for done, (i, look) in enumerate(zip(chosen, looks, strict=True), 1):
+                if isinstance(look, str):
+                    bad[source.keys[i]] = look
+                else:
+                    format, mode, size = look
+                    formats[format] += 1
+                    modes[mode] += 1
+                    sizes.append(size)
+                if progress is not None:
+                    progress(done, count)
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+    return {
+        "images": len(source),
+        "shards": _shards(source),
+        "suffixes": dict(Counter(PurePosixPath(key).suffix for key in source.keys).most_common()),
+        "classes": _classes(source),
+        "duplicates": _duplicates(source),
+        "problems": source.problems,
+        "looked_at": count,
+        "formats": dict(formats.most_common()),
+        "modes": dict(modes.most_common()),
+        "width": _quantiles([size[0] for size in sizes]),
+        "height": _quantiles([size[1] for size in sizes]),
+        "bytes": _quantiles([size[2] for size in sizes]),
+        "bad": bad,
+    }
+
+
+def _look(source: Source, i: int, channels: int) -> tuple[str, str, tuple[int, int, int]] | str:
+    """Return format, mode and (width, height, bytes) of an image, or why it cannot be read."""
+    try:
+        data = source.read(i)
+        pixels = decode(data, channels)
+        height, width = pixels.shape[:2]
+        if isinstance(data, np.ndarray):
+            mode = "grey" if data.ndim == 2 else f"{data.shape[2]} channels"
+            return "array", mode, (width, height, data.nbytes)
+        header = read_header(data)
+        return header.format, header.mode, (width, height, len(data))
+    except UnreadableImage as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _shards(source: Source) -> dict[str, Any] | None:
+    """Describe the files that hold many images; None for arrays and for folders, where each image is a file."""
+    if not isinstance(source, FileSource):
+        return None
+    shards = [i for i, path in enumerate(source.files) if path.suffix.lower() not in IMAGE_SUFFIXES]
+    if not shards:
+        return None
+    images = np.bincount(source.file, minlength=len(source.files))[shards]
+    return {
+        "count": len(shards),
+        "bytes": _quantiles([source.files[i].stat().st_size for i in shards], (0, 50, 100)),
+        "images": _quantiles(images.tolist(), (0, 50, 100)),
+    }
+
+
+def _classes(source: Source) -> dict[str, Any]:
+    """Count the images of each class, the most frequent first, and those without one."""
+    numbers, counts = np.unique(source.labels[source.labels >= 0], return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    names = dict(enumerate(source.classes))
+    seen = [(names.get(int(numbers[i]), str(numbers[i])), int(counts[i])) for i in order]
+    empty = [(name, 0) for i, name in names.items() if i not in set(numbers.tolist())]
+    return {
+        "count": max(len(source.classes), len(numbers)),
+        "images": [list(each) for each in seen + empty],
+        "unlabelled": int((source.labels < 0).sum()),
+    }
+
+
+def _duplicates(source: Source) -> dict[str, int]:
+    """Count the names that occur more than once: in one shard, or, but for mere numbers, in several."""
+    keys = Counter(source.keys)
+    names = Counter(key.partition(":")[2] for key in source.keys)
+    found = {key: count for key, count in keys.items() if count > 1}
+    for name, count in names.items():
+        if name and count > 1 and not PurePosixPath(name).stem.isdecimal():
+            found[name] = count
+    return found
+
+
+def _quantiles(values: list[int], percent: tuple[int, ...] = QUANTILES) -> dict[str, int]:
+    if not values:
+        return {}
+    return {f"{p}%": int(v) for p, v in zip(percent, np.percentile(values, percent, method="nearest"), strict=True)}

@@ -1,0 +1,32 @@
+"""What can go wrong, for callers to tell apart: wrong input ends a command with exit code 2, a failure with 1.
+
+Importing this loads nothing.
+"""
+
+
+class InputError(ValueError):
+    """The user's input is wrong; the message is one sentence that names it and says what to do."""
+
+
+class WeightsError(InputError):
+    """A file of weights cannot be used; the message names the file and every tensor that is wrong."""
+
+
+class Failed(RuntimeError):
+    """Something failed on the way; the message says why and what is kept."""
+
+
+class FetchError(OSError):
+    """An address cannot be read; retrying will not help. The message holds no secret."""
+
+
+class FormatError(ValueError):
+    """A tar, table or label file is not what its name says."""
+
+
+class UnreadableImage(ValueError):
+    """An image cannot be decoded; the message says why."""
+
+
+class Stopped(Exception):
+    """A thread or process was asked to stop."""

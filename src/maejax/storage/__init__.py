@@ -1,0 +1,1 @@
+"""Bytes at an address: http, buckets, commands; and the local mirror of a bucket."""

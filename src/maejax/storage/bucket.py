@@ -1,0 +1,134 @@
+"""Bytes of buckets and of every other file system that fsspec knows."""
+
+import logging
+import queue
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator
+from typing import Any
+
+import fsspec
+
+from maejax.errors import FetchError, Stopped
+from maejax.storage.redact import redact
+from maejax.storage.retry import Patience, Retry
+
+CHUNK = 1 << 20
+TRIAL_SECONDS = 60.0
+_NEVER = threading.Event()
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
+
+
+def read_bucket(address: str, patience: Patience, stop: threading.Event) -> Generator[bytes, None, None]:
+    """Yield the bytes of a file by its fsspec address (gs://, s3://, memory://, ...).
+
+    After a failure it goes on from the byte reached. Raises FetchError for a file that is missing, forbidden, or
+    changed meanwhile, and where patience is at its end.
+    """
+    system, path = open_system(address)
+    retry = Retry(patience, stop)
+    done, identity = 0, None
+    while True:
+        try:
+            system.invalidate_cache()  # what was listed before may be old
+            info = within(patience.stall, stop, system.info, path)
+            found = (info.get("size"), info.get("etag") or info.get("ETag"))
+            if identity is not None and found != identity:
+                raise FetchError("the file changed while it was read; start again")
+            identity = found
+            file = within(patience.stall, stop, system.open, path, "rb", block_size=4 * CHUNK, cache_type="readahead")
+            file.seek(done)
+            while chunk := within(patience.stall, stop, file.read, CHUNK):
+                done += len(chunk)
+                retry.progress()
+                yield chunk
+            file.close()  # one that stalls would stall here too, so it is left alone
+            if found[0] is None or done >= found[0]:
+                return
+            retry.wait(f"ended at byte {done} of {found[0]}")
+        except (FetchError, Stopped):
+            raise
+        except FileNotFoundError:
+            raise FetchError("not found; correct the address") from None
+        except PermissionError as error:
+            raise FetchError(f"access denied: {shorten(error)}; log in, or ask for access") from None
+        except Exception as error:  # every file system raises its own
+            retry.wait(shorten(error))
+
+
+def within(seconds: float, stop: threading.Event, function: Callable, *arguments: Any, **named: Any) -> Any:
+    """Call a function that may never return: few file systems know a timeout. Raises TimeoutError and Stopped."""
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def call() -> None:
+        try:
+            answers.put((function(*arguments, **named), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=call, daemon=True).start()
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            value, error = answers.get(timeout=max(0.0, min(0.2, deadline - time.monotonic())))
+        except queue.Empty:
+            if stop.is_set():
+                raise Stopped from None
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"nothing came for {seconds:g} s") from None
+            continue
+        if error is not None:
+            raise error
+        return value
+
+
+def try_bucket(address: str) -> float:
+    """Write, read and delete a small file in a folder of a bucket; returns the seconds it took. Raises FetchError."""
+    system, path = open_system(address)
+    file, text = f"{path.rstrip('/')}/.maejax-{uuid.uuid4().hex}", b"written by maejax as a trial; can be deleted\n"
+    begun, doing = time.monotonic(), "written"
+    try:
+        within(TRIAL_SECONDS, _NEVER, system.pipe_file, file, text)
+        doing = "read"
+        if within(TRIAL_SECONDS, _NEVER, system.cat_file, file) != text:
+            raise FetchError("what was written reads otherwise")
+        doing = "deleted"
+        within(TRIAL_SECONDS, _NEVER, system.rm_file, file)
+    except FetchError:
+        raise
+    except Exception as error:  # every file system raises its own
+        raise FetchError(f"cannot be {doing}: {shorten(error)}") from None
+    return time.monotonic() - begun
+
+
+def list_bucket(pattern: str) -> list[str]:
+    """List the files that a pattern stands for, as addresses, sorted; raises FetchError."""
+    system, path = open_system(pattern)
+    scheme = pattern.partition("://")[0]
+    try:
+        found = system.glob(path)
+    except Exception as error:
+        raise FetchError(f"cannot be listed: {shorten(error)}") from None
+    return sorted(f"{scheme}://{str(name).lstrip('/')}" for name in found)
+
+
+def open_system(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Give the file system of an address, and the path in it; raises FetchError, with the package that is missing."""
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with a trace
+    scheme = address.partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(address)
+    except ImportError:
+        extra = _EXTRAS.get(scheme)
+        what = f"pip install 'maejax[{extra}]'" if extra else f"install what fsspec needs for {scheme}://"
+        raise FetchError(f"{scheme}:// needs a package that is not installed; {what}") from None
+    except ValueError:
+        raise FetchError(f"{scheme}:// is no kind of address known here") from None
+
+
+def shorten(error: Exception) -> str:
+    """Make a line without secrets of what a file system raised."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return redact(re.sub(r"\s+", " ", first)[:300])

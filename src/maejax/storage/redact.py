@@ -1,0 +1,50 @@
+"""Secrets out of addresses and commands, before they get into a message, a log or a file."""
+
+import os
+import re
+
+_SECRET = r"[\w.-]*(?:token|secret|password|passwd|signature|credential|api[_-]?key|access[_-]?key|auth)[\w.-]*"
+_SIGNED = r"sig|key|x-(?:amz|goog)-[\w-]+|expires|policy|key-pair-id|se|st"
+_HEADER = r"(?:authorization|proxy-authorization|cookie|x-[\w-]*(?:token|key)|private-token|api-key)"
+_RULES = (
+    # user:password@host
+    (re.compile(r"(://)[^/\s'\"@]+@"), r"\1***@"),
+    # Headers: in quotes up to their end, without them up to a space that is not escaped.
+    (re.compile(rf"""(['"]{_HEADER}\s*:\s*)[^'"\n]*""", re.I), r"\1***"),
+    (re.compile(rf"""((?<!['"\w-]){_HEADER}:)(?!\s*\*\*\*)(?:\\.|[^'"\s\\])+""", re.I), r"\1***"),
+    (re.compile(r"\b(bearer|basic)\s+[^\s'\"]+", re.I), r"\1 ***"),
+    # Options of commands.
+    (
+        re.compile(
+            r"(?<!\S)(-u|--user|--proxy-user|--oauth2-bearer|--password|--token|--header)([ =])(?!\S*\*\*\*)"
+            r"(?:'[^']*'|\"[^\"]*\"|\S+)"
+        ),
+        r"\1\2***",
+    ),
+    # Parameters of signed addresses; what changes whenever they are signed anew goes too.
+    (re.compile(rf"([?&;])({_SECRET}|{_SIGNED})=[^&\s'\"#]*", re.I), r"\1\2=***"),
+    # Assignments before a command: TOKEN=... curl
+    (re.compile(rf"(?<![\w?&;])({_SECRET})=(?!\*\*\*)(?:'[^']*'|\"[^\"]*\"|[^\s'\"]+)", re.I), r"\1=***"),
+    # Tokens known by their shape: Hugging Face, GitHub, Google, AWS, JSON web tokens.
+    (
+        re.compile(
+            r"\b(?:hf_\w{8,}|gh[a-z]_\w{8,}|github_pat_\w+|ya29\.[\w-]+|(?:AKIA|ASIA)[A-Z0-9]{12,}|eyJ[\w-]+\.[\w.-]+)"
+        ),
+        "***",
+    ),
+)
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+
+
+def redact(text: str) -> str:
+    """Replace what gives access by `***`: passwords, headers, signatures, tokens, values of secret variables.
+
+    What remains names the same thing for a reader, is the same when an address is signed anew, and redacting it again
+    changes nothing.
+    """
+    for name, value in os.environ.items():
+        if len(value) >= 8 and _SECRET_NAME.search(name) and "/" not in value[:1]:  # a path to a token is no secret
+            text = text.replace(value, "***")
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    return text

@@ -1,0 +1,57 @@
+"""PyTorch's .pth files as arrays by name; the only file that needs torch, and only when it is called."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from maejax.errors import WeightsError
+
+INSTALL = "needs PyTorch: pip install 'maejax[interop]'"
+
+
+def read_pickled(path: Path) -> tuple[dict[str, np.ndarray], bool]:
+    """Read a state dict, and tell whether it was inside `{"model": ...}`; never runs code from the file.
+
+    Raises:
+        WeightsError: PyTorch is missing, or the file holds something else than tensors.
+
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise WeightsError(f"{path} {INSTALL}") from None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(
+            f"{path} cannot be read as tensors alone ({str(error).splitlines()[0][:200]}); if it holds more than "
+            'weights, save {"model": checkpoint["model"]} with PyTorch and read that'
+        ) from None
+    wrapped = isinstance(content, Mapping) and isinstance(content.get("model"), Mapping)
+    state = content["model"] if wrapped else content
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path} holds no state dict: a mapping of names to tensors, alone or as 'model'")
+    return {name: to_array(tensor) for name, tensor in state.items()}, wrapped
+
+
+def to_array(tensor) -> np.ndarray:
+    """Copy a tensor; bfloat16, which NumPy lacks, becomes float32."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
+
+def write_pickled(state: Mapping[str, np.ndarray], path: Path, *, wrapped: bool) -> None:
+    """Write a state dict, inside `{"model": ...}` if `wrapped`.
+
+    Raises:
+        WeightsError: PyTorch is missing.
+
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise WeightsError(f"writing {path} {INSTALL}") from None
+    tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
+    torch.save({"model": tensors} if wrapped else tensors, path)

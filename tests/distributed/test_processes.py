@@ -1,0 +1,143 @@
+"""Several processes on loopback: one run, whatever they are, and a clear end when one of them goes."""
+
+import re
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from maejax.distributed.processes import join
+from maejax.distributed.rendezvous import Peers, meet
+from maejax.errors import Failed, InputError
+from maejax.training.checkpoint import saved_steps
+from maejax.training.stragglers import find_slow
+from tests.training import harness
+
+SGD = ["--optimizer", "sgd", "--learning-rate", 1]  # Adam would blow up the rounding of gradients near zero
+STEPS = 30
+
+
+def test_flags_that_do_not_name_the_processes_are_refused():
+    for flags, sentence in (
+        (("", 2, 0), "without --coordinator"),
+        (("localhost:1234", 2, -1), "without --process-id"),
+        (("localhost", 2, 0), "give HOST:PORT"),
+        (("localhost:1234", 2, 2), "this one's number, from 0"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            join(distributed=False, **dict(zip(("coordinator", "num_processes", "process_id"), flags, strict=True)))
+    with pytest.raises(InputError, match="with --distributed"):
+        join(distributed=True, coordinator="localhost:1234", num_processes=2, process_id=0)
+
+
+@pytest.mark.slow
+def test_one_run_on_one_process_on_two_and_split(tmp_path, images, train):
+    """Two processes are told to stop by one, go on with a split state, lose one, and one process ends the run."""
+    flags = ["--valid-dataset-shards", images, "--valid-batch-size", 16, "--training-steps", STEPS, *SGD,
+             "--eval-interval", 12, "--save-interval", 5]  # fmt: skip
+    code, printed = train(*flags, "--name", "alone")
+    assert code == 0, printed
+    run = tmp_path / "runs/pretrain"
+
+    processes = harness.start_several(tmp_path, images, *flags)
+    assert harness.wait_until(lambda: harness.last_step(run) >= 6, *processes), harness.said(processes)
+    processes[1].send_signal(signal.SIGTERM)
+    (first, first_said), (second, second_said) = map(harness.finish, processes)
+    assert first == second == 75, first_said + second_said
+    assert "devices  4 x cpu in 2 processes" in first_said
+    assert "step 5/30" in first_said and "step 5/30" not in second_said  # one of them speaks
+    stopped = harness.last_step(run)
+    assert saved_steps(run / "checkpoints")[-1] == stopped < STEPS
+
+    processes = harness.start_several(tmp_path, images, *flags, "--sharding", "fsdp")
+    assert harness.wait_until(lambda: harness.last_step(run) >= stopped + 6, *processes), harness.said(processes)
+    processes[1].kill()
+    dead = time.monotonic()
+    assert harness.finish(processes[1])[0] == -signal.SIGKILL
+    code, said = harness.finish(processes[0])
+    assert time.monotonic() - dead < 60
+    # By our sentence, or where the main thread cannot be reached, by JAX's, which aborts.
+    assert (code == 1 and "cannot go on, for process 1 (" in said) or (
+        code == -signal.SIGABRT and "The following tasks are unhealthy" in said
+    ), said
+    assert f"continuing runs/pretrain from step {stopped}" in said
+
+    code, printed = train(*flags)
+    assert code == 0 and "continuing" in printed, printed
+    for name in ("train/loss", "train/grad_norm", "val/loss"):
+        alone, together = (harness.losses(tmp_path / "runs" / name_, name) for name_ in ("alone", "pretrain"))
+        assert alone.keys() == together.keys()
+        np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=2e-6, err_msg=name)
+
+
+def meet_all(count, *processes, seconds=2.0):
+    """Let processes, as threads, meet on loopback; return what came of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    with ThreadPoolExecutor() as pool:
+        calls = [pool.submit(meet, f"localhost:{port}", given, process, seconds) for process, given in processes]
+        return [call.exception() or call.result() for call in calls]
+
+
+def test_who_has_not_come_is_named_to_all_that_have():
+    met = meet_all(5, (0, 5), (3, 5), (1, 5), seconds=0.5)
+    assert {type(error) for error in met} == {Failed}
+    assert len({str(error) for error in met}) == 1 and "of 5 processes, those numbered 2, 4 were not heard" in str(
+        met[0]
+    )
+    (alone,) = meet_all(2, (1, 2), seconds=0.1)
+    assert "process 0 was not found at localhost:" in str(alone) and "by process 1" in str(alone)
+    for processes, sentence in (
+        (((0, 2), (1, 3)), "--num-processes is 2 for process 0 and 3 for process 1"),
+        (((0, 3), (1, 3), (1, 3)), "--process-id 1 was given twice"),
+    ):
+        met = meet_all(2, *processes)
+        assert {type(error) for error in met} == {InputError}
+        assert all(sentence in str(error) for error in met)
+
+
+def test_who_has_gone_is_named_to_all_others(monkeypatch):
+    monkeypatch.setattr(Peers, "_end_in_time", lambda peers: threading.Event().wait())  # this process is never to end
+    zero, one, two = meet_all(3, (0, 3), (1, 3), (2, 3))
+    host = socket.gethostname()
+    assert zero.names == two.names == [f"process {i} ({host})" for i in range(3)]
+    assert not zero.lost(0.01)
+    two.say_goodbye(0)
+    assert not zero.lost(0.1) and not one.lost(), "it was at its end"
+    zero, one, two = meet_all(3, (0, 3), (1, 3), (2, 3))
+    two.say_goodbye(1)
+    assert zero.lost(5) == one.lost(5) == f"process 2 ({host}) ended with exit code 1"
+    zero, one, two = meet_all(3, (0, 3), (1, 3), (2, 3))
+    one._lines[0]._connection.shutdown(socket.SHUT_RDWR)  # as where it is killed
+    assert zero.lost(5) == two.lost(5) == f"process 1 ({host}) was lost"
+
+
+def test_only_one_that_never_waits_while_others_do_is_slow():
+    equal = np.array([[0.8, 0.0], [0.75, 0.1], [0.9, 0.0], [0.8, 0.0]])
+    assert find_slow(equal) is None
+    assert find_slow(np.array([[0.05, 0.9], [0.02, 0.9]])) is None, "all wait for input: none holds up the others"
+    slow = equal.copy()
+    slow[2] = 0.1, 0.85
+    assert find_slow(slow) == (2, pytest.approx(0.7), 0.85)
+
+
+@pytest.mark.slow
+def test_a_slow_process_is_named(tmp_path, images):
+    """One of two waits longer for its input at every step; then one is slow by something else."""
+    for what, reason in (("input", "by waiting for its input"), ("rest", "by something other than its input")):
+        folder = tmp_path / what
+        folder.mkdir()
+        flags = ["--training-steps", 20, "--log-interval", 5, "--save-interval", 100]
+        processes = harness.start_several(folder, images, *flags, SLOW=f"1:{what}:0.3")
+        (code, said), (other, other_said) = map(harness.finish, processes)
+        assert code == other == 0, said + other_said
+        assert said.count("holds up the others") == 1 and other_said.count("holds up") == 0
+        assert re.search(rf"process 1 \(.*\) holds up the others for \d\d% of the time, {reason}", said), said
+        run = folder / "runs/pretrain"
+        assert set(harness.losses(run, "hosts/slowest").values()) == {1}
+        assert min(harness.losses(run, "hosts/lag").values()) > 0.5

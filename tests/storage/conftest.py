@@ -1,0 +1,3 @@
+"""Storage is tested with the shards and the server of the data room's tests."""
+
+from tests.data.conftest import *  # noqa: F403

@@ -1,0 +1,135 @@
+"""The commands on a run that was really trained: export, inspect, convert, start from every layout and an address."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maejax.errors import WeightsError
+from maejax.evaluate.encoding import extract
+from maejax.weights import files, run_directory
+from maejax.weights.addresses import fetch_weights, web_address
+from maejax.weights.pretrained import load_encoder_arrays
+from tests.data.server import Server
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.stop()
+
+
+def test_a_run_is_exported_inspected_converted_and_gone_on_from(train, maejax, images, server, same, monkeypatch):
+    code, printed = train("--name", "first", "--valid-dataset-shards", images, "--export-msgpack", "--norm-pix-loss")
+    assert code == 0, printed
+    assert "exported runs/first/first-last.msgpack" in printed and Path("runs/first/first-best.msgpack").exists()
+
+    code, printed = maejax("inspect", "runs/first", "--json")
+    facts = json.loads(printed)
+    assert (facts["layout"], facts["kind"], facts["target"]) == ("maejax", "mae", "pixels normalised per patch")
+    assert facts["positions"] == "sine-cosine, the authors' table" and facts["decoder"]["heads"] == 2
+    assert any("--pretrained-ckpt runs/first" in use["command"] for use in facts["uses"])
+    assert maejax("inspect", "runs/first/best")[0] == 0
+
+    Path("report.json").write_text(
+        json.dumps({"scores": {"pretrained": {"knn": 12.34}}, "images": {"test": 7}, "classes": ["a", "b"]})
+    )
+    code, printed = maejax("export", "runs/first/best", "--report", "report.json", "--name", "me/first")
+    assert code == 0, printed
+    card = Path("first-hub/README.md").read_text()
+    dim = facts["encoder"]["dim"]
+    for row in (f"| train | {images} |", f"| --dim | {dim} |", "| steps |", "| val/loss |", "| knn | 12.3 % |"):
+        assert row in card, row
+    assert 'from_pretrained("me/first")' in card
+    same(files.read("first-hub").arrays, files.read("runs/first/best").arrays)
+
+    # Into our file and out again nothing changes; the original has no place for the decoder's table and the pixels.
+    trained = files.read("runs/first")
+    code, printed = maejax("convert", "runs/first", "first.safetensors", "--to", "maejax", "--json")
+    assert code == 0 and json.loads(printed)["notices"] == []
+    same(files.read("first.safetensors").arrays, trained.arrays)
+    last = files.read("runs/first/first-last.msgpack", norm_pix_loss=True)
+    assert last.arguments["posemb"] == "learnable" and last.arguments["gelu"] == "tanh"
+    same(*({n: a for n, a in w.arrays.items() if n != "dec_positions"} for w in (trained, last)))
+
+    served = Path("first.safetensors").read_bytes()
+    server.files["/first.safetensors"] = served
+    address = server.url + "/first.safetensors"
+    monkeypatch.setattr("maejax.weights.addresses.CACHE", "cache")
+    for i, source in enumerate(["first.safetensors", address, "runs/first/first-last.msgpack"]):
+        flags = [
+            "--norm-pix-loss",
+            "--learning-rate",
+            0,
+            "--posemb",
+            "learnable" if "msgpack" in source else "sincos2d",
+        ]
+        code, printed = train("--name", f"next{i}", "--pretrained-ckpt", source, *flags)
+        assert code == 0, printed
+        if source == address:
+            assert f"{len(served):,} bytes, sha256 {hashlib.sha256(served).hexdigest()}" in printed.replace("\n", "")
+        after = files.read(f"runs/next{i}")
+        same(*({n: a for n, a in w.arrays.items() if n != "dec_positions"} for w in (trained, after)))
+        assert after.arguments.get("gelu", "erf") == ("tanh" if "msgpack" in source else "erf")
+
+
+def test_a_compiled_encoder_runs_without_us(maejax, weights):
+    made = weights("mae")
+    files.write(made, "m.safetensors", "maejax")
+    code, printed = maejax("export", "m.safetensors", "--to", "stablehlo", "--pool", "cls+mean", "--json")
+    assert code == 0 and json.loads(printed)["files"] == ["m.stablehlo"]
+    images = np.random.default_rng(3).integers(0, 256, (5, 16, 24, 3), np.uint8)
+    np.save("images.npy", images)
+    program = (
+        "import sys, jax, numpy as np; from jax import export; sys.modules['maejax'] = None\n"
+        "f = export.deserialize(bytearray(open('m.stablehlo', 'rb').read())); assert 'tpu' in f.platforms\n"
+        "np.save('features.npy', f.call(np.load('images.npy')))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    np.testing.assert_allclose(
+        np.load("features.npy"), extract(run_directory.model_of(made), images, 2), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_what_does_not_fit_is_said_before_anything_runs(train, maejax, weights):
+    files.write(weights("encoder"), "encoder.safetensors", "maejax")
+    code, printed = train("--pretrained-ckpt", "encoder.safetensors")
+    assert code == 2 and "has no decoder for 3 channels, which pre-training needs" in printed
+    code, printed = maejax("convert", "encoder.safetensors", "x", "--to", "nothing")
+    assert code == 2
+    code, printed = maejax("export", "encoder.safetensors", "--report", "none.json")
+    assert code == 2 and "--report none.json is no report.json" in printed
+    Path("rubbish.msgpack").write_bytes(b"rubbish")
+    code, printed = maejax("inspect", "rubbish.msgpack")
+    assert code == 2 and "rubbish.msgpack is no msgpack file of weights" in printed
+
+
+def test_weights_are_fetched_once(server, tmp_path, weights, same, monkeypatch):
+    server.files["/w.pth"] = b"weights"
+    for _ in range(2):
+        fetched = fetch_weights(server.url + "/w.pth", str(tmp_path))
+        assert (fetched.path.read_bytes(), fetched.size) == (b"weights", 7)
+        assert fetched.sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert len(server.seen) == 1
+    with pytest.raises(WeightsError, match=r"none\.pth: HTTP 404"):
+        fetch_weights(server.url + "/none.pth", str(tmp_path))
+    files.write(weights("encoder"), tmp_path / "hf", "hf")
+    for name in ("config.json", "model.safetensors"):
+        server.files[f"/owner/name/resolve/main/{name}"] = (tmp_path / "hf" / name).read_bytes()
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    arrays, _ = load_encoder_arrays("hf://owner/name/model.safetensors", cache_dir=str(tmp_path))
+    same(arrays, weights("encoder").arrays)
+    assert web_address("hf://owner/name@v1/a/b.pth").endswith("/owner/name/resolve/v1/a/b.pth")
+
+
+def test_fsspec_addresses_are_read(tmp_path):
+    import fsspec
+
+    with fsspec.open("memory://w/x.bin", "wb") as file:
+        file.write(np.arange(4, dtype=np.uint8).tobytes())  # type: ignore[union-attr]
+    assert fetch_weights("memory://w/x.bin", str(tmp_path)).size == 4

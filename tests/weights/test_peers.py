@@ -1,0 +1,192 @@
+"""The same weights computed by PyTorch, timm and transformers; needs the extra `interop`."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maejax.weights import files, hub
+from maejax.weights.pretrained import resize_positions
+from maejax.weights.run_directory import model_of
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+torch = pytest.importorskip("torch")
+
+
+def prepare_torchvision():
+    """Let torchvision be imported where it was built for another PyTorch: both packages import it, neither needs it."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in [n for n in sys.modules if n.startswith("torchvision")]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        prepare_torchvision.kept = library
+    except ImportError:
+        pass
+
+
+@pytest.fixture(scope="module")
+def timm():
+    prepare_torchvision()
+    return pytest.importorskip("timm")
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    prepare_torchvision()
+    return pytest.importorskip("transformers")
+
+
+X = np.random.default_rng(1).normal(size=(2, 3, 16, 24)).astype(np.float32)
+
+
+def close(ours, theirs):
+    theirs = theirs.detach().numpy()
+    assert np.abs(np.asarray(ours) - theirs).max() < 1e-5 * np.abs(theirs).max()
+
+
+def ours(x=X):
+    return jnp.asarray(x.transpose(0, 2, 3, 1))
+
+
+def vit(timm, **changes):
+    sizes = {"img_size": (16, 24), "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 5}
+    return timm.models.VisionTransformer(**{**sizes, **changes}).eval()
+
+
+@pytest.mark.parametrize("kind", ["encoder", "cls", "gap", "probe", "scaled"])
+def test_timm_computes_the_same(timm, weights, same, tmp_path, kind):
+    made = weights("cls", layerscale=True) if kind == "scaled" else weights(kind, "learnable")
+    path = tmp_path / "t.pth"
+    files.write(made, path, "timm")
+    model = vit(
+        timm, num_classes=0 if kind == "encoder" else 5, global_pool="avg" if kind == "gap" else "token",
+        init_values=1e-4 if kind == "scaled" else None,
+    )  # fmt: skip
+    assert str(model.load_state_dict(torch.load(path, weights_only=True))) == "<All keys matched successfully>"
+    mine = model_of(made)
+    close(mine.encode(ours()) if kind == "encoder" else mine(ours()), model(torch.from_numpy(X)))
+    torch.save(model.state_dict(), tmp_path / "back.pth")
+    back = files.read(tmp_path / "back.pth", image_size=(16, 24))
+    if kind != "probe":  # its BatchNorm is folded
+        same(back.arrays, made.arrays)
+
+
+def test_the_readmes_example_works_to_the_letter(timm, weights, same, tmp_path):
+    made = weights("mae", image_size=[32, 32], patch_size=8)
+    files.write(made, tmp_path / "run-best.msgpack", "original")
+
+    def script(name, *args):
+        return subprocess.run(
+            [sys.executable, ROOT / "scripts" / name, *args], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+
+    told = script("convert_flax_to_pytorch.py", "run-best.msgpack").stderr
+    assert "LayerScale is written as 1" in told and "head is written as zeros" in told
+    size = {"img_size": 32, "patch_size": 8}
+    model = vit(timm, num_classes=1000, init_values=1e-4, **size)
+    state = torch.load(tmp_path / "run-best.pth", weights_only=True)
+    assert str(model.load_state_dict(state)) == "<All keys matched successfully>"
+    script("convert_flax_to_pytorch.py", "run-best.msgpack", "--plain")
+    plain = vit(timm, num_classes=0, **size)
+    plain.load_state_dict(torch.load(tmp_path / "run-best.pth", weights_only=True))
+    x = np.random.default_rng(2).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    close(model_of(made).encode(ours(x)), plain(torch.from_numpy(x)))
+    close(model_of(made).encode(ours(x)), model.forward_features(torch.from_numpy(x))[:, 0])
+    (tmp_path / "run-best.msgpack").unlink()
+    script("convert_pytorch_to_flax.py", "run-best.pth")
+    back = files.read(tmp_path / "run-best.msgpack").arrays
+    same(back, {name: array for name, array in made.arrays.items() if name in back})
+
+
+@pytest.mark.slow
+def test_the_readmes_example_works_at_its_own_size(timm, weights, tmp_path):
+    name = "pretrain-vit-l16-224-in1k-800ep-best"
+    made = weights("mae", image_size=[224, 224], patch_size=16, dim=1024, layers=24, heads=16)
+    made = replace(made, arrays={n: a if a.ndim < 3 else a / 10 for n, a in made.arrays.items()})
+    files.write(made, tmp_path / f"{name}.msgpack", "original")
+    script = ROOT / "scripts/convert_flax_to_pytorch.py"
+    subprocess.run([sys.executable, script, f"{name}.msgpack"], cwd=tmp_path, check=True)
+    model = timm.create_model("vit_large_patch16_224", init_values=1e-4).eval()
+    state = torch.load(tmp_path / f"{name}.pth", weights_only=True)
+    assert str(model.load_state_dict(state)) == "<All keys matched successfully>"
+    x = np.random.default_rng(2).normal(size=(2, 3, 224, 224)).astype(np.float32)
+    with torch.no_grad():
+        close(model_of(made).encode(ours(x), None), model.forward_features(torch.from_numpy(x)))
+
+
+@pytest.mark.parametrize("kind", ["mae", "encoder", "cls"])
+def test_transformers_computes_the_same(transformers, weights, same, tmp_path, kind):
+    square = {"image_size": [16, 16]}
+    made = weights(kind, **square)
+    files.write(made, tmp_path / "hf", "hf")
+    name = {"mae": "ViTMAEForPreTraining", "encoder": "ViTModel", "cls": "ViTForImageClassification"}[kind]
+    extra = {"add_pooling_layer": False} if kind == "encoder" else {}
+    model, info = getattr(transformers, name).from_pretrained(tmp_path / "hf", output_loading_info=True, **extra)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    x, mine = X[..., :16], model_of(made)
+    model.eval()
+    with torch.no_grad():
+        if kind == "mae":
+            noise = np.random.default_rng(2).random((2, 16)).astype(np.float32)
+            out = model(torch.from_numpy(x), noise=torch.from_numpy(noise))
+            order = np.argsort(noise, axis=1)
+            theirs = np.take_along_axis(out.logits.numpy(), order[:, 4:, None], axis=1)
+            close(mine(ours(x), jnp.asarray(order)).prediction, torch.from_numpy(theirs))
+            np.testing.assert_allclose(mine(ours(x), jnp.asarray(order)).loss.mean(), out.loss, rtol=1e-5)
+        elif kind == "encoder":
+            close(mine.encode(ours(x), None), model(torch.from_numpy(x)).last_hidden_state)
+        else:
+            close(mine(ours(x)), model(torch.from_numpy(x)).logits)
+    model.save_pretrained(tmp_path / "saved")
+    same(files.read(tmp_path / "saved").arrays, made.arrays)
+
+
+@pytest.mark.parametrize("kind", ["mae", "encoder", "cls", "gap", "probe"])
+def test_the_code_on_a_model_card_loads_the_folder(timm, transformers, weights, tmp_path, monkeypatch, kind):
+    made, folder = weights(kind, image_size=[16, 16]), tmp_path / "hub"
+    card = hub.describe(made, str(folder), data={}, recipe={}, numbers={})
+    hub.write_folder(made, folder, card)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: f"{repository}/{name}")
+    x, mine = X[..., :16], model_of(made)
+    for code in re.findall(r"```python\n(.*?)```", card, re.S):
+        found = {}
+        exec(code, found)
+        theirs = found.get("encoder", found["model"]).eval()(torch.from_numpy(x))
+        head = kind in ("cls", "gap", "probe")
+        theirs = theirs if isinstance(theirs, torch.Tensor) else theirs.logits if head else theirs[0][:, 0]
+        close(mine(ours(x)) if head else mine.encode(ours(x)), theirs)
+
+
+@pytest.mark.parametrize("kind", ["mae", "cls", "gap", "probe"])
+def test_the_authors_files_come_back_bit_by_bit(weights, same, tmp_path, kind):
+    made = weights(kind)
+    files.write(made, tmp_path / "f.pth", "fair")
+    assert torch.load(tmp_path / "f.pth", weights_only=True).keys() == {"model"}
+    back = files.read(tmp_path / "f.pth", image_size=(16, 24), dec_heads=2)
+    same({n: a for n, a in back.arrays.items() if n != "head_norm.batches"}, made.arrays)
+
+
+def test_a_file_with_code_in_it_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("run",)
+
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="cannot be read as tensors alone"):
+        files.read(tmp_path / "evil.pth")
+
+
+def test_positions_are_interpolated_as_pytorch_does():
+    table = np.random.default_rng(0).normal(size=(1, 25, 8)).astype(np.float32)
+    grid = torch.from_numpy(table[:, 1:].reshape(1, 4, 6, 8)).permute(0, 3, 1, 2)
+    theirs = torch.nn.functional.interpolate(grid, size=(7, 5), mode="bicubic", align_corners=False)
+    close(resize_positions(table, (4, 6), (7, 5))[:, 1:], theirs.permute(0, 2, 3, 1).reshape(1, 35, 8))
