@@ -1,4 +1,4 @@
-"""What is done about images and shards that cannot be read: counted, named once, and an error beyond a limit."""
+"""Images and shards that cannot be read: counted, named once, and an error beyond a limit."""
 
 import logging
 from dataclasses import dataclass, field

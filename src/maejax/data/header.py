@@ -1,4 +1,4 @@
-"""What the first bytes of an encoded image say, without decoding it."""
+"""Format, mode and size of an encoded image, from its first bytes."""
 
 import io
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header:
-    """Read format, mode and size of an encoded image; raises UnreadableImage where it starts as none."""
+    """Read format, mode and size of an encoded image; raises UnreadableImage for anything else."""
     opener = next((opener for magic, opener in FORMATS if data.startswith(magic)), None)
     if opener is None or opener.format is None:
         raise UnreadableImage(f"no image format known here (starts with {data[:12]!r})")
@@ -31,5 +31,5 @@ def read_header(data: bytes) -> Header:
 
 
 def suffix_of(data: bytes) -> str:
-    """Return the suffix that belongs to the format of an encoded image, "" where it has none known here."""
+    """Return the file suffix of the format of an encoded image, "" for an unknown one."""
     return next((SUFFIX[opener.format or ""] for magic, opener in FORMATS if data.startswith(magic)), "")

@@ -1,4 +1,4 @@
-"""Random numbers by position: the order of an epoch, and what augmentation draws for a row."""
+"""Random numbers by position: the order of an epoch, and the numbers of the augmentation of a row."""
 
 import threading
 from typing import Any
@@ -27,7 +27,7 @@ def window_order(n: int, seed: int, shard: int, window: int) -> np.ndarray:
 def augment_rng(seed: int, position: int) -> np.random.Generator:
     """Return the random numbers of augmentation for the row at a position of the endless sequence.
 
-    A thread has one generator, which its next call sets to another place.
+    Each thread has one generator: its next call moves the same generator to another position.
     """
     state = _thread.state
     state["state"]["key"][0] = seed % 2**64

@@ -1,4 +1,4 @@
-"""What a shard holds of an image: its bytes as they are, or made anew in another size or quality."""
+"""The bytes of an image for a shard: as they are, or encoded again in another size or quality."""
 
 import io
 from dataclasses import dataclass
@@ -53,9 +53,7 @@ class Encoding:
         side = min(height, width)
         if self.image_size is None or side <= self.image_size:
             return pixels
-        return resize(
-            pixels, (0, 0, height, width), (height * self.image_size // side, width * self.image_size // side)
-        )
+        return resize(pixels, (height * self.image_size // side, width * self.image_size // side))
 
 
 def _encode(pixels: np.ndarray, format: str, **options: Any) -> bytes:

@@ -82,16 +82,13 @@ def _check(folder: Path, entry: dict[str, Any], deep: bool) -> tuple[int, int, l
         count = len(found.samples)
         if count != entry.get("samples", count):
             wrong.append((name, f"holds {count} images instead of {entry['samples']}"))
-        if deep:
-            with path.open("rb") as file:
-                for sample in found.samples:
-                    file.seek(sample.offset)
-                    try:
-                        decode(file.read(sample.size))
-                    except UnreadableImage as error:
-                        wrong.append((sample.key, str(error)))
+        for sample in found.samples if deep else ():
+            try:
+                decode(sample.image.read())  # type: ignore[union-attr]
+            except UnreadableImage as error:
+                wrong.append((sample.key, str(error)))
     except FileNotFoundError:
         return 0, 0, [(name, "is missing")]
     except OSError as error:
-        return 0, 0, [(name, f"cannot be read: {error.strerror}")]
+        return 0, 0, [(name, f"cannot be read: {error.strerror or error}")]
     return size, count, wrong

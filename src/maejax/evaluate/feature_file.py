@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from maejax.data.augment import build_eval
-from maejax.data.pipeline import Batch, Loader
+from maejax.data.pipeline import Batch, evaluation_loader
 from maejax.data.sources import Source
 from maejax.errors import InputError
 from maejax.evaluate.encoding import Pool, stream
@@ -96,13 +95,12 @@ def write_features(
         "size": [height, width],
     }
     first = _done(part, recipe)
-    loader = Loader(
+    loader = evaluation_loader(
         source,
-        build_eval((height, width), crop_ratio),
-        batch_size=batch_size,
+        (height, width),
+        crop_ratio=crop_ratio,
         channels=encoder.channels,
-        size=(height, width),
-        shuffle=False,
+        batch_size=batch_size,
         workers=workers,
     )
     batches: list[Batch] = []  # those on their way through the encoder

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from maejax.data.augment import build_eval
-from maejax.data.pipeline import Batch, Loader
+from maejax.data.pipeline import Batch, evaluation_loader
 from maejax.data.sources import Source
 from maejax.errors import InputError
 from maejax.evaluate.attentive import attentive_probe
@@ -54,15 +53,10 @@ def pair(train: Source, test: Source) -> Judged:
             raise InputError(
                 f"{name}: no image has a label; use class folders, .cls members or a label file (--labels)"
             )
-    if train.classes and test.classes and train.classes != test.classes:
-        number = {name: i for i, name in enumerate(train.classes)}
-        extra = sorted(set(test.classes) - number.keys())
-        if extra:
-            raise InputError(
-                f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {', '.join(extra[:5])}"
-            )
-        table = np.array([number[name] for name in test.classes], np.int32)
-        test.labels = np.where(test.labels < 0, test.labels, table[test.labels]).astype(np.int32)
+    if extra := test.number_classes_as(train.classes):
+        raise InputError(
+            f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {', '.join(extra[:5])}"
+        )
     found = np.unique(train.labels[train.labels >= 0])
     if len(found) < 2:
         raise InputError("--train-dataset-shards has images of one class only; a judge needs at least two")
@@ -152,14 +146,8 @@ def _encode(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Encode the labelled images of a source: pooled features, labels and, mapped into memory, all tokens."""
     size = (encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size)
-    loader = Loader(
-        source,
-        build_eval(size, crop_ratio),
-        batch_size=batch_size,
-        channels=encoder.channels,
-        size=size,
-        shuffle=False,
-        workers=workers,
+    loader = evaluation_loader(
+        source, size, crop_ratio=crop_ratio, channels=encoder.channels, batch_size=batch_size, workers=workers
     )
     batches: list[Batch] = []
 
