@@ -1,7 +1,7 @@
 """The plan of a batch, before any pixel is read, and how to make it for a source that is read at random."""
 
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -75,10 +75,9 @@ class Numbered:
         self.source, self.config = source, config
         self._order = lru_cache(maxsize=2)(partial(epoch_order, len(source), config.seed))  # two epochs in a batch
 
-    def plans(self, start: int, stop: int | None, position: Any = None) -> Generator[BatchPlan, None, None]:
-        """Yield the plans of batches `start` .. `stop`, for ever without `stop`; a source needs no `position`."""
-        for step in itertools.count(start) if stop is None else range(start, stop):
-            yield self.plan(step)
+    def plans(self, start: int, stop: int | None) -> Iterator[BatchPlan]:
+        """Return the plans of batches `start` .. `stop`, without end if that is None."""
+        return map(self.plan, itertools.count(start) if stop is None else range(start, stop))
 
     def plan(self, step: int) -> BatchPlan:
         """Plan batch `step`."""

@@ -2,7 +2,8 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import lru_cache, partial
 from typing import Any
 
@@ -47,9 +48,9 @@ class Lanes:
         self.order = lru_cache(maxsize=4)(partial(epoch_order, len(stream.shards), config.seed))
 
     def plans(
-        self, start: int, stop: int | None, position: dict[str, Any] | None = None
-    ) -> Generator[BatchPlan, None, None]:
-        """Yield the plans of batches `start` .. `stop`, for ever without `stop`; the lanes fetch until it is closed.
+        self, start: int, stop: int | None, position: dict[str, Any] | None, stack: ExitStack
+    ) -> Iterator[BatchPlan]:
+        """Return the plans of batches `start` .. `stop`, without end if that is None; `stack` closes the lanes.
 
         Raises InputError if `start` is not 0 and its position is not given, or is that of another stream.
         """
@@ -57,16 +58,13 @@ class Lanes:
             raise InputError(f"a stream cannot start at step {start}: the position it had there was not kept")
         at = {} if position is None else self._check(position)
         lanes = [Lane(self, number, *at.get(str(number), (0, 0))) for number in self.mine]
-        try:
-            for step in itertools.count(start) if stop is None else range(start, stop):
-                for lane in lanes:
-                    lane.look_ahead()
-                yield self._plan(step, lanes)
-        finally:
-            for lane in lanes:
-                lane.close()
+        for lane in lanes:
+            stack.callback(lane.close)
+        return (self._plan(step, lanes) for step in (itertools.count(start) if stop is None else range(start, stop)))
 
     def _plan(self, step: int, lanes: "Sequence[Lane]") -> BatchPlan:
+        for lane in lanes:
+            lane.look_ahead()
         mine, repeats = self.config.rows, self.config.repeats
         index, labels = np.full(len(mine), -1, np.int64), np.full(len(mine), -1, np.int32)
         specs: list[RowSpec] = []

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import ExitStack, closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,8 +120,12 @@ class Loader:
         """
         if stop is None and not self.config.shuffle:
             stop = self.steps
-        with closing(self._plans.plans(start, stop, position)) as plans, closing(self._batches(plans)) as batches:
-            for plan, batch in batches:
+        with ExitStack() as stack:
+            if isinstance(self._plans, Lanes):
+                plans = self._plans.plans(start, stop, position, stack)
+            else:
+                plans = self._plans.plans(start, stop)
+            for plan, batch in stack.enter_context(closing(self._batches(plans))):
                 self._position = plan.position
                 for release in plan.release:
                     release()
