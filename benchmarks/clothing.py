@@ -195,8 +195,8 @@ def main() -> None:
 
 `make clothing` pre-trains a small masked autoencoder on {counts["train"]:,} photos without labels. It compares the
 encoder with the same encoder untrained, and with training from scratch for as long. {classes} classes,
-{counts["train"]:,} training, {counts["validation"]:,} validation and {counts["test"]:,} test images; {args.seeds} seeds,
-mean and standard deviation.
+{counts["train"]:,} training, {counts["validation"]:,} validation and {counts["test"]:,} test images;
+{args.seeds} seeds, mean and standard deviation.
 
 {table(results)}
 

@@ -3,7 +3,7 @@
     python benchmarks/products.py [--rounds 15] [--cores 2]        # needs torch
 
 Each product of a layer's forward and backward pass, in float32, for 8 images of 197 tokens. Both sides take turns, and
-ratios are those of the same round. The last line is the ratio of the sums of all medians. Model code cannot change these.
+ratios are those of the same round. The last line is the ratio of the sums of medians. Model code cannot change these.
 """
 
 import argparse

@@ -32,7 +32,7 @@ def commands(text):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_point_at_files_and_headings(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", PAGES[page])):
+    for target in re.findall(r"""(?:\]\(|src=")([^)"\s]+)""", FENCED.sub("", PAGES[page])):
         if "://" in target:
             continue
         name, _, anchor = target.partition("#")
