@@ -1,5 +1,6 @@
 """README, CONTRIBUTING and docs name only links, files, commands and flags that exist."""
 
+import pkgutil
 import re
 import shlex
 
@@ -48,6 +49,12 @@ def test_named_paths_exist(page):
     for name in re.findall(r"\b(test_\w+)\b(?!\.py)", PAGES[page]):
         found = [path for path in (ROOT / "tests").rglob("test_*.py") if path.stem == name or name in path.read_text()]
         assert found, f"{page}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_dotted_names_exist(page):
+    for name in re.findall(r"(?<![\w./-])maejax(?:\.[a-z_]\w*)+", PAGES[page]):
+        pkgutil.resolve_name(name)  # raises if there is none
 
 
 def test_pages_that_code_names_exist():
