@@ -15,6 +15,7 @@ from maejax.distributed.rendezvous import Peers, meet
 from maejax.errors import Failed, InputError
 from maejax.training.checkpoint import saved_steps
 from maejax.training.stragglers import find_slow
+from tests.bounds import assert_close, rounding
 from tests.training import harness
 
 SGD = ["--optimizer", "sgd", "--learning-rate", 1]  # Adam would blow up the rounding of gradients near zero
@@ -71,7 +72,8 @@ def test_one_run_on_one_process_on_two_and_split(tmp_path, images, train):
     for name in ("train/loss", "train/grad_norm", "val/loss"):
         alone, together = (harness.losses(tmp_path / "runs" / name_, name) for name_ in ("alone", "pretrain"))
         assert alone.keys() == together.keys()
-        np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=2e-6, err_msg=name)
+        # At every step, the sums over four devices are taken in another order.
+        assert_close(list(together.values()), list(alone.values()), rounding(4 * STEPS), name=name)
 
 
 def meet_all(count, *processes, seconds=2.0):
