@@ -211,6 +211,7 @@ def test_resume_gets_a_run_going_again_whatever_has_happened(cloud):
     run = cloud.pod("resume", "recipe.sh", "--other", **spot)
     assert run.returncode == 1 and "another command is running" in run.stderr
 
+    assert until(lambda: cloud.did("logs").count("2 threads") == clouds.HOSTS), "all can be asked to stop"
     assert cloud.did("stop").count("stopped and saved") == clouds.HOSTS
     assert cloud.did("resume", "recipe.sh", **spot).count("train started") == clouds.HOSTS
     pod = clouds.Pod(cloud.folder, "mae")
