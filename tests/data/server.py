@@ -8,8 +8,8 @@ from ..loopback import Loopback, Quiet
 class Server(Loopback):
     """Serves `files` (path -> bytes). `plans` (path -> list of moods) says how it treats the first requests of a path.
 
-    Moods: a status number; (status, headers); "reset" or "stall" after half of what was asked, a stall until `stalls` is set; "short" says more bytes
-    than it sends. `seen` records (path, Range, Authorization) of each request.
+    Moods: a status number; (status, headers); "reset" or "stall" after half of what was asked, the stall until `stalls`
+    is set; "short" says more bytes than it sends. `seen` records (path, Range, Authorization) of each request.
     """
 
     def __init__(self):
