@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from maejax.data import augment
-from maejax.data.augment import Box, build_eval, build_train, center_crop, color_jitter, hflip
+from maejax.data.augment import Box, build_eval, build_train, center_crop, hflip, jitter_colors
 from maejax.data.decode import decode
 from maejax.data.sources import open_source
 
@@ -99,7 +99,7 @@ def test_crops_are_distributed_as_torchvisions(golden, group, scale):
 def test_jitter_is_distributed_as_torchvisions(golden, photo):
     theirs, rng = golden("statistics")["jitter"], gen()
     small = np.asarray(Image.fromarray(photo).resize((64, 48)))
-    pictures = np.stack([color_jitter(small, 0.4, rng).astype(np.float64) for _ in range(2000)])
+    pictures = np.stack([jitter_colors(small, 0.4, rng).astype(np.float64) for _ in range(2000)])
     ours = {
         "brightness": pictures.mean((1, 2, 3)),
         "contrast": pictures.mean(3).std((1, 2)),
@@ -153,14 +153,14 @@ def test_every_other_image_is_mirrored(photo):
 
 def test_jitter_changes_colours_within_its_factor(photo):
     grey = np.full((4, 4, 1), 100, np.uint8)
-    values = [int(color_jitter(grey, 0.4, gen(seed))[0, 0, 0]) for seed in range(200)]
+    values = [int(jitter_colors(grey, 0.4, gen(seed))[0, 0, 0]) for seed in range(200)]
     assert 59 <= min(values) < 70
     assert 130 < max(values) <= 141
-    coloured = color_jitter(photo, 0.4, gen(1))
+    coloured = jitter_colors(photo, 0.4, gen(1))
     assert coloured.shape == photo.shape
     assert not np.array_equal(coloured, photo)
     with pytest.raises(ValueError, match="color_jitter"):
-        color_jitter(np.zeros((4, 4, 4), np.uint8), 0.4, gen())
+        jitter_colors(np.zeros((4, 4, 4), np.uint8), 0.4, gen())
 
 
 @pytest.mark.parametrize("crop", ["rrc", "src", "none"])

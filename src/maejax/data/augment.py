@@ -4,7 +4,7 @@ An image is uint8 [H, W, C] with values 0..255; a size is (H, W). Every resize i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -58,51 +58,30 @@ def build_train(
     """
     if random_crop not in ("rrc", "src", "none"):
         raise ValueError(f"random_crop is 'rrc', 'src' or 'none', not {random_crop!r}")
-    finish = partial(
-        _finish_train,
-        size=size,
-        random_crop=random_crop,
-        jitter=color_jitter,
-        flip=flip,
-        policy=policy,
-        policy_mean=policy_mean,
-    )
-    return Transform(finish, partial(random_box, size=size, scale=scale) if random_crop == "rrc" else None)
+    resizing = {"rrc": [partial(resize, size=size)], "src": [], "none": [partial(center_crop, size=size, ratio=1.0)]}
+    drawing = [partial(simple_resized_crop, size=size)] if random_crop == "src" else []
+    drawing += [hflip] if flip else []
+    drawing += [partial(apply_policy, policy=policy, mean=policy_mean)] if policy != "none" else []
+    drawing += [partial(jitter_colors, factor=color_jitter)] if color_jitter else []
+    box = partial(random_box, size=size, scale=scale) if random_crop == "rrc" else None
+    return Transform(partial(_finish, resizing=resizing[random_crop], drawing=drawing), box)
 
 
 def build_eval(size: Size, crop_ratio: float) -> Transform:
     """Build the transform of evaluation: `center_crop`. Nothing is random."""
     if not 0 < crop_ratio <= 1:
         raise ValueError(f"crop_ratio is more than 0 and at most 1, not {crop_ratio}")
-    return Transform(partial(_finish_eval, size=size, ratio=crop_ratio))
+    return Transform(partial(_finish, resizing=[partial(center_crop, size=size, ratio=crop_ratio)], drawing=[]))
 
 
-def _finish_train(
-    image: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    size: Size,
-    random_crop: RandomCrop,
-    jitter: float,
-    flip: bool,
-    policy: str,
-    policy_mean: tuple[float, ...],
+def _finish(
+    image: np.ndarray, rng: np.random.Generator, *, resizing: Sequence[Callable], drawing: Sequence[Callable]
 ) -> np.ndarray:
-    if random_crop == "rrc":
-        image = resize(image, size)
-    elif random_crop == "src":
-        image = simple_resized_crop(image, size, rng)
-    else:
-        image = center_crop(image, size, 1.0)
-    if flip:
-        image = hflip(image, rng)
-    if policy != "none":
-        image = apply_policy(image, policy, rng, policy_mean)
-    return color_jitter(image, jitter, rng) if jitter else image
-
-
-def _finish_eval(image: np.ndarray, rng: np.random.Generator, *, size: Size, ratio: float) -> np.ndarray:
-    return center_crop(image, size, ratio)
+    for function in resizing:
+        image = function(image)
+    for function in drawing:
+        image = function(image, rng=rng)
+    return image
 
 
 def random_box(shape: Size, rng: np.random.Generator, size: Size, scale: tuple[float, float]) -> Box:
@@ -166,7 +145,7 @@ def hflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return flipped
 
 
-def color_jitter(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
+def jitter_colors(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
     """Change brightness, contrast and saturation, in random order, as torchvision's ColorJitter does on Pillow images.
 
     Each is multiplied by its own uniform number from max(0, 1 - `factor`)..1 + `factor`. Grey images (C = 1) have no

@@ -1,5 +1,6 @@
-"""A look at a source of images before anything is trained on it: what is there, and what is wrong with it."""
+"""The facts about a source of images, before anything is trained on it."""
 
+import io
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -9,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maejax.data.decode import decode
-from maejax.data.header import read_header
+from maejax.data.decode import decode, opener_of
 from maejax.data.listing import IMAGE_SUFFIXES
 from maejax.data.order import epoch_order
 from maejax.data.sources import FileSource, Source
@@ -24,16 +24,14 @@ def survey(
 ) -> dict[str, Any]:
     """Collect the facts about a source, as JSON can hold them.
 
-    The listing is looked at as a whole; `sample` images, drawn at random but the same every time (None: all), are
-    decoded to `channels`: their sizes, formats and modes are counted, and those that cannot be read are named.
-    `progress` is called with the number of images looked at and of all that will be.
+    `sample` images, drawn at random but the same every time (None: all), are decoded to `channels`: their sizes,
+    formats and modes are counted, and unreadable ones are named. Everything else is counted over all images.
+    `progress` is called with the number of images decoded so far and in the end.
     """
     count = len(source) if sample is None else min(sample, len(source))
     chosen = sorted(epoch_order(len(source), 0, 0)[:count].tolist())
     sizes: list[tuple[int, int, int]] = []  # width, height, bytes
-    formats: Counter[str] = Counter()
-    modes: Counter[str] = Counter()
-    bad: dict[str, str] = {}
+    formats, modes, bad = Counter(), Counter(), {}
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="maejax-survey") as executor:
         try:
             looks = executor.map(lambda i: _look(source, i, channels), chosen)
@@ -60,9 +58,7 @@ def survey(
         "looked_at": count,
         "formats": dict(formats.most_common()),
         "modes": dict(modes.most_common()),
-        "width": _quantiles([size[0] for size in sizes]),
-        "height": _quantiles([size[1] for size in sizes]),
-        "bytes": _quantiles([size[2] for size in sizes]),
+        **{name: _quantiles([size[k] for size in sizes]) for k, name in enumerate(("width", "height", "bytes"))},
         "bad": bad,
     }
 
@@ -76,8 +72,8 @@ def _look(source: Source, i: int, channels: int) -> tuple[str, str, tuple[int, i
         if isinstance(data, np.ndarray):
             mode = "grey" if data.ndim == 2 else f"{data.shape[2]} channels"
             return "array", mode, (width, height, data.nbytes)
-        header = read_header(data)
-        return header.format, header.mode, (width, height, len(data))
+        opener = opener_of(data)
+        return opener.format or "", opener(io.BytesIO(data)).mode, (width, height, len(data))
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
