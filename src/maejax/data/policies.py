@@ -131,20 +131,19 @@ def _timm_policies() -> Any:
 def _load() -> ModuleType:
     package = importlib.util.find_spec("timm")  # finds it, and does not import it
     places = [] if package is None else package.submodule_search_locations or []
-    for place in places:
-        path = Path(place) / "data/auto_augment.py"
-        spec = importlib.util.spec_from_file_location("maejax_timm_auto_augment", path)
-        if path.exists() and spec is not None and spec.loader is not None:
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            draws = _Draws()
-            vars(module).update(
-                draws=draws,
-                random=_Module(lambda name: getattr(draws.python, name)),
-                np=_Module(lambda name: draws.numpy if name == "random" else getattr(np, name)),
-                ImageOps=_Module(lambda name: _posterize if name == "posterize" else getattr(ImageOps, name)),
-            )
-            return module
-    raise InputError(
-        "--auto-augment needs timm, whose policies these are: pip install 'maejax[timm]', or set it to none"
+    paths = [path for place in places if (path := Path(place, "data/auto_augment.py")).exists()]
+    spec = importlib.util.spec_from_file_location("maejax_timm_auto_augment", paths[0]) if paths else None
+    if spec is None or spec.loader is None:
+        raise InputError(
+            "--auto-augment needs timm, whose policies these are: pip install 'maejax[timm]', or set it to none"
+        )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    draws = _Draws()
+    vars(module).update(
+        draws=draws,
+        random=_Module(lambda name: getattr(draws.python, name)),
+        np=_Module(lambda name: draws.numpy if name == "random" else getattr(np, name)),
+        ImageOps=_Module(lambda name: _posterize if name == "posterize" else getattr(ImageOps, name)),
     )
+    return module

@@ -1,6 +1,5 @@
 """Opening a source of images: tar shards here or elsewhere, folders, tables and arrays, behind one interface."""
 
-import json
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -13,16 +12,7 @@ from maejax.data.expand import PACKED, expand
 from maejax.data.labels import LABEL_FILES, assign, read_labels
 from maejax.data.listing import IMAGE_SUFFIXES, ByteRange, Listing, Sample, in_folder, in_tar
 from maejax.data.order import epoch_order
-from maejax.data.stream import (
-    LocalShard,
-    RemoteShard,
-    Stream,
-    fetch_all,
-    first_images,
-    name_shards,
-    open_folder,
-    read_index,
-)
+from maejax.data.stream import LocalShard, Stream, fetch_all, first_images, name_shards, open_folder, read_index
 from maejax.data.tables import TABLE_SUFFIXES, in_table
 from maejax.errors import FormatError, InputError
 from maejax.storage.redact import redact
@@ -119,19 +109,11 @@ def open_source(
     cache_dir: str = "",
     patience: Patience | None = None,
 ) -> Source:
-    """Open all images and labels that one spec, or several, stand for; shards elsewhere are fetched first.
+    """Open all images and labels of one spec, or several; docs/data.md lists the forms of a spec.
 
-    A spec is a tar shard, an image folder (a sub-folder per class, or flat), a folder of tar shards, an image, a
-    Hugging Face `datasets` folder, an arrow or parquet file with an image column or a folder of these, or a
-    .npz with `images` uint8 [n, H, W(, C)] and optionally `labels` int [n] and `classes`; brace lists
-    (`{0000..0127}`, `{a,b}`), globs and `~` are expanded. Shards may be packed (.tar.gz, .tar.zst) and lie elsewhere:
-    http(s)://, hf://datasets/OWNER/NAME/PATH, gs://, s3://, other addresses of fsspec, or the output of a command,
-    `pipe:COMMAND`. `@FILE` is a list of specs, one a line; it may lie elsewhere too.
-
-    Labels come from `.cls` and `.json` members, else from the names of the class folders, sorted. A single folder is no
-    class. The file `labels` (csv, tsv, json, jsonl: see `read_labels`) replaces all these. If no image has a label, a
-    `labels.csv` (or .tsv, .json, .jsonl) beside the images is used. Fetched shards are kept in `cache_dir`, or removed
-    when the process ends.
+    Shards elsewhere are all fetched first, and kept in `cache_dir` or removed when the process ends. Labels come from
+    `.cls` and `.json` members, else from the names of the class folders, sorted; a single folder is no class. The file
+    `labels` (see `read_labels`) replaces these. A file of `LABEL_FILES` beside images without any label is used too.
 
     Raises InputError for what is missing or not supported, and if no image was found.
     """
@@ -141,14 +123,14 @@ def open_source(
     _refuse_arrays(specs, local)
     shards, folder = name_shards(addresses), open_folder(cache_dir)
     found = _look(local)
-    if next(first_images(Stream(shards, folder, bool(cache_dir), Patience()), found.problems), None) is None:
-        raise InputError(_nothing_in(specs, len(local) + len(addresses), found))
-    fetched, lost = fetch_all(shards, folder, patience or Patience())
+    stream = Stream([*shards], folder, bool(cache_dir), Patience())
+    usable = next(first_images(stream, found.problems), None) is not None
+    fetched, lost = fetch_all(shards, folder, patience or Patience()) if usable else ([], {})
     for path, title in fetched:
         found.extend(in_tar(path, title))
     found.problems += [f"{name}: {reason}" for name, reason in lost.items()]
     found.lost |= lost
-    if not found.samples:
+    if not usable or not found.samples:
         raise InputError(_nothing_in(specs, len(local) + len(addresses), found))
     return _labelled(_gather(found), [*local, *(path for path, _ in fetched)], labels)
 
@@ -166,23 +148,14 @@ def open_stream(spec: str | Sequence[str], *, cache_dir: str = "", patience: Pat
     _refuse_arrays(specs, local)
     total, classes = read_index(addresses)
     shards: list[RemoteShard | LocalShard] = [*name_shards(addresses)]
-    problems, lost = [], {}
+    stream = Stream(shards, open_folder(cache_dir), bool(cache_dir), patience or Patience(), total, classes)
     if local:
         source = _open_local(specs, local)
-        problems, lost = source.problems, source.lost
         parts = np.array_split(epoch_order(len(source), 0, 0), -(-len(source) // LOCAL_SHARD))
-        shards += [LocalShard(f"local images, part {n}", _samples(source, part)) for n, part in enumerate(parts)]
-        total = None if total is None else total + len(source)
-    return Stream(
-        shards,
-        open_folder(cache_dir),
-        keep=bool(cache_dir),
-        patience=patience or Patience(),
-        total=total,
-        classes=classes,
-        problems=problems,
-        lost=lost,
-    )
+        stream.shards += [LocalShard(f"local images, part {n}", _samples(source, part)) for n, part in enumerate(parts)]
+        stream.problems, stream.lost = source.problems, source.lost
+        stream.total = None if total is None else total + len(source)
+    return stream
 
 
 def _samples(source: Source, numbers: np.ndarray) -> list[Sample]:
@@ -192,21 +165,18 @@ def _samples(source: Source, numbers: np.ndarray) -> list[Sample]:
 def _places(spec: str | Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
     """Expand specs: the specs without secrets, plain local paths, and addresses that must be fetched or unpacked."""
     specs = [spec] if isinstance(spec, str) else list(spec)
-    local: list[Path] = []
-    addresses: list[str] = []
-    for place in (place for each in specs for place in expand(each)):
-        if isinstance(place, str) or PACKED.search(place.name):
-            addresses.append(str(place))
-        else:
-            local.append(place)
-    return [redact(each) for each in specs], local, addresses
+    places = [place for each in specs for place in expand(each)]
+    local = [place for place in places if isinstance(place, Path) and not PACKED.search(place.name)]
+    return (
+        [redact(each) for each in specs],
+        local,
+        [str(place) for place in places if isinstance(place, str) or PACKED.search(place.name)],
+    )
 
 
 def _refuse_arrays(specs: list[str], paths: list[Path]) -> None:
     if any(path.suffix == ".npz" for path in paths):
-        raise InputError(
-            f"{' '.join(specs)}: a .npz is a source of its own; give it alone, or pack it into shards first"
-        )
+        raise InputError(f"{' '.join(specs)}: a .npz is a source of its own; give it alone, or pack it into shards")
 
 
 def _open_local(specs: list[str], paths: list[Path], labels: str | Path | None = None) -> Source:
@@ -236,13 +206,10 @@ def _look(paths: list[Path]) -> Listing:
 
 def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> Source:
     """Take the labels from the label file `labels`, or from one beside images without labels."""
-    if labels is not None:
-        file = Path(labels).expanduser()
-    elif (source.labels < 0).all():
+    file = None if labels is None else Path(labels).expanduser()
+    if file is None and (source.labels < 0).all():
         places = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
         file = next((place / name for place in places for name in LABEL_FILES if (place / name).is_file()), None)
-    else:
-        file = None
     if file is None:
         return source
     try:
@@ -269,7 +236,10 @@ def _gather(found: Listing) -> FileSource:
     number = {path: i for i, path in enumerate(files)}
     labels = [sample.label for sample in samples]
     if max(labels) >= 0:
-        classes = found.classes or _classes_beside(Path(files[0]), max(labels))
+        classes = found.classes
+        if not classes:  # those of the index that `pack` writes beside its shards
+            _, classes = read_index([str(Path(files[0]).absolute())])
+            classes = classes if max(labels) < len(classes) else ()
     else:
         classes = tuple(sorted({sample.folder for sample in samples if sample.folder is not None}))
         classes = classes if len(classes) > 1 else ()
@@ -288,17 +258,6 @@ def _gather(found: Listing) -> FileSource:
     )
 
 
-def _classes_beside(shard: Path, largest: int) -> tuple[str, ...]:
-    """Return the class names in the index that `pack` writes beside its shards, () without such an index."""
-    try:
-        index = json.loads((shard.parent / "index.json").read_bytes())
-        if any(entry["name"] == shard.name for entry in index["shards"]) and largest < len(index["classes"]):
-            return tuple(map(str, index["classes"]))
-    except (OSError, ValueError, KeyError, TypeError):  # somebody else's index.json, or none
-        pass
-    return ()
-
-
 def _open_arrays(path: Path) -> ArraySource:
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -312,9 +271,8 @@ def _open_arrays(path: Path) -> ArraySource:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as .npz: {error}; write it with numpy.savez") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
-        raise InputError(
-            f"{path}: images are {images.dtype} {list(images.shape)}; they must be uint8 [n, H, W] or [n, H, W, C]"
-        )
+        form = f"{images.dtype} {list(images.shape)}"
+        raise InputError(f"{path}: images are {form}; they must be uint8 [n, H, W] or [n, H, W, C]")
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise InputError(f"{path}: labels are {labels.dtype} {list(labels.shape)}; they must be int [{len(images)}]")
     keys = [f"{path.name}:{i}" for i in range(len(images))]

@@ -86,7 +86,7 @@ class Stream:
     from there too, else (). `lost` maps the shards that could not be read at opening to the reason.
     """
 
-    shards: Sequence[RemoteShard | LocalShard]
+    shards: list[RemoteShard | LocalShard]
     folder: Path
     keep: bool
     patience: Patience
@@ -140,7 +140,7 @@ def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, Byte
 
 def name_shards(addresses: Sequence[str]) -> list[RemoteShard]:
     """Name the shards of addresses: in messages, in the keys of their images, in the folder where they are kept."""
-    names = [redact(address) for address in addresses]
+    names = [*map(redact, addresses)]
     unique = len(set(names)) == len(set(addresses))  # else two shards would share a file
     titles = [name if name.startswith("pipe:") else name.partition("?")[0].rpartition("/")[2] for name in names]
     count = Counter(titles)
@@ -169,8 +169,6 @@ def fetch_all(
     shards: Sequence[RemoteShard], folder: Path, patience: Patience
 ) -> tuple[list[tuple[Path, str]], dict[str, str]]:
     """Fetch shards to local files: (path, title) of each fetched one, and the reason by name for each lost one."""
-    fetched: list[tuple[Path, str]] = []
-    lost: dict[str, str] = {}
 
     def fetch(shard: RemoteShard) -> Path | FetchError:
         spool = Spool(shard.address, folder, shard.stem, keep=True, patience=patience)
@@ -183,16 +181,13 @@ def fetch_all(
         return kept_file(folder, shard.stem) or FetchError(f"{folder}: the fetched file is gone")
 
     with ThreadPoolExecutor(PARALLEL, thread_name_prefix="maejax-fetch") as executor:
-        for shard, result in zip(shards, executor.map(fetch, shards), strict=True):
-            if isinstance(result, FetchError):
-                lost[shard.name] = str(result)
-            else:
-                fetched.append((result, shard.title))
-    return fetched, lost
+        results = list(zip(shards, executor.map(fetch, shards), strict=True))
+    fetched = [(result, shard.title) for shard, result in results if isinstance(result, Path)]
+    return fetched, {shard.name: str(result) for shard, result in results if isinstance(result, FetchError)}
 
 
 def read_index(addresses: Sequence[str]) -> tuple[int | None, tuple[str, ...]]:
-    """Read the number of images and the names of the classes from the index.json beside shards.
+    """Read the number of images (None: unknown) and the names of the classes from the index.json beside shards.
 
     Returns (None, ()) if a folder has none, or it does not name all of these shards.
     """
@@ -202,14 +197,14 @@ def read_index(addresses: Sequence[str]) -> tuple[int | None, tuple[str, ...]]:
         folders.setdefault(folder, set()).add(name)
     if len(folders) > 4 or any(address.startswith("pipe:") or "?" in address for address in addresses):
         return None, ()
-    total, classes = 0, ()
+    sizes, classes = [], ()
     for folder, names in folders.items():
         try:
             chunks = read_address(f"{folder}/index.json", Patience(connect=5, stall=5, total=5), threading.Event())
             index = json.loads(b"".join(chunks))
-            samples = {entry["name"]: int(entry["samples"]) for entry in index["shards"]}
-            total += sum(samples[name] for name in names)
+            samples = {entry["name"]: entry.get("samples") for entry in index["shards"]}
+            sizes += [samples[name] for name in names]
             classes = tuple(map(str, index["classes"]))
-        except (FetchError, ValueError, KeyError, TypeError):  # somebody else's index.json, or none
+        except (FetchError, ValueError, KeyError, TypeError, AttributeError):  # somebody else's index.json, or none
             return None, ()
-    return total, classes
+    return (sum(sizes) if all(isinstance(size, int) for size in sizes) else None), classes

@@ -1,8 +1,8 @@
 """Threads and processes that fill the rows of batches.
 
-Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process. The work that holds the GIL
-feeds no more (docs/notes/loader.md). Beyond that there are processes, each with threads, that write rows straight into memory
-which all share. That memory has no name in any file system: nothing is left of it, however a run ends.
+Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process; more would wait for the GIL
+(docs/notes/loader.md). Beyond that there are processes, each with threads, which write rows straight into shared memory.
+That memory has no name in any file system: nothing is left of it, however a run ends.
 """
 
 import collections
