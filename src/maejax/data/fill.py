@@ -90,19 +90,25 @@ def split_rows(rows: Sequence[RowSpec], parts: int) -> list[Sequence[RowSpec]]:
 
 
 class FillThreads:
-    """A pool of threads that fill rows."""
+    """A pool of threads that fill rows; 0 threads are the calling thread."""
 
     def __init__(self, threads: int, config: FillConfig):
         self._pieces, self._config = _PIECES * threads, config
-        # glibc gives the pixels of an image back to the system and faults them in again for the next, a hundred pages
-        # an image, until a block larger than these was freed: mallopt(3), M_MMAP_THRESHOLD, which goes up to 32 MiB.
-        bytearray(31 << 20)
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="maejax-data")
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="maejax-data") if threads else None
+        if threads:
+            # glibc gives the pixels of an image back to the system and faults them in again for the next, a hundred
+            # pages each, until a block larger than these was freed: mallopt(3), M_MMAP_THRESHOLD, at most 32 MiB.
+            bytearray(31 << 20)
 
     def submit(self, images: np.ndarray, rows: Sequence[RowSpec]) -> list[Future[list[Fault]]]:
         """Start to fill `rows` of `images`, as `fill` does, in several pieces."""
+        if self._executor is None:
+            done: Future[list[Fault]] = Future()
+            done.set_result(fill(images, rows, self._config))
+            return [done]
         return [self._executor.submit(fill, images, piece, self._config) for piece in split_rows(rows, self._pieces)]
 
     def close(self) -> None:
         """Drop what has not started and wait for the rest."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)

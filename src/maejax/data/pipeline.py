@@ -12,12 +12,12 @@ from maejax.data.augment import Size, Transform, build_eval
 from maejax.data.batch_plan import BatchConfig, BatchPlan, Numbered
 from maejax.data.decode import decode
 from maejax.data.faults import Faults
-from maejax.data.fill import Fault, FillConfig, RowSpec, fill
+from maejax.data.fill import Fault, FillConfig, fill
 from maejax.data.lanes import Lanes
 from maejax.data.listing import ByteRange
 from maejax.data.sources import Source
 from maejax.data.stream import Stream, first_images
-from maejax.data.workers import Workers, describe_workers, open_workers
+from maejax.data.workers import describe_workers, open_workers
 from maejax.errors import InputError, UnreadableImage
 
 AHEAD = 2  # batches prepared beyond the one in use
@@ -86,16 +86,6 @@ class Loader:
         """One sentence for the log: what prepares batches on this host, and the memory that they take at most."""
         return describe_workers(self.workers, self._shape, self._ahead)
 
-    @property
-    def bad(self) -> dict[str, str]:
-        """The key of each image that could not be read so far, and why."""
-        return self.faults.bad
-
-    @property
-    def lost(self) -> dict[str, str]:
-        """The name of each shard that could not be read to its end so far, and why."""
-        return self.faults.lost
-
     def position(self) -> dict[str, Any] | None:
         """Return where a stream stands after the last batch that was yielded, as JSON holds it; None for a source.
 
@@ -134,32 +124,29 @@ class Loader:
     def _batches(self, plans: Iterable[BatchPlan]) -> Generator[tuple[BatchPlan, Batch], None, None]:
         workers = open_workers(self.workers, self._shape, self._fill, self._ahead)
         waiting: deque[tuple[BatchPlan, np.ndarray, list[Future[list[Fault]]]]] = deque()
+
+        def finish(plan: BatchPlan, images: np.ndarray, pieces: list[Future[list[Fault]]]) -> tuple[BatchPlan, Batch]:
+            faults = [fault for piece in pieces for fault in piece.result()]
+            return plan, self._close(plan, workers.keep(images), faults)
+
         try:
             for plan in plans:
                 waiting.append((plan, *workers.start(plan.rows)))
                 if len(waiting) > self._ahead:
-                    yield self._finish(workers, *waiting.popleft())
+                    yield finish(*waiting.popleft())
             while waiting:
-                yield self._finish(workers, *waiting.popleft())
+                yield finish(*waiting.popleft())
         finally:
             workers.close()
-
-    def _finish(
-        self, workers: Workers, plan: BatchPlan, images: np.ndarray, pieces: list[Future[list[Fault]]]
-    ) -> tuple[BatchPlan, Batch]:
-        faults = [fault for piece in pieces for fault in piece.result()]
-        return plan, self._close(plan, workers.keep(images), faults)
 
     def _close(self, plan: BatchPlan, images: np.ndarray, faults: Iterable[Fault]) -> Batch:
         """Mark the rows that have no image, and count the faults."""
         batch = Batch(images, plan.labels, plan.index >= 0, plan.index)
         self.faults.saw(len({spec.index for spec in plan.rows}), self.source.total)
-        specs: dict[int, RowSpec] = {}
         for fault in faults:
-            specs = specs or {spec.row: spec for spec in plan.rows}
             batch.valid[fault.row] = False
             images[fault.row] = 0
-            spec = specs[fault.row]
+            spec = next(spec for spec in plan.rows if spec.row == fault.row)
             shard = None if fault.file is None else plan.shard(spec)
             if shard is not None:
                 self.faults.lost_shard(shard, fault.reason)

@@ -12,7 +12,16 @@ from maejax.data.expand import PACKED, expand
 from maejax.data.labels import LABEL_FILES, assign, read_labels
 from maejax.data.listing import IMAGE_SUFFIXES, ByteRange, Listing, Sample, in_folder, in_tar
 from maejax.data.order import epoch_order
-from maejax.data.stream import LocalShard, Stream, fetch_all, first_images, name_shards, open_folder, read_index
+from maejax.data.stream import (
+    LocalShard,
+    RemoteShard,
+    Stream,
+    fetch_all,
+    first_images,
+    name_shards,
+    open_folder,
+    read_index,
+)
 from maejax.data.tables import TABLE_SUFFIXES, in_table
 from maejax.errors import FormatError, InputError
 from maejax.storage.redact import redact

@@ -1,8 +1,8 @@
 """Threads and processes that fill the rows of batches.
 
 Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process; more would wait for the GIL
-(docs/notes/loader.md). Beyond that there are processes, each with threads, which write rows straight into shared memory.
-That memory has no name in any file system: nothing is left of it, however a run ends.
+(docs/notes/loader.md). Beyond that there are processes, each with threads, and they write rows into shared memory. That
+memory has no name in any file system: nothing is left of it, however a run ends.
 """
 
 import collections
@@ -18,7 +18,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from maejax.data.fill import Fault, FillConfig, FillThreads, RowSpec, fill, split_rows
+from maejax.data.fill import Fault, FillConfig, FillThreads, RowSpec, split_rows
 from maejax.data.loader_process import FillWork, LoaderProcess, Shape
 
 THREADS = 16  # of one process
@@ -61,10 +61,10 @@ class Slots:
 
 
 class Workers:
-    """Fills batches of one shape, in slots of shared memory; the kinds differ in who does it."""
+    """Fills batches of one shape, by threads of this process; 0 threads are the calling thread."""
 
-    def __init__(self, slots: Slots):
-        self._slots = slots
+    def __init__(self, threads: int, slots: Slots, config: FillConfig):
+        self._slots, self._threads = slots, FillThreads(threads, config)
 
     def start(self, rows: Sequence[RowSpec]) -> tuple[np.ndarray, list[Future[list[Fault]]]]:
         """Start to fill `rows` of a new batch, uint8 [B, H, W, C]; other rows are zeros. It is full when all are done.
@@ -75,51 +75,23 @@ class Workers:
         return images, self._submit(slot, images, rows)
 
     def _submit(self, slot: int, images: np.ndarray, rows: Sequence[RowSpec]) -> list[Future[list[Fault]]]:
-        raise NotImplementedError
+        return self._threads.submit(images, rows)
 
     def keep(self, images: np.ndarray) -> np.ndarray:
         """Return the full batch for the caller to keep; a copy if it keeps so many that no slot would be left."""
         return images if self._slots.free else images.copy()
 
     def close(self) -> None:
-        """End everything, done or not; batches that were handed out stay as they are."""
-        self._slots.close()
-
-
-class Caller(Workers):
-    """The calling thread."""
-
-    def __init__(self, slots: Slots, config: FillConfig):
-        super().__init__(slots)
-        self._config = config
-
-    def _submit(self, slot: int, images: np.ndarray, rows: Sequence[RowSpec]) -> list[Future[list[Fault]]]:
-        done: Future[list[Fault]] = Future()
-        done.set_result(fill(images, rows, self._config))
-        return [done]
-
-
-class Threads(Workers):
-    """Threads of this process."""
-
-    def __init__(self, threads: int, slots: Slots, config: FillConfig):
-        super().__init__(slots)
-        self._threads = FillThreads(threads, config)
-
-    def _submit(self, slot: int, images: np.ndarray, rows: Sequence[RowSpec]) -> list[Future[list[Fault]]]:
-        return self._threads.submit(images, rows)
-
-    def close(self) -> None:
-        """Drop the work that has not started, wait for the rest, and give up the memory."""
+        """Drop the work that has not started, and give up the memory; batches that were handed out stay."""
         self._threads.close()
-        super().close()
+        self._slots.close()
 
 
 class Processes(Workers):
     """Processes with threads, each with an equal share of every batch; they end with this process, however it ends."""
 
     def __init__(self, cores: int, count: int, slots: Slots, config: FillConfig):
-        super().__init__(slots)
+        super().__init__(0, slots, config)
         pickle.dumps(config)  # an object that cannot be sent raises here, before anything is started
         work = FillWork(slots.shape, slots.stride, config)
         self._processes = [
@@ -148,9 +120,7 @@ def open_workers(cores: int, shape: Shape, config: FillConfig, ahead: int) -> Wo
     `ahead` is the number of batches that are filled while another one is.
     """
     count, slots = loader_processes(cores), Slots(shape, ahead + 1 + HELD)
-    if not cores:
-        return Caller(slots, config)
-    return Processes(cores, count, slots, config) if count else Threads(cores, slots, config)
+    return Processes(cores, count, slots, config) if count else Workers(cores, slots, config)
 
 
 def describe_workers(cores: int, shape: Shape, ahead: int) -> str:
