@@ -231,7 +231,7 @@ def test_passing_faults_change_nothing(serve, server):
     loader = train(stream_of(spec, replace(PATIENT, stall=0.5)))
     for a, b in zip(whole, loader.iterate(stop=10), strict=True):
         assert_same(a, b)
-    assert not loader.faults.lost and not loader.faults.bad
+    assert not loader.lost and not loader.bad
 
 
 @pytest.mark.parametrize("fault", ["404", "cut", "page", "empty"])
@@ -249,7 +249,7 @@ def test_a_lost_shard_is_an_error_unless_allowed(serve, server, fault, caplog):
     with caplog.at_level(logging.WARNING, "maejax.data"):
         index = np.concatenate([batch.index for batch in loader.iterate(stop=12)])
     assert set((index >> 32).tolist()) - {2} == {0, 1, 3}
-    assert [name.rpartition("/")[2] for name in loader.faults.lost] == ["s-2.tar"]
+    assert [name.rpartition("/")[2] for name in loader.lost] == ["s-2.tar"]
     assert len(caplog.records) == 1
     with pytest.raises(InputError, match="--on-bad-data stop"):
         list(train(stream_of(spec, QUICK), faults=Faults("stop", max_lost_shards=1)).iterate(stop=6))

@@ -116,8 +116,8 @@ def test_an_unreadable_image_is_counted_and_named_once(tmp_path, write_tar, enco
     for batch in batches:
         assert (batch.valid == (batch.index < 5)).all()
         assert (batch.images.reshape(7, -1).max(axis=1) == np.where(batch.valid, 9, 0)).all()
-    assert loader.faults.bad.keys() == {"s.tar:5.png", "s.tar:6.jpg"}
-    assert "empty" in loader.faults.bad["s.tar:5.png"]
+    assert loader.bad.keys() == {"s.tar:5.png", "s.tar:6.jpg"}
+    assert "empty" in loader.bad["s.tar:5.png"]
     assert len(caplog.records) == 2
     assert "s.tar:5.png" in caplog.text
 
@@ -142,7 +142,7 @@ def test_bad_images_beyond_the_share_are_an_error(tmp_path, write_tar, encode):
     kept = open_source(str(write_tar(tmp_path / "t.tar", good | dict(list(bad.items())[:10]))))
     loader = train(kept, batch_size=30)
     assert sum(batch.valid.sum() for batch in loader.iterate(stop=3)) == 80
-    assert len(loader.faults.bad) == 10  # so many are always forgiven
+    assert len(loader.bad) == 10  # so many are always forgiven
 
 
 def test_shards_that_are_cut_or_vanish_are_lost(tmp_path, numbered):
@@ -154,7 +154,7 @@ def test_shards_that_are_cut_or_vanish_are_lost(tmp_path, numbered):
     paths[1].unlink()
     valid = np.concatenate([batch.valid for batch in loader.iterate(stop=4)])
     assert not valid.all() and valid.any()
-    assert {Path(name).name for name in loader.faults.lost} == {"s-0.tar", "s-1.tar"}
+    assert {Path(name).name for name in loader.lost} == {"s-0.tar", "s-1.tar"}
     with pytest.raises(
         InputError, match=r"3 shards cannot be read.*--max-lost-shards 2 allows.*s-2\.tar: No such file"
     ):
@@ -169,7 +169,7 @@ def test_an_image_file_that_vanishes_is_a_bad_image(tmp_path, encode):
     (tmp_path / "3.png").unlink()
     loader = evaluation(source, batch_size=6)
     assert [batch.valid.tolist() for batch in loader.iterate()] == [[True] * 3 + [False] + [True] * 2]
-    assert list(loader.faults.bad.values()) == ["No such file or directory"]
+    assert list(loader.bad.values()) == ["No such file or directory"]
 
 
 def test_all_images_unreadable_is_an_error(tmp_path, write_tar, source):

@@ -78,7 +78,7 @@ def test_processes_change_nothing(source, loader, repeats):
     for a, b in zip(alone, list(ours.iterate(stop=9)), strict=True):
         for name in ("images", "labels", "valid", "index"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
-    assert list(ours.faults.bad) == ["t.tar:0.jpg"]
+    assert list(ours.bad) == ["t.tar:0.jpg"]
     for processes in (0, 2):  # in memory that was used before
         padded = loader(source, processes=processes, shuffle=False, batch_size=4)
         last = collections.deque(padded.iterate(), maxlen=1)[0]

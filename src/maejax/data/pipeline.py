@@ -86,6 +86,16 @@ class Loader:
         """One sentence for the log: what prepares batches on this host, and the memory that they take at most."""
         return describe_workers(self.workers, self._shape, self._ahead)
 
+    @property
+    def bad(self) -> dict[str, str]:
+        """The key of each image that could not be read so far, and why."""
+        return self.faults.bad
+
+    @property
+    def lost(self) -> dict[str, str]:
+        """The name of each shard that could not be read to its end so far, and why."""
+        return self.faults.lost
+
     def position(self) -> dict[str, Any] | None:
         """Return where a stream stands after the last batch that was yielded, as JSON holds it; None for a source.
 

@@ -216,14 +216,10 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
                 merge=merge_if_any,
             )
             batches.close()
-            if loader.faults.bad:
-                log.say(
-                    f"{len(loader.faults.bad)} unreadable images were left out, the first: {next(iter(loader.faults.bad))}"
-                )
-            if loader.faults.lost:
-                log.say(
-                    f"{len(loader.faults.lost)} shards were not read to the end, the first: {next(iter(loader.faults.lost))}"
-                )
+            if loader.bad:
+                log.say(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
+            if loader.lost:
+                log.say(f"{len(loader.lost)} shards were not read to the end, the first: {next(iter(loader.lost))}")
     return Trained(directory, state, done)
 
 
@@ -260,7 +256,7 @@ def open_directory(config: Config, model: dict[str, Any], source: Source | Strea
 
 def count_faults(loader: Input) -> dict[str, float]:
     """Count what this process's input left out so far."""
-    return {"data/bad_images": float(len(loader.faults.bad)), "data/lost_shards": float(len(loader.faults.lost))}
+    return {"data/bad_images": float(len(loader.bad)), "data/lost_shards": float(len(loader.lost))}
 
 
 def open_trackers(config: Config, directory: Path, start: int, written: dict[str, Any]) -> list[Tracker]:
