@@ -67,6 +67,7 @@ class Lanes:
             lane.look_ahead()
         mine, repeats = self.config.rows, self.config.repeats
         index, labels = np.full(len(mine), -1, np.int64), np.full(len(mine), -1, np.int32)
+        before = step * self.config.batch_size + mine.start
         specs: list[RowSpec] = []
         keys: dict[int, str] = {}
         for lane in lanes:
@@ -77,21 +78,17 @@ class Lanes:
                     row = first + image * repeats + repeat - mine.start
                     if 0 <= row < len(mine):
                         index[row], labels[row] = number, sample.label
-                        position = step * self.config.batch_size + mine.start + row
-                        specs.append(RowSpec(row, position, number, sample.image))
+                        specs.append(RowSpec(row, before + row, number, sample.image))
                         keys[row] = sample.key
         release = [close for lane in lanes for close in lane.retired]
+        position = {**self._shape(), "at": {str(lane.number): [lane.shard, lane.offset] for lane in lanes}}
         for lane in lanes:
             lane.retired = []
-        return BatchPlan(index, labels, specs, lambda spec: keys[spec.row], self._shard, self._position(lanes), release)
+        return BatchPlan(index, labels, specs, lambda spec: keys[spec.row], self._shard, position, release)
 
     def _shard(self, spec: RowSpec) -> str | None:
-        if not isinstance(spec.image, ByteRange) or spec.image.size < 0:
-            return None
-        return self.stream.shards[spec.index >> 32].name
-
-    def _position(self, lanes: "Sequence[Lane]") -> dict[str, Any]:
-        return {**self._shape(), "at": {str(lane.number): [lane.shard, lane.offset] for lane in lanes}}
+        in_shard = isinstance(spec.image, ByteRange) and spec.image.size >= 0
+        return self.stream.shards[spec.index >> 32].name if in_shard else None
 
     def _shape(self) -> dict[str, int]:
         return {
@@ -115,11 +112,8 @@ class Lane:
     """One lane: `shard` counts the shards it finished, `offset` the images taken from the present one."""
 
     def __init__(self, lanes: Lanes, number: int, shard: int, offset: int):
-        self.number = number
-        self.shard = shard
-        self.offset = offset
+        self._lanes, self.number, self.shard, self.offset = lanes, number, shard, offset
         self.retired: list[Callable[[], None]] = []
-        self._lanes = lanes
         self._barren: deque[str] = deque()  # shards in a row without any image
         self._current = self._open(shard)
         self._next: OpenShard | None = None
@@ -138,8 +132,7 @@ class Lane:
             except StopIteration:
                 self._advance("holds no image")
             except (FormatError, FetchError) as error:
-                name = self._shard_at(self.shard).name
-                self._lanes.faults.lost_shard(name, str(error))
+                self._lanes.faults.lost_shard(self._name(), str(error))
                 self._advance(str(error))
             else:
                 self.offset += 1
@@ -148,12 +141,12 @@ class Lane:
 
     def close(self) -> None:
         """Stop fetching."""
-        for close in (*self.retired, self._current.close, *([self._next.close] if self._next else [])):
+        for close in [*self.retired, self._current.close, *([self._next.close] if self._next else [])]:
             close()
 
     def _advance(self, why: str) -> None:
         if self.offset == 0:
-            self._barren.append(f"{self._shard_at(self.shard).name}: {why}")
+            self._barren.append(f"{self._name()}: {why}")
             if len(self._barren) >= len(self._lanes.stream.shards):
                 raise InputError(
                     f"no image in {len(self._barren)} shards in a row, such as {self._barren[-1]}; check the shards"
@@ -183,8 +176,8 @@ class Lane:
         epoch, within = divmod(self._place(shard), len(self._lanes.stream.shards))
         return int(self._lanes.order(epoch)[within])
 
-    def _shard_at(self, shard: int):
-        return self._lanes.stream.shards[self._number(shard)]
+    def _name(self) -> str:
+        return self._lanes.stream.shards[self._number(self.shard)].name
 
     def _open(self, shard: int) -> OpenShard:
         return self._lanes.stream.open(self._number(shard))

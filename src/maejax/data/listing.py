@@ -201,6 +201,6 @@ def _label(extension: str, content: bytes) -> int | None:
     else:
         fields = json.loads(content)
         label = fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
-    if label is not None and not (type(label) is int and 0 <= label < 2**31):
-        raise ValueError(label)
-    return label
+    if label is None or (type(label) is int and 0 <= label < 2**31):
+        return label
+    raise ValueError(label)

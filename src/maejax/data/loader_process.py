@@ -1,6 +1,5 @@
 """A process that fills rows of batches in shared memory, and the handle its parent has of it."""
 
-import collections
 import contextlib
 import mmap
 import os
@@ -9,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection, Pipe
@@ -41,11 +41,6 @@ class FillWork(NamedTuple):
     threads: int = 0
 
 
-class _Task(NamedTuple):
-    slot: int
-    rows: Sequence[RowSpec]
-
-
 class LoaderProcess:
     """A process, seen from its parent: tasks go out in the caller's thread, answers come back, in order, in another.
 
@@ -53,11 +48,9 @@ class LoaderProcess:
     """
 
     def __init__(self, number: int, work: FillWork, descriptor: int):
-        self._number = number
-        self._work = work
-        self._descriptor = descriptor
+        self._number, self._work, self._descriptor = number, work, descriptor
         self._lock = threading.Lock()
-        self._open: collections.deque[tuple[_Task, Future[list[Fault]]]] = collections.deque()
+        self._open: deque[tuple[tuple[int, Sequence[RowSpec]], Future[list[Fault]]]] = deque()
         self._died: Failed | None = None
         self._stopping = False
         self._launch()
@@ -88,8 +81,8 @@ class LoaderProcess:
             if self._died:
                 future.set_exception(self._died)
             else:
-                self._open.append((_Task(slot, rows), future))
-                self._send(self._open[-1][0])
+                self._open.append(((slot, rows), future))
+                self._send((slot, rows))
         return future
 
     def _receive(self) -> None:
@@ -158,15 +151,11 @@ def serve(connection: Connection, descriptor: int) -> None:
     threads = FillThreads(work.threads, work.config)
     answers: queue.SimpleQueue[list[Future[list[Fault]]]] = queue.SimpleQueue()
     threading.Thread(target=_answer, args=(connection, answers), daemon=True).start()
-    while True:
-        try:
-            task: _Task | None = connection.recv()
-        except (EOFError, OSError):
-            task = None
-        if task is None:
-            os._exit(0)  # at once: threads may be in the middle of an image, or of a read that hangs
-        images = np.ndarray(work.shape, np.uint8, memory, task.slot * work.stride)
-        answers.put(threads.submit(images, task.rows))
+    with contextlib.suppress(EOFError, OSError):
+        while (task := connection.recv()) is not None:
+            slot, rows = task
+            answers.put(threads.submit(np.ndarray(work.shape, np.uint8, memory, slot * work.stride), rows))
+    os._exit(0)  # at once: threads may be in the middle of an image, or of a read that hangs
 
 
 def _answer(connection: Connection, answers: queue.SimpleQueue[list[Future[list[Fault]]]]) -> None:

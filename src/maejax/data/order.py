@@ -11,7 +11,7 @@ _ORDER, _AUGMENT = 0, 1  # streams of random numbers
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of n images in an epoch, a permutation of 0..n-1 as int64 [n].
 
-    It sorts raw bits of Philox, whose streams are fixed for good; those of numpy's `permutation` are not.
+    It sorts raw bits of Philox: their streams are fixed for good, those of numpy's `permutation` are not.
     """
     return np.argsort(_philox(seed, _ORDER, epoch).random_raw(n), kind="stable")
 

@@ -84,8 +84,7 @@ def _shards(source: Source) -> dict[str, Any] | None:
     """Describe the files that hold many images; None for arrays and for folders, where each image is a file."""
     if not isinstance(source, FileSource):
         return None
-    shards = [i for i, path in enumerate(source.files) if path.suffix.lower() not in IMAGE_SUFFIXES]
-    if not shards:
+    if not (shards := [i for i, path in enumerate(source.files) if path.suffix.lower() not in IMAGE_SUFFIXES]):
         return None
     images = np.bincount(source.file, minlength=len(source.files))[shards]
     return {
@@ -113,14 +112,10 @@ def _duplicates(source: Source) -> dict[str, int]:
     """Count the names that occur more than once: in one shard, or, but for mere numbers, in several."""
     keys = Counter(source.keys)
     names = Counter(key.partition(":")[2] for key in source.keys)
-    found = {key: count for key, count in keys.items() if count > 1}
-    for name, count in names.items():
-        if name and count > 1 and not PurePosixPath(name).stem.isdecimal():
-            found[name] = count
-    return found
+    several = {name: count for name, count in names.items() if name and not PurePosixPath(name).stem.isdecimal()}
+    return {name: count for name, count in (keys | several).items() if count > 1}
 
 
 def _quantiles(values: list[int], percent: tuple[int, ...] = QUANTILES) -> dict[str, int]:
-    if not values:
-        return {}
-    return {f"{p}%": int(v) for p, v in zip(percent, np.percentile(values, percent, method="nearest"), strict=True)}
+    found = np.percentile(values, percent, method="nearest") if values else []
+    return {f"{p}%": int(v) for p, v in zip(percent, found, strict=bool(values))}

@@ -1,4 +1,4 @@
-"""A part of a JPEG, by libjpeg-turbo 3 where it is installed (simplejpeg carries a copy that decodes whole ones only).
+"""A part of a JPEG, by libjpeg-turbo 3 if it is installed (simplejpeg carries a copy that decodes whole ones only).
 
 Pixels outside the part go through no inverse DCT and no colour conversion, and what lies below it is not read at all.
 """
@@ -52,17 +52,17 @@ def _candidates() -> list[str]:
 
 
 def _declare(found: ctypes.CDLL) -> None:
-    handle, whole, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
-    found.tj3Init.argtypes, found.tj3Init.restype = [whole], handle
+    handle, number, data = ctypes.c_void_p, ctypes.c_int, [ctypes.c_char_p, ctypes.c_size_t]
+    found.tj3Init.argtypes, found.tj3Init.restype = [number], handle
     found.tj3Destroy.argtypes, found.tj3Destroy.restype = [handle], None
-    found.tj3Get.argtypes = [handle, whole]
-    found.tj3DecompressHeader.argtypes = [handle, ctypes.c_char_p, size]
+    found.tj3Get.argtypes = [handle, number]
+    found.tj3DecompressHeader.argtypes = [handle, *data]
     found.tj3SetCroppingRegion.argtypes = [handle, _Region]
-    found.tj3Decompress8.argtypes = [handle, ctypes.c_char_p, size, ctypes.c_void_p, whole, whole]
+    found.tj3Decompress8.argtypes = [handle, *data, ctypes.c_void_p, number, number]
 
 
 class _Decoder:
-    """A decoder of libjpeg-turbo's, with the buffers that it keeps between two calls."""
+    """A decoder of libjpeg-turbo, with its buffers."""
 
     def __init__(self, found: ctypes.CDLL):
         self.handle = found.tj3Init(_DECOMPRESS)
