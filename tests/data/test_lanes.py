@@ -19,9 +19,9 @@ from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Loader, check_readable
 from maejax.data.sources import open_source, open_stream
 from maejax.errors import InputError
-from maejax.storage.retry import Patience
+from maejax.storage.retry import RetryPolicy
 
-QUICK = Patience(connect=2, stall=0.3, total=1, backoff=0.02)
+QUICK = RetryPolicy(connect=2, stall=0.3, total=1, backoff=0.02)
 SIZES = [9, 17, 4, 0, 12, 8, 25]  # images a shard: unequal, and one of none
 
 

@@ -15,11 +15,12 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from maejax.errors import FetchError, InputError
-from maejax.storage import spool
-from maejax.storage.retry import Patience
+from maejax.storage.http import resolve
+from maejax.storage.retry import RetryPolicy
 from maejax.storage.spool import Spool, stem_of
+from maejax.storage.unpack import zstd
 
-QUICK = Patience(connect=2, stall=0.3, total=1.5, backoff=0.02)
+QUICK = RetryPolicy(connect=2, stall=0.3, total=1.5, backoff=0.02)
 BODY = np.random.default_rng(0).integers(0, 256, 3_000_000, np.uint8).tobytes()
 
 
@@ -29,7 +30,7 @@ def fetched(tmp_path):
     spools = []
 
     def fetched(address, keep=False, **arguments):
-        spool = Spool(address, tmp_path / "spool", stem_of(address), keep=keep, **{"patience": QUICK} | arguments)
+        spool = Spool(address, tmp_path / "spool", stem_of(address), keep=keep, **{"policy": QUICK} | arguments)
         spools.append(spool)
         size = spool.wait(1 << 40)
         return spool.path.read_bytes()[:size]
@@ -96,7 +97,7 @@ def test_a_web_page_is_named(server, fetched):
 def test_packed_shards_are_told_by_their_bytes(server, fetched, tmp_path):
     text = b"0123456789" * 100_000
     server.files["/gz"] = gzip.compress(text[:700_000]) + gzip.compress(text[700_000:])
-    server.files["/zst"] = spool.zstd.compress(text[:700_000]) + spool.zstd.compress(text[700_000:])
+    server.files["/zst"] = zstd.compress(text[:700_000]) + zstd.compress(text[700_000:])
     server.plans |= {"/gz": ["reset"], "/zst": ["reset"]}
     assert fetched(f"{server.url}/gz") == fetched(f"{server.url}/zst") == text
     (tmp_path / "s.tar.gz").write_bytes(server.files["/gz"])
@@ -110,7 +111,7 @@ def test_packed_shards_are_told_by_their_bytes(server, fetched, tmp_path):
 
 def test_readers_follow_while_it_grows(server, tmp_path):
     server.files["/s.tar"], server.plans["/s.tar"] = BODY, ["stall"]
-    spool = Spool(f"{server.url}/s.tar", tmp_path, "s", keep=False, patience=QUICK)
+    spool = Spool(f"{server.url}/s.tar", tmp_path, "s", keep=False, policy=QUICK)
     assert 1000 <= spool.wait(1000) < len(BODY)
     assert not spool.done
     assert spool.path.read_bytes()[:1000] == BODY[:1000]
@@ -160,7 +161,7 @@ def test_commands_are_read_tried_again_and_killed(fetched, tmp_path):
     assert "other bytes" in reason(fetched, "pipe:date +%N; sleep .1; exit 1")
     mark = f"3{time.time_ns() % 10**6}"
     assert "printed nothing" in reason(fetched, f"pipe:sleep {mark} & sleep {mark}")
-    spool = Spool(f"pipe:cat {file}; sleep {mark}", tmp_path, "s", keep=False, patience=QUICK)
+    spool = Spool(f"pipe:cat {file}; sleep {mark}", tmp_path, "s", keep=False, policy=QUICK)
     spool.wait(len(BODY))
     spool.close()
     deadline = time.monotonic() + 5
@@ -230,7 +231,7 @@ def test_a_missing_file_system_names_the_extra(fetched, monkeypatch):
 
 def test_no_thread_is_left(server, tmp_path):
     server.files["/s.tar"], server.plans["/s.tar"] = BODY, [503] * 99
-    spool = Spool(f"{server.url}/s.tar", tmp_path, "s", keep=False, patience=Patience(backoff=30))
+    spool = Spool(f"{server.url}/s.tar", tmp_path, "s", keep=False, policy=RetryPolicy(backoff=30))
     time.sleep(0.1)
     spool.close()
     deadline = time.monotonic() + 5
@@ -238,3 +239,15 @@ def test_no_thread_is_left(server, tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert not list(tmp_path.iterdir())
+
+
+def test_hugging_face_addresses_of_data_sets_and_models(monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub")
+    for address, path in {
+        "hf://datasets/me/set@v1/a/s.tar": "datasets/me/set/resolve/v1/a/s.tar",
+        "hf://me/model@v1/a/b.pth": "me/model/resolve/v1/a/b.pth",
+        "hf://models/me/model/b.pth": "me/model/resolve/main/b.pth",
+    }.items():
+        assert resolve(address)[0] == f"https://hub/{path}"
+    with pytest.raises(FetchError, match="write hf://datasets/OWNER/NAME/PATH, or hf://OWNER/NAME/FILE"):
+        resolve("hf://me/model")

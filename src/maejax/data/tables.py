@@ -19,6 +19,7 @@ import numpy as np
 
 from maejax.data.listing import Listing, Sample
 from maejax.errors import FormatError
+from maejax.storage.cache import cache_folder
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 _IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "photo", "picture")
@@ -229,8 +230,3 @@ def _as_arrow(path: Path) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     return copy
-
-
-def cache_folder() -> Path:
-    """Return where copies of parquet files lie; they can be deleted at any time between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "maejax"

@@ -130,7 +130,7 @@ class Trained:
 def run_directory(config: Config) -> Path:
     """Where a run keeps everything; if that is an address, the folder of this process that stands for it."""
     output, name = config.run.output_dir, config.run.name or config.run.mode
-    return mirror.work_folder(f"{output}/{name}") if "://" in output else Path(output) / name
+    return mirror.work_folder(f"{output}/{name}", jax.process_index()) if "://" in output else Path(output) / name
 
 
 @dataclass(frozen=True)
