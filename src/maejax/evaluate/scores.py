@@ -48,10 +48,8 @@ def explain(scores: Scores) -> str:
         verdict = "Pre-training helped, though not on every count"
     else:
         verdict = "Pre-training helped on every count"
-    return (
-        f"{verdict}: in points of accuracy, the pre-trained encoder is {_compared(untrained, 'the untrained one', 'it')}; "
-        f"it is {_compared(pixels, 'raw pixels', 'them')}."
-    )
+    first, second = _compared(untrained, "the untrained one", "it"), _compared(pixels, "raw pixels", "them")
+    return f"{verdict}: in points of accuracy, the pre-trained encoder is {first}; it is {second}."
 
 
 def explain_control(scores: Scores, measures: Mapping[str, str], level: float) -> str:
