@@ -16,7 +16,7 @@ import numpy as np
 from maejax.data.augment import build_eval
 from maejax.data.pipeline import Batch, Loader
 from maejax.data.sources import Source
-from maejax.errors import InputError
+from maejax.errors import InputError, install
 from maejax.evaluate.encoding import Pool, stream
 from maejax.models.trees import named_arrays
 from maejax.training.rundir import write_json
@@ -50,7 +50,7 @@ def check_path(path: Path) -> None:
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
-            raise InputError(f"--out {path}: parquet needs pyarrow: pip install 'maejax[hf]'") from None
+            raise InputError(f"--out {path}: parquet needs pyarrow: {install('hf')}") from None
 
 
 def write_features(
