@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maejax.data.listing import Listing, Sample
-from maejax.errors import FormatError
+from maejax.errors import FormatError, install
 from maejax.storage.cache import cache_folder
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
@@ -88,7 +88,7 @@ def in_table(path: Path, title: str) -> Listing:
     try:
         import pyarrow as pa
     except ImportError:
-        raise FormatError(f"{path}: reading it needs pyarrow; install maejax[hf]") from None
+        raise FormatError(f"{path}: reading it needs pyarrow: {install('hf')}") from None
     listing = Listing()
     listing.suffixes[path.suffix.lower()] += 1
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from maejax.data.sources import Source
-from maejax.errors import InputError
+from maejax.errors import InputError, install
 from maejax.evaluate.encoding import Pool, encode_source, encoder_of, image_size
 from maejax.models.trees import named_arrays
 from maejax.training.rundir import write_json
@@ -45,7 +45,7 @@ def check_path(path: Path) -> None:
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError:
-            raise InputError(f"--out {path}: parquet needs pyarrow: pip install 'maejax[hf]'") from None
+            raise InputError(f"--out {path}: parquet needs pyarrow: {install('hf')}") from None
 
 
 def write_features(

@@ -6,7 +6,7 @@ from maejax.plan.hlo_cost import Collective, ModuleCost
 from maejax.training.chips import Chip
 
 # Fraction of the peak that `ops/attention_tpu.py` reaches, from the compiler's schedule of its instructions if none of
-# them waits (docs/plan.md).
+# them waits (docs/notes/plan.md).
 KERNEL_UTILISATION = 0.3
 
 ASSUMPTIONS = (

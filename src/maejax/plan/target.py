@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from maejax.errors import install
 from maejax.training.chips import CHIPS, Chip, chip_of
 
 # Chips along the axes of a slice, by their number (docs.cloud.google.com/tpu/docs, the pages of each version).
@@ -38,7 +39,7 @@ ALONE = {
 }
 
 MISSING = (
-    "planning for a TPU needs its compiler: pip install 'maejax[tpu]' (libtpu, about 140 MB; it needs no TPU, and runs "
+    f"planning for a TPU needs its compiler: {install('tpu')} (libtpu, about 140 MB; it needs no TPU, and runs "
     "on 64-bit x86 Linux)"
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import fsspec
 
-from maejax.errors import FetchError, Stopped
+from maejax.errors import FetchError, Stopped, install
 from maejax.storage.redact import redact
 from maejax.storage.retry import Retry, RetryPolicy
 
@@ -129,7 +129,7 @@ def open_system(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.core.url_to_fs(address)
     except ImportError:
         extra = _EXTRAS.get(scheme)
-        what = f"pip install 'maejax[{extra}]'" if extra else f"install what fsspec needs for {scheme}://"
+        what = install(extra) if extra else f"install what fsspec needs for {scheme}://"
         raise FetchError(f"{scheme}:// needs a package that is not installed; {what}") from None
     except ValueError:
         raise FetchError(f"{scheme}:// is no kind of address known here") from None
