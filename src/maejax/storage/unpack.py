@@ -37,23 +37,17 @@ def unpack(chunks: Iterator[bytes]) -> Iterator[bytes]:
 class _Gzip:
     """A decompressor of zlib with the interface of zstd's."""
 
+    needs_input = True
+
     def __init__(self):
         self._inner = zlib.decompressobj(31)
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
-
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._inner.unconsumed_tail
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._inner.unused_data
+        """Return at most `max_length` bytes, and set `eof`, `unused_data` and `needs_input`."""
+        result = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        self.eof, self.unused_data = self._inner.eof, self._inner.unused_data
+        self.needs_input = not self._inner.unconsumed_tail
+        return result
 
 
 def _inflate(chunks: Iterator[bytes], kind: str, start: Callable, failure: type[Exception]) -> Iterator[bytes]:
