@@ -13,9 +13,8 @@ from rich.console import Console
 
 from maejax.config import Config, recipe, with_flags
 from maejax.data import fashion_mnist
-from maejax.data.augment import build_eval
 from maejax.data.packing import pack
-from maejax.data.pipeline import Loader
+from maejax.data.pipeline import evaluation_loader
 from maejax.data.sources import open_source
 from maejax.errors import InputError
 from maejax.evaluate.encoding import extract
@@ -139,13 +138,12 @@ def run(
 def read_split(config: Config, flag: str) -> Split:
     """Read a whole split through the loader, as the model sees it in evaluation."""
     source = open_source(getattr(config.data, flag))
-    loader = Loader(
+    loader = evaluation_loader(
         source,
-        build_eval(config.image_shape, config.augment.test_crop_ratio),
-        batch_size=500,
+        config.image_shape,
+        crop_ratio=config.augment.test_crop_ratio,
         channels=config.data.channels,
-        size=config.image_shape,
-        shuffle=False,
+        batch_size=500,
     )
     batches = list(loader.iterate())
     valid = np.concatenate([batch.valid for batch in batches])

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maejax.data.augment import build_eval
-from maejax.data.pipeline import Batch, Loader
+from maejax.data.pipeline import Batch, evaluation_loader
 from maejax.data.sources import Source
 
 Pool = Literal["cls", "mean", "cls+mean"]
@@ -59,14 +58,8 @@ def encode_source(
     """
     encoder = encoder_of(model)
     size = image_size(encoder)
-    loader = Loader(
-        source,
-        build_eval(size, crop_ratio),
-        batch_size=batch_size,
-        channels=encoder.channels,
-        size=size,
-        shuffle=False,
-        workers=workers,
+    loader = evaluation_loader(
+        source, size, crop_ratio=crop_ratio, channels=encoder.channels, batch_size=batch_size, workers=workers
     )
     batches = ((batch, batch.images) for batch in loader.iterate(first))
     return _encode_all(model, batches, batch_size, pool, layers)

@@ -49,15 +49,10 @@ def pair(train: Source, test: Source) -> EvalSplits:
             raise InputError(
                 f"{name}: no image has a label; use class folders, .cls members or a label file (--labels)"
             )
-    if train.classes and test.classes and train.classes != test.classes:
-        number = {name: i for i, name in enumerate(train.classes)}
-        extra = sorted(set(test.classes) - number.keys())
-        if extra:
-            raise InputError(
-                f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {', '.join(extra[:5])}"
-            )
-        table = np.array([number[name] for name in test.classes], np.int32)
-        test.labels = np.where(test.labels < 0, test.labels, table[test.labels]).astype(np.int32)
+    if extra := test.number_classes_as(train.classes):
+        raise InputError(
+            f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {', '.join(extra[:5])}"
+        )
     found = np.unique(train.labels[train.labels >= 0])
     if len(found) < 2:
         raise InputError("--train-dataset-shards has images of one class only; evaluation needs at least two")

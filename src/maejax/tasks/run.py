@@ -16,6 +16,7 @@ from rich.console import Console
 from maejax import __version__
 from maejax.config import Config
 from maejax.data.augment import Transform, build_train
+from maejax.data.batch_plan import BatchConfig
 from maejax.data.faults import Faults
 from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Batch, Loader, check_readable
@@ -306,19 +307,19 @@ def faults_allowed(config: Config) -> Faults:
 
 def train_loader(config: Config, source: Source | Stream, transform: Transform) -> Loader:
     """Build the loader of this host's training batches."""
-    augment = config.augment
     return Loader(
         source,
         transform,
-        batch_size=config.data.train_batch_size,
-        channels=config.data.channels,
+        BatchConfig(
+            config.data.train_batch_size,
+            seed=config.seeds.shuffle_seed,
+            repeats=config.augment.augment_repeats,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
         size=config.image_shape,
-        seed=config.seeds.shuffle_seed,
-        shuffle=True,
-        repeats=augment.augment_repeats,
+        channels=config.data.channels,
         workers=config.data.train_loader_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         faults=faults_allowed(config),
     )
 

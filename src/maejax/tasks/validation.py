@@ -9,9 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maejax.config import Config
-from maejax.data.augment import build_eval
 from maejax.data.faults import Faults
-from maejax.data.pipeline import Loader
+from maejax.data.pipeline import Loader, evaluation_loader
 from maejax.data.sources import Source
 from maejax.distributed.processes import broadcast_from_0
 from maejax.evaluate.reconstruct import draw_grid, reconstruct
@@ -78,13 +77,12 @@ class Validation:
 
 def valid_loader(config: Config, source: Source, faults: Faults) -> Loader:
     """Build the loader of this host's validation batches: one pass in order, the last batch padded."""
-    return Loader(
+    return evaluation_loader(
         source,
-        build_eval(config.image_shape, config.augment.test_crop_ratio),
-        batch_size=config.data.valid_batch_size,
+        config.image_shape,
+        crop_ratio=config.augment.test_crop_ratio,
         channels=config.data.channels,
-        size=config.image_shape,
-        shuffle=False,
+        batch_size=config.data.valid_batch_size,
         workers=config.data.valid_loader_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
