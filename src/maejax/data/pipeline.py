@@ -4,8 +4,7 @@ import contextlib
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,8 +22,7 @@ from maejax.errors import InputError, UnreadableImage
 AHEAD = 2  # batches prepared beyond the one in use
 
 
-@dataclass
-class Batch:
+class Batch(NamedTuple):
     """The rows of a global batch that belong to one process.
 
     `images` uint8 [B, H, W, C]; `labels` int32 [B], -1 where there is none; `valid` bool [B], False for rows that no
@@ -32,10 +30,10 @@ class Batch:
     shard * 2**32 + the image's number in the shard.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
-    valid: np.ndarray
-    index: np.ndarray
+    images: Any  # arrays of NumPy, or of JAX once they are on devices
+    labels: Any
+    valid: Any
+    index: Any
 
 
 class Loader:
