@@ -1,4 +1,4 @@
-"""How well streams are shuffled, against an emulation of webdataset's shard shuffle and sample buffer.
+"""Quality of the shuffling of streams, against an emulation of webdataset's shard shuffle and sample buffer.
 
     python benchmarks/shuffle.py
 

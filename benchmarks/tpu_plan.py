@@ -1,16 +1,16 @@
-"""The training step on TPU pods that are not here, against the graph of the original in float32 from the same run.
+"""The training step compiled for TPU pods, against the graph of the original in float32 from the same run.
 
-    pip install 'maejax[tpu]'
+    .venv/bin/pip install -e '.[tpu]'
     python benchmarks/tpu_plan.py [--only NAME ...] [--out benchmarks.json]
 
-Every row is one step, compiled by the TPU's own compiler and read from its scheduled module as in docs/plan.md. The
-original-like graph embeds all patches, gathers the visible tokens, puts everything back in order before the decoder and
-predicts every patch, all in float32, with plain attention and whole hidden layers. A row takes minutes to compile; the
-file holds the rows that are done.
+Every row is one step, compiled by the TPU's own compiler without a TPU and counted in its scheduled module as
+docs/notes/plan.md describes. The original-like graph embeds all patches, gathers the visible tokens, restores the order
+before the decoder and predicts every patch, all in float32, with plain attention and unsplit hidden layers. A row takes
+minutes to compile; the file holds the finished rows.
 
-MFU is what the published algorithm needs over what the chip could do, messages left out: by the compiler's cycles; by
-its cycles for matrix products and memory speed elsewhere, the attention kernel as in docs/plan.md (mix); the same with
-the kernel at the limits of the chip (bare); all at the limits of the chip (roof).
+MFU is the FLOP of the published algorithm over the FLOP of the chip in the time of a step, without messages. The time
+is given by the compiler's cycles; by its cycles for matrix products and memory speed elsewhere, the attention kernel as
+in docs/notes/plan.md (mix); the same with the kernel at the limits of the chip (bare); all at these limits (roof).
 """
 
 import argparse

@@ -14,6 +14,7 @@ from maejax.evaluate.encoding import extract
 from maejax.weights import files, run_directory
 from maejax.weights.addresses import fetch_weights, web_address
 from maejax.weights.pretrained import load_encoder_arrays
+from tests.bounds import assert_close
 from tests.data.server import Server
 
 
@@ -91,9 +92,7 @@ def test_a_compiled_encoder_runs_without_us(maejax, weights):
         "np.save('features.npy', f.call(np.load('images.npy')))"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-    np.testing.assert_allclose(
-        np.load("features.npy"), extract(run_directory.model_of(made), images, 2), rtol=1e-5, atol=1e-5
-    )
+    assert_close(np.load("features.npy"), extract(run_directory.model_of(made), images, 2))
 
 
 def test_what_does_not_fit_is_said_before_anything_runs(train, maejax, weights):

@@ -245,7 +245,7 @@ def check_loader(shards: str, consume: float | None) -> Check:
     found += f"; the model takes {consume:,.0f}"
     if not verdict["keeps_up"]:
         return Check(
-            "loader", "fail", found, f"that needs {verdict['cores_needed']:,} cores like these; docs/loader.md"
+            "loader", "fail", found, f"that needs {verdict['cores_needed']:,} cores like these; docs/notes/loader.md"
         )
     if rates["all"] < 1.2 * consume:
         return Check("loader", "warn", found, "less than a fifth to spare")

@@ -6,7 +6,7 @@ from maejax.plan.walk import Collective, Walk
 from maejax.training.chips import Chip
 
 # What a kernel reaches of the peak by the products that it declares: the instructions of `models/attention_kernel.py`
-# as the compiler schedules them, which wait for nothing (docs/plan.md).
+# as the compiler schedules them, which wait for nothing (docs/notes/plan.md).
 KERNEL_SHARE = 0.3
 
 ASSUMPTIONS = (

@@ -23,7 +23,8 @@ Optimizer = optax.GradientTransformation
 STOP, SAVE, HALT = 0, 1, 2  # what a process may request of all; HALT: it has no batch, so this step must not count
 REQUESTS = 3
 
-# Otherwise the compiler turns a product that is split over many chips into a loop of small messages (docs/plan.md).
+# Without it, the compiler turns a product that is split over many chips into a loop of small messages
+# (docs/notes/plan.md).
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
