@@ -90,8 +90,8 @@ def original_step(config, target):
     arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in geometry(config).items()}
     arguments |= {"dtype": jnp.float32, "attention": "xla"}
 
-    def losses(model, batch, turn):
-        return model(model.normalize(batch["images"]), batch["order"]).loss
+    def losses(model, batch, microstep):
+        return model(model.normalize(batch.images), batch.order).loss
 
     def rate(step):
         return 1e-3

@@ -7,6 +7,7 @@ from flax import nnx
 
 from maejax.commands.plan import compile_apart
 from maejax.config import Config, with_flags
+from maejax.data.pipeline import Batch
 from maejax.models.vit import Transformer
 from maejax.plan.compiled import compile_for, read_shortage
 from maejax.plan.hlo import parse
@@ -75,11 +76,12 @@ def test_a_product_split_over_many_chips_is_no_loop_of_messages(monkeypatch):
             rngs=nnx.Rngs(0),
         )  # fmt: skip
 
-    def losses(model, batch, turn):
-        return jnp.mean(model(batch["x"]).astype(jnp.float32) ** 2, axis=(1, 2))
+    def losses(model, batch, microstep):
+        return jnp.mean(model(batch.images).astype(jnp.float32) ** 2, axis=(1, 2))
 
-    shapes = {"x": ((8192, 65, 512), jnp.bfloat16), "valid": ((8192,), bool)}
-    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=split(mesh)) for name, shape in shapes.items()}
+    shapes = {"images": ((8192, 65, 512), jnp.bfloat16), "valid": ((8192,), bool)}
+    arrays = {name: jax.ShapeDtypeStruct(*shape, sharding=split(mesh)) for name, shape in shapes.items()}
+    batch = Batch(**arrays, labels=None, index=None)
     with jax.set_mesh(mesh):
         step = make_step(losses, optimizer, lambda step: 1e-3, sharding="fsdp")
     compiled = compile_for(mesh, step, (abstract_state(init, optimizer, mesh, "fsdp"), batch))
