@@ -24,7 +24,7 @@ from maejax.data.faults import Faults
 from maejax.data.lanes import Lanes
 from maejax.data.listing import ByteRange, Sample
 from maejax.data.stream import LocalShard, Stream
-from maejax.storage.retry import Patience
+from maejax.storage.retry import RetryPolicy
 
 CLASSES, WINDOW, BUFFER = 1000, 256, 1000
 
@@ -34,7 +34,7 @@ def lanes_order(shards: np.ndarray, batch_size: int, epochs: int, seed: int) -> 
     made = [
         LocalShard(str(s), [Sample("", ByteRange("", 0, 0), int(i)) for i in shard]) for s, shard in enumerate(shards)
     ]
-    stream = Stream(made, folder=None, keep=False, patience=Patience())  # type: ignore[arg-type]
+    stream = Stream(made, folder=None, keep=False, patience=RetryPolicy())  # type: ignore[arg-type]
     lanes = Lanes(stream, BatchConfig(batch_size, seed=seed), Faults())
     steps = -(-shards.size * epochs // batch_size)
     labels = np.concatenate([plan.labels for plan in lanes.plans(0, steps, None, ExitStack())])

@@ -20,11 +20,11 @@ from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source, open_stream
 from maejax.errors import InputError
-from maejax.storage.retry import Patience
+from maejax.storage.retry import RetryPolicy
 from tests.data.conftest import make_loader
 
-PATIENT = Patience(backoff=0.02)  # for what succeeds, on a machine however busy
-QUICK = Patience(connect=2, stall=2, total=1, backoff=0.02)  # for what is given up
+PATIENT = RetryPolicy(backoff=0.02)  # for what succeeds, on a machine however busy
+QUICK = RetryPolicy(connect=2, stall=2, total=1, backoff=0.02)  # for what is given up
 SIZES = [9, 17, 4, 0, 12, 8, 25]  # images a shard: unequal, and one of none
 
 

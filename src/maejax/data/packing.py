@@ -19,7 +19,7 @@ from maejax.data.order import epoch_order
 from maejax.data.reencode import Encoding, suffix_of
 from maejax.data.sources import Source, open_source
 from maejax.errors import InputError, Stopped, UnreadableImage
-from maejax.storage.whole_file import written_whole
+from maejax.storage.atomic import write_atomically
 
 _JOURNAL = "pack.jsonl"  # lies in the folder while it is being packed into: for whom, and which shards are done
 _UNEVEN = ".uneven"  # shards from which images were left out, until their images are dealt out anew
@@ -93,7 +93,7 @@ def pack(
         "shards": shards,
         "pack": arguments,
     }
-    with written_whole(folder / "index.json") as new:
+    with write_atomically(folder / "index.json") as new:
         new.write_text(json.dumps(index, indent=1))
     shutil.rmtree(folder / _UNEVEN, ignore_errors=True)
     (folder / _JOURNAL).unlink()
@@ -122,7 +122,7 @@ def _claim(folder: Path, arguments: dict, index: dict) -> dict[str, dict]:
     records = [record for record in records if _is_there(folder, record)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(folder / _JOURNAL) as new:
+        with write_atomically(folder / _JOURNAL) as new:
             new.write_text("".join(json.dumps(line) + "\n" for line in [{"pack": arguments}, *records]))
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from None
@@ -210,7 +210,7 @@ class _Run:
         self, name: str, source: Source, part: np.ndarray, first: int, encode: Encode, journaled: bool
     ) -> dict:
         samples, skipped = 0, {}
-        with written_whole(self.folder / name) as new, new.open("wb") as file:
+        with write_atomically(self.folder / name) as new, new.open("wb") as file:
             hashed = _Hashed(file)
             with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[arg-type]
                 for number, i in enumerate(part.tolist(), first):

@@ -31,10 +31,10 @@ class Batch(NamedTuple):
     shard * 2**32 + the image's number in the shard.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
-    valid: np.ndarray
-    index: np.ndarray
+    images: Any  # arrays of NumPy, or of JAX once they are on devices
+    labels: Any
+    valid: Any
+    index: Any
 
 
 class Loader:

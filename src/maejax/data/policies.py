@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from maejax.errors import InputError
+from maejax.errors import InputError, install
 
 Size = tuple[int, int]
 Picturing = Callable[[Image.Image], Image.Image]
@@ -134,9 +134,7 @@ def _load() -> ModuleType:
     paths = [path for place in places if (path := Path(place, "data/auto_augment.py")).exists()]
     spec = importlib.util.spec_from_file_location("maejax_timm_auto_augment", paths[0]) if paths else None
     if spec is None or spec.loader is None:
-        raise InputError(
-            "--auto-augment needs timm, whose policies these are: pip install 'maejax[timm]', or set it to none"
-        )
+        raise InputError(f"--auto-augment needs timm, whose policies these are: {install('timm')}, or set it to none")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     draws = _Draws()

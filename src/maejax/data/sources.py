@@ -16,7 +16,7 @@ from maejax.data.stream import LocalShard, Stream, fetch_all, first_images, open
 from maejax.data.tables import TABLE_SUFFIXES, in_table
 from maejax.errors import FormatError, InputError
 from maejax.storage.redact import redact
-from maejax.storage.retry import Patience
+from maejax.storage.retry import RetryPolicy
 
 LOCAL_SHARD = 1000  # images
 
@@ -107,7 +107,7 @@ def open_source(
     *,
     labels: str | Path | None = None,
     cache_dir: str = "",
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> Source:
     """Open all images and labels of one spec, or several; docs/data.md lists the forms of a spec.
 
@@ -134,7 +134,9 @@ def open_source(
     return _labelled(source, [*local, *(path for path, _ in fetched)], labels)
 
 
-def open_stream(spec: str | Sequence[str], *, cache_dir: str = "", patience: Patience | None = None) -> Source | Stream:
+def open_stream(
+    spec: str | Sequence[str], *, cache_dir: str = "", patience: RetryPolicy | None = None
+) -> Source | Stream:
     """Open a spec for training: as a stream if shards must be fetched or unpacked, else as `open_source` does.
 
     Local images beside them take part as shards of `LOCAL_SHARD` images each, drawn at random.

@@ -16,13 +16,14 @@ import numpy as np
 
 from maejax.data.listing import ByteRange, Sample, along_tar
 from maejax.errors import FetchError, FormatError, InputError
+from maejax.storage.read import read_address
 from maejax.storage.redact import redact
-from maejax.storage.retry import Patience
-from maejax.storage.spool import Spool, kept_file, read_address, remove_leftovers, stem_of
+from maejax.storage.retry import RetryPolicy
+from maejax.storage.spool import Spool, kept_file, remove_leftovers, stem_of
 
 PARALLEL = 8  # shards fetched at a time where all are wanted
 PROBED, PROBED_IMAGES = 8, 100  # shards, and images of each, that are tried before training
-PROBING = Patience(connect=5, stall=10, total=10)
+PROBING = RetryPolicy(connect=5, stall=10, total=10)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Stream:
     shards: list[RemoteShard | LocalShard]
     folder: Path
     keep: bool
-    patience: Patience
+    patience: RetryPolicy
     total: int | None = None
     classes: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
@@ -106,12 +107,12 @@ class Stream:
         """Name image i, whose number holds that of its shard and its place there."""
         return f"{self.shards[i >> 32].name}, image {i & 0xFFFFFFFF}"
 
-    def open(self, number: int, patience: Patience | None = None) -> OpenShard:
+    def open(self, number: int, patience: RetryPolicy | None = None) -> OpenShard:
         """Start to read a shard by its number, 0 .. len(shards) - 1."""
         shard = self.shards[number]
         if isinstance(shard, LocalShard):
             return OpenShard(iter(shard.samples))
-        spool = Spool(shard.address, self.folder, shard.stem, keep=self.keep, patience=patience or self.patience)
+        spool = Spool(shard.address, self.folder, shard.stem, keep=self.keep, policy=patience or self.patience)
         return OpenShard(along_tar(spool.path, shard.title, spool.wait), spool)
 
 
@@ -138,7 +139,7 @@ def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, Byte
             reading.close()
 
 
-def open_shards(addresses: Sequence[str], cache_dir: str, patience: Patience | None) -> Stream:
+def open_shards(addresses: Sequence[str], cache_dir: str, patience: RetryPolicy | None) -> Stream:
     """Open the tar shards of addresses as a stream, which keeps them in `cache_dir` if that is given."""
     names = [redact(address) for address in addresses]
     unique = len(set(names)) == len(set(addresses))  # else two shards would share a file
@@ -148,7 +149,7 @@ def open_shards(addresses: Sequence[str], cache_dir: str, patience: Patience | N
         RemoteShard(address, name, title if count[title] == 1 else name, stem_of(address, with_secrets=not unique))
         for address, name, title in zip(addresses, names, titles, strict=True)
     ]
-    return Stream(shards, _open_folder(cache_dir), keep=bool(cache_dir), patience=patience or Patience())
+    return Stream(shards, _open_folder(cache_dir), keep=bool(cache_dir), patience=patience or RetryPolicy())
 
 
 def _open_folder(cache_dir: str) -> Path:
@@ -171,7 +172,7 @@ def fetch_all(stream: Stream) -> tuple[list[tuple[Path, str]], dict[str, str]]:
     remote = [shard for shard in stream.shards if isinstance(shard, RemoteShard)]
 
     def fetch(shard: RemoteShard) -> Path | FetchError:
-        spool = Spool(shard.address, stream.folder, shard.stem, keep=True, patience=stream.patience)
+        spool = Spool(shard.address, stream.folder, shard.stem, keep=True, policy=stream.patience)
         try:
             spool.wait(1 << 62)
         except FetchError as error:
@@ -200,7 +201,7 @@ def read_index(addresses: Sequence[str]) -> tuple[int | None, tuple[str, ...]]:
     sizes, classes = [], ()
     for folder, names in folders.items():
         try:
-            chunks = read_address(f"{folder}/index.json", Patience(connect=5, stall=5, total=5), threading.Event())
+            chunks = read_address(f"{folder}/index.json", RetryPolicy(connect=5, stall=5, total=5), threading.Event())
             index = json.loads(b"".join(chunks))
             samples = {entry["name"]: entry.get("samples") for entry in index["shards"]}
             sizes += [samples[name] for name in names]

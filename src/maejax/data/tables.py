@@ -8,7 +8,6 @@ is copied once to an arrow file in the user's cache.
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maejax.data.listing import ByteRange, Listing, Sample
-from maejax.errors import FormatError, InputError
-from maejax.storage.whole_file import written_whole
+from maejax.errors import FormatError, InputError, install
+from maejax.storage.atomic import write_atomically
+from maejax.storage.cache import cache_folder
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 _IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "photo", "picture")
@@ -82,7 +82,7 @@ def in_table(path: Path, title: str) -> Listing:
     try:
         import pyarrow as pa
     except ImportError:
-        raise InputError(f"{path}: reading it needs pyarrow; install maejax[hf]") from None
+        raise InputError(f"{path}: reading it needs pyarrow: {install('hf')}") from None
     listing = Listing()
     listing.suffixes[path.suffix.lower()] += 1
     try:
@@ -205,12 +205,7 @@ def _as_arrow(path: Path) -> Path:
             )
         _log.warning("%s: copying its images once to %s, %.1f MB", path, copy, size / 1e6)
         schema = pa.schema([file.schema_arrow.field(name) for name in wanted], file.schema_arrow.metadata)
-        with written_whole(copy, shared=True) as new, pa.ipc.new_stream(str(new), schema) as writer:
+        with write_atomically(copy) as new, pa.ipc.new_stream(str(new), schema) as writer:
             for batch in file.iter_batches(batch_size=256, columns=wanted):
                 writer.write_batch(batch.select(wanted).cast(schema))
     return copy
-
-
-def cache_folder() -> Path:
-    """Return the folder of the copies of parquet files; they may be deleted between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "maejax"
