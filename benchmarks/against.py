@@ -1,10 +1,10 @@
-"""How fast this checkout is beside another one of itself: loader, step, and what the loop adds to a step.
+"""Speed of this checkout over another one of itself: loader, step, and the loop's time outside the step.
 
     git worktree add /tmp/before COMMIT
     python benchmarks/against.py /tmp/before --data PHOTOS.tar [--rounds 9] [--parts loader demo vit-b-quarter overhead]
 
-Each side runs its own checkout's benchmarks in a process of its own; the two take turns and change their order every
-round. Printed is the other checkout's time over this one's: 1 is equal, more is faster. Loader and step are CPU time on
+Each side runs its own checkout's benchmarks in its own process. The two take turns and change their order every round.
+Prints the other checkout's time over this one's: 1 is equal, more is faster. Loader and step are CPU time on
 one core, the loop is wall time.
 """
 

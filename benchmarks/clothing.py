@@ -19,7 +19,7 @@ from rich.console import Console
 from maejax.config import recipe, with_flags
 from maejax.data.packing import pack
 from maejax.data.sources import open_source
-from maejax.evaluate.feature_file import encoder_of
+from maejax.evaluate.encoding import encoder_of
 from maejax.evaluate.protocols import pair, score, untrained_like
 from maejax.tasks import classify, eval_only, pretrain
 from maejax.training.memory import keep_freed_memory

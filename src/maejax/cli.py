@@ -325,7 +325,7 @@ def export(
             out, weights within; any JAX runs it, without maejax.
         out: Folder or file to write. Empty: NAME-hub or NAME.stablehlo, after the checkpoint.
         name: Of the folder on the hub, OWNER/MODEL, for the commands on the card. Empty: the folder.
-        report: summary.json of `maejax evaluate`, whose numbers go on the card.
+        report: report.json of `maejax evaluate`, whose numbers go on the card.
         pool: For stablehlo: the cls token, the mean of the patch tokens, both, or none for all tokens.
         json: Print what was written as JSON.
 
@@ -470,7 +470,7 @@ def plan_command(mode: str) -> Callable[..., int]:
 
         Takes all flags of `maejax train`, or a preset and flags:
         `maejax plan config/pretrain/NAME.sh --topology v4-64`. The real step is compiled for the devices and nothing is
-        run; a TPU needs `pip install 'maejax[tpu]'`, but no TPU. Writes OUT/plan.json, OUT/plan.html and the compiled
+        run; a TPU's compiler is in the extra `tpu`. Writes OUT/plan.json, OUT/plan.html and the compiled
         module, OUT/module.hlo.gz.
 
         Args:

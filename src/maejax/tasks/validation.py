@@ -9,11 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maejax.config import Config
-from maejax.data.augment import build_eval
 from maejax.data.faults import Faults
-from maejax.data.pipeline import Batch, Loader
+from maejax.data.pipeline import Batch, Loader, evaluation_loader
 from maejax.data.sources import Source
-from maejax.distributed.processes import share
+from maejax.distributed.processes import broadcast_from_0
 from maejax.evaluate.reconstruct import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
@@ -77,13 +76,12 @@ class Validation:
 
 def valid_loader(config: Config, source: Source, faults: Faults) -> Loader:
     """Build the loader of this host's validation batches: one pass in order, the last batch padded."""
-    return Loader(
+    return evaluation_loader(
         source,
-        build_eval(config.image_shape, config.augment.test_crop_ratio),
-        batch_size=config.data.valid_batch_size,
+        config.image_shape,
+        crop_ratio=config.augment.test_crop_ratio,
         channels=config.data.channels,
-        size=config.image_shape,
-        shuffle=False,
+        batch_size=config.data.valid_batch_size,
         workers=config.data.valid_loader_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -98,7 +96,7 @@ def best_so_far(directory: Path, metric: str, start: int, sign: int = 1) -> tupl
     """
     earlier = read_metrics(directory / "metrics.jsonl", metric)
     best = min(((sign * value, step) for step, value in earlier if step <= start), default=(float("inf"), 0))
-    return sign * share(best[0]), int(share(best[1]))
+    return sign * broadcast_from_0(best[0]), int(broadcast_from_0(best[1]))
 
 
 def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:
