@@ -106,10 +106,10 @@ def test_who_has_gone_is_named_to_all_others(monkeypatch):
     host = socket.gethostname()
     assert zero.names == two.names == [f"process {i} ({host})" for i in range(3)]
     assert not zero.lost(0.01)
-    two.say_goodbye(0)
+    two.announce_end(0)
     assert not zero.lost(0.1) and not one.lost(), "it was at its end"
     zero, one, two = meet_all((0, 3), (1, 3), (2, 3))
-    two.say_goodbye(1)
+    two.announce_end(1)
     assert zero.lost(300) == one.lost(300) == f"process 2 ({host}) ended with exit code 1"
     zero, one, two = meet_all((0, 3), (1, 3), (2, 3))
     one._lines[0]._connection.shutdown(socket.SHUT_RDWR)  # as where it is killed

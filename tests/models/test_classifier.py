@@ -8,9 +8,10 @@ from flax import nnx
 
 from maejax.models.classifier import BATCH_NORM_EPS, Classifier
 from maejax.models.trees import named_arrays, with_arrays
-from maejax.training.losses import cross_entropy, is_encoder, observe_features, probe_losses
-from maejax.training.optim import FINETUNE_DECAYED, build_optimizer, for_trained
-from maejax.training.state import TrainState, make_step
+from maejax.tasks.classify import Drawn, encode_batch
+from maejax.training.losses import cross_entropy, is_encoder, probe_losses, update_stats
+from maejax.training.optim import FINETUNE_DECAYED, ParameterRules, build_optimizer, for_trained
+from maejax.training.state import Frozen, TrainState, make_step
 from maejax.weights import fair
 
 from ..bounds import assert_close, assert_trained_alike
@@ -44,7 +45,7 @@ def step_by_step(g, targets, model, step, optimizer, weights):
     state = TrainState(state.step, state.model, optimizer.init(state.model))
     losses = []
     for images, wanted in zip(g["images"], targets, strict=True):
-        batch = {"x": images.transpose(0, 2, 3, 1), "targets": wanted, "valid": np.ones(6, bool)}
+        batch = Drawn(images.transpose(0, 2, 3, 1), wanted, np.ones(6, bool))
         state, metrics, _ = step(state, batch)
         losses.append(float(metrics["train/loss"]))
     return losses, named_arrays(state.model), state.model
@@ -68,11 +69,11 @@ def test_fine_tuning_equals_the_authors(golden, pooling):
         heads=heads, posemb="learnable", rngs=nnx.Rngs(0),
     )  # fmt: skip
     optimizer = build_optimizer(
-        "adamw", lambda step: 1e-3, weight_decay=0.05, b1=0.9, b2=0.999, lr_decay=0.65, decayed=FINETUNE_DECAYED
+        "adamw", lambda step: 1e-3, weight_decay=0.05, b1=0.9, b2=0.999, rules=ParameterRules(FINETUNE_DECAYED, 0.65)
     )
 
-    def losses(model, batch, turn):
-        return cross_entropy(model(batch["x"]), batch["targets"], "ce")
+    def losses(model, batch, microstep):
+        return cross_entropy(model(batch.x), batch.targets, "ce")
 
     step = make_step(losses, optimizer, lambda step: 1e-3)
     found, arrays, after = step_by_step(g, g["soft_targets"], model, step, optimizer, fair.to_ours(g["weights"]))
@@ -99,10 +100,7 @@ def test_linear_probing_equals_the_authors(golden):
         heads=heads, posemb="learnable", rngs=nnx.Rngs(0),
     )  # fmt: skip
     optimizer = for_trained(build_optimizer("lars", lambda step: 0.1, weight_decay=0.0), is_encoder)
-    step = make_step(
-        probe_losses, optimizer, lambda step: 0.1, frozen=is_encoder, observe=observe_features,
-        prepare=lambda model, batch: {**batch, "features": model.features(batch["x"])},
-    )  # fmt: skip
+    step = make_step(probe_losses, optimizer, lambda step: 0.1, frozen=Frozen(is_encoder, encode_batch, update_stats))
     found, arrays, after = step_by_step(
         g, np.eye(labels)[g["labels"]], model, step, optimizer, linear_names(g["weights"])
     )
@@ -110,7 +108,7 @@ def test_linear_probing_equals_the_authors(golden):
     close(arrays, linear_names(g["after"]))
     x = jnp.asarray(g["images"][0].transpose(0, 2, 3, 1))
     assert_close(after(x), g["eval_logits_after"])
-    # The encoder has no slots.
+    # The encoder has no optimizer state.
     assert {name.rpartition(".trace.")[2] for name in named_arrays(optimizer.init(model)) if ".trace." in name} == {
         "head.kernel", "head.bias"
     }  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from maejax.data.pipeline import Batch
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.vit import VisionTransformer
@@ -184,12 +185,13 @@ def test_a_training_step_over_four_gpus_lowers_with_cudnn_attention(cudnn, monke
             dtype=jnp.bfloat16, attention="cudnn", rngs=nnx.Rngs(0),
         )  # fmt: skip
 
-    def losses(model, batch, turn):
-        return model(model.normalize(batch["images"]), masking.random(jax.random.key(0), 8, 16)).loss
+    def losses(model, batch, microstep):
+        return model(model.normalize(batch.images), masking.random(jax.random.key(0), 8, 16)).loss
 
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     shapes = {"images": ((8, 16, 16, 3), jnp.uint8), "valid": ((8,), jnp.bool)}
-    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=split(mesh)) for name, shape in shapes.items()}
+    arrays = {name: jax.ShapeDtypeStruct(*shape, sharding=split(mesh)) for name, shape in shapes.items()}
+    batch = Batch(**arrays, labels=None, index=None)
     optimizer = build_optimizer("adamw", lambda step: 1e-3, weight_decay=0.1)
     with jax.set_mesh(mesh):
         step = make_step(losses, optimizer, lambda step: 1e-3, sharding="fsdp")

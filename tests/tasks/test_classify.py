@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maejax.data.pipeline import Batch
 from maejax.data.sources import open_source
 from maejax.errors import InputError
 from maejax.tasks.accuracy import score_batch
@@ -186,7 +187,7 @@ def test_accuracies_are_exact_and_padding_does_not_count():
     nan = float("nan")
     logits = jnp.array([[0.0, 0, 0, 0, 0, 0], [5, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [nan] * 6, [9, 0, 0, 0, 0, 0]])
     valid = jnp.array([True, True, True, True, False])
-    batch = {"images": logits, "labels": jnp.array([1, 4, 5, 0, 0]), "valid": valid}
+    batch = Batch(logits, jnp.array([1, 4, 5, 0, 0]), valid, None)
     sums = score_batch(Constant(), batch, "ce")
     # All equal: class 1 comes second. Then the fifth, the sixth of six, and one that is no number.
     assert [float(sums[name]) for name in ("top1", "top5", "count")] == [0, 2, 4]

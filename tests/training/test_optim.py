@@ -51,7 +51,7 @@ def test_pre_training_decays_weights_and_tokens_only():
     assert sum(name.endswith("kernel") for name in named_arrays(autoencoder())) == len(decayed) - 2
 
 
-def test_fixed_positions_get_no_slots_and_no_update():
+def test_fixed_positions_get_no_optimizer_state_and_no_update():
     model = autoencoder()
     optimizer = build_optimizer("adamw", lambda step: 0.1, weight_decay=0.1)
     slots = optimizer.init(model)
