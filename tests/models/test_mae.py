@@ -106,7 +106,7 @@ def test_scan_and_remat_change_nothing(changes):
     key = jax.random.key(3)
     results = []
     for model in (tiny(droppath=0.3, dropout=0.2), tiny(droppath=0.3, dropout=0.2, **changes)):
-        results.append(jax.jit(jax.value_and_grad(lambda m: m(x, order, key).loss.mean()))(model))
+        results.append(named_arrays(jax.jit(jax.value_and_grad(lambda m: m(x, order, key).loss.mean()))(model)))
     assert_close(results[1], results[0], rounding(2 * SUMS + 2 * 24))
 
 
