@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
+from maejax.models.build import initial_model
+from maejax.models.description import Compute, ViT
 from maejax.models.patches import patchify, sincos_table, unpatchify
 from maejax.models.trees import named_arrays, with_arrays
-from maejax.models.vit import VisionTransformer, normalize
+from maejax.models.vit import normalize
 
 
 def test_weights_start_as_the_authors_do():
-    model = VisionTransformer(image_size=(32, 32), dim=768, layers=2, posemb="learnable", rngs=nnx.Rngs(0))
+    model = initial_model(ViT(image_size=(32, 32), dim=768, layers=2, posemb="learnable"))
     arrays = named_arrays(model)
     blocks = "transformer.blocks."
     for name, fans in {
@@ -63,22 +64,21 @@ def test_normalize_uses_mean_and_std_of_every_channel():
     np.testing.assert_allclose(x[0, 0, 0], [1.0, 4.0])
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_features_do_not_depend_on_the_batch(dtype):
-    model = VisionTransformer(
-        image_size=(16, 8), patch_size=4, dim=16, layers=2, heads=2, dtype=dtype, rngs=nnx.Rngs(0)
-    )
+    model = initial_model(ViT(image_size=(16, 8), patch_size=4, dim=16, layers=2, heads=2), Compute(dtype=dtype))
     x = jax.random.normal(jax.random.key(0), (5, 16, 8, 3))
     cls, mean, tokens = (model.encode(x, pool) for pool in ("cls", "mean", None))
     assert cls.shape == mean.shape == (5, 16) and tokens.shape == (5, 9, 16) and tokens.dtype == jnp.float32
     np.testing.assert_allclose(mean, tokens[:, 1:].mean(1), rtol=1e-6)
     np.testing.assert_allclose(model.encode(x[2:3]), cls[2:3], atol=1e-6)
-    with pytest.raises(ValueError, match='pool must be "cls", "mean" or None'):
+    np.testing.assert_array_equal(model.encode(x, "cls+mean"), jnp.concatenate([cls, mean], axis=1))
+    with pytest.raises(ValueError, match='pool is "cls", "mean", "cls\\+mean" or None'):
         model.encode(x, "max")
 
 
 def test_weights_that_do_not_fit_are_listed():
-    model = VisionTransformer(image_size=(8, 8), patch_size=4, dim=16, layers=1, heads=2, rngs=nnx.Rngs(0))
+    model = initial_model(ViT(image_size=(8, 8), patch_size=4, dim=16, layers=1, heads=2))
     arrays = dict(named_arrays(model))
     arrays["head.kernel"] = arrays.pop("norm.bias")
     arrays["cls_token"] = arrays["cls_token"][..., :3]

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-Pool = Literal["cls", "mean", "cls+mean"]
-POOLS = ("cls", "mean", "cls+mean")
+from maejax.models.vit import POOLS, Pool, pooled
 
 
 def extract(
@@ -76,8 +75,4 @@ def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 def encode(model: Any, images: Any, pool: Pool | None, layers: tuple[int, ...] | None = None) -> jax.Array:
     """Encode uint8 images [B, H, W, C] in one pass; all else as `extract`."""
     chosen = {} if layers is None else {"layers": layers}
-    tokens = model.encode(model.normalize(images), pool=None, **chosen).astype(jnp.float32)
-    if pool is None:
-        return tokens
-    cls, mean = tokens[..., 0, :], tokens[..., 1:, :].mean(axis=-2)
-    return {"cls": cls, "mean": mean, "cls+mean": jnp.concatenate([cls, mean], axis=-1)}[pool]
+    return pooled(model.encode(model.normalize(images), pool=None, **chosen).astype(jnp.float32), pool)

@@ -82,10 +82,9 @@ def write_features(
     start = time.monotonic()
     check_path(path)
     part = path.with_name(path.name + ".part")
-    encoder = encoder_of(model)
-    height, width = (side * encoder.patch_size for side in encoder.grid)
+    size = model.config.encoder.image_size
     recipe = {
-        "encoder": fingerprint(encoder),
+        "encoder": fingerprint(model.encoder),
         "images": len(source),
         "first": source.keys[0],
         "last": source.keys[-1],
@@ -93,15 +92,15 @@ def write_features(
         "layers": None if layers is None else list(layers),
         "crop_ratio": crop_ratio,
         "batch_size": batch_size,
-        "size": [height, width],
+        "size": list(size),
     }
     first = _done(part, recipe)
     loader = Loader(
         source,
-        build_eval((height, width), crop_ratio),
+        build_eval(size, crop_ratio),
         batch_size=batch_size,
-        channels=encoder.channels,
-        size=(height, width),
+        channels=model.config.encoder.channels,
+        size=size,
         shuffle=False,
         workers=workers,
     )
@@ -141,11 +140,6 @@ def write_features(
     new.replace(path)
     shutil.rmtree(part)
     return Written(int(valid.sum()), int((~valid).sum()), shape, first * batch_size, round(time.monotonic() - start, 1))
-
-
-def encoder_of(model: Any) -> Any:
-    """Return the encoder of a masked autoencoder or a classifier; an encoder is its own."""
-    return getattr(model, "encoder", model)
 
 
 def fingerprint(model: Any) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 
 from maejax.data.augment import build_eval
 from maejax.data.pipeline import Batch, Loader
@@ -17,7 +16,8 @@ from maejax.evaluate.encoding import Pool, stream
 from maejax.evaluate.fewshot import few_shot
 from maejax.evaluate.knn import knn_accuracy
 from maejax.evaluate.probe import linear_probe
-from maejax.models.vit import Constant, VisionTransformer
+from maejax.models.build import initial_model
+from maejax.models.vit import VisionTransformer, pooled
 
 PROTOCOLS = ("knn", "fewshot", "linear", "attentive")
 NEIGHBOURS = (10, 20, 100, 200)  # as DINO
@@ -70,25 +70,9 @@ def pair(train: Source, test: Source) -> Judged:
 
 
 def untrained_like(encoder: VisionTransformer, seed: int = 0) -> VisionTransformer:
-    """Build an encoder of the same geometry with fresh weights; fixed positions are those of `encoder`."""
-    stack, height = encoder.transformer, encoder.grid[0] * encoder.patch_size
-    fixed = isinstance(encoder.positions, Constant)
-    fresh = VisionTransformer(
-        image_size=(height, encoder.grid[1] * encoder.patch_size),
-        patch_size=encoder.patch_size,
-        channels=encoder.channels,
-        dim=encoder.dim,
-        layers=stack.layers,
-        heads=stack.blocks.attention.heads,
-        posemb="sincos2d" if fixed else "learnable",
-        layerscale=stack.blocks.scale1 is not None,
-        final_norm=encoder.norm is not None,
-        mean=encoder.mean,
-        std=encoder.std,
-        dtype=encoder.dtype,
-        rngs=nnx.Rngs(seed),
-    )
-    if fixed:
+    """Build the same encoder with fresh weights; fixed positions are those of `encoder`."""
+    fresh = initial_model(encoder.config, encoder.compute, seed)
+    if encoder.config.posemb == "sincos2d":
         fresh.positions = encoder.positions
     return fresh
 
@@ -135,7 +119,7 @@ def score(
         if "attentive" in protocols:
             tell("attentive probe")
             assert train_tokens is not None and test_tokens is not None
-            heads = encoder.transformer.blocks.attention.heads
+            heads = encoder.config.heads
             scores["attentive"] = attentive_probe(train_tokens, train_y, test_tokens, test_y, heads=heads, seed=seed)
             del train_tokens, test_tokens, sides  # before their files go
     return {measure: round(float(value), 2) for measure, value in scores.items()}
@@ -151,13 +135,13 @@ def _encode(
     tokens_path: Path | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Encode the labelled images of a source: pooled features, labels and, mapped into memory, all tokens."""
-    size = (encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size)
+    config = encoder.config
     loader = Loader(
         source,
-        build_eval(size, crop_ratio),
+        build_eval(config.image_size, crop_ratio),
         batch_size=batch_size,
-        channels=encoder.channels,
-        size=size,
+        channels=config.channels,
+        size=config.image_size,
         shuffle=False,
         workers=workers,
     )
@@ -170,20 +154,15 @@ def _encode(
 
     features, labels, stored, done = [], [], None, 0
     if tokens_path is not None:
-        shape = (len(source), 1 + encoder.patches, encoder.dim)
+        shape = (len(source), 1 + config.patches, config.dim)
         stored = np.lib.format.open_memmap(tokens_path, mode="w+", dtype=np.float16, shape=shape)
     for rows in stream(encoder, images(), batch_size, pool if stored is None else None):
         batch = batches.pop(0)
         used = batch.valid & (batch.labels >= 0)
         if stored is not None:
             stored[done : done + used.sum()] = rows[used]
-            rows = _pooled(rows, pool)
+            rows = np.asarray(pooled(rows, pool))
         features.append(rows[used])
         labels.append(batch.labels[used])
         done += int(used.sum())
     return np.concatenate(features), np.concatenate(labels), None if stored is None else stored[:done]
-
-
-def _pooled(tokens: np.ndarray, pool: Pool) -> np.ndarray:
-    cls, mean = tokens[:, 0], tokens[:, 1:].mean(axis=1)
-    return {"cls": cls, "mean": mean, "cls+mean": np.concatenate([cls, mean], axis=1)}[pool]

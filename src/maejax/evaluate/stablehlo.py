@@ -23,10 +23,9 @@ def write_compiled(model: Any, path: Path, *, pool: Pool | None = "cls", platfor
         The number of bytes.
 
     """
-    encoder = getattr(model, "encoder", model)
-    height, width = (side * encoder.patch_size for side in encoder.grid)
+    config = model.config.encoder
     (batch,) = export.symbolic_shape("B")
-    images = jax.ShapeDtypeStruct((batch, height, width, encoder.channels), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.uint8)
     exported = export.export(jax.jit(lambda images: encode(model, images, pool)), platforms=platforms)(images)
     path.write_bytes(exported.serialize())
     return path.stat().st_size

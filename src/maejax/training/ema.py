@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from maejax.models.trees import joined, parted
+from maejax.models.trees import combine, partition
 from maejax.training.state import TrainState
 
 
@@ -38,7 +38,7 @@ def restart_average(state: TrainState, frozen: Callable[[Any], bool] | None = No
     """Begin the average anew at the state's weights, where one is kept; `frozen` as in `make_step`."""
     if not isinstance(state.opt_state, Averaged):
         return state
-    trained = state.model if frozen is None else parted(state.model, frozen)[0]
+    trained = state.model if frozen is None else partition(state.model, frozen)[0]
     return replace(state, opt_state=state.opt_state._replace(average=jax.tree.map(lambda a: a.copy(), trained)))
 
 
@@ -46,4 +46,4 @@ def as_evaluated(state: TrainState) -> TrainState:
     """Give the state whose model is judged: that of the averaged weights, where an average is kept."""
     if not isinstance(state.opt_state, Averaged):
         return state
-    return replace(state, model=joined(state.opt_state.average, state.model))
+    return replace(state, model=combine(state.opt_state.average, state.model))

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from maejax.models.classifier import Classifier
+from maejax.models.classifier import ImageClassifier
 from maejax.models.trees import array_name
 from maejax.training.state import Batch
 
@@ -27,11 +27,11 @@ def is_encoder(path) -> bool:
     return not array_name(path).startswith(("head.", "head_norm."))
 
 
-def probe_losses(model: Classifier, batch: Batch, turn: jax.Array) -> jax.Array:
+def probe_losses(model: ImageClassifier, batch: Batch, turn: jax.Array) -> jax.Array:
     """Compute the loss [B] of a linear probe, whose batch holds `features` [B, D] and `targets` [B, labels]."""
     return cross_entropy(model.classify(batch["features"], batch["valid"]), batch["targets"], "ce")
 
 
-def observe_features(model: Classifier, batch: Batch) -> Classifier:
+def observe_features(model: ImageClassifier, batch: Batch) -> ImageClassifier:
     """Move the running statistics of a linear probe's batch normalisation."""
-    return model.observed(batch["features"], batch["valid"])
+    return model.update_stats(batch["features"], batch["valid"])

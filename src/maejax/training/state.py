@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from maejax.models.trees import joined, parted
+from maejax.models.trees import combine, partition
 from maejax.ops.platform import platform_ahead
 from maejax.training.mesh import Sharding, gather_unstacked, hold_split, place_state
 from maejax.training.optim import choose
@@ -140,7 +140,7 @@ def make_step(
 
     def share(trained, rest, batch, turn):
         # Each row counts its share of the mean, so that nothing as large as the weights is scaled afterwards.
-        model = gather_unstacked(joined(trained, rest))
+        model = gather_unstacked(combine(trained, rest))
         return jnp.sum(losses(model, batch, turn) * batch["share"])
 
     def gradient(trained, rest, batch, step):
@@ -162,7 +162,7 @@ def make_step(
         state = given.state if isinstance(given, Packed) else given
         batch = prepare(state.model, draw(batch, state.step))
         trained: Any
-        trained, rest = parted(state.model, frozen)
+        trained, rest = partition(state.model, frozen)
         batch = {**batch, "share": batch["valid"] / jnp.maximum(1, jnp.sum(batch["valid"]))}
         loss, grads = gradient(trained, rest, batch, state.step)
         grads = hold_split(grads, sharding)
@@ -173,7 +173,7 @@ def make_step(
         halted = halted if before is None else halted | before.halted
         void = bad | halted
         updates, opt_state = update(grads, state.opt_state, trained, void=void)
-        new = observe(joined(optax.apply_updates(trained, updates), rest), batch)
+        new = observe(combine(optax.apply_updates(trained, updates), rest), batch)
         model, opt_state = choose(void, (state.model, state.opt_state), (new, opt_state))
         metrics = {
             "train/loss": loss,
