@@ -13,15 +13,14 @@ from rich.console import Console
 
 from maejax.config import Config, recipe, with_flags
 from maejax.data import fashion_mnist
-from maejax.data.augment import build_eval
 from maejax.data.packing import pack
-from maejax.data.pipeline import Loader
+from maejax.data.pipeline import evaluation_loader
 from maejax.data.sources import open_source
 from maejax.errors import InputError
 from maejax.evaluate.encoding import extract
 from maejax.evaluate.knn import knn_accuracy
 from maejax.evaluate.probe import few_label_probe, linear_probe
-from maejax.evaluate.report import write_report
+from maejax.evaluate.report import Report, write_report
 from maejax.evaluate.scores import explain, score_table
 from maejax.models.build import initial_model
 from maejax.tasks import pretrain
@@ -137,13 +136,12 @@ def run(
 def read_split(config: Config, flag: str) -> Split:
     """Read a whole split through the loader, as the model sees it in evaluation."""
     source = open_source(getattr(config.data, flag))
-    loader = Loader(
+    loader = evaluation_loader(
         source,
-        build_eval(config.image_shape, config.augment.test_crop_ratio),
-        batch_size=500,
+        config.image_shape,
+        crop_ratio=config.augment.test_crop_ratio,
         channels=config.data.channels,
-        size=config.image_shape,
-        shuffle=False,
+        batch_size=500,
     )
     batches = list(loader.iterate())
     valid = np.concatenate([batch.valid for batch in batches])
@@ -185,18 +183,18 @@ def write_results(config, directory, scores, seconds, written, console) -> dict[
         "explanation": explain(scores),
     }
     write_json(directory / "report.json", result)
-    write_report(
-        directory / "report.html",
+    report = Report(
         title="A masked autoencoder, pre-trained and judged",
         scores=scores,
         seconds=result["seconds"],
         losses=losses,
-        picture_paths={"Test images after the last step": picture},
+        pictures={"Test images after the last step": picture},
         config=written["flags"],
         command="maejax demo",
         x_label="step",
         licence="Images: a part of Fashion-MNIST, copyright 2017 Zalando SE, MIT licence.",
     )
+    write_report(directory / "report.html", report)
     console.print(f"report   {directory / 'report.html'}", highlight=False)
     console.print(f"pictures {picture}", highlight=False)
     return result

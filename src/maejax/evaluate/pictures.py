@@ -1,4 +1,4 @@
-"""Pictures of a model at work on the user's own images."""
+"""Reconstructions of the user's own image files, as PNGs."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,13 +17,10 @@ from maejax.models.mae import MaskedAutoencoder
 def write_pictures(
     model: MaskedAutoencoder, images: Sequence[str], folder: Path, *, mask: str = "random", seed: int = 0
 ) -> Iterator[Path]:
-    """Draw original, masked, reconstruction and pasted for every image file; yields the PNGs written to `folder`.
+    """Draw original, masked, reconstruction and pasted of every image file; yield the PNGs written to `folder`.
 
-    `mask` is "random", "block" or "grid". Images are resized and cropped at the centre to the model's size.
-
-    Raises:
-        InputError: an unknown mask, or a file that is missing or no image; before anything is drawn.
-
+    `mask` is "random", "block" or "grid". Images are resized and cropped at the centre to the model's size. Raises
+    InputError for another mask, and for a file that is missing or no image, before anything is drawn.
     """
     if mask not in ("random", "block", "grid"):
         raise InputError(f"--mask {mask}: choose random, block or grid")

@@ -1,18 +1,20 @@
 """Weights at an address: fetched once to a path on this host."""
 
 import hashlib
-import os
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from maejax.errors import FetchError, WeightsError
 from maejax.storage import mirror
+from maejax.storage.atomic import write_atomically
+from maejax.storage.cache import cache_folder
+from maejax.storage.read import read_address
 from maejax.storage.redact import redact
-from maejax.storage.retry import Patience
-from maejax.storage.spool import read_address, stem_of
+from maejax.storage.retry import RetryPolicy
+from maejax.storage.spool import stem_of
 
-CACHE = "~/.cache/maejax/weights"
 FILES = (".safetensors", ".msgpack", ".pth", ".pt", ".bin")  # anything else in a bucket is a run, a folder
 
 
@@ -31,39 +33,24 @@ class Fetched(NamedTuple):
 def fetch_weights(address: str, cache_dir: str = "") -> Fetched:
     """Fetch a file of weights once, from http(s)://, hf://OWNER/NAME/FILE, gs://, s3:// or any address of fsspec.
 
-    `cache_dir` keeps it; empty: ~/.cache/maejax/weights. Raises WeightsError if it cannot be had.
+    `cache_dir` keeps it; empty: `weights` in the cache folder, ~/.cache/maejax or $XDG_CACHE_HOME/maejax. Raises
+    WeightsError if it cannot be had.
     """
-    folder = Path(cache_dir or CACHE).expanduser()
+    folder = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     shown = redact(address)
     name = shown.split("?")[0].rpartition("/")[2]
     path = folder / f"{stem_of(address).rpartition('.')[2]}-{name}"
     if not path.exists():
-        part = path.with_name(path.name + f".{threading.get_ident()}.part")
         try:
-            with part.open("wb") as file:
-                for chunk in read_address(web_address(address), Patience(), threading.Event()):
+            with write_atomically(path) as part, part.open("wb") as file:
+                for chunk in read_address(address, RetryPolicy()):
                     file.write(chunk)
-            part.replace(path)
         except FetchError as error:
             raise WeightsError(f"{shown}: {error}") from None
-        finally:
-            part.unlink(missing_ok=True)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Fetched(path, path.stat().st_size, digest)
-
-
-def web_address(address: str) -> str:
-    """Return the http address of hf://OWNER/NAME[@REVISION]/FILE, a model's file; others stay as they are."""
-    if not address.startswith("hf://") or address.startswith("hf://datasets/"):
-        return address
-    parts = address.removeprefix("hf://").removeprefix("models/").split("/", 2)
-    if len(parts) < 3:
-        raise WeightsError(f"{address} is no address of a file; write hf://OWNER/NAME/FILE")
-    name, _, revision = parts[1].partition("@")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    return f"{endpoint}/{parts[0]}/{name}/resolve/{revision or 'main'}/{parts[2]}"
 
 
 def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
@@ -74,7 +61,7 @@ def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
     if "://" not in str(path):
         return Path(path).expanduser(), ""
     if not str(path).startswith(("http://", "https://", "hf://")) and not str(path).split("#")[0].endswith(FILES):
-        return mirror.read_folder(str(path)), ""
+        return mirror.read_folder(str(path), jax.process_index()), ""
     fetched = fetch_weights(str(path), cache_dir)
     if not (fetched.path.name.endswith("model.safetensors") and str(path).startswith("hf://")):
         return fetched.path, fetched.told(str(path))
