@@ -108,7 +108,7 @@ def test_scan_and_remat_change_nothing(changes):
     results = []
     for compute in ({}, changes):
         model = tiny({"droppath": 0.3, "dropout": 0.2}, compute=compute)
-        results.append(jax.jit(jax.value_and_grad(lambda m: m(x, order, key).loss.mean()))(model))
+        results.append(named_arrays(jax.jit(jax.value_and_grad(lambda m: m(x, order, key).loss.mean()))(model)))
     assert_close(results[1], results[0], rounding(2 * SUMS + 2 * 24))
 
 
