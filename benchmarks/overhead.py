@@ -24,7 +24,7 @@ from maejax.tasks.pretrain import draw_masks, geometry, sample_losses
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.consensus import Agreement
 from maejax.training.log import RunLog
-from maejax.training.loop import Feed, Intervals, Run, fit
+from maejax.training.loop import Feed, Intervals, RunContext, fit
 from maejax.training.memory import keep_freed_memory
 from maejax.training.mesh import make_mesh, put_rows
 from maejax.training.optim import build_optimizer
@@ -70,7 +70,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / "checkpoints") as saves:
             log = RunLog(Path(folder), 0, stop, Console(quiet=True))
             with log:
-                run = Run(0, stop, Intervals(save=10**9, log=50), saves, log)
+                run = RunContext(0, stop, Intervals(save=10**9, log=50), saves, log)
                 fit(new(), step_fn, Feed(batches(), batch_size), run, mesh=mesh)
         return (times[-1] - times[WARM]) / (len(times) - 1 - WARM)
 

@@ -112,7 +112,7 @@ class Stream:
         shard = self.shards[number]
         if isinstance(shard, LocalShard):
             return OpenShard(iter(shard.samples))
-        spool = Spool(shard.address, self.folder, shard.stem, keep=self.keep, patience=patience or self.patience)
+        spool = Spool(shard.address, self.folder, shard.stem, keep=self.keep, policy=patience or self.patience)
         return OpenShard(along_tar(spool.path, shard.title, spool.wait), spool)
 
 
@@ -172,7 +172,7 @@ def fetch_all(
     """Fetch shards to local files: (path, title) of each fetched one, and the reason by name for each lost one."""
 
     def fetch(shard: RemoteShard) -> Path | FetchError:
-        spool = Spool(shard.address, folder, shard.stem, keep=True, patience=patience)
+        spool = Spool(shard.address, folder, shard.stem, keep=True, policy=patience)
         try:
             spool.wait(1 << 62)
         except FetchError as error:

@@ -152,8 +152,8 @@ def _columns(source: Source, valid: np.ndarray) -> tuple[np.ndarray, list[str]]:
 # NumPy and safetensors (from 0.8 on) write a memory-mapped array without reading all of it into memory.
 def _write_npz(path: Path, rows: np.ndarray, source: Source, valid: np.ndarray, recipe: dict[str, Any]) -> None:
     labels, names = _columns(source, valid)
-    texts = {"names": np.array(names, np.str_), "classes": np.array(source.classes, np.str_)}
-    np.savez(path, features=rows, labels=labels, **texts)
+    classes = np.array(source.classes, np.str_)
+    np.savez(path, features=rows, labels=labels, names=np.array(names, np.str_), classes=classes)
 
 
 def _write_safetensors(path: Path, rows: np.ndarray, source: Source, valid: np.ndarray, recipe: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.ema import as_evaluated
 from maejax.training.log import RunLog, evaluated_at
-from maejax.training.loop import Feed, Intervals, Run, Watch, fit
+from maejax.training.loop import Feed, Intervals, RunContext, Watch, fit
 from maejax.training.mesh import make_mesh
 from maejax.training.optim import ParameterRules, build_optimizer
 from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, open_run, read_config
@@ -201,7 +201,7 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
                     merge_if_any,
                     partial(count_faults, loader),
                 ),
-                Run(
+                RunContext(
                     start,
                     optimization.training_steps,
                     Intervals(given.save_interval, given.log_interval, given.eval_interval, given.save_minutes),

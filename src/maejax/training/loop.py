@@ -49,7 +49,7 @@ class Intervals:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """A run from step `start` to `stop`: where it writes, and how often."""
 
     start: int
@@ -97,7 +97,7 @@ def fit(
     state: TrainState,
     step_fn: Callable,
     feed: Feed,
-    run: Run,
+    run: RunContext,
     *,
     mesh: Mesh,
     evaluate: Evaluate | None = None,
@@ -192,7 +192,7 @@ class InFlight:
     of the last steps in a row whose loss or gradient was not finite.
     """
 
-    def __init__(self, run: Run, feed: Feed, mesh: Mesh, agreement: Agreement, explain: Explain, flop: float):
+    def __init__(self, run: RunContext, feed: Feed, mesh: Mesh, agreement: Agreement, explain: Explain, flop: float):
         self._run, self._feed, self._agreement, self._explain = run, feed, agreement, explain
         self._meter, self.waits, self._slow = Meter(feed.batch_size, run.stop, flop), WaitTimes(mesh), None
         self.running: deque[Running] = deque()

@@ -12,7 +12,7 @@ Criterion = Literal["ce", "bce"]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, criterion: Criterion) -> jax.Array:
-    """Compute the loss [B] of logits against targets, both [B, labels], the targets soft or one-hot.
+    """Compute the loss [B] of logits against soft or one-hot targets, both [B, labels].
 
     "ce": softmax cross-entropy. "bce": sigmoid cross-entropy, the mean over the classes.
     """

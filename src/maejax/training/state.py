@@ -113,6 +113,7 @@ def make_step(
     update, frozen = optax.with_extra_args_support(optimizer).update, frozen or Frozen()
 
     def step(state: TrainState, batch: Any, before: Control | None = None, requests: jax.Array | None = None):
+        """Compute one update of a state."""
         batch = frozen.prepare(state.model, draw(batch, state.step))
         trained: Any
         trained, rest = parted(state.model, frozen.holds)
