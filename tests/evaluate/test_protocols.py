@@ -11,8 +11,9 @@ from flax import nnx
 from maejax.data.sources import open_source
 from maejax.errors import InputError
 from maejax.evaluate.protocols import pair, untrained_like
+from maejax.models.build import initial_model
+from maejax.models.description import Compute, ViT
 from maejax.models.trees import named_arrays
-from maejax.models.vit import VisionTransformer
 
 
 def labelled(path, classes, labels):
@@ -67,12 +68,30 @@ def test_bad_input_gets_one_sentence(trained, maejax, splits, tmp_path):
         pair(open_source(str(splits[0])), open_source(str(unlabelled)))
 
 
-@pytest.mark.parametrize("changes", [{}, {"posemb": "learnable", "layerscale": True, "final_norm": False}], ids=str)
-def test_the_control_has_the_same_geometry_and_other_weights(changes):
-    geometry = {"image_size": (8, 16), "patch_size": 4, "layers": 2, "dim": 16, "heads": 4, **changes}
-    encoder = VisionTransformer(**geometry, rngs=nnx.Rngs(0))
+OPTIONS = {"posemb": "learnable", "layerscale": True, "final_norm": False, "gelu": "tanh"}
+
+
+def static(module):
+    """List the attributes of a module and of all modules in it that are no arrays."""
+    found = {}
+    for name, value in vars(module).items():
+        if isinstance(value, nnx.Module):
+            found |= {f"{name}.{inner}": attribute for inner, attribute in static(value).items()}
+        elif not isinstance(value, nnx.Variable):
+            found[name] = value
+    return {name: value for name, value in found.items() if "_pytree" not in name and "_object" not in name}
+
+
+@pytest.mark.parametrize("changes", [{}, {"gelu": "tanh"}, OPTIONS], ids=str)
+def test_the_control_differs_from_the_encoder_in_its_arrays_alone(changes):
+    config = ViT(**{"image_size": (8, 16), "patch_size": 4, "layers": 2, "dim": 16, "heads": 4} | changes)
+    encoder = initial_model(config, Compute(attention="xla"))
     fresh = untrained_like(encoder, seed=1)
     ours, theirs = named_arrays(encoder), named_arrays(fresh)
     assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
     assert jax.tree.structure(encoder) == jax.tree.structure(fresh)
+    assert static(encoder) == static(fresh) and static(encoder)["transformer.blocks.gelu"] == config.gelu
     assert np.abs(ours["embed.kernel"] - theirs["embed.kernel"]).max() > 0.01
+    if config.posemb == "sincos2d":
+        encoder.positions[...] = 7 * encoder.positions[...]  # such as another code's
+        np.testing.assert_array_equal(untrained_like(encoder).positions[...], encoder.positions[...])

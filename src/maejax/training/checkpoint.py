@@ -17,7 +17,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 
 from maejax.distributed.processes import all_processes, first_line
 from maejax.errors import Failed, InputError
-from maejax.models.trees import check_arrays, named_arrays, with_arrays
+from maejax.models.trees import mismatches, named_arrays, with_arrays
 from maejax.storage import mirror
 from maejax.training.mesh import gather
 from maejax.training.state import TrainState
@@ -155,10 +155,10 @@ class Checkpoints:
         path = mirror.bring(self.directory / str(step))
         metadata = ocp.checkpointables_metadata(path)
         for part in ("model", "opt_state"):
-            try:
-                check_arrays(getattr(like, part), metadata.metadata[part])
-            except ValueError as error:
-                raise InputError(f"checkpoint {mirror.shown(path)}, {part}: {error}") from None
+            if wrong := mismatches(named_arrays(getattr(like, part)), metadata.metadata[part]):
+                raise InputError(
+                    f"checkpoint {mirror.shown(path)}, {part}: the weights do not fit the model: {'; '.join(wrong)}"
+                )
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), parts_of(like))
         parts = ocp.load_checkpointables(path, abstract)
         saved: dict[str, Any] = metadata.custom_metadata  # type: ignore[assignment]

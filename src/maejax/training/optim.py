@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from maejax.models.trees import array_name, parted
+from maejax.models.trees import array_name, partition
 from maejax.models.vit import Constant
 
 DECAYED = ("kernel", "cls_token", "mask_token")  # authors' pre-training: all but biases, norms and LayerScale
@@ -122,7 +122,7 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 def for_trained(optimizer: optax.GradientTransformation, frozen: Callable[[Any], bool]) -> optax.GradientTransformation:
     """Keep an optimizer from holding state for the arrays of a model whose path is `frozen`; see `Frozen`."""
     return optax.GradientTransformationExtraArgs(
-        lambda params: optimizer.init(parted(params, frozen)[0]), optax.with_extra_args_support(optimizer).update
+        lambda params: optimizer.init(partition(params, frozen)[0]), optax.with_extra_args_support(optimizer).update
     )
 
 

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from maejax.models.trees import joined, parted
+from maejax.models.trees import combine, partition
 from maejax.ops.platform import platform_ahead
 from maejax.training.mesh import Sharding, constrain, gather_unstacked, state_sharding
 from maejax.training.optim import select
@@ -68,8 +68,8 @@ def abstract_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Shard
 
 def create_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
     """Build a state at step 0 in its place on the devices, rather than move it there."""
-    shardings = jax.tree.map(lambda a: a.sharding, abstract_state(init, optimizer, mesh, sharding))
-    return jax.jit(partial(new_state, init, optimizer), out_shardings=shardings)()
+    start = partial(new_state, init, optimizer)  # one object, so that JAX traces it once
+    return jax.jit(start, out_shardings=state_sharding(jax.eval_shape(start), mesh, sharding))()
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def make_step(
         """Compute one update of a state."""
         batch = frozen.prepare(state.model, draw(batch, state.step))
         trained: Any
-        trained, rest = parted(state.model, frozen.holds)
+        trained, rest = partition(state.model, frozen.holds)
         loss, grads = mean_gradient(losses, trained, rest, batch, state.step, grad_accum)
         grads = constrain(grads, sharding)
         norm = optax.tree.norm(grads)
@@ -126,7 +126,7 @@ def make_step(
         halted = halted if before is None else halted | before.halted
         skip = bad | halted
         updates, opt_state = update(grads, state.opt_state, trained, skip=skip)
-        new = frozen.update_stats(joined(optax.apply_updates(trained, updates), rest), batch)
+        new = frozen.update_stats(combine(optax.apply_updates(trained, updates), rest), batch)
         model, opt_state = select(skip, (state.model, state.opt_state), (new, opt_state))
         metrics = {
             "train/loss": loss,
@@ -148,7 +148,7 @@ def mean_gradient(losses: Callable, trained: Any, rest: Any, batch: Any, step: j
 
     def weighted_loss(trained, batch, weight, microstep):
         # Each row has its weight in the mean, so that nothing as large as the parameters is scaled afterwards.
-        model = gather_unstacked(joined(trained, rest))
+        model = gather_unstacked(combine(trained, rest))
         return jnp.sum(losses(model, batch, microstep) * weight)
 
     weight = batch.valid / jnp.maximum(1, jnp.sum(batch.valid))
