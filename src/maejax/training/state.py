@@ -68,8 +68,8 @@ def abstract_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Shard
 
 def create_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
     """Build a state at step 0 in its place on the devices, rather than move it there."""
-    shardings = jax.tree.map(lambda a: a.sharding, abstract_state(init, optimizer, mesh, sharding))
-    return jax.jit(partial(new_state, init, optimizer), out_shardings=shardings)()
+    start = partial(new_state, init, optimizer)  # one object, so that JAX traces it once
+    return jax.jit(start, out_shardings=state_sharding(jax.eval_shape(start), mesh, sharding))()
 
 
 @dataclass(frozen=True)
