@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from maejax.models.trees import joined, parted
-from maejax.ops.platform import platform_ahead
+from maejax.ops.platform import target_platform
 from maejax.training.mesh import Sharding, gather_unstacked, hold_split, place_state
 from maejax.training.optim import choose
 
@@ -184,4 +184,4 @@ def make_step(
         kept = hold_split(TrainState(state.step + ~halted, model, opt_state), sharding)
         return Packed.of(kept) if isinstance(given, Packed) else kept, metrics, Control(asked, bad, halted)
 
-    return jax.jit(step, donate_argnums=0, compiler_options=TPU_OPTIONS if platform_ahead() == "tpu" else None)
+    return jax.jit(step, donate_argnums=0, compiler_options=TPU_OPTIONS if target_platform() == "tpu" else None)

@@ -1,0 +1,128 @@
+"""Fast forms beside exact products: honest ones pass, and forms made to fail or to deviate are found."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from maejax.ops import attention, check, dense
+from maejax.ops.attention import attend_plainly
+from maejax.ops.attention_tpu import attend_on_chip, attend_packed_on_chip
+from maejax.ops.check import Sizes, compare, compare_fast_forms
+
+ENCODER = Sizes("encoder", rows=3, queries=5, tokens=5, dim=128, heads=2)
+LAST = Sizes("last block of the decoder", rows=3, queries=6, tokens=9, dim=128, heads=4)
+
+
+@pytest.fixture
+def tpu(monkeypatch):
+    """Take this machine for a TPU, whose kernel Pallas interprets; sums stay those of the CPU."""
+    monkeypatch.setattr("maejax.ops.platform.target_platform", lambda: "tpu")
+    for kernel in (attend_on_chip, attend_packed_on_chip):
+        monkeypatch.setattr(attention, kernel.__name__, functools.partial(kernel, interpret=True))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Take this machine for a GPU, on which cuDNN computes what plain products do."""
+    monkeypatch.setattr(attention, "target_platform", lambda: "gpu")
+    monkeypatch.setattr(attention, "attend_by_cudnn", attend_plainly)
+
+
+def test_nothing_is_compared_on_cpu(monkeypatch):
+    monkeypatch.setattr(check, "compare", None)
+    assert compare_fast_forms([ENCODER, LAST], jnp.bfloat16) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_honest_forms_pass_within_rounding(tpu, monkeypatch, dtype):
+    monkeypatch.setattr(dense, "PIECE_BYTES", 3 * 2 * 512 * jnp.dtype(dtype).itemsize)  # two tokens of three samples
+    found = compare_fast_forms([ENCODER, LAST], jnp.dtype(dtype))
+    assert [(each.form, each.part) for each in found] == [
+        ("pallas", "encoder"), ("pieces", "encoder"), ("pallas", LAST.part), ("pieces", LAST.part)
+    ]  # fmt: skip
+    for each in found:
+        assert each.ok and each.error == "", each
+        # They do differ where values are rounded, and half of the bound is room to spare.
+        assert max(each.forward, each.gradient) < 0.6 * each.bound, each
+        assert each.forward > 0 or dtype == "float32"
+    assert [each.form for each in compare_fast_forms([LAST], jnp.dtype(dtype), attention=False)] == ["pieces"]
+
+
+def test_cudnn_is_compared_on_gpu_in_half_precision_alone(gpu):
+    (found,) = compare_fast_forms([LAST], jnp.bfloat16)
+    assert found.ok and found.form == "cudnn" and found.forward > 0
+    assert compare_fast_forms([LAST], jnp.float32) == []
+
+
+def refuse(out):
+    raise NotImplementedError("no such heads\nand a long trace")
+
+
+def end_late(out):
+    """Raise where the compiled program runs."""
+
+    def fail(_):
+        raise RuntimeError("the device is lost")
+
+    return out + jax.pure_callback(fail, jax.ShapeDtypeStruct((), out.dtype), 0.0)
+
+
+FAULTS = {
+    "raises": refuse,
+    "raises when it runs": end_late,
+    "too large": lambda out: out * 1.01,
+    "a wrong head of one token": lambda out: out.at[-1, -1, :32].set(0),
+    "not a number": lambda out: out.at[0, 0, 0].set(jnp.nan),
+    "wrong in its gradient": lambda out: 1.01 * out - jax.lax.stop_gradient(0.01 * out),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("form", ["pallas", "cudnn", "pieces"])
+def test_a_form_that_fails_or_deviates_is_found(request, monkeypatch, form, fault):
+    request.getfixturevalue("gpu" if form == "cudnn" else "tpu")
+    module, name = {
+        "pallas": (attention, "attend_on_chip"), "cudnn": (attention, "attend_by_cudnn"),
+        "pieces": (check, "mlp_in_pieces"),
+    }[form]  # fmt: skip
+    honest = getattr(module, name)
+    dtype = jnp.bfloat16 if form == "cudnn" else jnp.float32
+    assert compare(form, LAST, dtype).ok
+    monkeypatch.setattr(module, name, lambda *args, **more: FAULTS[fault](honest(*args, **more)))
+    found = compare(form, LAST, dtype)
+    assert not found.ok
+    if "raises" in fault:
+        expected = {"raises": "NotImplementedError: no such heads", "raises when it runs": "RuntimeError: INTERNAL"}[
+            fault
+        ]
+        assert expected in found.error and "long trace" not in str(found) and LAST.part in str(found)
+    elif fault == "wrong in its gradient":
+        assert found.forward <= found.bound < found.gradient, found
+    else:
+        assert not found.forward <= found.bound, found
+
+
+def test_all_sizes_count(tpu, monkeypatch):
+    """A form that is wrong for fewer queries than keys alone is found there alone."""
+    honest = attention.attend_on_chip
+    monkeypatch.setattr(attention, "attend_on_chip", lambda q, k, v, heads: honest(q, k, v[:, ::-1], heads))
+    found = compare_fast_forms([ENCODER, LAST], jnp.bfloat16)
+    assert [each.part for each in found if not each.ok] == [LAST.part]
+
+
+def test_a_comparison_takes_few_samples_and_the_pieces_of_all(tpu, monkeypatch):
+    seen = []
+    honest = check.mlp_in_pieces
+
+    def watched(x, fc1, fc2, activate, ends):
+        seen.append((x.shape, list(ends)))
+        return honest(x, fc1, fc2, activate, ends)
+
+    monkeypatch.setattr(check, "mlp_in_pieces", watched)
+    monkeypatch.setattr(dense, "PIECE_BYTES", 1000 * 3 * 512 * 2)  # three tokens of a thousand samples
+    monkeypatch.setattr(check, "MOST_ROWS", 2)
+    many = Sizes("encoder", rows=1000, queries=5, tokens=5, dim=128, heads=2)
+    assert compare("pieces", many, jnp.bfloat16).ok
+    assert seen[0] == ((2, 5, 128), [2])
