@@ -11,8 +11,8 @@ from maejax.ops.attention import attend_plainly
 from maejax.ops.attention_tpu import attend_on_chip, attend_packed_on_chip
 from maejax.ops.check import Sizes, compare, compare_fast_forms
 
-ENCODER = Sizes("encoder", rows=3, queries=5, tokens=5, dim=128, heads=2)
-LAST = Sizes("last block of the decoder", rows=3, queries=6, tokens=9, dim=128, heads=4)
+ENCODER = Sizes("encoder", rows=3, queries=5, tokens=5, dim=128, heads=1)
+LAST = Sizes("decoder's last block", rows=3, queries=6, tokens=9, dim=128, heads=2)
 
 
 @pytest.fixture
@@ -35,19 +35,21 @@ def test_nothing_is_compared_on_cpu(monkeypatch):
     assert compare_fast_forms([ENCODER, LAST], jnp.bfloat16) == []
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_honest_forms_pass_within_rounding(tpu, monkeypatch, dtype):
-    monkeypatch.setattr(dense, "PIECE_BYTES", 3 * 2 * 512 * jnp.dtype(dtype).itemsize)  # two tokens of three samples
-    found = compare_fast_forms([ENCODER, LAST], jnp.dtype(dtype))
-    assert [(each.form, each.part) for each in found] == [
-        ("pallas", "encoder"), ("pieces", "encoder"), ("pallas", LAST.part), ("pieces", LAST.part)
-    ]  # fmt: skip
+@pytest.mark.parametrize(("sizes", "dtype"), [(LAST, jnp.float32), (ENCODER, jnp.bfloat16)])
+def test_honest_forms_pass_within_rounding(tpu, monkeypatch, sizes, dtype):
+    monkeypatch.setattr(dense, "PIECE_BYTES", 3 * 3 * 512 * jnp.dtype(dtype).itemsize)  # three tokens of three samples
+    found = compare_fast_forms([sizes], dtype)
+    assert [(each.form, each.part) for each in found] == [("pieces", sizes.part), ("pallas", sizes.part)]
     for each in found:
         assert each.ok and each.error == "", each
         # They do differ where values are rounded, and half of the bound is room to spare.
         assert max(each.forward, each.gradient) < 0.6 * each.bound, each
-        assert each.forward > 0 or dtype == "float32"
-    assert [each.form for each in compare_fast_forms([LAST], jnp.dtype(dtype), attention=False)] == ["pieces"]
+        assert each.forward > 0 or dtype == jnp.float32
+
+
+def test_attention_that_was_chosen_by_name_is_not_compared(tpu, monkeypatch):
+    monkeypatch.setattr(check, "compare", lambda form, *_: form)
+    assert compare_fast_forms([LAST], jnp.float32, attention=False) == ["pieces"]
 
 
 def test_cudnn_is_compared_on_gpu_in_half_precision_alone(gpu):
@@ -69,13 +71,18 @@ def end_late(out):
     return out + jax.pure_callback(fail, jax.ShapeDtypeStruct((), out.dtype), 0.0)
 
 
+def excess(out):
+    """Return a share that rounding cannot explain: 1 %, but 2 % where values are held to .8 %."""
+    return 0.01 if out.dtype == jnp.float32 else 0.02
+
+
 FAULTS = {
     "raises": refuse,
     "raises when it runs": end_late,
-    "too large": lambda out: out * 1.01,
-    "a wrong head of one token": lambda out: out.at[-1, -1, :32].set(0),
+    "too large": lambda out: out * (1 + excess(out)),
+    "a wrong head of one token": lambda out: out.at[-1, -1, :64].set(0),
     "not a number": lambda out: out.at[0, 0, 0].set(jnp.nan),
-    "wrong in its gradient": lambda out: 1.01 * out - jax.lax.stop_gradient(0.01 * out),
+    "wrong in its gradient": lambda out: (1 + excess(out)) * out - jax.lax.stop_gradient(excess(out) * out),
 }
 
 
@@ -83,21 +90,18 @@ FAULTS = {
 @pytest.mark.parametrize("form", ["pallas", "cudnn", "pieces"])
 def test_a_form_that_fails_or_deviates_is_found(request, monkeypatch, form, fault):
     request.getfixturevalue("gpu" if form == "cudnn" else "tpu")
-    module, name = {
-        "pallas": (attention, "attend_on_chip"), "cudnn": (attention, "attend_by_cudnn"),
-        "pieces": (check, "mlp_in_pieces"),
-    }[form]  # fmt: skip
-    honest = getattr(module, name)
-    dtype = jnp.bfloat16 if form == "cudnn" else jnp.float32
-    assert compare(form, LAST, dtype).ok
+    module, name, honest = {
+        "pallas": (attention, "attend_on_chip", attend_plainly),
+        "cudnn": (attention, "attend_by_cudnn", attend_plainly),
+        "pieces": (check, "mlp_in_pieces", check.mlp_in_pieces),
+    }[form]
     monkeypatch.setattr(module, name, lambda *args, **more: FAULTS[fault](honest(*args, **more)))
-    found = compare(form, LAST, dtype)
+    found = compare(form, LAST, jnp.bfloat16 if form == "cudnn" else jnp.float32)
     assert not found.ok
     if "raises" in fault:
-        expected = {"raises": "NotImplementedError: no such heads", "raises when it runs": "RuntimeError: INTERNAL"}[
-            fault
-        ]
-        assert expected in found.error and "long trace" not in str(found) and LAST.part in str(found)
+        expected = "NotImplementedError: no such heads" if fault == "raises" else "RuntimeError: INTERNAL"
+        assert expected in found.error and "long trace" not in str(found)
+        assert str(found).startswith(f"{check.NAMES[form]} in the {LAST.part}: ")
     elif fault == "wrong in its gradient":
         assert found.forward <= found.bound < found.gradient, found
     else:
@@ -105,11 +109,10 @@ def test_a_form_that_fails_or_deviates_is_found(request, monkeypatch, form, faul
 
 
 def test_all_sizes_count(tpu, monkeypatch):
-    """A form that is wrong for fewer queries than keys alone is found there alone."""
-    honest = attention.attend_on_chip
-    monkeypatch.setattr(attention, "attend_on_chip", lambda q, k, v, heads: honest(q, k, v[:, ::-1], heads))
+    """A form that is wrong where queries are fewer than keys is found there alone."""
+    monkeypatch.setattr(attention, "attend_on_chip", lambda q, k, v, heads: attend_plainly(q, k, v[:, ::-1], heads))
     found = compare_fast_forms([ENCODER, LAST], jnp.bfloat16)
-    assert [each.part for each in found if not each.ok] == [LAST.part]
+    assert [(each.form, each.part) for each in found if not each.ok] == [("pallas", LAST.part)]
 
 
 def test_a_comparison_takes_few_samples_and_the_pieces_of_all(tpu, monkeypatch):

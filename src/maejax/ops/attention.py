@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from maejax.ops.attention_tpu import attend_on_chip, attend_packed_on_chip, fits_kernel
+from maejax.ops.dense import product
 from maejax.ops.platform import auto_devices, is_target_tpu, target_platform
 
 Form = Literal["auto", "xla", "pallas", "cudnn"]
+Shaped = jax.Array | jax.ShapeDtypeStruct
 
 # Each piece of a batch is compiled by itself: at most this many, and only 1 below so many scores [B, heads, Q, T].
 MOST_PIECES = 16
@@ -66,7 +68,7 @@ def by_head(x: jax.Array, heads: int) -> jax.Array:
 def attention_weights(q: jax.Array, k: jax.Array, heads: int) -> jax.Array:
     """Compute how much each query q [B, Q, D] attends to each key k [B, T, D]: float32 [B, heads, Q, T], sums 1."""
     q, k = by_head(q * (q.shape[-1] // heads) ** -0.5, heads), by_head(k, heads)
-    return jax.nn.softmax(_sum("bqhd,bkhd->bhqk", q, k))
+    return jax.nn.softmax(product("bqhd,bkhd->bhqk", q, k))
 
 
 @jax.custom_vjp
@@ -81,17 +83,17 @@ def attend_by_products(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 def _products_forward(q, k, v):
     q, k, v = _swap(q * q.shape[-1] ** -0.5), _swap(k), _swap(v)
-    p = jax.nn.softmax(_sum("bhqd,bhkd->bhqk", q, k)).astype(v.dtype)
-    return _swap(_sum("bhqk,bhkd->bhqd", p, v)).astype(v.dtype), (q, k, v, p)
+    p = jax.nn.softmax(product("bhqd,bhkd->bhqk", q, k)).astype(v.dtype)
+    return _swap(product("bhqk,bhkd->bhqd", p, v)).astype(v.dtype), (q, k, v, p)
 
 
 def _products_backward(kept, g):
     q, k, v, p = kept
     g = _swap(g)
-    dp = _sum("bhqd,bhkd->bhqk", g, v)
+    dp = product("bhqd,bhkd->bhqk", g, v)
     ds = (p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))).astype(q.dtype)
-    dq, dk = _sum("bhqk,bhkd->bhqd", ds, k) * q.shape[-1] ** -0.5, _sum("bhqk,bhqd->bhkd", ds, q)
-    dv = _sum("bhqk,bhqd->bhkd", p, g)
+    dq, dk = product("bhqk,bhkd->bhqd", ds, k) * q.shape[-1] ** -0.5, product("bhqk,bhqd->bhkd", ds, q)
+    dv = product("bhqk,bhqd->bhkd", p, g)
     return _swap(dq).astype(q.dtype), _swap(dk).astype(k.dtype), _swap(dv).astype(v.dtype)
 
 
@@ -101,11 +103,6 @@ attend_by_products.defvjp(_products_forward, _products_backward)
 def _swap(x: jax.Array) -> jax.Array:
     """Put heads before tokens or back: [B, T, heads, D / heads] to [B, heads, T, D / heads] and the reverse."""
     return jnp.swapaxes(x, 1, 2)
-
-
-def _sum(axes, a, b):
-    """Compute an einsum with products in the operands' type and sums in float32."""
-    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
 
 
 def attend_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
@@ -121,7 +118,7 @@ def attend_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax
     return out[:, : q.shape[1]].reshape(q.shape)
 
 
-def chosen_form(form: str, q: jax.Array, k: jax.Array, heads: int) -> str:
+def chosen_form(form: str, q: Shaped, k: Shaped, heads: int) -> str:
     """Return the form to use; "xla" if the requested one does not support the device or the sizes."""
     batch, queries, dim = q.shape
     if not isinstance(batch, int) or batch % auto_devices():

@@ -3,10 +3,10 @@
 Shapes: B batch, Q queries, T tokens, D width.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +15,15 @@ from maejax.ops.attention import attend, attend_packed, attend_plainly, chosen_f
 from maejax.ops.dense import Dtype, affine, gelu, mlp_in_pieces, piece_ends
 from maejax.ops.platform import is_target_tpu, target_platform
 
-FastForm = Literal["pallas", "cudnn", "pieces"]
-NAMES: dict[FastForm, str] = {
-    "pallas": "attention by the TPU kernel",
-    "cudnn": "attention by cuDNN",
-    "pieces": "the MLP in pieces of tokens",
-}
-# Samples of a comparison. All forms work per sample, and 64 fill two blocks of the TPU kernel from 50 tokens of half
-# precision on, the second of them in part.
+NAMES = {"pallas": "TPU attention kernel", "cudnn": "cuDNN attention", "pieces": "MLP in pieces of tokens"}
+# Samples of a comparison. All forms work per sample; from 50 tokens of half precision on, 64 samples fill more than two
+# blocks of the TPU kernel, the last one in part.
 MOST_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of the layers of one part of a model on one device: B, Q, T, D and the attention heads.
-
-    Q is less than T in a layer whose last Q tokens alone are asked for; its MLP has Q tokens.
-    """
+    """Sizes of a layer on one device: B samples, Q tokens with queries and in the MLP, T tokens in all, D, heads."""
 
     part: str
     rows: int
@@ -43,12 +35,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Deviations of a fast form from exact products, as shares of the largest vector, and the bound for both.
+    """Deviations of a fast form as shares of the largest vector, their bound, and the error if one was raised."""
 
-    `error` is the first line of what was raised instead.
-    """
-
-    form: FastForm
+    form: str
     part: str
     forward: float
     gradient: float
@@ -57,17 +46,13 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Whether the form may run: neither raised nor deviated. NaN deviates."""
+        """Whether the form may run: no error, and no deviation beyond the bound. NaN is beyond it."""
         return not self.error and self.forward <= self.bound and self.gradient <= self.bound
 
     def __str__(self) -> str:
         """Describe the outcome in one line."""
-        if self.error:
-            return f"{NAMES[self.form]} fails in the {self.part}: {self.error}"
-        return (
-            f"{NAMES[self.form]} deviates in the {self.part} by {self.forward:.1e} forward and {self.gradient:.1e} in "
-            f"the gradient, at most {self.bound:.1e} is rounding"
-        )
+        deviations = f"off by {self.forward:.1e} forward, {self.gradient:.1e} in the gradient; {self.bound:.1e} allowed"
+        return f"{NAMES[self.form]} in the {self.part}: {self.error or deviations}"
 
 
 def compare_fast_forms(layers: Sequence[Sizes], dtype: Dtype, *, attention: bool = True) -> list[Comparison]:
@@ -77,106 +62,91 @@ def compare_fast_forms(layers: Sequence[Sizes], dtype: Dtype, *, attention: bool
     """
     found = []
     for sizes in layers:
-        form = attention_form(sizes, dtype) if attention else None
-        found += [compare(each, sizes, dtype) for each in (form, "pieces" if is_target_tpu() else None) if each]
+        q, k = (jax.ShapeDtypeStruct((sizes.rows, n, sizes.dim), dtype) for n in (sizes.queries, sizes.tokens))
+        forms = ["pieces"] if is_target_tpu() else []
+        if attention:
+            forms += [form for form in ("pallas", "cudnn") if chosen_form(form, q, k, sizes.heads) == form]
+        found += [compare(form, sizes, dtype) for form in forms]
     return found
 
 
-def attention_form(sizes: Sizes, dtype: Dtype) -> Literal["pallas", "cudnn"] | None:
-    """Return the fast form of attention that supports this device and these sizes, if there is one."""
-    q, k = (jax.ShapeDtypeStruct((sizes.rows, n, sizes.dim), dtype) for n in (sizes.queries, sizes.tokens))
-    return next((form for form in ("pallas", "cudnn") if chosen_form(form, q, k, sizes.heads) == form), None)  # type: ignore[arg-type]
-
-
-def compare(form: FastForm, sizes: Sizes, dtype: Dtype) -> Comparison:
+def compare(form: str, sizes: Sizes, dtype: Dtype) -> Comparison:
     """Compare one fast form at these sizes, but at most `MOST_ROWS` samples, with exact products.
 
-    Whatever the compiler or the device raises counts as failed.
+    The form fails if the compiler or the device raises anything. Otherwise the bound is what rounding can do to a
+    vector. A form rounds at up to five places to the type of its products, and values are off by eps / sqrt(12) of
+    their power of two: each place moves a vector by eps / 5. The root of the squares is half of eps, and eps is the
+    bound. Float32 sums add their eps times the square root of the number of terms.
     """
-    limit = bound(sizes, dtype)
+    products = jnp.bfloat16 if target_platform() == "tpu" else dtype  # there those of float32 too, by JAX's default
+    terms = min(sizes.rows, MOST_ROWS) * sizes.tokens + 4 * sizes.dim
+    bound = float(jnp.finfo(products).eps + jnp.finfo(jnp.float32).eps * math.sqrt(terms))
+    forward, gradient, error = math.nan, math.nan, ""
     try:
-        fast, plain, draw = _mlp_forms(sizes, dtype) if form == "pieces" else _attention_forms(form, sizes, dtype)
-        *operands, cotangent = jax.jit(draw)(jax.random.key(0))
+        fast, plain, shapes = _mlp_forms(sizes, dtype) if form == "pieces" else _attention_forms(form, sizes)
+        *operands, cotangent = jax.jit(_draw, static_argnums=(0, 1))(tuple(shapes), jnp.dtype(dtype))
         found = jax.jit(_outcome, static_argnums=0)(fast, operands, cotangent)
         with jax.default_matmul_precision("highest"):
-            forward, gradient = jax.jit(_deviations, static_argnums=0)(plain, operands, cotangent, found)
-        return Comparison(form, sizes.part, float(forward), float(gradient), limit)
-    except Exception as error:
-        first_line = (str(error).strip() or "no message").splitlines()[0]
-        return Comparison(form, sizes.part, math.nan, math.nan, limit, f"{type(error).__name__}: {first_line[:200]}")
+            forward, gradient = map(float, jax.jit(_deviations, static_argnums=0)(plain, operands, cotangent, found))
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {str(raised).strip()}".splitlines()[0][:200]
+    return Comparison(form, sizes.part, forward, gradient, bound, error)
 
 
-def bound(sizes: Sizes, dtype: Dtype) -> float:
-    """Return how far rounding can move a vector of results, as a share of the largest.
-
-    A form rounds at up to five places to the type of the products. Each moves a vector by eps / 5 in the mean: values
-    are off by eps / sqrt(12) of their power of two. Their squares add up to about half of eps, and eps is the bound.
-    On TPU float32 products round their operands to bfloat16. Float32 sums add eps(float32) times the square root of
-    their length.
-    """
-    products = jnp.bfloat16 if target_platform() == "tpu" else dtype
-    terms = min(sizes.rows, MOST_ROWS) * sizes.tokens + 4 * sizes.dim
-    return float(jnp.finfo(products).eps) + float(jnp.finfo(jnp.float32).eps) * math.sqrt(terms)
-
-
-def _attention_forms(form: str, sizes: Sizes, dtype: Dtype):
-    """Return attention by a fast form, by plain products, and a function that draws q, k, v and a cotangent."""
-    heads, rows = sizes.heads, min(sizes.rows, MOST_ROWS)
+def _attention_forms(form: str, sizes: Sizes):
+    """Return attention by a fast form, attention by plain products, and the shapes of q, k, v and the result."""
 
     def fast(q, k, v):
-        if sizes.queries == sizes.tokens:  # as in a layer whose tokens are all asked for
-            return attend_packed(jnp.concatenate([q, k, v], axis=-1), heads, form)
-        return attend(q, k, v, heads, form)
+        if sizes.queries == sizes.tokens:  # a layer of a model projects to one array then
+            return attend_packed(jnp.concatenate([q, k, v], axis=-1), sizes.heads, form)
+        return attend(q, k, v, sizes.heads, form)
 
-    def draw(key):
-        lengths = (sizes.queries, sizes.tokens, sizes.tokens, sizes.queries)
-        keys = jax.random.split(key, 4)
-        return [jax.random.normal(k, (rows, n, sizes.dim), dtype) for k, n in zip(keys, lengths, strict=True)]
-
-    return fast, lambda *operands: attend_plainly(*operands, heads), draw
+    rows, (queries, tokens) = min(sizes.rows, MOST_ROWS), (sizes.queries, sizes.tokens)
+    shapes = [(rows, length, sizes.dim) for length in (queries, tokens, tokens, queries)]
+    return fast, functools.partial(attend_plainly, heads=sizes.heads), shapes
 
 
 def _mlp_forms(sizes: Sizes, dtype: Dtype):
-    """Return the MLP in the pieces of the full batch, by plain products, and a function that draws its operands."""
-    rows, dim, tokens = min(sizes.rows, MOST_ROWS), sizes.dim, sizes.queries
-    ends = piece_ends(jax.ShapeDtypeStruct((sizes.rows, tokens, dim), dtype), 4 * dim)
+    """Return the MLP in the pieces of the full batch, by plain products, and the shapes of operands and result."""
+    dim, hidden = sizes.dim, 4 * sizes.dim
+    ends = piece_ends(jax.ShapeDtypeStruct((sizes.rows, sizes.queries, dim), dtype), hidden)
 
-    def fast(x, *weights):
-        fc1, fc2 = (lambda x, w=w, b=b: affine(x, w, b) for w, b in (weights[:2], weights[2:]))
-        return mlp_in_pieces(x, fc1, fc2, gelu, ends)
+    def fast(x, w1, b1, w2, b2):
+        return mlp_in_pieces(x, lambda x: affine(x, w1, b1), lambda x: affine(x, w2, b2), gelu, ends)
 
-    def plain(x, *weights):
-        return affine(gelu(affine(x, *weights[:2])), *weights[2:])
+    def plain(x, w1, b1, w2, b2):
+        return affine(gelu(affine(x, w1, b1)), w2, b2)
 
-    def draw(key):
-        keys = jax.random.split(key, 6)
-        x, cotangent = (jax.random.normal(k, (rows, tokens, dim), dtype) for k in keys[:2])
-        shapes = (dim, 4 * dim), (4 * dim,), (4 * dim, dim), (dim,)
-        weights = (jax.random.normal(k, s) * s[0] ** -0.5 for k, s in zip(keys[2:], shapes, strict=True))
-        # Rounded to `dtype`: exact products must be of the same numbers. XLA may skip a cast to `dtype` and back.
-        kept = jnp.finfo(dtype)
-        return [x, *(jax.lax.reduce_precision(w, kept.nexp, kept.nmant) for w in weights), cotangent]
+    tokens = (min(sizes.rows, MOST_ROWS), sizes.queries, dim)
+    return fast, plain, [tokens, (dim, hidden), (hidden,), (hidden, dim), (dim,), tokens]
 
-    return fast, plain, draw
+
+def _draw(shapes: Sequence[tuple[int, ...]], dtype: jnp.dtype) -> list[jax.Array]:
+    """Draw tokens [B, T, D] of a type, and float32 weights and biases with the values of that type."""
+    keys, kept = jax.random.split(jax.random.key(0), len(shapes)), jnp.finfo(dtype)
+    values = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    # Not by a cast to `dtype` and back, which XLA may skip.
+    rounded = [jax.lax.reduce_precision(a * len(a) ** -0.5, kept.nexp, kept.nmant) for a in values]
+    return [a.astype(dtype) if a.ndim == 3 else weights for a, weights in zip(values, rounded, strict=True)]
 
 
 def _outcome(function: Callable[..., jax.Array], operands: list[jax.Array], cotangent: jax.Array) -> list[jax.Array]:
-    """Compute a function of the operands and its gradients by each of them, where its result has that cotangent."""
+    """Compute a function of the operands and, for a cotangent of its result, the gradient by each operand."""
     out, backward = jax.vjp(function, *operands)
     return [out, *backward(cotangent)]
 
 
 def _deviations(plain, operands, cotangent, found) -> tuple[jax.Array, jax.Array]:
-    """Compare what was found with a function's exact outcome: the result's deviation and the gradients' largest.
+    """Return how far the found outcome of a function is from the exact one: the result, and the worst gradient.
 
-    Arrays are compared by their vectors along the last axis: the longest difference by the longest exact one. So a
-    wrong value weighs as much among many samples as among few.
+    Arrays are compared by their vectors along the last axis: the longest difference by the longest exact vector. So a
+    wrong vector weighs as much among many samples as among few.
     """
-    wide = [a.astype(jnp.float32) for a in (*operands, cotangent)]
+    *wide, wide_cotangent = [array.astype(jnp.float32) for array in (*operands, cotangent)]
 
     def deviation(found, exact):
         off, size = (jnp.linalg.norm(a, axis=-1).max() for a in (found.astype(jnp.float32) - exact, exact))
         return off / size
 
-    out, *gradients = map(deviation, found, _outcome(plain, wide[:-1], wide[-1]))
+    out, *gradients = map(deviation, found, _outcome(plain, wide, wide_cotangent))
     return out, jnp.stack(gradients).max()

@@ -29,10 +29,11 @@ def affine(x: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
     from the samples to the optimizer, across devices too. The backward pass is written out, since autodiff would round
     that gradient. XLA on CPU multiplies in half precision, twice as fast, only if sums are requested in float32.
     """
-    return (_product("btd,de->bte", x, weights.astype(x.dtype)) + bias.reshape(1, 1, -1)).astype(x.dtype)
+    return (product("btd,de->bte", x, weights.astype(x.dtype)) + bias.reshape(1, 1, -1)).astype(x.dtype)
 
 
-def _product(axes, a, b):
+def product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Compute an einsum of two arrays with products in their type and float32 sums: float32."""
     return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
 
 
@@ -42,12 +43,12 @@ def _affine_forward(x, weights, bias):
 
 def _affine_backward(kept, g):
     x, weights = kept
-    dx = _product("bte,de->btd", g, weights.astype(x.dtype)).astype(x.dtype)
+    dx = product("bte,de->btd", g, weights.astype(x.dtype)).astype(x.dtype)
     if x.shape[-1] > g.shape[-1] and target_platform() == "cpu":
         # XLA on CPU would transpose both axes value by value, which for a wide x takes as long as the product.
-        dweights = _product("td,te->de", x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
+        dweights = product("td,te->de", x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
     else:
-        dweights = _product("btd,bte->de", x, g)
+        dweights = product("btd,bte->de", x, g)
     return dx, dweights, jnp.sum(g, axis=(0, 1), dtype=jnp.float32)
 
 
@@ -117,15 +118,7 @@ def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None, shape:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def mlp(
-    x: jax.Array,
-    fc1: Linear,
-    fc2: Linear,
-    gelu: str,
-    rate: float = 0.0,
-    key: jax.Array | None = None,
-    pieces: bool = True,
-):
+def mlp(x: jax.Array, fc1: Linear, fc2: Linear, gelu: str, rate: float = 0, key=None, pieces: bool = True) -> jax.Array:
     """Map x [B, T, D] by two linear layers with the GELU and dropout between them: [B, T, D].
 
     The pre-GELU values of the hidden layer, four times as wide as x, are named "hidden" for `jax.checkpoint`.
