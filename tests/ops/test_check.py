@@ -42,8 +42,8 @@ def test_honest_forms_pass_within_rounding(tpu, monkeypatch, sizes, dtype):
     assert [(each.form, each.part) for each in found] == [("pieces", sizes.part), ("pallas", sizes.part)]
     for each in found:
         assert each.ok and each.error == "", each
-        # They do differ where values are rounded, and half of the bound is room to spare.
-        assert max(each.forward, each.gradient) < 0.6 * each.bound, each
+        # They differ where values are rounded. One more place that rounds would take half of the bound.
+        assert max(each.forward, each.gradient) < (0.47 if each.form == "pieces" else 0.55) * each.bound, each
         assert each.forward > 0 or dtype == jnp.float32
 
 
@@ -79,9 +79,9 @@ def excess(out):
 FAULTS = {
     "raises": refuse,
     "raises when it runs": end_late,
-    "too large": lambda out: out * (1 + excess(out)),
+    "too large": lambda out: out + jax.lax.stop_gradient(excess(out) * out),
     "a wrong head of one token": lambda out: out.at[-1, -1, :64].set(0),
-    "not a number": lambda out: out.at[0, 0, 0].set(jnp.nan),
+    "not a number": lambda out: out + jnp.zeros_like(out).at[0, 0, 0].set(jnp.nan),
     "wrong in its gradient": lambda out: (1 + excess(out)) * out - jax.lax.stop_gradient(excess(out) * out),
 }
 
@@ -110,7 +110,11 @@ def test_a_form_that_fails_or_deviates_is_found(request, monkeypatch, form, faul
 
 def test_all_sizes_count(tpu, monkeypatch):
     """A form that is wrong where queries are fewer than keys is found there alone."""
-    monkeypatch.setattr(attention, "attend_on_chip", lambda q, k, v, heads: attend_plainly(q, k, v[:, ::-1], heads))
+
+    def wrong(q, k, v, heads):
+        return attend_plainly(q, k, v[:, ::-1] if q.shape[1] < k.shape[1] else v, heads)
+
+    monkeypatch.setattr(attention, "attend_on_chip", wrong)
     found = compare_fast_forms([ENCODER, LAST], jnp.bfloat16)
     assert [(each.form, each.part) for each in found if not each.ok] == [("pallas", LAST.part)]
 
