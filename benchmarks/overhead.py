@@ -1,9 +1,9 @@
 """Share of a run's wall time outside the compiled step and the input, at the demo's size: `benchmarks/overhead.py`.
 
-In turns: the compiled step alone, on a batch that is on the device; the whole loop around a step that does nothing,
-which is all that the host does for a step (batch to device, agreement, metrics, log lines); and the whole loop around
-the real step. Batches lie ready in memory. Shares are those of one turn, since the machine's speed may change; the
-median over the turns counts, of which every other one has the loop first.
+Measures three things in turn: the compiled step alone, on a batch that is on the device; the loop around an empty step,
+which is the host's work for a step (batch to device, agreement, metrics, log lines); and the loop around the real step.
+Batches lie ready in memory. A share is computed within one turn, since the machine's speed may change. The median over
+the turns counts; every other turn runs the loop first.
 """
 
 import argparse

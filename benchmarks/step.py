@@ -1,12 +1,11 @@
-"""How fast a training step is on CPU beside the authors' PyTorch step (`step_peer.py`), as ratios of one run.
+"""Speed of a training step on CPU over the authors' PyTorch step (`step_peer.py`), as ratios of one run.
 
     python benchmarks/step.py [--workload vit-b|vit-b-quarter|demo|tune-vit-b] [--rounds 5] [--steps 1] [--cores 1]
         [--sides ...]
 
-Every side is a process of its own that holds its model; they step in turn, in an order that changes every round, so
-that what else the machine does meets them alike. A round gives each side's wall and CPU time; printed are its ratios to
-PyTorch in float32, their median and their range. On a machine that is not idle, CPU time is the one to read.
-PyTorch is not needed by maejax: `pip install torch`.
+Every side is a process with its own model. They step in turn, in an order that changes every round, so that other work
+on the machine slows them alike. Prints each side's ratios to PyTorch in float32, of wall and of CPU time: median and
+range over the rounds. On a busy machine only CPU time is meaningful. Needs PyTorch: `.venv/bin/pip install torch`.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from maejax.errors import InputError
 from maejax.evaluate.encoding import extract
 from maejax.evaluate.knn import knn_accuracy
 from maejax.evaluate.probe import few_label_probe, linear_probe
-from maejax.evaluate.report import write_report
+from maejax.evaluate.report import Report, write_report
 from maejax.evaluate.scores import explain, score_table
 from maejax.models.vit import normalize
 from maejax.tasks import pretrain
@@ -187,18 +187,18 @@ def write_results(config, directory, scores, seconds, written, console) -> dict[
         "explanation": explain(scores),
     }
     write_json(directory / "report.json", result)
-    write_report(
-        directory / "report.html",
+    report = Report(
         title="A masked autoencoder, pre-trained and judged",
         scores=scores,
         seconds=result["seconds"],
         losses=losses,
-        picture_paths={"Test images after the last step": picture},
+        pictures={"Test images after the last step": picture},
         config=written["flags"],
         command="maejax demo",
         x_label="step",
         licence="Images: a part of Fashion-MNIST, copyright 2017 Zalando SE, MIT licence.",
     )
+    write_report(directory / "report.html", report)
     console.print(f"report   {directory / 'report.html'}", highlight=False)
     console.print(f"pictures {picture}", highlight=False)
     return result

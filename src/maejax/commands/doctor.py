@@ -22,9 +22,9 @@ from maejax.data.augment import build_train
 from maejax.data.loader_speed import measure
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import Source, open_source
-from maejax.errors import FetchError, InputError
+from maejax.errors import FetchError, InputError, install
 from maejax.storage.bucket import try_bucket
-from maejax.storage.mirror import CACHE
+from maejax.storage.cache import cache_folder
 
 DEVICE_SECONDS = 300  # the chips of a pod come up when all its hosts ask for them, which may be minutes apart
 LOADER_SECONDS = 2.0
@@ -74,7 +74,7 @@ def run(
         for name, check in (
             ("versions", lambda: check_versions(constraints)),
             ("devices", lambda: check_devices(count_chips())),
-            ("disk", lambda: check_disk(Path(CACHE).expanduser() if there else Path(output_dir))),
+            ("disk", lambda: check_disk(cache_folder() if there else Path(output_dir))),
             ("run folder", lambda: check_bucket(output_dir, "run folder") if there else check_folder(Path(output_dir))),
             *([("bucket", lambda: check_bucket(bucket))] if bucket else []),
             ("loader", lambda: check_loader(shards, consume)),
@@ -161,9 +161,9 @@ def check_devices(chips: int) -> Check:
     if seen["processes"] > 1:
         found += f" of {seen['all']} in {seen['processes']} processes"
     if chips and seen["platform"] != "tpu":
-        return Check("devices", "fail", f"{found}, but there are {chips} TPU chips", "pip install 'maejax[tpu]'")
+        return Check("devices", "fail", f"{found}, but there are {chips} TPU chips", install("tpu"))
     if seen["platform"] == "cpu" and shutil.which("nvidia-smi"):
-        return Check("devices", "warn", f"{found}, but there is an NVIDIA driver", "pip install 'maejax[cuda]'")
+        return Check("devices", "warn", f"{found}, but there is an NVIDIA driver", install("cuda"))
     return Check("devices", "ok", found)
 
 
@@ -245,7 +245,7 @@ def check_loader(shards: str, consume: float | None) -> Check:
     found += f"; the model takes {consume:,.0f}"
     if not verdict["keeps_up"]:
         return Check(
-            "loader", "fail", found, f"that needs {verdict['cores_needed']:,} cores like these; docs/loader.md"
+            "loader", "fail", found, f"that needs {verdict['cores_needed']:,} cores like these; docs/notes/loader.md"
         )
     if rates["all"] < 1.2 * consume:
         return Check("loader", "warn", found, "less than a fifth to spare")

@@ -9,10 +9,9 @@ from rich.console import Console
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source
 from maejax.errors import InputError
-from maejax.evaluate.encoding import POOLS
-from maejax.evaluate.feature_file import encoder_of
+from maejax.evaluate.encoding import POOLS, encoder_of
 from maejax.evaluate.protocols import DRAWS, MEASURES, PROTOCOLS, pair, score, untrained_like
-from maejax.evaluate.report import write_report
+from maejax.evaluate.report import Report, write_report
 from maejax.evaluate.scores import explain_control, score_table
 from maejax.training.rundir import write_json
 from maejax.weights.files import load
@@ -71,7 +70,7 @@ def run(
             batch_size=batch_size,
             workers=workers,  # type: ignore[arg-type]
             seed=seed,
-            tell=lambda what, kind=kind: console.print(f"{kind}: {what}", highlight=False),
+            log=lambda what, kind=kind: console.print(f"{kind}: {what}", highlight=False),
         )
         seconds[kind] = round(time.monotonic() - start, 1)
     measures = {name: title for name, title in MEASURES.items() if name in scores["pretrained"]}
@@ -92,19 +91,17 @@ def run(
     if control:
         sentence = result["explanation"] = explain_control(scores, measures, level)
     write_json(out / "report.json", result)
-    write_report(
-        out / "report.html",
-        title="A frozen encoder, judged",
+    report = Report(
+        title="Evaluation of a frozen encoder",
         scores=scores,
         seconds=seconds,
-        losses={},
-        picture_paths={},
         config={key: result[key] for key in ("checkpoint", "train", "test", "features", "seed")},
         command=command,
         measures=measures,
         sentence=sentence,
         notes=[_note(protocols, images, pool, level)],
     )
+    write_report(out / "report.html", report)
     console.print(score_table(scores, measures))
     console.print(sentence, highlight=False)
     console.print(f"report   {out / 'report.html'}", highlight=False)

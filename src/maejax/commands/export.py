@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maejax.config import flags, recipe
-from maejax.errors import InputError, WeightsError
+from maejax.errors import InputError, WeightsError, install
 from maejax.evaluate import stablehlo
 from maejax.training.log import read_metrics
 from maejax.training.rundir import read_config
@@ -59,7 +59,7 @@ def check_installed() -> None:
 
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise InputError("--to stablehlo needs flatbuffers: pip install 'maejax[export]'")
+        raise InputError(f"--to stablehlo needs flatbuffers: {install('export')}")
 
 
 def write_and_check(weights: Weights, path: Path, pool: Any) -> str:

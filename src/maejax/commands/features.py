@@ -11,8 +11,8 @@ from maejax.console import progress
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source
 from maejax.errors import InputError
-from maejax.evaluate.encoding import POOLS
-from maejax.evaluate.feature_file import check_path, encoder_of, write_features
+from maejax.evaluate.encoding import POOLS, encoder_of
+from maejax.evaluate.feature_file import check_path, write_features
 from maejax.weights.files import load
 
 

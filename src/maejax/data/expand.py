@@ -12,13 +12,13 @@ from maejax.data.tables import table_files
 from maejax.errors import FetchError, FormatError, InputError
 from maejax.storage.bucket import list_bucket
 from maejax.storage.http import list_hf
+from maejax.storage.read import read_address
 from maejax.storage.redact import redact
-from maejax.storage.retry import Patience
-from maejax.storage.spool import read_address
+from maejax.storage.retry import RetryPolicy
 
 PACKED = re.compile(r"\.(tgz|tar\.\w+)$", re.IGNORECASE)  # a shard that must be unpacked to be read
 LIST_LIMIT = 64 << 20  # bytes
-_ASKING = Patience(connect=10, stall=20, total=20)  # a user waits for an answer
+_ASKING = RetryPolicy(connect=10, stall=20, total=20)  # a user waits for an answer
 _SHARD = re.compile(r"\.(tar|tgz|tar\.\w+)$", re.IGNORECASE)
 _REMOTE = re.compile(r"[a-zA-Z][\w+.-]*://")
 

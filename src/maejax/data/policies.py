@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from maejax.errors import InputError
+from maejax.errors import InputError, install
 
 Size = tuple[int, int]
 Picturing = Callable[[Image.Image], Image.Image]
@@ -157,6 +157,4 @@ def _load() -> ModuleType:
             draws = _Draws()
             vars(module).update(draws=draws, random=_Python(draws), np=_NumPy(draws), ImageOps=_ImageOps())
             return module
-    raise InputError(
-        "--auto-augment needs timm, whose policies these are: pip install 'maejax[timm]', or set it to none"
-    )
+    raise InputError(f"--auto-augment needs timm, whose policies these are: {install('timm')}, or set it to none")

@@ -18,7 +18,7 @@ from maejax.data.stream import Here, Item, Remote, Stream, fetch_all, first_imag
 from maejax.data.tables import TABLE_SUFFIXES, in_table
 from maejax.errors import FormatError, InputError
 from maejax.storage.redact import redact
-from maejax.storage.retry import Patience
+from maejax.storage.retry import RetryPolicy
 
 LOCAL_SHARD = 1000  # images
 
@@ -93,7 +93,7 @@ def open_source(
     *,
     labels: str | Path | None = None,
     cache_dir: str = "",
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> Source:
     """Find every image and label that one spec, or several, stand for; what is not here is fetched, all of it.
 
@@ -117,9 +117,9 @@ def open_source(
     _refuse_arrays(specs, local)
     shards, folder = name_shards(addresses), open_folder(cache_dir)
     found = _look(local)
-    if next(first_images(Stream(shards, folder, bool(cache_dir), Patience()), found.problems), None) is None:
+    if next(first_images(Stream(shards, folder, bool(cache_dir), RetryPolicy()), found.problems), None) is None:
         raise InputError(_nothing_in(specs, len(local) + len(addresses), found))
-    fetched, lost = fetch_all(shards, folder, patience or Patience())
+    fetched, lost = fetch_all(shards, folder, patience or RetryPolicy())
     for path, title in fetched:
         found.extend(in_tar(path, title))
     found.problems += [f"{name}: {reason}" for name, reason in lost.items()]
@@ -129,7 +129,9 @@ def open_source(
     return _labelled(_gather(found), [*local, *(path for path, _ in fetched)], labels)
 
 
-def open_stream(spec: str | Sequence[str], *, cache_dir: str = "", patience: Patience | None = None) -> Source | Stream:
+def open_stream(
+    spec: str | Sequence[str], *, cache_dir: str = "", patience: RetryPolicy | None = None
+) -> Source | Stream:
     """Open a spec for training: a stream where shards must be fetched or unpacked, else as `open_source` does.
 
     Local images beside them take part as shards of `LOCAL_SHARD` images each, drawn at random.
@@ -153,7 +155,7 @@ def open_stream(spec: str | Sequence[str], *, cache_dir: str = "", patience: Pat
         shards,
         open_folder(cache_dir),
         keep=bool(cache_dir),
-        patience=patience or Patience(),
+        patience=patience or RetryPolicy(),
         total=total,
         classes=classes,
         problems=found.problems,

@@ -18,13 +18,14 @@ import numpy as np
 from maejax.data.fill import Place
 from maejax.data.listing import along_tar
 from maejax.errors import FetchError, FormatError, InputError
+from maejax.storage.read import read_address
 from maejax.storage.redact import redact
-from maejax.storage.retry import Patience
-from maejax.storage.spool import Spool, kept_file, read_address, remove_leftovers, stem_of
+from maejax.storage.retry import RetryPolicy
+from maejax.storage.spool import Spool, kept_file, remove_leftovers, stem_of
 
 PARALLEL = 8  # shards fetched at a time where all are wanted
 PROBED, PROBED_IMAGES = 8, 100  # shards, and images of each, that are tried before training
-PROBING = Patience(connect=5, stall=10, total=10)
+PROBING = RetryPolicy(connect=5, stall=10, total=10)
 
 
 class Item(NamedTuple):
@@ -44,13 +45,13 @@ class Remote:
     title: str
     stem: str
 
-    def open(self, folder: Path, keep: bool, patience: Patience) -> "Arriving":
+    def open(self, folder: Path, keep: bool, patience: RetryPolicy) -> "Arriving":
         """Start to fetch it into `folder`, where it stays if `keep`."""
-        return Arriving(self, Spool(self.address, folder, self.stem, keep=keep, patience=patience))
+        return Arriving(self, Spool(self.address, folder, self.stem, keep=keep, policy=patience))
 
-    def fetch(self, folder: Path, patience: Patience) -> Path:
+    def fetch(self, folder: Path, patience: RetryPolicy) -> Path:
         """Fetch all of it and return the local file; raises FetchError."""
-        spool = Spool(self.address, folder, self.stem, keep=True, patience=patience)
+        spool = Spool(self.address, folder, self.stem, keep=True, policy=patience)
         try:
             spool.wait(1 << 62)
         finally:
@@ -103,7 +104,7 @@ class Here:
     items: Sequence[Item]
     done: bool = True
 
-    def open(self, folder: Path, keep: bool, patience: Patience) -> "Here":
+    def open(self, folder: Path, keep: bool, patience: RetryPolicy) -> "Here":
         """There is nothing to start."""
         return self
 
@@ -131,7 +132,7 @@ class Stream:
     shards: Sequence[Remote | Here]
     folder: Path
     keep: bool
-    patience: Patience
+    patience: RetryPolicy
     total: int | None = None
     classes: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
@@ -206,7 +207,7 @@ def open_folder(cache_dir: str) -> Path:
 
 
 def fetch_all(
-    shards: Sequence[Remote], folder: Path, patience: Patience
+    shards: Sequence[Remote], folder: Path, patience: RetryPolicy
 ) -> tuple[list[tuple[Path, str]], dict[str, str]]:
     """Fetch shards to local files: (path, title) of each that could be had, and why the others, by name, could not."""
     fetched: list[tuple[Path, str]] = []
@@ -241,7 +242,7 @@ def read_index(addresses: Sequence[str]) -> tuple[int | None, tuple[str, ...]]:
     total, classes = 0, ()
     for folder, names in folders.items():
         try:
-            chunks = read_address(f"{folder}/index.json", Patience(connect=5, stall=5, total=5), threading.Event())
+            chunks = read_address(f"{folder}/index.json", RetryPolicy(connect=5, stall=5, total=5), threading.Event())
             index = json.loads(b"".join(chunks))
             samples = {entry["name"]: int(entry["samples"]) for entry in index["shards"]}
             total += sum(samples[name] for name in names)

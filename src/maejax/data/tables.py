@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maejax.data.listing import Listing, Sample
-from maejax.errors import FormatError
+from maejax.errors import FormatError, install
+from maejax.storage.cache import cache_folder
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 _IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "photo", "picture")
@@ -87,7 +88,7 @@ def in_table(path: Path, title: str) -> Listing:
     try:
         import pyarrow as pa
     except ImportError:
-        raise FormatError(f"{path}: reading it needs pyarrow; install maejax[hf]") from None
+        raise FormatError(f"{path}: reading it needs pyarrow: {install('hf')}") from None
     listing = Listing()
     listing.suffixes[path.suffix.lower()] += 1
     try:
@@ -229,8 +230,3 @@ def _as_arrow(path: Path) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     return copy
-
-
-def cache_folder() -> Path:
-    """Return where copies of parquet files lie; they can be deleted at any time between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "maejax"

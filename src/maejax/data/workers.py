@@ -1,7 +1,7 @@
 """Threads and processes that fill the rows of batches.
 
 Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process. What holds the GIL feeds no
-more (docs/loader.md); beyond that there are processes, each with threads, that write rows straight into memory which
+more (docs/notes/loader.md); beyond that there are processes, each with threads, that write rows into memory which
 all share. That memory has no name in any file system: nothing is left of it, however a run ends.
 """
 

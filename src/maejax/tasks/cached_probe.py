@@ -18,7 +18,7 @@ from maejax.config import Config
 from maejax.console import progress
 from maejax.data.order import epoch_order
 from maejax.errors import InputError
-from maejax.evaluate.curve import draw_curve
+from maejax.evaluate.curve import write_curve
 from maejax.models.classifier import Classifier
 from maejax.models.trees import joined, parted
 from maejax.tasks.accuracy import Accuracy, score_logits
@@ -194,14 +194,7 @@ def write_sweep(directory: Path, found: Sweep) -> None:
         title: [(float(np.log10(rate)), scores[name]) for rate, scores in sorted(found.scores.items())]
         for title, name in (("top-1", "val/acc1"), ("top-5", "val/acc5"))
     }
-    style = (
-        "<style>svg{font:14px sans-serif;background:#fff}polyline{fill:none;stroke-width:2}"
-        ".line-0{stroke:#1f6feb}.line-1{stroke:#bf5700}text.line-0{stroke:none;fill:#1f6feb}"
-        "text.line-1{stroke:none;fill:#bf5700}.grid{stroke:#ddd}</style>"
-    )
-    drawn = draw_curve(points, "log10 of the base learning rate", "validation accuracy, %")
-    first, _, others = drawn.partition(">")
-    (directory / "sweep.svg").write_text(f'{first} xmlns="http://www.w3.org/2000/svg">{style}{others}')
+    write_curve(directory / "sweep.svg", points, "log10 of the base learning rate", "validation accuracy, %")
 
 
 def probe(

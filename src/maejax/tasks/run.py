@@ -21,7 +21,7 @@ from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Batch, Loader, check_readable
 from maejax.data.sources import Source, open_source, open_stream
 from maejax.data.stream import Stream
-from maejax.distributed.processes import everywhere, share
+from maejax.distributed.processes import all_processes, broadcast_from_0
 from maejax.errors import InputError
 from maejax.models.trees import array_name, check_arrays
 from maejax.storage import mirror
@@ -130,7 +130,7 @@ class Trained:
 def run_directory(config: Config) -> Path:
     """Where a run keeps everything; if that is an address, the folder of this process that stands for it."""
     output, name = config.run.output_dir, config.run.name or config.run.mode
-    return mirror.work_folder(f"{output}/{name}") if "://" in output else Path(output) / name
+    return mirror.work_folder(f"{output}/{name}", jax.process_index()) if "://" in output else Path(output) / name
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
             if recipe.judge is not None:
                 judge = recipe.judge(directory, mesh, start)
                 # A stop may have come before or in the evaluation of the step at which this run goes on.
-                evaluated = not start or bool(share(evaluated_at(directory / "metrics.jsonl", start)))
+                evaluated = not start or bool(broadcast_from_0(evaluated_at(directory / "metrics.jsonl", start)))
                 evaluate = partial(evaluate_and_keep_best, judge, best, log)
                 if start and judge.best_step == start:
                     best.save(as_evaluated(state), start)  # the process before may have ended between the two saves
@@ -246,7 +246,7 @@ def open_directory(config: Config, model: dict[str, Any], source: Source | Strea
         resume=config.run.resume,
         first=jax.process_index() == 0,
     )
-    if not everywhere(newest == share(newest) and mirror.exists(config_path(directory))):
+    if not all_processes(newest == broadcast_from_0(newest) and mirror.exists(config_path(directory))):
         raise InputError(
             f"the processes see different files in {mirror.shown(directory)}; --output-dir must be a folder they share"
         )

@@ -13,7 +13,7 @@ from maejax.data.augment import build_eval
 from maejax.data.faults import Faults
 from maejax.data.pipeline import Loader
 from maejax.data.sources import Source
-from maejax.distributed.processes import share
+from maejax.distributed.processes import broadcast_from_0
 from maejax.evaluate.reconstruct import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
@@ -100,7 +100,7 @@ def best_so_far(directory: Path, metric: str, start: int, sign: int = 1) -> tupl
     metrics = directory / "metrics.jsonl"
     earlier = read_metrics(metrics, metric) if metrics.exists() else []
     best = min(((sign * value, step) for step, value in earlier if step <= start), default=(float("inf"), 0))
-    return sign * share(best[0]), int(share(best[1]))
+    return sign * broadcast_from_0(best[0]), int(broadcast_from_0(best[1]))
 
 
 def draw(model: MaskedAutoencoder, batch: dict[str, np.ndarray], seed: int, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from maejax.distributed.processes import everywhere
+from maejax.distributed.processes import all_processes
 from maejax.errors import Failed
 from maejax.storage import mirror
 from maejax.training.checkpoint import Checkpoints, Saving, save_alone
@@ -82,7 +82,7 @@ class CopiedCheckpoints(Checkpoints):
             saving.result()
         except Exception as error:  # whatever Orbax, TensorStore or the bucket make of it
             failure = error
-        if not everywhere(failure is None):
+        if not all_processes(failure is None):
             raise failure or Failed("the first process, which alone writes, could not")
 
     def _keep_newest(self, step: int) -> None:

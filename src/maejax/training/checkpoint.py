@@ -16,7 +16,7 @@ from orbax.checkpoint import Checkpointer, CompositeCheckpointHandler, Composite
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 
-from maejax.distributed.processes import everywhere, first_line
+from maejax.distributed.processes import all_processes, first_line
 from maejax.errors import Failed, InputError
 from maejax.models.trees import check_arrays, named_arrays, with_arrays
 from maejax.storage import mirror
@@ -149,7 +149,7 @@ class Checkpoints:
                 restored, reason = None, first_line(error)
             else:
                 reason = "another process cannot read it"
-            if everywhere(restored is not None) and restored is not None:
+            if all_processes(restored is not None) and restored is not None:
                 self._set_aside(damaged)
                 return restored
             damaged.append(candidate)
@@ -202,7 +202,7 @@ class Checkpoints:
             for step in steps:
                 self._rename(self.directory / str(step), f"{step}.damaged")
         if steps:
-            everywhere(True)  # a barrier: nobody may look before
+            all_processes(True)  # a barrier: nobody may look before
 
     def _rename(self, path: Path, name: str) -> None:
         shutil.rmtree(path.with_name(name), ignore_errors=True)

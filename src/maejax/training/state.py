@@ -22,7 +22,8 @@ OnNan = Literal["stop", "skip"]
 STOP, SAVE, HALT = 0, 1, 2  # what a process may ask of all; HALT: it has no batch, so this step must not count
 WISHES = 3
 
-# Else the compiler makes of a product whose result is split over many chips a loop of small messages (docs/plan.md).
+# Without it, the compiler turns a product whose result is split over many chips into a loop of small messages
+# (docs/notes/plan.md).
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
-from maejax.errors import InputError
+from maejax.errors import InputError, install
 
 _log = logging.getLogger("maejax.training")
 
@@ -112,7 +112,7 @@ def check_installed(*, wandb: bool, tensorboard: bool) -> None:
     """
     for flag, wanted, library in (("wandb", wandb, "wandb"), ("tensorboard", tensorboard, "tensorboardX")):
         if wanted and importlib.util.find_spec(library) is None:
-            raise InputError(f"--{flag} needs a library that is not installed: pip install 'maejax[{flag}]'")
+            raise InputError(f"--{flag} needs a library that is not installed: {install(flag)}")
 
 
 def guarded(call, *args) -> None:
