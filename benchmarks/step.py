@@ -48,31 +48,34 @@ def jax_step(sizes, batch, dtype, attention="auto"):
     """Make a function that takes one step as `maejax train` does, on the same random batch, and returns the loss."""
     import jax
     import numpy as np
-    from flax import nnx
 
+    from maejax.data.pipeline import Batch
     from maejax.models import masking
-    from maejax.models.mae import MaskedAutoencoder
-    from maejax.training.mesh import make_mesh, put_batch
+    from maejax.models.build import initial_model
+    from maejax.models.description import Compute, from_json
+    from maejax.tasks.pretrain import Masked
+    from maejax.training.mesh import make_mesh, put_rows
     from maejax.training.optim import build_optimizer
     from maejax.training.state import create_state, make_step
 
     patches = (sizes["image_size"][0] // sizes["patch_size"]) ** 2
     key = jax.random.key(0)
 
-    def losses(model, batch, turn):
-        return model(model.normalize(batch["images"]), batch["order"]).loss
+    def losses(model, batch, microstep):
+        return model(model.normalize(batch.images), batch.order).loss
 
     def draw(batch, step):
-        return {**batch, "order": masking.random(jax.random.fold_in(key, step), len(batch["images"]), patches)}
+        order = masking.random(jax.random.fold_in(key, step), len(batch.images), patches)
+        return Masked(batch.images, order, batch.valid)
 
     mesh = make_mesh()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, *sizes["image_size"], 3), np.uint8)
     with jax.set_mesh(mesh):
         optimizer = build_optimizer("adamw", lambda step: 1e-4, weight_decay=0.05, b1=0.9, b2=0.95)
-        shape = {**sizes, "dtype": jax.numpy.dtype(dtype), "attention": attention}
-        state = create_state(lambda: MaskedAutoencoder(**shape, rngs=nnx.Rngs(0)), optimizer, mesh)
-        rows = put_batch({"images": images, "valid": np.ones(batch, bool)}, mesh)
+        config, compute = from_json(sizes), Compute(dtype=dtype, attention=attention)
+        state = create_state(lambda: initial_model(config, compute), optimizer, mesh)
+        rows = put_rows(Batch(images, None, np.ones(batch, bool), None), mesh)
         step = make_step(losses, optimizer, lambda step: 1e-4, draw=draw)
     return stepping(step, state, rows, mesh)
 
@@ -83,8 +86,9 @@ def jax_tune_step(sizes, batch, dtype):
     import numpy as np
 
     from maejax.config import recipe, with_flags
+    from maejax.data.pipeline import Batch
     from maejax.tasks import classify
-    from maejax.training.mesh import make_mesh, put_batch
+    from maejax.training.mesh import make_mesh, put_rows
     from maejax.training.state import create_state
 
     given = {**sizes, "image_size": str(sizes["image_size"][0]), "train_batch_size": batch, "precision": dtype}
@@ -92,9 +96,9 @@ def jax_tune_step(sizes, batch, dtype):
     images = rng.integers(0, 256, (batch, *sizes["image_size"], 3), np.uint8)
     labels = rng.integers(0, sizes["labels"], batch, np.int32)
     with jax.set_mesh(mesh):
-        init, optimizer, step = classify.build_step(config, classify.geometry(config, sizes["labels"]))
+        init, optimizer, step = classify.build_step(config, classify.model_config(config, sizes["labels"]))
         state = create_state(init, optimizer, mesh)
-        rows = put_batch({"images": images, "labels": labels, "valid": np.ones(batch, bool)}, mesh)
+        rows = put_rows(Batch(images, labels, np.ones(batch, bool), None), mesh)
     return stepping(step, state, rows, mesh)
 
 

@@ -1,15 +1,16 @@
 """Shared by all tests: CPU devices, strictness, golden files."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 # A step compiles in a third of the time. Where XLA_FLAGS is given, as by `make processors`, it compiles as for users.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import numpy as np
+import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
@@ -96,3 +97,22 @@ def maejax(tmp_path, monkeypatch, capsys):
 def train(maejax, images):
     """Train a tiny model on tiny images; later flags win."""
     return lambda *args: maejax("train", "--train-dataset-shards", images, *TINY, *args)
+
+
+@pytest.fixture(scope="session")
+def trained_once(images, tmp_path_factory):
+    """Train the run of `trained`, once in a session; return its folder."""
+    from maejax.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert not main(["train", "--train-dataset-shards", str(images), *TINY])
+    return folder / "runs/pretrain"
+
+
+@pytest.fixture
+def trained(maejax, trained_once):
+    """Copy the run that `train()` makes into the empty folder; return its name."""
+    shutil.copytree(trained_once, "runs/pretrain")
+    return "runs/pretrain"

@@ -325,7 +325,7 @@ def export(
             out, weights within; any JAX runs it, without maejax.
         out: Folder or file to write. Empty: NAME-hub or NAME.stablehlo, after the checkpoint.
         name: Of the folder on the hub, OWNER/MODEL, for the commands on the card. Empty: the folder.
-        report: summary.json of `maejax evaluate`, whose numbers go on the card.
+        report: report.json of `maejax evaluate`, whose numbers go on the card.
         pool: For stablehlo: the cls token, the mean of the patch tokens, both, or none for all tokens.
         json: Print what was written as JSON.
 

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from maejax.data import lanes
-from maejax.data.augment import build_eval
+from maejax.data.augment import Transform, build_eval
 from maejax.data.faults import Faults
 from maejax.data.lanes import merge_positions
-from maejax.data.pipeline import Loader, check_readable
+from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source, open_stream
 from maejax.errors import InputError
 from maejax.storage.retry import RetryPolicy
+from tests.data.conftest import make_loader
 
 PATIENT = RetryPolicy(backoff=0.02)  # for what succeeds, on a machine however busy
 QUICK = RetryPolicy(connect=2, stall=2, total=1, backoff=0.02)  # for what is given up
@@ -55,7 +56,9 @@ def noisy(image, rng):
 
 
 def train(stream, transform=plain, **arguments):
-    return Loader(stream, transform, **{"batch_size": 6, "channels": 1, "size": (6, 6), "seed": 3} | arguments)
+    return make_loader(
+        stream, Transform(transform), **{"batch_size": 6, "channels": 1, "size": (6, 6), "seed": 3} | arguments
+    )
 
 
 def stream_of(spec, patience=PATIENT, **arguments):
@@ -74,7 +77,7 @@ def fetch_threads():
 def test_every_shard_and_image_once_an_epoch_in_windows(serve):
     stream = stream_of(serve(SIZES))
     loader = train(stream)
-    assert loader._layouts.count == 6 and loader.steps is None
+    assert loader._plans.count == 6 and loader.steps is None
     batches = loader.iterate()
     seen = [[] for _ in range(6)]  # what each lane gave
     for batch in (next(batches) for _ in range(60)):
@@ -84,7 +87,7 @@ def test_every_shard_and_image_once_an_epoch_in_windows(serve):
         for lane, index in enumerate(batch.index.tolist()):
             seen[lane].append(index)
     batches.close()
-    sequence = [int(s) for epoch in range(9) for s in loader._layouts.order(epoch)]
+    sequence = [int(s) for epoch in range(9) for s in loader._plans.order(epoch)]
     assert all(sorted(sequence[e * 7 : e * 7 + 7]) == list(range(7)) for e in range(9))
     shuffled = 0
     for lane, images in enumerate(seen):
@@ -251,7 +254,7 @@ def test_a_lost_shard_is_an_error_unless_allowed(serve, server, fault, caplog):
     with pytest.raises(InputError, match="--on-bad-data stop"):
         list(train(stream_of(spec, QUICK), faults=Faults("stop", max_lost_shards=1)).iterate(stop=6))
     with pytest.raises(InputError, match="1 shard cannot be read"):  # also where all is fetched at once
-        Loader(open_source(spec, patience=QUICK), build_eval((6, 6), 1.0), batch_size=4, channels=1, size=(6, 6))
+        make_loader(open_source(spec, patience=QUICK), build_eval((6, 6), 1.0), batch_size=4, channels=1, size=(6, 6))
 
 
 def test_nothing_usable_is_said_at_once(serve, server, tmp_path):
@@ -273,7 +276,7 @@ def test_nothing_usable_is_said_at_once(serve, server, tmp_path):
 
 def test_an_evaluation_is_over_all_images_in_order(serve):
     source = open_source(serve(SIZES))
-    loader = Loader(source, build_eval((6, 6), 1.0), batch_size=10, channels=1, size=(6, 6), shuffle=False)
+    loader = make_loader(source, build_eval((6, 6), 1.0), batch_size=10, channels=1, size=(6, 6), shuffle=False)
     values = np.concatenate([batch.images[batch.valid, 0, 0, 0] for batch in loader.iterate()])
     assert values.tolist() == [i for size in SIZES for i in range(size)]
     with pytest.raises(InputError, match="cannot be evaluated"):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maejax.training.mesh import make_mesh, put_batch
+from maejax.training.mesh import make_mesh, put_rows
 from maejax.training.mixing import Mixture, blend, cut_box, draw_mixture, mix, soft_targets
 
 from ..bounds import assert_close, rounding
@@ -88,7 +88,7 @@ def test_padding_is_never_mixed_in_on_any_number_of_devices():
     assert all(bool((alone[0][row] != rows["images"][row]).any()) for row in (0, 1, 3, 4, 6, 7))
     mesh = make_mesh()
     assert mesh.size == 4
-    for whole, parted in zip(alone, mixing(**put_batch(rows, mesh), step=7), strict=True):
+    for whole, parted in zip(alone, mixing(**put_rows(rows, mesh), step=7), strict=True):
         np.testing.assert_array_equal(whole, parted)
     assert not np.array_equal(alone[0], mixing(**rows, step=8)[0])
     assert mix(**rows, step=7, seed=5, mixup=0, cutmix=0)[0] is rows["images"]

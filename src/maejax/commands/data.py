@@ -11,6 +11,7 @@ from rich.table import Table
 
 from maejax.console import progress
 from maejax.data.augment import RandomCrop, Size, build_train
+from maejax.data.batch_plan import BatchConfig
 from maejax.data.contact_sheet import draw_contact_sheet
 from maejax.data.loader_speed import measure
 from maejax.data.pipeline import Loader, check_readable
@@ -56,7 +57,7 @@ def run(
         facts = {"source": spec, **survey(source, sample=sample, channels=channels, progress=tell)}
     augment = build_train(size, random_crop, (crop_scale, 1.0), color_jitter, flip=True)
     count = min(SHEET, len(source))
-    batch = Loader(source, augment, batch_size=count, channels=channels, size=size, seed=seed).batch(0)
+    batch = Loader(source, augment, BatchConfig(count, seed=seed), size=size, channels=channels).batch(0)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         draw_contact_sheet(batch.images[batch.valid]).save(out)

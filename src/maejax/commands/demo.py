@@ -13,9 +13,8 @@ from rich.console import Console
 
 from maejax.config import Config, recipe, with_flags
 from maejax.data import fashion_mnist
-from maejax.data.augment import build_eval
 from maejax.data.packing import pack
-from maejax.data.pipeline import Loader
+from maejax.data.pipeline import evaluation_loader
 from maejax.data.sources import open_source
 from maejax.errors import InputError
 from maejax.evaluate.encoding import extract
@@ -23,11 +22,10 @@ from maejax.evaluate.knn import knn_accuracy
 from maejax.evaluate.probe import few_label_probe, linear_probe
 from maejax.evaluate.report import Report, write_report
 from maejax.evaluate.scores import explain, score_table
-from maejax.models.vit import normalize
+from maejax.models.build import initial_model
 from maejax.tasks import pretrain
 from maejax.training.log import read_metrics
 from maejax.training.rundir import read_config, write_json
-from maejax.weights.run_directory import initial_model
 
 # Found by search on 2 CPU cores, see docs/demo.md.
 RECIPE: dict[str, Any] = {
@@ -123,38 +121,36 @@ def run(
     console.print("[bold]3  Judging[/] the frozen encoder: kNN and linear probes on 2,000 test images")
     with watch.stage("evaluate"):
         train, test = (read_split(config, flag) for flag in ("train_dataset_shards", "valid_dataset_shards"))
-        written = read_config(directory)
-        assert written is not None  # the run wrote it
-        untrained = initial_model(written["model"], config.seeds.init_seed)
+        model = trained.model
+        untrained = initial_model(model.config, model.compute, config.seeds.init_seed)
         scores = {
-            "pretrained": judge(lambda s: extract(trained.model, s.images, pool=FEATURES), train, test),
+            "pretrained": judge(lambda s: extract(model, s.images, pool=FEATURES), train, test),
             "untrained": judge(lambda s: extract(untrained, s.images, pool=FEATURES), train, test),
-            "pixels": judge(lambda s: pixels(s.images, written["model"]), train, test),
+            "pixels": judge(lambda s: pixels(model, s.images), train, test),
         }
     console.print(score_table(scores))
     console.print(explain(scores), highlight=False)
-    return write_results(config, directory, scores, watch.seconds, written, console)
+    return write_results(config, directory, scores, watch.seconds, read_config(directory), console)
 
 
 def read_split(config: Config, flag: str) -> Split:
     """Read a whole split through the loader, as the model sees it in evaluation."""
     source = open_source(getattr(config.data, flag))
-    loader = Loader(
+    loader = evaluation_loader(
         source,
-        build_eval(config.image_shape, config.augment.test_crop_ratio),
-        batch_size=500,
+        config.image_shape,
+        crop_ratio=config.augment.test_crop_ratio,
         channels=config.data.channels,
-        size=config.image_shape,
-        shuffle=False,
+        batch_size=500,
     )
     batches = list(loader.iterate())
     valid = np.concatenate([batch.valid for batch in batches])
     return Split(*(np.concatenate([getattr(b, field) for b in batches])[valid] for field in ("images", "labels")))
 
 
-def pixels(images: np.ndarray, geometry: dict[str, Any]) -> np.ndarray:
+def pixels(model: Any, images: np.ndarray) -> np.ndarray:
     """Flatten images to their normalised pixels [n, H * W * C]: centred, they are the stronger control for kNN."""
-    return np.asarray(normalize(images, geometry["mean"], geometry["std"])).reshape(len(images), -1)
+    return np.asarray(model.normalize(images)).reshape(len(images), -1)
 
 
 def judge(features: Callable[[Split], np.ndarray], train: Split, test: Split) -> dict[str, float]:

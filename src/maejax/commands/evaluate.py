@@ -9,7 +9,7 @@ from rich.console import Console
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source
 from maejax.errors import InputError
-from maejax.evaluate.encoding import POOLS, encoder_of
+from maejax.evaluate.encoding import POOLS
 from maejax.evaluate.protocols import DRAWS, MEASURES, PROTOCOLS, pair, score, untrained_like
 from maejax.evaluate.report import Report, write_report
 from maejax.evaluate.scores import explain_control, score_table
@@ -49,9 +49,9 @@ def run(
         if not spec:
             raise InputError(f"{flag} is missing; name labelled images: class folders, tar shards, .npz")
     data = pair(open_source(train, labels=labels), open_source(test, labels=labels))
-    encoder = encoder_of(load(ckpt))
+    encoder = load(ckpt).encoder
     for source in (data.train, data.test):
-        check_readable(source, encoder.channels)
+        check_readable(source, encoder.config.channels)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

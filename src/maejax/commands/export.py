@@ -14,7 +14,7 @@ from maejax.training.log import read_metrics
 from maejax.training.rundir import read_config
 from maejax.weights import files, hub, run_directory
 from maejax.weights.addresses import local
-from maejax.weights.weights import Weights
+from maejax.weights.weights import Weights, model_of
 
 TOLERANCE = 1e-5  # of features that are run back, relative to the largest
 DATA_FLAGS = ("train_dataset_shards", "valid_dataset_shards")
@@ -48,7 +48,7 @@ def export(ckpt: str, to: str, out: str, *, name: str, report: str, pool: str) -
         notices += hub.write_folder(weights, target, card)
         notices.append("say in README.md under which licence the weights may be used; the data decides that")
         written = sorted(path.name for path in target.iterdir())
-    return {"out": str(target), "to": to, "kind": weights.kind, "files": written, "notices": notices}
+    return {"out": str(target), "to": to, "kind": weights.config.kind, "files": written, "notices": notices}
 
 
 def check_installed() -> None:
@@ -64,9 +64,9 @@ def check_installed() -> None:
 
 def write_and_check(weights: Weights, path: Path, pool: Any) -> str:
     """Write StableHLO and run it back on random images."""
-    model = run_directory.model_of(weights)
+    model, encoder = model_of(weights), weights.config.encoder
     size = stablehlo.write_compiled(model, path, pool=pool)
-    shape = (3, *weights.arguments["image_size"], weights.arguments["channels"])
+    shape = (3, *encoder.image_size, encoder.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     apart = stablehlo.difference(model, path, images, pool)
     if not apart <= TOLERANCE:

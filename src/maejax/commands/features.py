@@ -11,7 +11,7 @@ from maejax.console import progress
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source
 from maejax.errors import InputError
-from maejax.evaluate.encoding import POOLS, encoder_of
+from maejax.evaluate.encoding import POOLS
 from maejax.evaluate.feature_file import check_path, write_features
 from maejax.weights.files import load
 
@@ -40,13 +40,12 @@ def run(
         raise InputError("--batch-size is at least 1, --workers at least 0, --test-crop-ratio above 0 and at most 1")
     source = open_source(images, labels=labels)
     model = load(ckpt)
-    encoder = encoder_of(model)
     try:
         for layer in layers:
-            encoder.layer_number(layer)
+            model.layer_number(layer)
     except ValueError as error:
         raise InputError(f"--layers: {error}") from None
-    check_readable(source, encoder.channels)
+    check_readable(source, model.config.encoder.channels)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with progress(console, "encoding", "images") as tell:

@@ -1,4 +1,4 @@
-"""What counts as a sample in a tar shard or an image folder, and what its label is."""
+"""The samples of a tar shard or an image folder, and their labels."""
 
 import json
 import os
@@ -8,26 +8,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from maejax.data.tar import Member, members
 from maejax.errors import FormatError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
+class ByteRange(NamedTuple):
+    """Where an encoded image lies: `size` bytes from `offset` of a file; size -1 is to the end."""
+
+    path: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the bytes; raises OSError if the file is gone, or shorter than it was when it was listed."""
+        # Opening anew costs 6 us and keeps nothing open: a thousand shards would pass the usual limit on open files.
+        with open(self.path, "rb", buffering=0) as file:
+            if self.offset:
+                file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) < self.size:
+            raise OSError(f"{self.path} ends before byte {self.offset + self.size}: it was cut after it was opened")
+        return data
+
+
 class Sample(NamedTuple):
-    """One image: its name in messages, the bytes of a file it occupies, and what is said about its class."""
+    """One image of a source: its name in messages, its bytes or pixels, its label (-1: none), its class folder."""
 
     key: str
-    path: Path
-    offset: int
-    size: int  # -1: to the end of the file
-    label: int | None = None
+    image: ByteRange | np.ndarray
+    label: int = -1
     folder: str | None = None
 
 
 @dataclass
 class Listing:
-    """What a look at one place found: samples, what is wrong with it, which tars are damaged, suffixes, classes."""
+    """The result of listing a place: samples, problems in words, damaged tars with the reason, suffixes, classes."""
 
     samples: list[Sample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -36,13 +55,13 @@ class Listing:
     classes: tuple[str, ...] = ()
 
     def extend(self, other: "Listing") -> None:
-        """Append what another look found."""
+        """Append another listing."""
         self.samples += other.samples
         self.problems += other.problems
         self.lost |= other.lost
         self.suffixes += other.suffixes
         if self.classes and other.classes and self.classes != other.classes:
-            place = other.samples[0].path.name if other.samples else "a file without images"
+            place = other.samples[0].key.partition(":")[0] if other.samples else "a file without images"
             self.problems.append(f"{place}: names other classes than the files before it; their labels do not fit")
         self.classes = self.classes or other.classes
 
@@ -51,26 +70,22 @@ def in_tar(path: Path, title: str) -> Listing:
     """List the samples of a tar shard in webdataset form, or of a tar of class folders.
 
     Members that share their name up to the first dot of the file name form a sample; its images are the members with
-    an image suffix in any case. Where one of them has that suffix alone (`1.jpg`), those with a longer one
-    (`1.seg.png`) describe it and are not images of their own. The label is the whole number in `.cls`, or under "label"
-    or "cls" in `.json`; the parent folder is kept in case there are no such labels. Keys read `title:member`. Damage
-    ends the listing and is told in `problems`.
+    an image suffix in any case. If one of them has that suffix alone (`1.jpg`), those with a longer one (`1.seg.png`)
+    describe it and are not images of their own. The label is the whole number in `.cls`, or under "label" or "cls" in
+    `.json`; the parent folder is kept in case there are no such labels. Keys read `title:member`. Damage ends the
+    listing and is described in `problems`.
     """
-    listing = Listing()
-    group = _Group(path)
+    listing, group = Listing(), _Group(path)
     try:
         for member in members(path):
-            key = _key(member)
-            if key is not None:
+            if (key := _key(member)) is not None:
                 listing.suffixes[group.add(key, member)] += 1
     except (FormatError, OSError) as error:
         listing.problems.append(f"{path}: {error}")
         listing.lost[str(path)] = str(error)
     listing.samples = list(group.samples(title))
-    if group.bad_labels:
-        listing.problems.append(
-            f"{path}: {len(group.bad_labels)} labels are no class numbers, the first is {group.bad_labels[0]}"
-        )
+    if bad := group.bad_labels:
+        listing.problems.append(f"{path}: {len(bad)} labels are no class numbers, the first is {bad[0]}")
     if not listing.samples and not listing.problems:
         listing.problems.append(f"{path}: holds no image")
     return listing
@@ -79,8 +94,8 @@ def in_tar(path: Path, title: str) -> Listing:
 def along_tar(path: Path, title: str, grow: Callable[[int], int]) -> Iterator[Sample]:
     """Yield the samples of a tar shard as they arrive, see `members` for `grow`; the rules are those of `in_tar`.
 
-    Members of a sample must lie side by side, as webdataset wants it. Raises FormatError and OSError where the shard
-    stops being one, after all that was whole before.
+    Members of a sample must lie side by side, as webdataset wants it. Raises FormatError and OSError at the first
+    damage, after all samples before it.
     """
     group, last = _Group(path), None
     try:
@@ -102,42 +117,39 @@ class _Group:
     """Members of a tar on their way to samples."""
 
     def __init__(self, path: Path):
-        self._path = path
+        self._path = str(path)
         self._images: dict[str, list[Member]] = {}
         self._labels: dict[str, int] = {}
         self.bad_labels: list[str] = []
 
     def add(self, key: str, member: Member) -> str:
-        """Take a member in and return its suffix."""
-        suffix = _suffix(member.name.rpartition("/")[2])
-        extension = member.name[len(key) + 1 :]
+        """Add a member and return its suffix."""
+        suffix, extension = _suffix(member.name.rpartition("/")[2]), member.name[len(key) + 1 :]
         if suffix in IMAGE_SUFFIXES:
             self._images.setdefault(key, []).append(member)
         elif extension == "cls" or (extension == "json" and key not in self._labels):
+            whole = member.size <= len(member.head)
+            content = member.head if whole else ByteRange(self._path, member.offset, member.size).read()
             try:
-                label = _label(extension, _content(self._path, member))
+                self._labels[key] = _label(extension, content)
             except ValueError:
                 self.bad_labels.append(member.name)
-            else:
-                if label is not None:
-                    self._labels[key] = label
         return suffix
 
     def samples(self, title: str) -> Iterator[Sample]:
         for key, candidates in self._images.items():
             plain = [member for member in candidates if member.name.count(".", len(key)) == 1]
             folder = key.rpartition("/")[0].rpartition("/")[2].removeprefix(".") or None  # "./1.jpg" lies in no folder
+            label = self._labels.get(key, -1)
             for name, offset, size, _ in plain or candidates:
-                yield Sample(f"{title}:{name}", self._path, offset, size, self._labels.get(key), folder)
+                yield Sample(f"{title}:{name}", ByteRange(self._path, offset, size), label, folder)
 
 
 def _key(member: Member) -> str | None:
-    """Return what the members of a sample share: the path up to the first dot of the file name; None to pass over."""
+    """Return the path of a member up to the first dot of its file name, None for a member to skip."""
     # Plain strings: a million members pass here, and paths would take most of the time.
     folder, slash, name = member.name.rpartition("/")
-    if _hidden(name) or "__MACOSX" in folder:
-        return None
-    return folder + slash + name.partition(".")[0]
+    return None if _hidden(name) or "__MACOSX" in folder else folder + slash + name.partition(".")[0]
 
 
 def in_folder(root: Path) -> Listing:
@@ -146,21 +158,18 @@ def in_folder(root: Path) -> Listing:
     for directory, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not _hidden(name) and name != "__MACOSX")
         below = Path(directory).relative_to(root).parts
-        for name in sorted(names):
-            if _hidden(name):
-                continue
-            suffix = _suffix(name)
-            listing.suffixes[suffix] += 1
-            if suffix in IMAGE_SUFFIXES:
-                path = Path(directory, name)
-                listing.samples.append(Sample(str(path), path, 0, -1, folder=below[0] if below else None))
+        for name in sorted(name for name in names if not _hidden(name)):
+            listing.suffixes[_suffix(name)] += 1
+            if _suffix(name) in IMAGE_SUFFIXES:
+                path = str(Path(directory, name))
+                listing.samples.append(Sample(path, ByteRange(path, 0, -1), folder=below[0] if below else None))
     if not listing.samples:
         listing.problems.append(f"{root}: holds no image")
     return listing
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".")  # archives made on a Mac carry a "._x.jpg" beside every x.jpg, which is no picture
+    return name.startswith(".")  # archives made on a Mac carry a "._x.jpg" beside every x.jpg, no picture
 
 
 def _suffix(name: str) -> str:
@@ -168,20 +177,15 @@ def _suffix(name: str) -> str:
     return dot + suffix.lower() if stem else ""
 
 
-def _content(path: Path, member: Member) -> bytes:
-    if member.size <= len(member.head):
-        return member.head
-    with path.open("rb") as file:
-        file.seek(member.offset)
-        return file.read(member.size)
-
-
-def _label(extension: str, content: bytes) -> int | None:
+def _label(extension: str, content: bytes) -> int:
+    """Read a label, -1 if a .json has none; raises ValueError if it is no class number."""
     if extension == "cls":
         label = int(content)
     else:
         fields = json.loads(content)
         label = fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
-    if label is not None and not (type(label) is int and 0 <= label < 2**31):
-        raise ValueError(label)
-    return label
+        if label is None:
+            return -1
+    if type(label) is int and 0 <= label < 2**31:
+        return label
+    raise ValueError(label)

@@ -2,18 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maejax.data.augment import build_eval
-from maejax.data.pipeline import Batch, Loader
+from maejax.data.pipeline import Batch, evaluation_loader
 from maejax.data.sources import Source
-
-Pool = Literal["cls", "mean", "cls+mean"]
-POOLS = ("cls", "mean", "cls+mean")
+from maejax.models.vit import POOLS, Pool, pooled
 
 
 def extract(
@@ -57,15 +54,13 @@ def encode_source(
 
     Images are resized to the model's size / `crop_ratio` and cropped at the centre. Rows of padding have index -1.
     """
-    encoder = encoder_of(model)
-    size = image_size(encoder)
-    loader = Loader(
+    encoder = model.config.encoder
+    loader = evaluation_loader(
         source,
-        build_eval(size, crop_ratio),
-        batch_size=batch_size,
+        encoder.image_size,
+        crop_ratio=crop_ratio,
         channels=encoder.channels,
-        size=size,
-        shuffle=False,
+        batch_size=batch_size,
         workers=workers,
     )
     batches = ((batch, batch.images) for batch in loader.iterate(first))
@@ -107,21 +102,3 @@ def encode(model: Any, images: Any, pool: Pool | None, layers: tuple[int, ...] |
     """Encode uint8 images [B, H, W, C] in one pass; see `extract`."""
     chosen = {} if layers is None else {"layers": layers}
     return pooled(model.encode(model.normalize(images), pool=None, **chosen).astype(jnp.float32), pool)
-
-
-def pooled(tokens: Any, pool: Pool | None) -> Any:
-    """Reduce tokens [..., 1 + N, D] to [..., D], or to [..., 2 D] for "cls+mean"; None returns the tokens."""
-    if pool is None:
-        return tokens
-    parts = {"cls": tokens[..., 0, :], "mean": tokens[..., 1:, :].mean(axis=-2)}
-    return jnp.concatenate([*parts.values()], axis=-1) if pool == "cls+mean" else parts[pool]
-
-
-def encoder_of(model: Any) -> Any:
-    """Return the encoder of a masked autoencoder or a classifier; an encoder is its own."""
-    return getattr(model, "encoder", model)
-
-
-def image_size(encoder: Any) -> tuple[int, int]:
-    """Return height and width of the images of an encoder in pixels."""
-    return encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size

@@ -13,8 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
+from maejax.data.pipeline import Batch
 from maejax.training.mesh import replicated, split
-from maejax.training.state import WISHES, Control
+from maejax.training.state import REQUESTS, Control
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -44,24 +45,21 @@ class Compiled(NamedTuple):
     has: float = 0.0
 
 
-def abstract_inputs(
-    mesh: Mesh, batch_size: int, image_shape: tuple[int, int, int], labelled: bool = False
-) -> tuple[Any, Any, Any]:
+def abstract_inputs(mesh: Mesh, batch_size: int, image_shape: tuple[int, int, int]) -> tuple[Any, Any, Any]:
     """Return the abstract inputs of a step after its state: batch, `Control` of the previous step, and requests."""
     rows, same = split(mesh), replicated(mesh)
 
     def array(shape, dtype, sharding) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    batch = {
-        "images": array((batch_size, *image_shape), np.uint8, rows),
-        "valid": array((batch_size,), bool, rows),
-        "index": array((batch_size,), np.int32, rows),
-    }
-    if labelled:
-        batch["labels"] = array((batch_size,), np.int32, rows)
-    control = Control(array((WISHES,), np.int32, same), array((), bool, same), array((), bool, same))
-    return batch, control, array((mesh.size, WISHES), np.int32, rows)
+    batch = Batch(
+        images=array((batch_size, *image_shape), np.uint8, rows),
+        labels=array((batch_size,), np.int32, rows),
+        valid=array((batch_size,), bool, rows),
+        index=array((batch_size,), np.int32, rows),
+    )
+    control = Control(array((REQUESTS,), np.int32, same), array((), bool, same), array((), bool, same))
+    return batch, control, array((mesh.size, REQUESTS), np.int32, rows)
 
 
 def compile_for(mesh: Mesh, step: Any, inputs: tuple[Any, ...]) -> Compiled:

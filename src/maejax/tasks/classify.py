@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +18,19 @@ from maejax.data.pipeline import Batch
 from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.errors import InputError
-from maejax.models.classifier import BATCH_NORM_EPS, Classifier
-from maejax.models.flops import vit_flop
+from maejax.models.build import abstract_model, initial_model
+from maejax.models.classifier import BATCH_NORM_EPS, ImageClassifier
+from maejax.models.description import Classifier
+from maejax.models.flops import classify_flop
 from maejax.models.vit import normalize
 from maejax.storage import mirror
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
-from maejax.tasks.checks import check_run_flags, encoder_arguments, refuse_ignored
+from maejax.tasks.checks import check_run_flags, compute_of, encoder_config, refuse_ignored
 from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
 from maejax.tasks.run import (
     Finished,
     Recipe,
-    Rows,
     configured_optimizer,
     configured_rate,
     configured_transform,
@@ -47,20 +48,26 @@ from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.ema import restart_average, with_average
 from maejax.training.erasing import erase
 from maejax.training.log import RunLog
-from maejax.training.losses import cross_entropy, is_encoder, observe_features, probe_losses
+from maejax.training.losses import Features, cross_entropy, is_encoder, probe_losses, update_stats
 from maejax.training.mesh import first_device, local_copy, make_mesh
 from maejax.training.mixing import mix, soft_targets
 from maejax.training.optim import DECAYED, FINETUNE_DECAYED, for_trained
-from maejax.training.rundir import checkpoints_path
-from maejax.training.state import TrainState, abstract_state, create_state, make_step
+from maejax.training.rundir import CHECKPOINTS
+from maejax.training.state import Frozen, TrainState, abstract_state, create_state, make_step
 from maejax.training.trackers import check_installed
-from maejax.weights.run_directory import abstract_model, initial_model
 
 
-def geometry(config: Config, labels: int) -> dict[str, Any]:
-    """Collect the classifier's keyword arguments, as JSON can hold them; a probe normalises before its head."""
-    arguments = {**encoder_arguments(config), "labels": labels, "pooling": config.encoder.pooling}
-    return arguments | ({"head_norm": BATCH_NORM_EPS} if config.run.mode == "linear" else {})
+def model_config(config: Config, labels: int) -> Classifier:
+    """Describe the classifier that the flags ask for; a probe normalises before its head.
+
+    Raises InputError if its sizes do not fit together.
+    """
+    eps = BATCH_NORM_EPS if config.run.mode == "linear" else 0.0
+    try:
+        encoder = encoder_config(config)
+        return Classifier(encoder=encoder, labels=labels, pooling=config.encoder.pooling, head_norm=eps)
+    except ValueError as error:
+        raise InputError(f"the model's flags do not fit together: {error}") from None
 
 
 def check_flags(config: Config) -> None:
@@ -138,33 +145,29 @@ def run(config: Config, console: Console) -> Finished:
     mirror.check(config.run.output_dir)
     check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
     train_source, valid_source = open_sources(config)
-    arguments = geometry(config, count_classes(config.encoder.labels, train_source, config.data.train_dataset_shards))
+    model = model_config(config, count_classes(config.encoder.labels, train_source, config.data.train_dataset_shards))
     if valid_source is not None:
-        match_classes(valid_source, train_source.classes, arguments["labels"], config.data.valid_dataset_shards)
-    try:
-        shape = abstract_model(arguments)
-    except ValueError as error:
-        raise InputError(f"the model's flags do not fit together: {error}") from None
-    given = Transferred({}, {}, ())
+        match_classes(valid_source, train_source.classes, model.labels, config.data.valid_dataset_shards)
+    given = Transferred({}, model, ())
     if config.run.pretrained_ckpt:
-        mapping = read_mapping(config.transfer.label_mapping, arguments["labels"])
-        given = transfer(config, arguments, shape, mapping)
-        arguments |= given.arguments
+        mapping = read_mapping(config.transfer.label_mapping, model.labels)
+        given = transfer(config, model, abstract_model(model), mapping)
+        model = given.model
     elif config.transfer.label_mapping:
         raise InputError("--label-mapping re-uses the head of a --pretrained-ckpt: give one")
-    init, optimizer, step = build_step(config, arguments)
+    init, optimizer, step = build_step(config, model)
     frozen, peak = is_encoder if config.run.mode == "linear" else None, configured_rate(config)[1]
-    transform = configured_transform(config, arguments["mean"])
+    transform = configured_transform(config, model.encoder.mean)
 
     def start(state: TrainState) -> TrainState:
         return restart_average(place_weights(state, given.arrays), frozen)
 
     if config.run.cache_features:
-        return probe_cached(config, console, arguments, init, start, (train_source, valid_source), transform)
+        return probe_cached(config, console, model, init, start, (train_source, valid_source), transform)
     trained = train(
         config,
         Recipe(
-            model=arguments,
+            model=model,
             init=init,
             optimizer=optimizer,
             step=step,
@@ -172,10 +175,10 @@ def run(config: Config, console: Console) -> Finished:
             weights="; ".join(given.notices),
             source=train_source,
             loader=partial(train_loader, config, train_source, transform),
-            rows=partial(rows_of, labels=arguments["labels"]),
-            flop=step_flop(shape, config.run.mode),
+            check=partial(check_batch, labels=model.labels),
+            flop=step_flop(model, config.run.mode),
             judge=None if valid_source is None else partial(open_accuracy, config, valid_source),
-            describe=partial(describe, config, train_source, peak, arguments),
+            describe=partial(describe, config, train_source, peak, model),
             explain=partial(explain, train_source),
         ),
         console,
@@ -186,7 +189,7 @@ def run(config: Config, console: Console) -> Finished:
 def probe_cached(
     config: Config,
     console: Console,
-    arguments: dict[str, Any],
+    model: Classifier,
     init: Callable[[], Any],
     start: Callable[[TrainState], TrainState],
     sources: tuple[Source | Stream, Source | None],
@@ -197,20 +200,16 @@ def probe_cached(
     directory, steps = run_directory(config), config.optimization.training_steps
     if train_source.total is None or valid_source is None:
         raise InputError("--cache-features: shards that arrive while training have no known number; fetch them before")
-    newest, _ = open_directory(config, arguments, train_source)
+    newest, _ = open_directory(config, model, train_source)
     optimizer, _, peak = build(config)
     mesh = make_mesh()
-    with (
-        mirror.published(directory),
-        open_checkpoints(checkpoints_path(directory), 1) as checkpoints,
-        jax.set_mesh(mesh),
-    ):
+    with mirror.published(directory), open_checkpoints(directory / CHECKPOINTS, 1) as checkpoints, jax.set_mesh(mesh):
         if newest:
             console.print(f"{mirror.shown(directory)} has its probe already")
             shape = abstract_state(init, optimizer, mesh)
             return Finished(directory, checkpoints.restore(shape).state.model, True)  # type: ignore[arg-type]
         state = start(create_state(init, optimizer, mesh))
-        console.print(describe(config, train_source, peak, arguments, state), highlight=False)
+        console.print(describe(config, train_source, peak, model, state), highlight=False)
         judge = open_accuracy(config, valid_source, directory, mesh, 0)
         found = cached_probe.probe(
             config,
@@ -219,8 +218,7 @@ def probe_cached(
             optimizer,
             train_loader(config, train_source, transform),
             judge,
-            partial(rows_of, labels=arguments["labels"]),
-            arguments["labels"],
+            model.labels,
             config.augment.label_smoothing,
             train_source.total,
         )
@@ -242,32 +240,31 @@ def probe_cached(
 def build(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule, float]:
     """Build the optimizer, its rate by step and the peak of the rate."""
     linear, (rate, peak) = config.run.mode == "linear", configured_rate(config)
-    optimizer = configured_optimizer(
-        config, rate, decayed=DECAYED if linear else FINETUNE_DECAYED, tuned_blocks=tuned_blocks(config)
-    )
+    decayed = DECAYED if linear else FINETUNE_DECAYED
+    optimizer = configured_optimizer(config, rate, decayed=decayed, tuned_blocks=tuned_blocks(config))
     if config.optimization.ema:
         optimizer = with_average(optimizer, config.optimization.ema)
     return (for_trained(optimizer, is_encoder) if linear else optimizer), rate, peak
 
 
-def build_step(config: Config, arguments: dict[str, Any]):
+def build_step(config: Config, model: Classifier):
     """Build what trains: a function that makes the model, the optimizer, and the step of `make_step`."""
     optimizer, rate, _ = build(config)
-    init = partial(initial_model, arguments, config.seeds.init_seed)
+    init = partial(initial_model, model, compute_of(config), config.seeds.init_seed)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed, criterion=config.augment.criterion)
-    parts, special = config.optimization.grad_accum, {}
+    parts, frozen = config.optimization.grad_accum, None
     if config.run.mode == "linear":
-        special = {"frozen": is_encoder, "prepare": partial(encode_batch, parts=parts), "observe": observe_features}
+        frozen = Frozen(is_encoder, partial(encode_batch, parts=parts), update_stats)
         losses, parts = probe_losses, 1
     step = make_step(
         losses,
         optimizer,
         rate,
-        parts,
-        partial(draw_batch, config=config, arguments=arguments),
-        config.machine.on_nan,
-        config.machine.sharding,
-        **special,
+        grad_accum=parts,
+        draw=partial(draw_batch, config=config, model=model),
+        on_nan=config.machine.on_nan,
+        sharding=config.machine.sharding,
+        frozen=frozen,
     )
     return init, optimizer, step
 
@@ -277,78 +274,78 @@ def open_accuracy(config: Config, source: Source, directory: Path, mesh: Mesh, s
     return Accuracy(config, source, directory, mesh, faults_allowed(config), start)
 
 
-def rows_of(batch: Batch, *, labels: int) -> Rows:
-    """Give what of a batch the step reads; an image without a label is as if it were not there."""
+def check_batch(batch: Batch, *, labels: int) -> Batch:
+    """Return a batch after a check of its labels; those of a stream are not known before."""
     check_labels(batch.labels, labels)
-    return {
-        "images": batch.images,
-        "labels": batch.labels,
-        "valid": batch.valid & (batch.labels >= 0),
-        "index": batch.index,
-    }
+    return batch
 
 
-def draw_batch(batch: dict[str, Any], step: jax.Array, *, config: Config, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Make of a global batch what is learned from: normalised images `x`, erased and mixed, and `targets` [B, labels].
+class Drawn(NamedTuple):
+    """A batch to learn from: `x` [B, H, W, C] normalised, erased and mixed, `targets` [B, labels], `valid` bool [B]."""
 
-    A function of the batch, the seeds and the step alone; the order of timm: normalise, erase, mix.
+    x: jax.Array
+    targets: jax.Array
+    valid: jax.Array
+
+
+def draw_batch(batch: Batch, step: jax.Array, *, config: Config, model: Classifier) -> Drawn:
+    """Normalise, erase and mix the images of a global batch, in the order of timm; unlabelled images are not valid.
+
+    A function of the batch, the seeds and the step alone.
     """
-    augment, seeds = config.augment, config.seeds
-    targets = soft_targets(batch["labels"], arguments["labels"], augment.label_smoothing)
-    x = normalize(batch["images"], tuple(arguments["mean"]), tuple(arguments["std"]))
+    augment, seeds, valid = config.augment, config.seeds, batch.valid & (batch.labels >= 0)
+    targets = soft_targets(batch.labels, model.labels, augment.label_smoothing)
+    x = normalize(batch.images, model.encoder.mean, model.encoder.std)
     # Behind a barrier, else XLA draws noise anew for an image and for its partner, and mixes for each product.
     x = jax.lax.optimization_barrier(erase(x, step, seed=seeds.shuffle_seed, probability=augment.random_erasing))
-    x, targets = mix(
-        x, targets, batch["valid"], step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix
-    )
-    return {"x": jax.lax.optimization_barrier(x), "targets": targets, "valid": batch["valid"]}
+    x, targets = mix(x, targets, valid, step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix)
+    return Drawn(jax.lax.optimization_barrier(x), targets, valid)
 
 
-def sample_losses(model: Classifier, batch, turn, *, dropout_seed: int, criterion) -> jax.Array:
-    """Compute the loss of every sample [B]; dropout is a function of (seed, turn) alone."""
-    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), turn)
-    return cross_entropy(model(batch["x"], dropout_key), batch["targets"], criterion)
+def sample_losses(model: ImageClassifier, batch: Drawn, microstep: Any, *, dropout_seed: int, criterion) -> jax.Array:
+    """Compute the loss of every sample [B]; dropout is a function of (seed, microstep) alone."""
+    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), microstep)
+    return cross_entropy(model(batch.x, dropout_key), batch.targets, criterion)
 
 
-def encode_batch(model: Classifier, batch, *, parts: int = 1):
-    """Replace the images of a batch by the features [B, D] that a frozen encoder makes of them, as in evaluation.
+def encode_batch(model: ImageClassifier, batch: Drawn, *, parts: int = 1) -> Features:
+    """Compute the features [B, D] of a batch by the frozen encoder, as in evaluation, in `parts` one after the other.
 
-    It goes through the batch in `parts`, one after the other; the head's BatchNorm sees all of it.
+    The head's BatchNorm sees the whole batch.
     """
-    x = batch["x"]
+    x = batch.x
     if parts == 1:
         features = model.features(x)
     else:
         # Strided, so that every part has its share of every device's rows.
         made = jax.lax.map(model.features, x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1))
         features = made.swapaxes(0, 1).reshape(len(x), -1)
-    return {"features": features, "targets": batch["targets"], "valid": batch["valid"]}
+    return Features(features, batch.targets, batch.valid)
 
 
-def explain(source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Rows) -> str:
+def explain(source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Batch) -> str:
     """Say why the step after `state` gave no finite loss or gradient, and write its batch for inspection."""
     model: Any = local_copy(state.model, mesh)
     with first_device():
-        logits = np.asarray(model(model.normalize(rows["images"])))
-        bad = np.flatnonzero(rows["valid"] & ~np.isfinite(logits).all(axis=-1))
-        bad = bad if len(bad) else np.flatnonzero(rows["valid"])
-        where = first_bad_part(model, rows["images"][bad], jnp.asarray(rows["labels"][bad]))
-    keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
-    written = write_batch(directory / "bad" / f"{step}-{jax.process_index()}.npz", rows)
+        logits = np.asarray(model(model.normalize(rows.images)))
+        valid = rows.valid & (rows.labels >= 0)
+        bad = np.flatnonzero(valid & ~np.isfinite(logits).all(axis=-1))
+        bad = bad if len(bad) else np.flatnonzero(valid)
+        where = first_bad_part(model, rows.images[bad], jnp.asarray(rows.labels[bad]))
+    keys = list_keys([source.key(i) for i in rows.index[bad].tolist()])
+    written = write_batch(directory / "bad" / f"{step}-{jax.process_index()}.npz", rows._asdict())
     return f"first not finite: {where}; on {keys}; {written}"
 
 
 def step_flop(model: Classifier, mode: str) -> int:
     """Count the FLOP of one step on one image: forward, and twice that backward where the encoder is trained."""
-    encoder, patches = model.encoder, model.encoder.patches
-    embed = 2 * patches * encoder.patch_size**2 * encoder.channels * encoder.dim
-    return (1 if mode == "linear" else 3) * (embed + vit_flop(1 + patches, encoder.dim, encoder.transformer.layers))
+    return (1 if mode == "linear" else 3) * classify_flop(model)
 
 
-def describe(config: Config, source: Source | Stream, peak: float, arguments: dict[str, Any], state: TrainState) -> str:
+def describe(config: Config, source: Source | Stream, peak: float, model: Classifier, state: TrainState) -> str:
     """Say in a few lines what is about to be trained, on what, where."""
-    read = "the mean of the patches" if arguments["pooling"] == "gap" else "cls"
-    head = f"head of {arguments['labels']} classes on {read}"
+    read = "the mean of the patches" if model.pooling == "gap" else "cls"
+    head = f"head of {model.labels} classes on {read}"
     frozen = ", encoder frozen" if config.run.mode == "linear" else ""
     encoder = f"{config.encoder.layers} x {config.encoder.dim} encoder{frozen}"
     return describe_run(config, source, peak, state, f"{encoder}, {head}")

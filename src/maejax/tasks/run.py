@@ -1,7 +1,7 @@
 """What every task does around the loop: open the data, the run and its checkpoints, start or go on, tell, clean up."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +13,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
-from maejax import __version__
 from maejax.config import Config
 from maejax.data.augment import Transform, build_train
+from maejax.data.batch_plan import BatchConfig
 from maejax.data.faults import Faults
 from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Batch, Loader, check_readable
@@ -23,23 +23,23 @@ from maejax.data.sources import Source, open_source, open_stream
 from maejax.data.stream import Stream
 from maejax.distributed.processes import all_processes, broadcast_from_0
 from maejax.errors import InputError
-from maejax.models.trees import array_name, check_arrays
+from maejax.models.description import MAE, Classifier
+from maejax.models.trees import array_name, mismatches, named_arrays
 from maejax.storage import mirror
-from maejax.tasks.checks import precision, run_differences, safe_flags, traced_steps
+from maejax.tasks.checks import compute_of, precision, run_differences, safe_flags, traced_steps
 from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.ema import as_evaluated
 from maejax.training.log import RunLog, evaluated_at
-from maejax.training.loop import Watch, fit
+from maejax.training.loop import Feed, Intervals, RunContext, Watch, fit
 from maejax.training.mesh import make_mesh
-from maejax.training.optim import build_optimizer
-from maejax.training.rundir import best_path, checkpoints_path, config_path, open_run, read_config
+from maejax.training.optim import ParameterRules, build_optimizer
+from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, open_run, read_config
 from maejax.training.schedule import peak_rate, warmup_cosine
 from maejax.training.state import TrainState, abstract_state, create_state
 from maejax.training.trace import Trace
 from maejax.training.trackers import TensorBoard, Tracker, WandB
-
-Rows = dict[str, np.ndarray]
+from maejax.version import __version__
 
 
 class Judge(Protocol):
@@ -88,13 +88,13 @@ class Recipe:
     """All in which tasks differ.
 
     Args:
-        model: its arguments, for config.json.
+        model: its description.
         init: makes it.
         optimizer, step: see `make_step`.
         start: puts pre-trained weights into a new state.
         source: the training images.
         loader: makes the input; called once the run is known to be able to start.
-        rows: what of a batch the step reads.
+        check: checks a batch and returns it.
         judge: makes what evaluates, of (run directory, mesh, step to start from); None for no validation.
         describe: says in a few lines what is about to be trained.
         explain: `(directory, mesh, state, step, rows) -> sentences` on a loss that is not finite.
@@ -103,19 +103,19 @@ class Recipe:
 
     """
 
-    model: dict[str, Any]
+    model: MAE | Classifier
     init: Callable[[], nnx.Module]
     optimizer: optax.GradientTransformation
     step: Callable
     start: Callable[[TrainState], TrainState]
     source: Source | Stream
     loader: Callable[[], Input]
-    rows: Callable[[Batch], Rows]
     judge: Callable[[Path, Mesh, int], Judge] | None
     describe: Callable[[TrainState], str]
-    explain: Callable[[Path, Mesh, TrainState, int, Rows], str]
+    explain: Callable[[Path, Mesh, TrainState, int, Batch], str]
     weights: str = ""
     flop: float = 0
+    check: Callable[[Batch], Batch] = lambda batch: batch
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
     loader = recipe.loader()
     with (
         mirror.published(directory),
-        open_checkpoints(checkpoints_path(directory), config.run.keep_checkpoints) as checkpoints,
-        open_checkpoints(best_path(directory), 1) as best,
+        open_checkpoints(directory / CHECKPOINTS, config.run.keep_checkpoints) as checkpoints,
+        open_checkpoints(directory / BEST, 1) as best,
     ):
         if newest:
             state, start, position = checkpoints.restore(abstract_state(recipe.init, recipe.optimizer, mesh, sharding))
@@ -173,15 +173,15 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
             Trace(directory / "profile" / str(jax.process_index()), *traced_steps(config)) as trace,
         ):
             if config.run.ipaddr:
-                log.say("--ipaddr is accepted for the original's scripts and ignored")
+                log.message("--ipaddr is accepted for the original's scripts and ignored")
             if recipe.weights:
-                log.say(f"weights  {recipe.weights}")
+                log.message(f"weights  {recipe.weights}")
             if start:
-                log.say(f"continuing {mirror.shown(directory)} from step {start} of {optimization.training_steps}")
-            log.say(recipe.describe(state))
-            log.say(f"loader   {loader.footprint}")
+                log.message(f"continuing {mirror.shown(directory)} from step {start} of {optimization.training_steps}")
+            log.message(recipe.describe(state))
+            log.message(f"loader   {loader.footprint}")
             for problem in source.problems[:5]:
-                log.say(f"data     {problem}")
+                log.message(f"data     {problem}")
             evaluate, evaluated = None, True
             if recipe.judge is not None:
                 judge = recipe.judge(directory, mesh, start)
@@ -191,38 +191,40 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
                 if start and judge.best_step == start:
                     best.save(as_evaluated(state), start)  # the process before may have ended between the two saves
             batches = loader.iterate(start, optimization.training_steps, position)
+            given = config.run
             state, done = fit(
                 state,
                 recipe.step,
-                map(recipe.rows, batches),
+                Feed(
+                    map(recipe.check, batches),
+                    config.data.train_batch_size,
+                    loader.position,
+                    merge_if_any,
+                    partial(count_faults, loader),
+                ),
+                RunContext(
+                    start,
+                    optimization.training_steps,
+                    Intervals(given.save_interval, given.log_interval, given.eval_interval, given.save_minutes),
+                    checkpoints,
+                    log,
+                    trace,
+                ),
                 mesh=mesh,
-                start=start,
-                stop=optimization.training_steps,
-                batch_size=config.data.train_batch_size,
-                checkpoints=checkpoints,
-                log=log,
-                save_interval=config.run.save_interval,
-                save_minutes=config.run.save_minutes,
-                log_interval=config.run.log_interval,
                 evaluate=evaluate,
-                eval_interval=config.run.eval_interval,
                 evaluated=evaluated,
-                flop=recipe.flop,
-                extra=partial(count_faults, loader),
                 explain=partial(recipe.explain, directory, mesh),
-                trace=trace,
-                position=loader.position,
-                merge=merge_if_any,
+                flop=recipe.flop,
             )
             batches.close()
             if loader.bad:
-                log.say(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
+                log.message(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
             if loader.lost:
-                log.say(f"{len(loader.lost)} shards were not read to the end, the first: {next(iter(loader.lost))}")
+                log.message(f"{len(loader.lost)} shards were not read to the end, the first: {next(iter(loader.lost))}")
     return Trained(directory, state, done)
 
 
-def open_directory(config: Config, model: dict[str, Any], source: Source | Stream) -> tuple[int, dict[str, Any]]:
+def open_directory(config: Config, model: MAE | Classifier, source: Source | Stream) -> tuple[int, dict[str, Any]]:
     """Open the folder of a run, new or old: the step of its newest checkpoint, and what config.json holds.
 
     Raises:
@@ -234,7 +236,8 @@ def open_directory(config: Config, model: dict[str, Any], source: Source | Strea
     written = {
         "maejax": __version__,
         "flags": safe_flags(config),
-        "model": model,
+        "model": model.to_json(),
+        "compute": asdict(compute_of(config)),
         "images": source.total,
         "classes": source.classes,
     }
@@ -246,7 +249,7 @@ def open_directory(config: Config, model: dict[str, Any], source: Source | Strea
         resume=config.run.resume,
         first=jax.process_index() == 0,
     )
-    if not all_processes(newest == broadcast_from_0(newest) and mirror.exists(config_path(directory))):
+    if not all_processes(newest == broadcast_from_0(newest) and mirror.exists(directory / CONFIG)):
         raise InputError(
             f"the processes see different files in {mirror.shown(directory)}; --output-dir must be a folder they share"
         )
@@ -278,7 +281,7 @@ def evaluate_and_keep_best(
 ) -> dict[str, float]:
     """Validate a state, hand on its pictures, and save it where it is the best so far."""
     metrics = validation(state, step, watch)
-    log.say("valid    " + ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in metrics.items()))
+    log.message("valid    " + ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in metrics.items()))
     picture = validation.picture_path(step)
     if picture.exists():
         log.picture(step, picture)
@@ -306,29 +309,27 @@ def faults_allowed(config: Config) -> Faults:
 
 def train_loader(config: Config, source: Source | Stream, transform: Transform) -> Loader:
     """Build the loader of this host's training batches."""
-    augment = config.augment
     return Loader(
         source,
         transform,
-        batch_size=config.data.train_batch_size,
-        channels=config.data.channels,
+        BatchConfig(
+            config.data.train_batch_size,
+            seed=config.seeds.shuffle_seed,
+            repeats=config.augment.augment_repeats,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
         size=config.image_shape,
-        seed=config.seeds.shuffle_seed,
-        shuffle=True,
-        repeats=augment.augment_repeats,
+        channels=config.data.channels,
         workers=config.data.train_loader_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         faults=faults_allowed(config),
     )
 
 
 def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
     """Start from given weights instead of random ones; strict."""
-    try:
-        check_arrays(state.model, weights)
-    except ValueError as error:
-        raise InputError(f"--pretrained-ckpt: {error}") from None
+    if wrong := mismatches(named_arrays(state.model), weights):
+        raise InputError(f"--pretrained-ckpt: the weights do not fit the model: {'; '.join(wrong)}")
     return place_weights(state, weights)
 
 
@@ -340,7 +341,7 @@ def configured_rate(config: Config) -> tuple[optax.Schedule, float]:
 
 
 def configured_optimizer(config: Config, rate: optax.Schedule, **more: Any) -> optax.GradientTransformation:
-    """Build the optimizer that the flags ask for; `more` goes to `build_optimizer`."""
+    """Build the optimizer that the flags ask for; `more` goes to `ParameterRules`."""
     given = config.optimization
     return build_optimizer(
         given.optimizer,
@@ -350,8 +351,7 @@ def configured_optimizer(config: Config, rate: optax.Schedule, **more: Any) -> o
         b2=given.adam_b2,
         eps=given.adam_eps,
         clip_grad=given.clip_grad,
-        lr_decay=given.lr_decay,
-        **more,
+        rules=ParameterRules(lr_decay=given.lr_decay, **more),
     )
 
 

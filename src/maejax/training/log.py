@@ -1,5 +1,6 @@
-"""What a run says: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
+"""Log of a run: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import json
 import logging
 import math
@@ -7,28 +8,26 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from maejax.storage.atomic import write_atomically
 from maejax.training.trackers import Tracker, guarded
 
 _log = logging.getLogger("maejax.training")
 
 
 class RunLog:
-    """Metrics and progress of a run; a context manager. Of several processes the first alone writes and prints.
+    """Metrics and progress of a run from step `start` to `stop`; a context manager.
 
-    Where metrics.jsonl cannot be written (a full disk, say), the log says so, and the lines are written later.
+    Metrics are appended to `metrics.jsonl` in `directory`, one object per line. Lines beyond `start`, written by an
+    earlier process after its last checkpoint, are dropped, so that every step is logged once. If the file cannot be
+    written (a full disk, say), an error is logged and the lines are written later.
 
-    Args:
-        directory: run directory; `metrics.jsonl` is appended there, one object per line.
-        start, stop: the steps this process goes through. Lines beyond `start`, written by an earlier process after its
-            last checkpoint, are dropped, so that every step is logged once.
-        console: where to print; only a terminal gets a moving bar.
-        first: whether this is the first process of the run.
-        trackers: who else gets metrics and pictures; closed with this.
-
+    Of several processes the `first` alone writes and prints. `trackers` also get metrics and pictures, and are closed
+    with the log. Only a terminal gets a moving bar.
     """
 
     def __init__(
@@ -47,18 +46,11 @@ class RunLog:
             path = directory / "metrics.jsonl"
             keep_until(path, start)
             self._lines = Lines(path)
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[now]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            disable=not console.is_terminal,
-            speed_estimate_period=60,
-        )
+        done = TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn()
+        left = TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False)
+        columns = *done, TextColumn("{task.fields[now]}"), TimeElapsedColumn(), *left
+        hidden = not console.is_terminal
+        self._bar = Progress(*columns, console=console, disable=hidden, speed_estimate_period=60)
         self._task = self._bar.add_task("training", total=stop, completed=start, now="compiling")
         self._stop = stop
         self._begun = False
@@ -75,7 +67,7 @@ class RunLog:
             guarded(tracker.close)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append metrics of a step to metrics.jsonl; what is not finite is left out, for JSON has no such numbers."""
+        """Append metrics of a step to metrics.jsonl, but for those that are not finite: JSON has no such numbers."""
         if self._lines is not None:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             self._lines.append(json.dumps({"step": step, **finite}) + "\n")
@@ -83,7 +75,7 @@ class RunLog:
                 guarded(tracker.write, step, finite)
 
     def picture(self, step: int, path: Path) -> None:
-        """Hand a picture of reconstructions on to the trackers."""
+        """Send a picture of reconstructions to the trackers."""
         for tracker in self._trackers:
             guarded(tracker.picture, step, path)
 
@@ -106,19 +98,19 @@ class RunLog:
             self._begun = True
         self._bar.update(self._task, completed=step)
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Lines:
-    """A text file that grows by whole lines, or not at all; what does not fit on the disk is kept for later."""
+    """A text file that grows by whole lines or not at all; lines that do not fit on the disk are kept for later."""
 
     def __init__(self, path: Path):
         self._path, self._file, self._waiting = path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), b""
 
     def append(self, line: str) -> None:
-        """Write a line and those that wait; where that fails, log it and keep them."""
+        """Write a line and those that wait; if that fails, log it and keep them."""
         self._waiting += line.encode()
         size = os.fstat(self._file).st_size
         try:
@@ -133,37 +125,33 @@ class Lines:
             self._waiting = b""
 
     def close(self) -> None:
-        """Close the file; lines that found no room until now are lost, which the log says."""
+        """Close the file; lines that have no room even now are lost, which is logged."""
         if self._waiting:
             self.append("")
         os.close(self._file)
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file that belong to later steps, and a half-written last one."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if (found := read_line(line)) and found["step"] <= step]
-    new = path.with_suffix(".new")
-    new.write_text("".join(line + "\n" for line in kept))
-    new.replace(path)
+    """Drop the lines of a metrics file that belong to steps after `step`, and a half-written last one."""
+    if path.exists():
+        with write_atomically(path) as new:
+            new.write_text("".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step))
 
 
 def evaluated_at(path: Path, step: int) -> bool:
-    """Tell whether a metrics file holds an evaluation of a step."""
-    lines = map(read_line, path.read_text().splitlines()) if path.exists() else ()
-    return any(line and line["step"] == step and any(name.startswith("val/") for name in line) for line in lines)
-
-
-def read_line(line: str) -> dict | None:
-    """Parse a line of metrics.jsonl; None if it was cut off."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+    """Return whether a metrics file holds an evaluation of a step."""
+    return any(line["step"] == step and any(name.startswith("val/") for name in line) for line in read_lines(path))
 
 
 def read_metrics(path: Path, name: str) -> list[tuple[int, float]]:
-    """Read one metric from metrics.jsonl as (step, value) pairs."""
-    lines = (read_line(line) for line in path.read_text().splitlines())
-    return [(line["step"], line[name]) for line in lines if line and name in line]
+    """Read one metric from a metrics file as (step, value) pairs; none if there is no file."""
+    return [(line["step"], line[name]) for line in read_lines(path) if name in line]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Parse the lines of a metrics file, but for one that was cut off."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
