@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
+from maejax.config import Config
 from maejax.distributed.processes import name_of
-from maejax.models.config import MAE, Compute, Network, Stack
-from maejax.ops.check import Sizes, compare_fast_forms
-from maejax.training.mesh import gather
+from maejax.models.description import MAE, Compute, Network, Stack
+from maejax.ops.check import Comparison, Sizes, compare_fast_forms
+from maejax.tasks.checks import compute_of
+from maejax.training.mesh import gather, make_mesh
 
 
 def layer_sizes(model: Network, rows: int) -> list[Sizes]:
@@ -29,18 +31,20 @@ def layer_sizes(model: Network, rows: int) -> list[Sizes]:
     ]
 
 
-def choose_forms(compute: Compute, layers: Sequence[Sizes], mesh: Mesh) -> tuple[Compute, list[str]]:
-    """Choose the fast forms that pass their comparison on the devices of all processes.
+def choose_forms(config: Config, model: Network) -> tuple[Compute, list[str]]:
+    """Choose how a run computes its model: with the fast forms that pass their comparison in all processes.
 
     "auto" attention becomes the name of the form that passes, or "xla". Returns also a line for each form: its worst
-    comparison. All processes call this together, before anything is compiled. A comparison takes seconds, so it is
+    comparison. All processes call this together, before anything else is compiled. A comparison takes seconds, so it is
     repeated at every start of a run: devices and versions may be others then. On CPU nothing is compared.
     """
+    compute, rows = compute_of(config), config.data.train_batch_size // config.optimization.grad_accum
+    layers = layer_sizes(model, rows // jax.device_count())
     found = compare_fast_forms(layers, jnp.dtype(compute.dtype), attention=compute.attention == "auto")
     if not found:
         return compute, []
-    worst = {each.form: each for each in sorted(found, key=lambda each: (not each.ok, each.gradient))}
-    outcomes = gather({form: [each.ok, str(each)] for form, each in worst.items()}, mesh)
+    worst = worst_of_each(found)
+    outcomes = gather({form: [each.ok, str(each)] for form, each in worst.items()}, make_mesh())
     passed, lines = [], []
     for form in worst:
         failed = [i for i, outcome in enumerate(outcomes) if not outcome[form][0]]
@@ -53,3 +57,8 @@ def choose_forms(compute: Compute, layers: Sequence[Sizes], mesh: Mesh) -> tuple
     if compute.attention != "auto":
         attention = compute.attention
     return dataclasses.replace(compute, attention=attention, pieces="pieces" in passed), lines
+
+
+def worst_of_each(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:
+    """Return the comparison of each form that decides about it: one that failed, or else the largest deviation."""
+    return {each.form: each for each in sorted(comparisons, key=lambda each: (not each.ok, each.gradient))}
