@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from maejax.models.trees import combine, partition
-from maejax.ops.platform import platform_ahead
+from maejax.ops.platform import target_platform
 from maejax.training.mesh import Sharding, constrain, gather_unstacked, state_sharding
 from maejax.training.optim import select
 
@@ -192,4 +192,4 @@ def compile_step(update: Callable):
         new, metrics, control = update(state.state, *more)
         return FlatState.of(new), metrics, control
 
-    return jax.jit(step, donate_argnums=0, compiler_options=TPU_OPTIONS if platform_ahead() == "tpu" else None)
+    return jax.jit(step, donate_argnums=0, compiler_options=TPU_OPTIONS if target_platform() == "tpu" else None)
