@@ -129,14 +129,13 @@ def test_attention_is_a_distribution_and_explains_the_tokens(model, source):
         model.attention(pixels, layer=2)
 
 
-def test_the_command(train, maejax, images):
-    assert train()[0] == 0
-    code, printed = maejax("features", "runs/pretrain", images, "--out", "f.npz", "--layers", 0, "--json")
+def test_the_command(trained, maejax, images):
+    code, printed = maejax("features", trained, images, "--out", "f.npz", "--layers", 0, "--json")
     assert code == 0 and '"images": 24' in printed, printed
     for flags, sentence in (
         (["--out", "f.csv"], "ends in .npz, .safetensors, .parquet"),
         (["--out", "f.npz", "--pool", "max"], "--pool max: choose"),
         (["--out", "f.npz", "--layers", 2], "there is no layer 2"),
     ):
-        code, printed = maejax("features", "runs/pretrain", images, *flags)
+        code, printed = maejax("features", trained, images, *flags)
         assert code == 2 and sentence in printed, printed

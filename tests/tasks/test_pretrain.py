@@ -131,17 +131,15 @@ def test_validation_counts_every_image_once_under_fixed_masks(train, images):
     assert len(np.unique(np.sort(order[:, :4], axis=1), axis=0)) > 12  # every image has its own mask
 
 
-def test_weights_of_another_run_can_be_the_start(train):
-    train("--name", "first")
-    code, printed = train("--name", "second", "--pretrained-ckpt", "runs/first", "--learning-rate", 0)
+def test_weights_of_another_run_can_be_the_start(train, trained):
+    code, printed = train("--name", "second", "--pretrained-ckpt", trained, "--learning-rate", 0)
     assert code == 0, printed
-    first, second = arrays_of("runs/first"), arrays_of("runs/second")
+    first, second = arrays_of(trained), arrays_of("runs/second")
     assert all((first[name] == second[name]).all() for name in first)
 
 
-def test_public_names_work_on_a_run(train, images):
-    train()
-    model = maejax.load(RUN / "checkpoints" / "4")
+def test_public_names_work_on_a_run(trained, images):
+    model = maejax.load(Path(trained) / "checkpoints" / "4")
     with np.load(images) as file:
         pixels = file["images"][:3]
     x = maejax.normalize(pixels, model.mean, model.std)

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from maejax.storage.atomic import write_atomically
 from maejax.training.trackers import Tracker, guarded
 
 _log = logging.getLogger("maejax.training")
@@ -133,9 +134,8 @@ class Lines:
 def keep_until(path: Path, step: int) -> None:
     """Drop the lines of a metrics file that belong to steps after `step`, and a half-written last one."""
     if path.exists():
-        new = path.with_suffix(".new")
-        new.write_text("".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step))
-        new.replace(path)
+        with write_atomically(path) as new:
+            new.write_text("".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step))
 
 
 def evaluated_at(path: Path, step: int) -> bool:

@@ -111,10 +111,10 @@ def fit(
 
     The order evaluate, save, next batch, step, log must not change:
 
-    - Evaluate before save: a checkpoint at the step of an evaluation then tells a resumed run that it is in the log.
-    - Save before the next batch: the input's position in a checkpoint is then that of the first batch that the state
-      has not seen. An input that fails finds a state to save.
-    - Log last, and one or two steps late: the device then never waits for the host. All processes read the same results
+    - Evaluate before save: an evaluation that fails or is stopped is then followed by a save. The metrics of a saved
+      step are in the log before its checkpoint.
+    - Save before the next batch: the position in a checkpoint is then that of the first batch unknown to the state.
+    - Log last, and up to two steps late: the device then never waits for the host. All processes read the same results
       at the same step, so all of them stop, save or halt there.
 
     Args:
