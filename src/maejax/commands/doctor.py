@@ -1,4 +1,4 @@
-"""Is this machine ready to train: devices, versions, disks, buckets, and the loader's speed (`maejax doctor`)."""
+"""`maejax doctor`: whether this machine is ready to train: devices, versions, disks, buckets, the loader's speed."""
 
 import io
 import json
@@ -8,23 +8,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from maejax.commands.command import DONE, FAILED, Command
 from maejax.commands.data import keeps_up
-from maejax.data.augment import build_train
-from maejax.data.loader_speed import measure
-from maejax.data.pipeline import check_readable
-from maejax.data.sources import Source, open_source
+from maejax.console import escaped
 from maejax.errors import FetchError, InputError
-from maejax.storage.bucket import try_bucket
-from maejax.storage.mirror import CACHE
 
 DEVICE_SECONDS = 300  # the chips of a pod come up when all its hosts ask for them, which may be minutes apart
 LOADER_SECONDS = 2.0
@@ -49,52 +44,57 @@ class Check(NamedTuple):
     advice: str = ""
 
 
-def run(
-    console: Console,
-    *,
-    output_dir: str,
-    bucket: str = "",
-    shards: str = "",
-    consume: float | None = None,
-    constraints: str = "",
-) -> list[Check]:
-    """Look at this machine. Nothing is left behind in the folder and the bucket that are tried.
+@dataclass(frozen=True)
+class DoctorCommand(Command):
+    """Check whether this machine is ready to train; exit code 1 if something fails.
 
-    Args:
-        console: for progress.
-        output_dir: folder of runs, or its address in a bucket.
-        bucket: address of a folder in a bucket, as fsspec takes it; "" tries none.
-        shards: images to measure the loader with, anything that `maejax train` takes; "" draws some of ImageNet's size.
-        consume: what a model takes, images/s on this host.
-        constraints: file of `name==version` lines that the installed versions are compared with; "" compares nothing.
-
+    Nothing is left behind in the folder and the bucket that are tried.
     """
-    checks, there = [], "://" in output_dir
-    with console.status("") as status:
-        for name, check in (
-            ("versions", lambda: check_versions(constraints)),
-            ("devices", lambda: check_devices(count_chips())),
-            ("disk", lambda: check_disk(Path(CACHE).expanduser() if there else Path(output_dir))),
-            ("run folder", lambda: check_bucket(output_dir, "run folder") if there else check_folder(Path(output_dir))),
-            *([("bucket", lambda: check_bucket(bucket))] if bucket else []),
-            ("loader", lambda: check_loader(shards, consume)),
-        ):
-            status.update(f"looking at {name}")
-            checks.append(check())
-    return checks
 
+    output_dir: str = "runs"
+    """Folder of runs, or its address: whether it takes all that a run writes."""
+    bucket: str = ""
+    """Address in a bucket, such as gs://mine/sets, below which a small file is written, read and deleted."""
+    train_dataset_shards: str = ""
+    """Images to measure the loader with. Empty: some are drawn."""
+    consume: float | None = None
+    """Images per second that the model takes from this host; the check then fails if the loader does not keep up."""
+    constraints: str = ""
+    """File of versions, as in constraints/, to compare the installed ones with."""
 
-def show(console: Console, checks: list[Check]) -> None:
-    """Print the checks as a table."""
-    colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for check in checks:
-        table.add_row(
-            f"[{colours[check.status]}]{check.status}", f"[bold]{check.name}", check.found.replace("[", r"\[")
-        )
-        if check.advice:
-            table.add_row("", "", "[dim]" + check.advice.replace("[", r"\["))
-    console.print(table)
+    def run(self, console: Console) -> dict[str, Any]:
+        """Check this machine and return each check, and whether all passed."""
+        from maejax.storage.mirror import CACHE
+
+        folder, away = Path(self.output_dir), "://" in self.output_dir
+        checks = []
+        with console.status("") as status:
+            for name, check in (
+                ("versions", lambda: check_versions(self.constraints)),
+                ("devices", lambda: check_devices(count_chips())),
+                ("disk", lambda: check_disk(Path(CACHE).expanduser() if away else folder)),
+                ("run folder", lambda: check_bucket(self.output_dir, "run folder") if away else check_folder(folder)),
+                *([("bucket", lambda: check_bucket(self.bucket))] if self.bucket else []),
+                ("loader", lambda: check_loader(self.train_dataset_shards, self.consume)),
+            ):
+                status.update(f"checking {name}")
+                checks.append(check()._asdict())
+        return {"ok": all(check["status"] != "fail" for check in checks), "checks": checks}
+
+    def show(self, console: Console, result: dict[str, Any]) -> None:
+        """Print the checks as a table."""
+        colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for check in result["checks"]:
+            status = check["status"]
+            table.add_row(f"[{colours[status]}]{status}", f"[bold]{check['name']}", escaped(check["found"]))
+            if check["advice"]:
+                table.add_row("", "", "[dim]" + escaped(check["advice"]))
+        console.print(table)
+
+    def exit_code(self, result: dict[str, Any]) -> int:
+        """Return 1 if a check fails."""
+        return DONE if result["ok"] else FAILED
 
 
 def count_chips() -> int:
@@ -223,6 +223,8 @@ def check_folder(output_dir: Path) -> Check:
 
 def check_bucket(address: str, name: str = "bucket") -> Check:
     """Write, read and delete a small file in a bucket."""
+    from maejax.storage.bucket import try_bucket
+
     try:
         seconds = try_bucket(address)
     except FetchError as error:
@@ -232,11 +234,16 @@ def check_bucket(address: str, name: str = "bucket") -> Check:
 
 def check_loader(shards: str, consume: float | None) -> Check:
     """Measure the training loader on this machine, at 224 pixels."""
+    from maejax.data.augment import build_train
+    from maejax.data.loader_speed import measure
+    from maejax.data.pipeline import check_readable
+    from maejax.data.sources import open_source
+
     with tempfile.TemporaryDirectory(prefix="maejax-doctor-") as folder:
-        source: Source = open_source(shards or draw_images(Path(folder)))
+        source = open_source(shards or draw_images(Path(folder)))
         check_readable(source, 3)
         augment = build_train((224, 224), "rrc", (0.2, 1.0), 0.0, flip=True)
-        rates: dict[str, Any] = measure(source, augment, (224, 224), 3, LOADER_SECONDS)
+        rates = measure(source, augment, (224, 224), 3, LOADER_SECONDS)
     of = "" if shards else " of drawn images of ImageNet's size"
     found = f"{rates['all']:,.0f} images/s{of} with {rates['cores']} threads"
     if consume is None:
@@ -254,6 +261,9 @@ def check_loader(shards: str, consume: float | None) -> Check:
 
 def draw_images(folder: Path, count: int = 64) -> str:
     """Write JPEG images of about ImageNet's size in pixels and bytes: 500 x 375, some 100 kB."""
+    import numpy as np
+    from PIL import Image
+
     rng = np.random.default_rng(0)
     for i in range(count):
         shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(

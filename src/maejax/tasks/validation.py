@@ -14,7 +14,7 @@ from maejax.data.faults import Faults
 from maejax.data.pipeline import Loader
 from maejax.data.sources import Source
 from maejax.distributed.processes import share
-from maejax.evaluate.reconstruct import draw_grid, reconstruct
+from maejax.evaluate.reconstruction import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.log import read_metrics

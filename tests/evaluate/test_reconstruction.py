@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maejax.evaluate.reconstruct import draw_grid, reconstruct
+from maejax.evaluate.reconstruction import draw_grid, reconstruct
 from maejax.models.patches import patchify
 
 SIZE, ROWS, COLUMNS, VISIBLE = 4, 3, 5, 4
