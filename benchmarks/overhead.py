@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from maejax.commands.demo import demo_config
+from maejax.commands.demo import DemoCommand
 from maejax.tasks.pretrain import draw_masks, geometry, sample_losses
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.consensus import Agreement
@@ -40,7 +40,7 @@ def main():
     arguments.add_argument("--steps", type=int, default=50, help="of a turn")
     given = arguments.parse_args()
     keep_freed_memory()
-    config = demo_config("runs", "demo", 0, None)
+    config = DemoCommand().config()
     model, batch_size, mesh = geometry(config), config.data.train_batch_size, make_mesh()
     rate = warmup_cosine(1e-3, 200, 4000)
     optimizer = build_optimizer("adamw", rate, weight_decay=0.05, b2=0.95)

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Union
+from typing import Annotated, Any, Union
 
 import tyro
 from rich.console import Console

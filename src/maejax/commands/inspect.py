@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from maejax.commands.command import Command
+from maejax.commands.command import Command, prepare_devices
 from maejax.config import image_shape
 from maejax.console import plain
 
@@ -52,6 +52,7 @@ class Unstated(Command):
     def read(self, path: str) -> tuple["Weights", str]:
         """Read weights from a path or address; returns them and a sentence on what was fetched."""
         size = image_shape(self.image_size) if self.image_size else None
+        prepare_devices()
         from maejax.weights import files
         from maejax.weights.addresses import local
 
