@@ -118,8 +118,8 @@ def arguments_of(info: StructTypeInfo) -> StructConstructorSpec | None:
     kind = info.type
     if not (dataclasses.is_dataclass(kind) and kind.__module__.startswith("maejax.")):
         return None
-    types, specs = typing.get_type_hints(kind, include_extras=True), []
-    for field in sorted(dataclasses.fields(kind), key=lambda field: field.name == "json"):
+    types, specs, own = typing.get_type_hints(kind, include_extras=True), [], inspect.get_annotations(kind)
+    for field in sorted(dataclasses.fields(kind), key=lambda field: (field.name == "json", field.name not in own)):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         default = getattr(info.default, field.name, tyro.MISSING if default is dataclasses.MISSING else default)
         named, marks = field.metadata.get("positional"), []

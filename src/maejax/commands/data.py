@@ -62,29 +62,24 @@ class DataCommand(Command):
             raise InputError(f"--consume {self.consume:g}: give more than 0 images/s")
         from PIL import Image
 
-        from maejax.data.augment import build_train
-        from maejax.data.contact_sheet import draw_contact_sheet
-        from maejax.data.loader_speed import measure
-        from maejax.data.pipeline import Loader, check_readable
-        from maejax.data.sources import open_source
-        from maejax.data.survey import survey
+        from maejax.data import augment, contact_sheet, loader_speed, pipeline, sources, survey
 
         out = Path(self.out)
         if out.suffix.lower() not in Image.registered_extensions():
             raise InputError(f"--out {self.out}: give the name of a picture, such as contact-sheet.png")
         check_writable("--out", out)
-        source = open_source(self.shards, labels=self.labels or None)
-        check_readable(source, self.channels)
+        source = sources.open_source(self.shards, labels=self.labels or None)
+        pipeline.check_readable(source, self.channels)
         sample = None if self.all else self.sample
         with progress(console, "looking", "images") as report:
-            facts = survey(source, sample=sample, channels=self.channels, progress=report)
-        augment = build_train(size, self.random_crop, (self.crop_scale, 1.0), self.color_jitter, flip=True)
+            facts = survey.survey(source, sample=sample, channels=self.channels, progress=report)
+        transform = augment.build_train(size, self.random_crop, (self.crop_scale, 1.0), self.color_jitter, flip=True)
         count = min(SHEET, len(source))
-        loader = Loader(source, augment, batch_size=count, channels=self.channels, size=size, seed=self.seed)
+        loader = pipeline.Loader(source, transform, batch_size=count, channels=self.channels, size=size, seed=self.seed)
         batch = loader.batch(0)
         out.parent.mkdir(parents=True, exist_ok=True)
-        draw_contact_sheet(batch.images[batch.valid]).save(out)
-        speed = measure(source, augment, size, self.channels)
+        contact_sheet.draw_contact_sheet(batch.images[batch.valid]).save(out)
+        speed = loader_speed.measure(source, transform, size, self.channels)
         if self.consume is not None:
             speed |= {"consume": self.consume, **keeps_up(speed, self.consume)}
         return {"source": self.shards, **facts, "contact_sheet": str(out), "loader": speed}

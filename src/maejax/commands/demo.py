@@ -57,18 +57,12 @@ class Split(NamedTuple):
     labels: "np.ndarray"
 
 
-class Stopwatch:
-    """Seconds by the name of a stage."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
-        start = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - start, 1)
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Write the seconds of a stage to `seconds`."""
+    start = time.monotonic()
+    yield
+    seconds[stage] = round(time.monotonic() - start, 1)
 
 
 @dataclass(frozen=True)
@@ -114,21 +108,21 @@ class DemoCommand(Command):
         from maejax.data.packing import pack
         from maejax.tasks import pretrain
 
-        watch = Stopwatch()
-        with watch.stage("pack"):
+        seconds: dict[str, float] = {}
+        with timed(seconds, "pack"):
             console.print("[bold]1  Packing[/] 20,000 embedded images (Fashion-MNIST, MIT licence) into tar shards")
             for split in ("train", "test"):
                 pack(str(fashion_mnist.path(split)), str(directory / "data" / split))
         console.print("[bold]2  Pre-training[/] a masked autoencoder on 18,000 of them, without labels")
-        with watch.stage("pre-train"):
+        with timed(seconds, "pre-train"):
             trained = pretrain.run(config, console)
         if not trained.done:
             say_stopped(console, str(directory))
             return {}
         console.print("[bold]3  Evaluating[/] the frozen encoder: kNN and linear probes on 2,000 test images")
-        with watch.stage("evaluate"):
+        with timed(seconds, "evaluate"):
             scores = evaluate(config, directory, trained.model)
-        return write_results(config, directory, scores, watch.seconds)
+        return write_results(config, directory, scores, seconds)
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print the scores as a table, what they mean, and where the report and the pictures are."""
@@ -151,14 +145,11 @@ def read_split(config: Config, spec: str) -> Split:
     """Read a whole split through the loader, as the model sees it in evaluation."""
     import numpy as np
 
-    from maejax.data.augment import build_eval
-    from maejax.data.pipeline import Loader
-    from maejax.data.sources import open_source
+    from maejax.data import augment, pipeline, sources
 
-    size = config.image_shape
-    transform = build_eval(size, config.augment.test_crop_ratio)
-    source, channels = open_source(spec), config.data.channels
-    loader = Loader(source, transform, batch_size=500, channels=channels, size=size, shuffle=False)
+    size, channels, source = config.image_shape, config.data.channels, sources.open_source(spec)
+    transform = augment.build_eval(size, config.augment.test_crop_ratio)
+    loader = pipeline.Loader(source, transform, batch_size=500, channels=channels, size=size, shuffle=False)
     batches = list(loader.iterate())
     valid = np.concatenate([batch.valid for batch in batches])
     return Split(*(np.concatenate([getattr(b, field) for b in batches])[valid] for field in Split._fields))

@@ -1,6 +1,5 @@
 """`maejax doctor`: whether this machine is ready to train: devices, versions, disks, buckets, the loader's speed."""
 
-import io
 import json
 import platform
 import re
@@ -9,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,7 +36,7 @@ print(json.dumps({"platform": here[0].platform, "kind": here[0].device_kind, "he
 
 
 class Check(NamedTuple):
-    """What was looked at, how it is, what was found, and what to do about it."""
+    """A check of the machine: its name and status, what was found, and advice."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -103,18 +103,11 @@ def count_chips() -> int:
     return len(list(devices.glob("accel[0-9]*")) or list(devices.glob("vfio/[0-9]*")))
 
 
-def installed() -> dict[str, str]:
-    """List the installed packages and their versions, by names as constraints write them."""
-    return {_plain(found.metadata["Name"]): found.version for found in metadata.distributions()}
-
-
 def check_versions(constraints: str) -> Check:
     """Compare what is installed with what the tests passed with."""
-    have = installed()
-    python = platform.python_version()
-    found = f"Python {python}, " + ", ".join(
-        f"{name} {have[name]}" for name in ("maejax", "jax", "jaxlib", "libtpu", "flax") if name in have
-    )
+    have = {_plain(package.metadata["Name"]): package.version for package in metadata.distributions()}
+    ours = (f"{name} {have[name]}" for name in ("maejax", "jax", "jaxlib", "libtpu", "flax") if name in have)
+    found = ", ".join((f"Python {platform.python_version()}", *ours))
     if not constraints:
         if have.get("jax") != have.get("jaxlib"):
             return Check("versions", "warn", found, "jax and jaxlib are to be of one version: install jax again")
@@ -130,48 +123,39 @@ def check_versions(constraints: str) -> Check:
         if have.get(_plain(name), version) != version
     ]
     if other:
-        return Check(
-            "versions",
-            "warn",
-            f"{found}; {len(other)} others than in {constraints}: {', '.join(other[:5])}",
-            f"pip install --constraint {constraints} ...",
-        )
+        found += f"; {len(other)} others than in {constraints}: {', '.join(other[:5])}"
+        return Check("versions", "warn", found, f"pip install --constraint {constraints} ...")
     same = sum(_plain(name) in have for name in wanted)
     return Check("versions", "ok", f"{found}; {same} packages as in {constraints}")
 
 
 def check_devices(chips: int) -> Check:
     """Let JAX compute on every device of this machine, which shows `chips` TPU chips."""
+    command, fail = [sys.executable, "-c", LOOK], partial(Check, "devices", "fail")
     try:
-        look = subprocess.run(
-            [sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=DEVICE_SECONDS, check=True
-        )
+        look = subprocess.run(command, capture_output=True, text=True, timeout=DEVICE_SECONDS, check=True)
     except subprocess.TimeoutExpired:
-        return Check(
-            "devices",
-            "fail",
-            f"JAX did not answer within {DEVICE_SECONDS} s",
-            "another process may hold the chips, or not all hosts of the pod do this at the same time",
-        )
+        why = "another process may hold the chips, or not all hosts of the pod do this at the same time"
+        return fail(f"JAX did not answer within {DEVICE_SECONDS} s", why)
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip() or f"it ended with {error.returncode}").splitlines()[-1]
-        return Check("devices", "fail", f"JAX cannot compute: {said[:300]}", "another process may hold the chips")
+        last = (error.stderr.strip() or f"it ended with {error.returncode}").splitlines()[-1]
+        return fail(f"JAX cannot compute: {last[:300]}", "another process may hold the chips")
     seen = json.loads(look.stdout.splitlines()[-1])
     found = f"{seen['here']} x {seen['kind']}"
     if seen["processes"] > 1:
         found += f" of {seen['all']} in {seen['processes']} processes"
     if chips and seen["platform"] != "tpu":
-        return Check("devices", "fail", f"{found}, but there are {chips} TPU chips", "pip install 'maejax[tpu]'")
+        return fail(f"{found}, but there are {chips} TPU chips", "pip install 'maejax[tpu]'")
     if seen["platform"] == "cpu" and shutil.which("nvidia-smi"):
         return Check("devices", "warn", f"{found}, but there is an NVIDIA driver", "pip install 'maejax[cuda]'")
     return Check("devices", "ok", found)
 
 
 def check_disk(output_dir: Path) -> Check:
-    """See what is free where runs, fetched shards and the loader's batches go."""
-    room, low = [], []
+    """Compare what is free where runs, fetched shards and the loader's batches go with what they need."""
+    folder, room, low = output_dir.absolute(), [], []
     for what, place, least in (
-        ("runs", _existing(output_dir), 20),
+        ("runs", next(p for p in (folder, *folder.parents) if p.exists()), 20),
         ("temporary files", Path(tempfile.gettempdir()), 5),
         ("shared memory", Path("/dev/shm"), 1),
     ):
@@ -183,7 +167,8 @@ def check_disk(output_dir: Path) -> Check:
 
 
 def check_folder(output_dir: Path) -> Check:
-    """Do in the folder of runs what a run does there, which a mounted bucket need not allow."""
+    """Do in the folder of runs all that a run does there; a mounted bucket may not allow it."""
+    advice = "a bucket needs a hierarchical namespace; docs/tpu.md says how it is created and mounted"
     made = next((p for p in [*reversed(output_dir.absolute().parents), output_dir.absolute()] if not p.exists()), None)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -209,12 +194,8 @@ def check_folder(output_dir: Path) -> Check:
         shutil.rmtree(place)
     except OSError as error:
         shutil.rmtree(place, ignore_errors=True)
-        return Check(
-            "run folder",
-            "fail",
-            f"{output_dir} does not let a run {doing}: {error.strerror or error}",
-            "a bucket needs a hierarchical namespace; docs/tpu.md says how it is created and mounted",
-        )
+        found = f"{output_dir} does not let a run {doing}: {error.strerror or error}"
+        return Check("run folder", "fail", found, advice)
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
@@ -234,16 +215,13 @@ def check_bucket(address: str, name: str = "bucket") -> Check:
 
 def check_loader(shards: str, consume: float | None) -> Check:
     """Measure the training loader on this machine, at 224 pixels."""
-    from maejax.data.augment import build_train
-    from maejax.data.loader_speed import measure
-    from maejax.data.pipeline import check_readable
-    from maejax.data.sources import open_source
+    from maejax.data import augment, loader_speed, pipeline, sources
 
     with tempfile.TemporaryDirectory(prefix="maejax-doctor-") as folder:
-        source = open_source(shards or draw_images(Path(folder)))
-        check_readable(source, 3)
-        augment = build_train((224, 224), "rrc", (0.2, 1.0), 0.0, flip=True)
-        rates = measure(source, augment, (224, 224), 3, LOADER_SECONDS)
+        source = sources.open_source(shards or draw_images(Path(folder)))
+        pipeline.check_readable(source, 3)
+        transform = augment.build_train((224, 224), "rrc", (0.2, 1.0), 0.0, flip=True)
+        rates = loader_speed.measure(source, transform, (224, 224), 3, LOADER_SECONDS)
     of = "" if shards else " of drawn images of ImageNet's size"
     found = f"{rates['all']:,.0f} images/s{of} with {rates['cores']} threads"
     if consume is None:
@@ -251,9 +229,8 @@ def check_loader(shards: str, consume: float | None) -> Check:
     verdict = keeps_up(rates, consume)
     found += f"; the model takes {consume:,.0f}"
     if not verdict["keeps_up"]:
-        return Check(
-            "loader", "fail", found, f"that needs {verdict['cores_needed']:,} cores like these; docs/loader.md"
-        )
+        cores = f"{verdict['cores_needed']:,} cores like these"
+        return Check("loader", "fail", found, f"that needs {cores}; docs/loader.md")
     if rates["all"] < 1.2 * consume:
         return Check("loader", "warn", found, "less than a fifth to spare")
     return Check("loader", "ok", found)
@@ -266,25 +243,16 @@ def draw_images(folder: Path, count: int = 64) -> str:
 
     rng = np.random.default_rng(0)
     for i in range(count):
-        shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
-            (500, 375), Image.Resampling.BICUBIC
-        )
-        grain = rng.normal(0, 14, (375, 500, 1))
-        pixels = np.clip(np.asarray(shapes) + grain, 0, 255).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-        (folder / f"{i}.jpg").write_bytes(buffer.getvalue())
+        blots = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+        shapes = np.asarray(blots.resize((500, 375), Image.Resampling.BICUBIC))
+        pixels = np.clip(shapes + rng.normal(0, 14, (375, 500, 1)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
     return str(folder)
 
 
 def _same(found: Any, expected: Any) -> None:
     if found != expected:
         raise OSError("afterwards something else is there")
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def _plain(name: str) -> str:

@@ -12,6 +12,8 @@ from maejax.commands.features import Encode
 from maejax.console import plain
 from maejax.errors import InputError
 
+NO_CONTROL = "Accuracies of the frozen encoder, without a control."
+
 
 @dataclass(frozen=True)
 class EvaluateCommand(Encode):
@@ -39,41 +41,35 @@ class EvaluateCommand(Encode):
 
     def run(self, console: Console) -> dict[str, Any]:
         """Evaluate, write the report and return what report.json holds; raises InputError before encoding."""
-        from maejax.evaluate.protocols import MEASURES, PROTOCOLS, pair, score, untrained_like
+        from maejax.data import pipeline, sources
+        from maejax.evaluate import encoding, feature_file
+        from maejax.evaluate.protocols import PROTOCOLS, pair, score, untrained_like
 
         protocols = PROTOCOLS if self.protocol == "all" else tuple(self.protocol.split(","))
         if unknown := [name for name in protocols if name not in PROTOCOLS]:
             raise InputError(f"--protocol {unknown[0]}: choose {', '.join(PROTOCOLS)} (several with commas), or all")
-        for flag in ("train_dataset_shards", "valid_dataset_shards"):
-            if not getattr(self, flag):
-                name = flag.replace("_", "-")
-                raise InputError(f"--{name} is missing; name labelled images: class folders, tar shards, .npz")
-        out = Path(self.out)
-        check_writable("--out", out, folder=True)
+        self.check(self.pool, encoding.POOLS)
+        shards = {"train": self.train_dataset_shards, "valid": self.valid_dataset_shards}
+        for name, spec in shards.items():
+            if not spec:
+                name = f"--{name}-dataset-shards"
+                raise InputError(f"{name} is missing; name labelled images: class folders, tar shards, .npz")
+        check_writable("--out", self.out, folder=True)
         prepare_devices()
-        from maejax.data.pipeline import check_readable
-        from maejax.data.sources import open_source
-        from maejax.evaluate.encoding import POOLS
-        from maejax.evaluate.feature_file import encoder_of
         from maejax.weights.files import load
 
-        self.check(self.pool, POOLS)
-        train, test = (
-            open_source(s, labels=self.labels or None) for s in (self.train_dataset_shards, self.valid_dataset_shards)
-        )
-        data = pair(train, test)
-        encoder = encoder_of(load(self.ckpt))
+        data = pair(*(sources.open_source(spec, labels=self.labels or None) for spec in shards.values()))
+        encoders = {"pretrained": feature_file.encoder_of(load(self.ckpt))}
         for source in (data.train, data.test):
-            check_readable(source, encoder.channels)
-        encoders = {"pretrained": encoder}
+            pipeline.check_readable(source, encoders["pretrained"].channels)
         if not self.no_control:
-            encoders["untrained"] = untrained_like(encoder, self.seed)
+            encoders["untrained"] = untrained_like(encoders["pretrained"], self.seed)
         scores: dict[str, dict[str, float]] = {}
         seconds: dict[str, float] = {}
-        for kind, evaluated in encoders.items():
+        for kind, encoder in encoders.items():
             start = time.monotonic()
             scores[kind] = score(
-                evaluated,
+                encoder,
                 data,
                 protocols,
                 pool=self.pool,  # type: ignore[arg-type]
@@ -95,20 +91,27 @@ class EvaluateCommand(Encode):
             "scores": scores,
             "seconds": seconds,
         }
-        measures = {name: title for name, title in MEASURES.items() if name in scores["pretrained"]}
-        return self._write(out, result, measures, protocols)
+        return self._write(result, protocols)
 
-    def _write(
-        self, out: Path, result: dict[str, Any], measures: dict[str, str], protocols: tuple[str, ...]
-    ) -> dict[str, Any]:
+    def _write(self, result: dict[str, Any], protocols: tuple[str, ...]) -> dict[str, Any]:
         """Write report.json and report.html."""
+        from maejax.evaluate.protocols import DRAWS
         from maejax.evaluate.report import write_report
         from maejax.evaluate.scores import explain_control
         from maejax.training.rundir import write_json
 
-        level = 100 * (0.16 / result["images"]["test"]) ** 0.5  # the standard error of an accuracy of 80 %
+        methods = {
+            "knn": "k-NN weighs by cosine similarity at temperature .07",
+            "fewshot": f"shots are images of each class, regularised least squares, mean over {DRAWS} draws",
+            "linear": "linear is logistic regression on all labels",
+            "attentive": "attentive is one learned query over all tokens",
+        }
+        train, test, out = result["images"]["train"], result["images"]["test"], Path(self.out)
+        level = 100 * (0.16 / test) ** 0.5  # the standard error of an accuracy of 80 %
+        note = f"{train:,} training and {test:,} test images; one standard error is {level:.1f} points. "
+        note += f"Features: {self.pool}; {'; '.join(methods[name] for name in protocols)}."
         if not self.no_control:
-            result["explanation"] = explain_control(result["scores"], measures, level)
+            result["explanation"] = explain_control(result["scores"], measured(result), level)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "report.json", result)
         write_report(
@@ -121,36 +124,23 @@ class EvaluateCommand(Encode):
             config={key: result[key] for key in ("checkpoint", "train", "test", "features", "seed")},
             command=f"maejax evaluate {self.ckpt} --train-dataset-shards '{self.train_dataset_shards}' "
             f"--valid-dataset-shards '{self.valid_dataset_shards}' --protocol {self.protocol} --seed {self.seed}",
-            measures=measures,
+            measures=measured(result),
             sentence=result.get("explanation", NO_CONTROL),
-            notes=[_note(protocols, result["images"], self.pool, level)],
+            notes=[note],
         )
         return result
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print the scores as a table, what they mean, and the path of the report."""
-        from maejax.evaluate.protocols import MEASURES
         from maejax.evaluate.scores import score_table
 
-        measures = {name: title for name, title in MEASURES.items() if name in result["scores"]["pretrained"]}
-        console.print(score_table(result["scores"], measures))
+        console.print(score_table(result["scores"], measured(result)))
         console.print(result.get("explanation", NO_CONTROL), highlight=False)
         plain(console, f"report   {Path(self.out) / 'report.html'}")
 
 
-NO_CONTROL = "Accuracies of the frozen encoder, without a control."
+def measured(result: dict[str, Any]) -> dict[str, str]:
+    """Return the titles of the measures that a result has, by name."""
+    from maejax.evaluate.protocols import MEASURES
 
-
-def _note(protocols: tuple[str, ...], images: dict[str, int], pool: str, level: float) -> str:
-    from maejax.evaluate.protocols import DRAWS
-
-    methods = {
-        "knn": "k-NN weighs by cosine similarity at temperature .07",
-        "fewshot": f"shots are images of each class, regularised least squares, mean over {DRAWS} draws",
-        "linear": "linear is logistic regression on all labels",
-        "attentive": "attentive is one learned query over all tokens",
-    }
-    return (
-        f"{images['train']:,} training and {images['test']:,} test images; one standard error is {level:.1f} points. "
-        f"Features: {pool}; " + "; ".join(methods[name] for name in protocols) + "."
-    )
+    return {name: title for name, title in MEASURES.items() if name in result["scores"]["pretrained"]}

@@ -24,7 +24,7 @@ class Encode(Command):
     batch_size: int = field(default=64, kw_only=True)
     """Images that are encoded together."""
     workers: int = field(default=os.cpu_count() or 1, kw_only=True)
-    """Threads that read and decode; 0: none beside the main one."""
+    """Threads that read and decode; 0: the main one alone."""
 
     def check(self, pool: str, pools: tuple[str, ...]) -> None:
         """Check the flags; raises InputError for the first that is wrong."""
@@ -59,26 +59,24 @@ class FeaturesCommand(Encode):
         out = Path(self.out)
         check_writable("--out", out)
         prepare_devices()
-        from maejax.data.pipeline import check_readable
-        from maejax.data.sources import open_source
-        from maejax.evaluate.encoding import POOLS
-        from maejax.evaluate.feature_file import check_path, encoder_of, write_features
-        from maejax.weights.files import load
+        from maejax.data import pipeline, sources
+        from maejax.evaluate import encoding, feature_file
+        from maejax.weights import files
 
-        check_path(out)
-        self.check(self.pool, (*POOLS, "none"))
-        source = open_source(self.images, labels=self.labels or None)
-        model = load(self.ckpt)
-        encoder = encoder_of(model)
+        feature_file.check_path(out)
+        self.check(self.pool, (*encoding.POOLS, "none"))
+        source = sources.open_source(self.images, labels=self.labels or None)
+        model = files.load(self.ckpt)
+        encoder = feature_file.encoder_of(model)
         try:
             for layer in self.layers:
                 encoder.layer_number(layer)
         except ValueError as error:
             raise InputError(f"--layers: {error}") from None
-        check_readable(source, encoder.channels)
+        pipeline.check_readable(source, encoder.channels)
         out.parent.mkdir(parents=True, exist_ok=True)
         with progress(console, "encoding", "images") as report:
-            written = write_features(
+            written = feature_file.write_features(
                 model,
                 source,
                 out,
