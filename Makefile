@@ -25,7 +25,7 @@ seeds: $(VENV)/.installed
 	for seed in 0 1 2; do $(BIN)/maejax demo --seed $$seed --name demo-$$seed || exit; done
 	$(BIN)/python benchmarks/demo_seeds.py runs/demo-0 runs/demo-1 runs/demo-2
 
-# The table of docs/faults.md: 24 kills, damaged checkpoints, full disks, processes that die.
+# The table of docs/faults.md, tried: 24 kills, damaged checkpoints, full disks, processes that die.
 faults: $(VENV)/.installed-test
 	MAEJAX_KILLS=24 $(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/training tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py
 

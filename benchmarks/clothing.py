@@ -19,7 +19,7 @@ from rich.console import Console
 from maejax.config import recipe, with_flags
 from maejax.data.packing import pack
 from maejax.data.sources import open_source
-from maejax.evaluate.feature_file import encoder_of
+from maejax.evaluate.encoding import encoder_of
 from maejax.evaluate.protocols import pair, score, untrained_like
 from maejax.tasks import classify, eval_only, pretrain
 from maejax.training.memory import keep_freed_memory
@@ -84,7 +84,7 @@ def flags(out: Path, mode: str, name: str, seed: int, images: int, epochs: float
 
 
 def measure(kind: str, seed: int, out: Path, shards: dict[str, str], share: float) -> dict[str, dict[str, float]]:
-    """Train and judge one thing with one seed; returns accuracies on the test images, and seconds of training."""
+    """Train and evaluate one thing with one seed; returns accuracies on the test images, and seconds of training."""
     images, pretrained = len(open_source(shards["train"])), out / f"mae-{seed}"
     with (out / f"{kind}-{seed}.log").open("a") as log:
         console, start = Console(file=log, width=120), time.monotonic()
@@ -99,7 +99,7 @@ def measure(kind: str, seed: int, out: Path, shards: dict[str, str], share: floa
             epochs += COST * share * PRETRAIN_EPOCHS if kind == "scratch-long" else 0
             run = classify.run(flags(out, "finetune", kind, seed, images, epochs, shards, **more), console)
         if not run.done:
-            sys.exit("stopped; the same command goes on")
+            sys.exit("stopped; the same command continues")
         seconds, scores = time.monotonic() - start, {}
         if kind != "mae":
             judged = flags(
@@ -111,7 +111,7 @@ def measure(kind: str, seed: int, out: Path, shards: dict[str, str], share: floa
 
 
 def frozen(encoder, shards: dict[str, str], seed: int) -> dict[str, float]:
-    """Judge an encoder that is not trained further, and the same with weights that never were."""
+    """Evaluate a frozen encoder, and the same encoder untrained."""
     scores = {}
     for which, judged in (("pretrained", encoder), ("untrained", untrained_like(encoder, seed))):
         data = pair(open_source(shards["train"]), open_source(shards["test"]))
@@ -121,14 +121,14 @@ def frozen(encoder, shards: dict[str, str], seed: int) -> dict[str, float]:
 
 
 def begin(cores) -> None:
-    """Keep a process to a core of its own: models this small gain little from a second one."""
+    """Pin a process to its own core: models this small gain little from a second one."""
     keep_freed_memory()  # as the command line does
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {cores.get()})
 
 
 def measure_all(out: Path, shards: dict[str, str], seeds: int, share: float) -> dict[str, dict[str, list[float]]]:
-    """Measure everything with every seed, a process for each core; what needs a pre-trained model comes second."""
+    """Measure everything with every seed, a process for each core; pre-training comes first."""
     results: dict[str, dict[str, list[float]]] = {"scores": {}, "seconds": {}}
     spawn, found = multiprocessing.get_context("spawn"), cores()
     queue = spawn.Queue()
@@ -193,22 +193,32 @@ def main() -> None:
     took, error = np.mean(results["seconds"]["mae"]), 100 * (0.25 / counts["test"]) ** 0.5
     args.docs.write_text(f"""# Photos of clothes, measured
 
-`make clothing` compares what a small masked autoencoder learned from {counts["train"]:,} photos without labels with the
-same encoder untrained, and with training from scratch for as long. {classes} classes, {counts["train"]:,} training,
-{counts["validation"]:,} validation and {counts["test"]:,} test images; {args.seeds} seeds, mean and standard deviation.
+`make clothing` pre-trains a small masked autoencoder on {counts["train"]:,} photos without labels. It compares the
+encoder with the same encoder untrained, and with training from scratch for as long. {classes} classes,
+{counts["train"]:,} training, {counts["validation"]:,} validation and {counts["test"]:,} test images;
+{args.seeds} seeds, mean and standard deviation.
 
 {table(results)}
 
-Pre-training took {took:.0f} s, all of it {minutes:.0f} minutes on {len(cores())} cores, with a run on each. Runs that
-are finished are not repeated, and their seconds are then near 0; `{args.out}` holds them all and `results.json`, every
-single number.
+Everything took {minutes:.0f} minutes on {len(cores())} cores, with a run on each; pre-training took {took:.0f} s.
+Finished runs are not repeated, and their seconds are then near 0. `{args.out}` holds all runs, and every number in
+`results.json`.
 
 The model is {MODEL["layers"]} x {MODEL["dim"]} at {MODEL["image_size"]} px with patches of {MODEL["patch_size"]}. It is
-pre-trained for {PRETRAIN_EPOCHS} epochs on the training images and fine-tuned for {TUNE_EPOCHS}; the longer training
+pre-trained for {PRETRAIN_EPOCHS} epochs on the training images and fine-tuned for {TUNE_EPOCHS}. The longer training
 from scratch takes {TUNE_EPOCHS + COST * PRETRAIN_EPOCHS:.0f} epochs, since an image costs {COST} as much in
-pre-training. All that is trained with labels has the same augmentation and, but for the last block alone, the same peak
-rate, and its checkpoint is chosen by the validation images. The standard error of one accuracy near 50 % is
-{error:.1f} points by the number of test images alone. Every setting is at the top of `benchmarks/clothing.py`.
+pre-training. All training with labels has the same augmentation and, but for the last block alone, the same peak rate;
+the validation images choose its checkpoint. The number of test images alone gives one accuracy near 50 % a standard
+error of {error:.1f} points. Every setting is at the top of `benchmarks/clothing.py`.
+
+## Your own photos
+
+```bash
+make clothing DATA=photos/      # a folder or a tar with train, validation and test, each with a folder per class
+```
+
+This replaces this page by one about your photos. Finished runs are kept in `runs/clothing` and not repeated: name
+another folder with `.venv/bin/python benchmarks/clothing.py photos/ --out runs/photos`.
 """)
     print(f"written to {args.docs}")
 

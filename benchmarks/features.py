@@ -1,10 +1,10 @@
-"""How fast `maejax features` is beside the bare compiled encoder: the same images, encoder and batches, taking turns.
+"""Speed of `maejax features` over the bare compiled encoder: the same images, encoder and batches, in turn.
 
     python benchmarks/features.py [--images 128] [--rounds 5] [--batch-size 16]
 
-The images are arrays, so that what is measured is the way from a source to a file: reading, cropping, batching, the
-transfer to the device, checksums of the weights, and writing. Ratios of wall time, and of CPU time, which other work on
-the machine disturbs less.
+The images are arrays, so the difference is the way from a source to a file: reading, cropping, batching, the transfer
+to the device, checksums of the weights, and writing. Prints ratios of wall time and of CPU time; other work on the
+machine disturbs the latter less.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Which attention makes the training step faster on NVIDIA GPUs: plain products ("xla"), or cuDNN's ("cudnn").
+"""Speed of the training step on NVIDIA GPUs with attention by plain products ("xla") and by cuDNN ("cudnn").
 
     python benchmarks/gpu_step.py [--model vit-b|vit-l] [--batch-size 128] [--rounds 5] [--steps 10]
 
-Takes all GPUs that JAX sees, `--batch-size` images on each. First one step from the same weights must give
-the same loss in both forms, up to what half precision leaves; then they step in turn. Printed are the card,
-images per second of each form, the ratio with its range, and the memory.
+Uses all GPUs that JAX finds, with `--batch-size` images on each. First, one step from the same weights must give the
+same loss in both forms, within half precision. Then both forms step in turn. Prints the card, the images per second of
+each form, the ratio with its range, and the memory.
 """
 
 import argparse
@@ -27,7 +27,10 @@ def main():
     parser.add_argument("--steps", type=int, default=10, help="steps that a form takes in its turn")
     args = parser.parse_args()
     if jax.default_backend() != "gpu":
-        print(f"no GPU: JAX sees {jax.default_backend()} only; install maejax[cuda] where a GPU is", file=sys.stderr)
+        print(
+            f"no GPU: JAX sees {jax.default_backend()} only; .venv/bin/pip install -e '.[cuda]' lets it use one",
+            file=sys.stderr,
+        )
         return 2
     batch = args.batch_size * jax.device_count()
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, JAX {jax.__version__}, {args.model}, batch {batch}")

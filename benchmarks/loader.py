@@ -28,10 +28,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from maejax.data import augment, turbojpeg
-from maejax.data.augment import build_eval, build_train, hflip, resize
-from maejax.data.decode import decode, open_image
-from maejax.data.fill import Place
+from maejax.data import augment, turbojpeg, workers
+from maejax.data.augment import Size, Transform, build_eval, build_train, hflip, random_box, resize
+from maejax.data.batch_plan import BatchConfig
+from maejax.data.decode import decode, size_in_header
+from maejax.data.listing import ByteRange
 from maejax.data.order import augment_rng
 from maejax.data.pipeline import Batch, Loader
 from maejax.data.sources import ArraySource, Source, open_source
@@ -176,7 +177,7 @@ def compare(shard: Path, libraries: dict[str, str], peers: list[Peer], options: 
 def endless(source: Source) -> Iterator[Batch]:
     """Return the batches of a training run, made by the calling thread."""
     transform = build_train(SIZE, "rrc", SCALE, 0.0, True)
-    return Loader(source, transform, batch_size=BATCH, channels=3, size=SIZE).iterate()
+    return Loader(source, transform, BatchConfig(BATCH), size=SIZE, channels=3).iterate()
 
 
 def ours_whole(batches: Iterator[Batch], images: int) -> float:
@@ -200,20 +201,20 @@ def ours_stages(shard: Path, source: Source, images: int) -> Seconds:
 
     batch = np.ones((BATCH, *SIZE, 3), np.uint8)  # memory that was written before
     for i in np.random.default_rng(0).permutation(listed)[:images].tolist():
-        place = source.place(i)
-        assert isinstance(place, Place)
-        data = timed("tar read", place.read)
-        picture = timed("header", open_image, data)
+        image = source.stored(i)
+        assert isinstance(image, ByteRange)
+        data = timed("tar read", image.read)
+        size = timed("header", size_in_header, data)
+        whole = None if size else timed("decode", decode, data)
+        height, width = size or whole.shape[:2]
         rng = timed("random numbers", augment_rng, 0, i)
-        box = timed("crop box", augment._random_box, picture.shape[:2], SIZE, SCALE, rng)
-        if isinstance(picture, np.ndarray):  # it was decoded whole
-            seconds["decode"] += seconds.pop("header")
-        crop = timed("decode", resize, picture, box, box[2:])
-        row = timed("resize", resize, crop, (0, 0, *crop.shape[:2]), SIZE)
+        box = timed("crop box", random_box, (height, width), rng, SIZE, SCALE)
+        crop = timed("decode", decode, data if size else whole, 3, box)
+        row = timed("resize", resize, crop, SIZE)
         row = timed("flip", hflip, row, rng)
         timed("collate", batch.__setitem__, i % BATCH, row)
         if turbojpeg.library():  # a corner at the end: all before it is read, and none of it transformed
-            timed("entropy", turbojpeg.decode_region, data, (picture.shape[0] - 8, picture.shape[1] - 8, 8, 8), 3)
+            timed("entropy", turbojpeg.decode_region, data, (height - 8, width - 8, 8, 8), 3)
     seconds["holds the GIL"] = held(source)
     return dict(seconds)
 
@@ -221,7 +222,7 @@ def ours_stages(shard: Path, source: Source, images: int) -> Seconds:
 def held(source: Source) -> float:
     """Measure what is left of an image without the calls that release the GIL: reading, decoding, resizing."""
     blank = np.zeros(1 << 24, np.uint8)
-    file = source.place(0).read()
+    file = source.stored(0).read()
 
     def whole(data, space):
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
@@ -235,7 +236,7 @@ def held(source: Source) -> float:
         mock.patch("maejax.data.decode.library", lambda: None),
         mock.patch.object(simplejpeg, "decode_jpeg", whole),
         mock.patch.object(augment.cykooz, "Resizer", Resizer),
-        mock.patch.object(Place, "read", lambda place: file),
+        mock.patch.object(ByteRange, "read", lambda place: file),
     ):
         batches = endless(source)
         return min(ours_whole(batches, BATCH) for _ in range(HELD + 2))
@@ -247,22 +248,26 @@ def scale(source: Source, options: argparse.Namespace) -> None:
     print(f"\n== scaling over {len(cores)} cores, images/s by the clock ==")
     os.sched_setaffinity(0, cores)
     one = 0.0
-    for workers, processes in ((1, 0), (len(cores), 0), (1, 1), (len(cores), len(cores))):
-        rates = [rate(source, workers, processes, options.images) for _ in range(3)]
+    for used, processes in ((1, 0), (len(cores), 0), (1, 1), (len(cores), len(cores))):
+        rates = [rate(source, used, processes, options.images) for _ in range(3)]
         one = one or statistics.median(rates)
-        kind = f"{processes} processes of 1 thread" if processes else f"{workers} threads"
+        kind = f"{processes} processes of 1 thread" if processes else f"{used} threads"
         print(f"  {kind:25} {statistics.median(rates):7,.0f}  {statistics.median(rates) / one:.2f} of one thread")
     tiny = ArraySource(["x"] * 10**5, np.zeros(10**5, np.int32), (), [], images=np.zeros((10**5, 8, 8, 3), np.uint8))
     costs = {processes: transport(tiny, processes) for processes in (0, 2)}
     print(f"  transport: {(costs[2] - costs[0]) * 1e6:.1f} us of CPU an image more in processes than in threads")
 
 
-def rate(source: Source, workers: int, processes: int, images: int) -> float:
+def with_processes(source: Source, transform: Transform, size: Size, cores: int, processes: int | None) -> Loader:
+    """Return a loader of so many processes (None: as many as it takes; 0: threads of this one)."""
+    if processes is not None:
+        workers.loader_processes = lambda cores: min(cores, processes)
+    return Loader(source, transform, BatchConfig(BATCH), size=size, channels=3, workers=cores)
+
+
+def rate(source: Source, cores: int, processes: int, images: int) -> float:
     transform = build_train(SIZE, "rrc", SCALE, 0.0, True)
-    loader = Loader(
-        source, transform, batch_size=BATCH, channels=3, size=SIZE, workers=workers, processes=processes
-    )  # fmt: skip
-    batches = loader.iterate()
+    batches = with_processes(source, transform, SIZE, cores, processes).iterate()
     for _ in range(3):  # those that were ready before the clock
         next(batches)
     start = time.perf_counter()
@@ -282,7 +287,7 @@ def transport(source: Source, processes: int) -> float:
             return sum(each.ru_utime + each.ru_stime for each in spent)
 
         transform = build_eval((8, 8), 1.0)  # hands the pixels on
-        loader = Loader(source, transform, batch_size=BATCH, channels=3, size=(8, 8), workers=2, processes=processes)
+        loader = with_processes(source, transform, (8, 8), 2, processes)
         start = used()
         for _ in loader.iterate(stop=batches):
             pass
@@ -295,10 +300,8 @@ def soak(source: Source, options: argparse.Namespace) -> None:
     """Run the loader and print the memory in use, twenty times on the way."""
     os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
     use(options.turbojpeg)
-    loader = Loader(
-        source, build_train(SIZE, "rrc", SCALE, 0.0, True), batch_size=BATCH, channels=3, size=SIZE,
-        workers=options.workers, processes=options.processes,
-    )  # fmt: skip
+    transform = build_train(SIZE, "rrc", SCALE, 0.0, True)
+    loader = with_processes(source, transform, SIZE, options.workers, options.processes)
     print(loader.footprint)
     start = time.perf_counter()
     for i, _ in enumerate(loader.iterate(stop=options.soak)):

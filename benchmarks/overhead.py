@@ -1,9 +1,9 @@
 """Share of a run's wall time outside the compiled step and the input, at the demo's size: `benchmarks/overhead.py`.
 
-In turns: the compiled step alone, on a batch that is on the device; the whole loop around a step that does nothing,
-which is all that the host does for a step (batch to device, agreement, metrics, log lines); and the whole loop around
-the real step. Batches lie ready in memory. Shares are those of one turn, since the machine's speed may change; the
-median over the turns counts, of which every other one has the loop first.
+Measures three things in turn: the compiled step alone, on a batch that is on the device; the loop around an empty step,
+which is the host's work for a step (batch to device, agreement, metrics, log lines); and the loop around the real step.
+Batches lie ready in memory. A share is computed within one turn, since the machine's speed may change. The median over
+the turns counts; every other turn runs the loop first.
 """
 
 import argparse
@@ -19,16 +19,17 @@ import numpy as np
 from rich.console import Console
 
 from maejax.commands.demo import DemoCommand
+from maejax.data.pipeline import Batch
 from maejax.tasks.pretrain import draw_masks, geometry, sample_losses
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.consensus import Agreement
 from maejax.training.log import RunLog
-from maejax.training.loop import fit
+from maejax.training.loop import Feed, Intervals, Run, fit
 from maejax.training.memory import keep_freed_memory
-from maejax.training.mesh import make_mesh, put_batch
+from maejax.training.mesh import make_mesh, put_rows
 from maejax.training.optim import build_optimizer
 from maejax.training.schedule import warmup_cosine
-from maejax.training.state import Packed, create_state, make_step
+from maejax.training.state import FlatState, create_state, make_step
 from maejax.weights.run_directory import abstract_model, initial_model
 
 WARM = 5  # steps before the clock runs
@@ -48,10 +49,8 @@ def main():
     step = make_step(partial(sample_losses, dropout_seed=0), optimizer, rate, draw=draw)
     rng = np.random.default_rng(0)
     shape = (batch_size, *model["image_size"], model["channels"])
-    rows = {
-        "images": rng.integers(0, 256, shape, np.uint8), "valid": np.ones(batch_size, bool),
-        "index": np.arange(batch_size),
-    }  # fmt: skip
+    images, labels = rng.integers(0, 256, shape, np.uint8), np.full(batch_size, -1, np.int32)
+    rows = Batch(images, labels, np.ones(batch_size, bool), np.arange(batch_size))
 
     first = create_state(partial(initial_model, model, 0), optimizer, mesh)
 
@@ -71,30 +70,28 @@ def main():
         with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / "checkpoints") as saves:
             log = RunLog(Path(folder), 0, stop, Console(quiet=True))
             with log:
-                fit(
-                    new(), step_fn, batches(), mesh=mesh, start=0, stop=stop, batch_size=batch_size, checkpoints=saves,
-                    log=log, save_interval=10**9, log_interval=50,
-                )  # fmt: skip
+                run = Run(0, stop, Intervals(save=10**9, log=50), saves, log)
+                fit(new(), step_fn, Feed(batches(), batch_size), run, mesh=mesh)
         return (times[-1] - times[WARM]) / (len(times) - 1 - WARM)
 
     def alone():
         """Run the compiled step alone; return seconds for a step."""
-        state, batch, agreement = Packed.of(new()), put_batch(rows, mesh), Agreement(mesh)
-        control, asks = agreement.first_control(), agreement.asks()
+        state, batch, agreement = FlatState.of(new()), put_rows(rows, mesh), Agreement(mesh)
+        control, requests = agreement.first_control(), agreement.requests()
         with jax.set_mesh(mesh):
             for i in range(WARM + given.steps):
                 if i == WARM:
                     jax.block_until_ready(state)
                     begun = time.perf_counter()
-                state, _, control = step(state, batch, control, asks)
+                state, _, control = step(state, batch, control, requests)
         jax.block_until_ready(state)
         return (time.perf_counter() - begun) / given.steps
 
     with jax.set_mesh(mesh):
-        metrics = jax.eval_shape(step, new(), put_batch(rows, mesh), Agreement(mesh).first_control(), None)[1]
+        metrics = jax.eval_shape(step, new(), put_rows(rows, mesh), Agreement(mesh).first_control(), None)[1]
 
-    def do_nothing(state, batch, before, asks):
-        return state, {name: batch["images"][0, 0, 0, 0].astype("float32") for name in metrics}, before
+    def do_nothing(state, batch, before, requests):
+        return state, {name: batch.images[0, 0, 0, 0].astype("float32") for name in metrics}, before
 
     nothing = jax.jit(do_nothing, donate_argnums=0)
     found = {"outside the step": [], "if nothing overlapped": []}

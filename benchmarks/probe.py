@@ -1,4 +1,4 @@
-"""How much faster a probe is on cached features than live: images a second of an epoch, each after it has compiled.
+"""Speed of a probe on cached features over a live probe: images a second of an epoch.
 
 python benchmarks/probe.py runs/clothing/packed runs/clothing/mae-0
 

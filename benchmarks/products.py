@@ -1,9 +1,9 @@
-"""The matrix products of ViT-B's linear layers on CPU, XLA's against PyTorch's: what no model code can change.
+"""The matrix products of ViT-B's linear layers on CPU, XLA's speed over PyTorch's.
 
     python benchmarks/products.py [--rounds 15] [--cores 2]        # needs torch
 
-Each product of a layer's forward and backward pass, in float32, for 8 images of 197 tokens; both sides in turn, ratios
-are those of the same round. The last line is that of the sums of all medians.
+Each product of a layer's forward and backward pass, in float32, for 8 images of 197 tokens. Both sides take turns, and
+ratios are those of the same round. The last line is the ratio of the sums of medians. Model code cannot change these.
 """
 
 import argparse

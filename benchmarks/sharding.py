@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 from maejax.models.mae import MaskedAutoencoder
+from maejax.tasks.pretrain import Masked
 from maejax.training.mesh import make_mesh, split
 from maejax.training.optim import build_optimizer
 from maejax.training.state import abstract_state, make_step
@@ -35,7 +36,7 @@ def measure(sharding: str) -> dict[str, float]:
     def rows(shape, dtype):
         return jax.ShapeDtypeStruct((IMAGES, *shape), dtype, sharding=split(mesh))
 
-    batch = {"images": rows((224, 224, 3), jnp.uint8), "valid": rows((), bool), "order": rows((196,), jnp.int32)}
+    batch = Masked(rows((224, 224, 3), jnp.uint8), rows((196,), jnp.int32), rows((), bool))
     with jax.set_mesh(mesh):
         step = make_step(_losses, optimizer, rate, sharding=sharding).lower(state, batch)
         found = step.compile().memory_analysis()
@@ -47,8 +48,8 @@ def _model(**how):
     return MaskedAutoencoder(**VIT_L, **how, rngs=nnx.Rngs(0))
 
 
-def _losses(model, batch, _turn):
-    return model(model.normalize(batch["images"]), batch["order"]).loss
+def _losses(model, batch, _microstep):
+    return model(model.normalize(batch.images), batch.order).loss
 
 
 def main():

@@ -1,4 +1,4 @@
-"""How well streams are shuffled, against an emulation of webdataset's shard shuffle and sample buffer.
+"""Quality of the shuffling of streams, against an emulation of webdataset's shard shuffle and sample buffer.
 
     python benchmarks/shuffle.py
 
@@ -15,25 +15,29 @@ from which one is drawn for every image that comes in, filled before the first i
 
 import argparse
 import os
+from contextlib import ExitStack
 
 import numpy as np
 
+from maejax.data.batch_plan import BatchConfig
 from maejax.data.faults import Faults
-from maejax.data.fill import Place
 from maejax.data.lanes import Lanes
-from maejax.data.stream import Here, Item, Stream
-from maejax.storage.retry import Patience
+from maejax.data.listing import ByteRange, Sample
+from maejax.data.stream import LocalShard, Stream
+from maejax.storage.retry import RetryPolicy
 
 CLASSES, WINDOW, BUFFER = 1000, 256, 1000
 
 
 def lanes_order(shards: np.ndarray, batch_size: int, epochs: int, seed: int) -> list[np.ndarray]:
     """Image numbers [n] in the order of each epoch; `shards` [S, n / S] holds the numbers in each shard."""
-    made = [Here(str(s), [Item(Place("", 0, 0), int(i), "") for i in shard]) for s, shard in enumerate(shards)]
-    stream = Stream(made, folder=None, keep=False, patience=Patience())  # type: ignore[arg-type]
-    lanes = Lanes(stream, batch_size=batch_size, rows=range(batch_size), repeats=1, seed=seed, faults=Faults())
+    made = [
+        LocalShard(str(s), [Sample("", ByteRange("", 0, 0), int(i)) for i in shard]) for s, shard in enumerate(shards)
+    ]
+    stream = Stream(made, folder=None, keep=False, patience=RetryPolicy())  # type: ignore[arg-type]
+    lanes = Lanes(stream, BatchConfig(batch_size, seed=seed), Faults())
     steps = -(-shards.size * epochs // batch_size)
-    labels = np.concatenate([layout.labels for layout in lanes.layouts(lanes.open(0, None), 0, steps)])
+    labels = np.concatenate([plan.labels for plan in lanes.plans(0, steps, None, ExitStack())])
     # Rows of a batch stand lane by lane, but enter the model together: within a batch their order says nothing.
     rng = np.random.default_rng(seed)
     labels = np.concatenate([rng.permutation(labels[i : i + batch_size]) for i in range(0, len(labels), batch_size)])

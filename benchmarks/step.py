@@ -1,12 +1,11 @@
-"""How fast a training step is on CPU beside the authors' PyTorch step (`step_peer.py`), as ratios of one run.
+"""Speed of a training step on CPU over the authors' PyTorch step (`step_peer.py`), as ratios of one run.
 
     python benchmarks/step.py [--workload vit-b|vit-b-quarter|demo|tune-vit-b] [--rounds 5] [--steps 1] [--cores 1]
         [--sides ...]
 
-Every side is a process of its own that holds its model; they step in turn, in an order that changes every round, so
-that what else the machine does meets them alike. A round gives each side's wall and CPU time; printed are its ratios to
-PyTorch in float32, their median and their range. On a machine that is not idle, CPU time is the one to read.
-PyTorch is not needed by maejax: `pip install torch`.
+Every side is a process with its own model. They step in turn, in an order that changes every round, so that other work
+on the machine slows them alike. Prints each side's ratios to PyTorch in float32, of wall and of CPU time: median and
+range over the rounds. On a busy machine only CPU time is meaningful. Needs PyTorch: `.venv/bin/pip install torch`.
 """
 
 import argparse
@@ -51,20 +50,23 @@ def jax_step(sizes, batch, dtype, attention="auto"):
     import numpy as np
     from flax import nnx
 
+    from maejax.data.pipeline import Batch
     from maejax.models import masking
     from maejax.models.mae import MaskedAutoencoder
-    from maejax.training.mesh import make_mesh, put_batch
+    from maejax.tasks.pretrain import Masked
+    from maejax.training.mesh import make_mesh, put_rows
     from maejax.training.optim import build_optimizer
     from maejax.training.state import create_state, make_step
 
     patches = (sizes["image_size"][0] // sizes["patch_size"]) ** 2
     key = jax.random.key(0)
 
-    def losses(model, batch, turn):
-        return model(model.normalize(batch["images"]), batch["order"]).loss
+    def losses(model, batch, microstep):
+        return model(model.normalize(batch.images), batch.order).loss
 
     def draw(batch, step):
-        return {**batch, "order": masking.random(jax.random.fold_in(key, step), len(batch["images"]), patches)}
+        order = masking.random(jax.random.fold_in(key, step), len(batch.images), patches)
+        return Masked(batch.images, order, batch.valid)
 
     mesh = make_mesh()
     rng = np.random.default_rng(0)
@@ -73,7 +75,7 @@ def jax_step(sizes, batch, dtype, attention="auto"):
         optimizer = build_optimizer("adamw", lambda step: 1e-4, weight_decay=0.05, b1=0.9, b2=0.95)
         shape = {**sizes, "dtype": jax.numpy.dtype(dtype), "attention": attention}
         state = create_state(lambda: MaskedAutoencoder(**shape, rngs=nnx.Rngs(0)), optimizer, mesh)
-        rows = put_batch({"images": images, "valid": np.ones(batch, bool)}, mesh)
+        rows = put_rows(Batch(images, None, np.ones(batch, bool), None), mesh)
         step = make_step(losses, optimizer, lambda step: 1e-4, draw=draw)
     return stepping(step, state, rows, mesh)
 
@@ -84,8 +86,9 @@ def jax_tune_step(sizes, batch, dtype):
     import numpy as np
 
     from maejax.config import recipe, with_flags
+    from maejax.data.pipeline import Batch
     from maejax.tasks import classify
-    from maejax.training.mesh import make_mesh, put_batch
+    from maejax.training.mesh import make_mesh, put_rows
     from maejax.training.state import create_state
 
     given = {**sizes, "image_size": str(sizes["image_size"][0]), "train_batch_size": batch, "precision": dtype}
@@ -95,7 +98,7 @@ def jax_tune_step(sizes, batch, dtype):
     with jax.set_mesh(mesh):
         init, optimizer, step = classify.build_step(config, classify.geometry(config, sizes["labels"]))
         state = create_state(init, optimizer, mesh)
-        rows = put_batch({"images": images, "labels": labels, "valid": np.ones(batch, bool)}, mesh)
+        rows = put_rows(Batch(images, labels, np.ones(batch, bool), None), mesh)
     return stepping(step, state, rows, mesh)
 
 

@@ -1,16 +1,16 @@
-"""The training step on TPU pods that are not here, against the graph of the original in float32 from the same run.
+"""The training step compiled for TPU pods, against the graph of the original in float32 from the same run.
 
-    pip install 'maejax[tpu]'
+    .venv/bin/pip install -e '.[tpu]'
     python benchmarks/tpu_plan.py [--only NAME ...] [--out benchmarks.json]
 
-Every row is one step, compiled by the TPU's own compiler and read from its scheduled module as in docs/plan.md. The
-original-like graph embeds all patches, gathers the visible tokens, puts everything back in order before the decoder and
-predicts every patch, all in float32, with plain attention and whole hidden layers. A row takes minutes to compile; the
-file holds the rows that are done.
+Every row is one step, compiled by the TPU's own compiler without a TPU and counted in its scheduled module as
+docs/notes/plan.md describes. The original-like graph embeds all patches, gathers the visible tokens, restores the order
+before the decoder and predicts every patch, all in float32, with plain attention and unsplit hidden layers. A row takes
+minutes to compile; the file holds the finished rows.
 
-MFU is what the published algorithm needs over what the chip could do, messages left out: by the compiler's cycles; by
-its cycles for matrix products and memory speed elsewhere, the attention kernel as in docs/plan.md (mix); the same with
-the kernel at the limits of the chip (bare); all at the limits of the chip (roof).
+MFU is the FLOP of the published algorithm over the FLOP of the chip in the time of a step, without messages. The time
+is given by the compiler's cycles; by its cycles for matrix products and memory speed elsewhere, the attention kernel as
+in docs/notes/plan.md (mix); the same with the kernel at the limits of the chip (bare); all at these limits (roof).
 """
 
 import argparse
@@ -31,10 +31,10 @@ from maejax.models.mae import MaskedAutoencoder, Output
 from maejax.models.patches import patchify, take_patches
 from maejax.models.vit import frozen_if_constant
 from maejax.plan.compiled import abstract_inputs, compile_for
-from maejax.plan.estimate import estimate
 from maejax.plan.hlo import parse
+from maejax.plan.hlo_cost import module_cost
+from maejax.plan.roofline import step_time
 from maejax.plan.target import find_target
-from maejax.plan.walk import walk
 from maejax.tasks.pretrain import draw_masks, geometry
 from maejax.training.optim import build_optimizer
 from maejax.training.state import abstract_state, make_step
@@ -90,8 +90,8 @@ def original_step(config, target):
     arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in geometry(config).items()}
     arguments |= {"dtype": jnp.float32, "attention": "xla"}
 
-    def losses(model, batch, turn):
-        return model(model.normalize(batch["images"]), batch["order"]).loss
+    def losses(model, batch, microstep):
+        return model(model.normalize(batch.images), batch.order).loss
 
     def rate(step):
         return 1e-3
@@ -115,26 +115,26 @@ def measure(name: str) -> dict:
     row: dict = {"row": name, "topology": topology, "batch": batch, "compile_seconds": compiled.seconds}
     if compiled.memory is None:
         return row | {"needs": compiled.needs, "has": compiled.has}
-    walked = walk(parse(compiled.text))
+    cost = module_cost(parse(compiled.text))
     model, devices = geometry(config), len(target.devices)
     side = config.image_shape[0] // config.encoder.patch_size
     flop = train_flop(
         patches=side**2, visible=side**2 // 4, pixels=3 * config.encoder.patch_size**2, dim=model["dim"],
         layers=model["layers"], dec_dim=model["dec_dim"], dec_layers=model["dec_layers"],
     )  # fmt: skip
-    times = estimate(walked, target.chip, devices)
+    times = step_time(cost, target.chip, devices)
     ideal = flop * batch / devices / target.chip.peak
-    gathers = [c.nbytes for c in walked.collectives if c.kind == "all-gather"]
+    gathers = [c.nbytes for c in cost.collectives if c.kind == "all-gather"]
     return row | {
-        "hbm_gb": walked.nbytes / 1e9, "temp_gb": compiled.memory.temporaries / 1e9,
+        "hbm_gb": cost.nbytes / 1e9, "temp_gb": compiled.memory.temporaries / 1e9,
         "peak_gib": compiled.memory.peak / 2**30, "memory_gib": target.chip.memory / 2**30,
         "mfu": {
             "cycles": ideal / times.cycles, "mix": ideal / times.mix, "bare": ideal / (times.mix - times.in_kernels),
             "roof": ideal / times.roof,
         },
-        "matmul_flop": walked.flop_by_type, "largest_gather_mb": max(gathers, default=0) / 1e6,
-        "messages": {" ".join(key): value for key, value in walked.messages.items()},
-        "message_ms": 1e3 * times.messages, "unknown_loops": walked.unknown_loops,
+        "matmul_flop": cost.flop_by_type, "largest_gather_mb": max(gathers, default=0) / 1e6,
+        "messages": {" ".join(key): value for key, value in cost.messages.items()},
+        "message_ms": 1e3 * times.messages, "unknown_loops": cost.unknown_loops,
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from maejax.cli import main
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("checkpoint", help="the original's .msgpack, or any file of weights that maejax reads")
 parser.add_argument("--plain", action="store_true", help="neither LayerScale nor head where the model has none")
-parser.add_argument("--image-size", default="", help="where the file does not tell it; 224 otherwise")
+parser.add_argument("--image-size", default="", help="if the file does not hold it; 224 otherwise")
 args = parser.parse_args()
 out = str(Path(args.checkpoint).with_suffix(".pth"))
 options = [] if args.plain else ["--identity"]

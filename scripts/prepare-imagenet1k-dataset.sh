@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Copies ImageNet-1k as webdataset shards (1,024 for training, 64 for validation, some 150 GB) from the Hugging Face hub
-# to $GCS_DATASET_DIR/imagenet-1k-wds, a bucket or a local folder. The same command goes on where it was stopped.
+# to $GCS_DATASET_DIR/imagenet-1k-wds, a bucket or a local folder. The same command continues after a stop.
 #
 #   export HF_TOKEN=...               # of an account that accepted the licence of timm/imagenet-1k-wds
 #   export GCS_DATASET_DIR=gs://...   # or a local folder
@@ -21,8 +21,8 @@ fail() { # EXIT_CODE MESSAGE
     exit "$1"
 }
 
-# curl with the token, which must not be seen among the arguments of a process: printf is none, it is a part of bash.
-# On the way to another host, as the hub's storage, curl leaves the token out.
+# curl with the token, which must not appear among the arguments of a process: printf is part of bash, not a process.
+# When redirected to another host, such as the hub's storage, curl leaves the token out.
 hub() {
     curl --config <(printf 'header = "Authorization: Bearer %s"\n' "$HF_TOKEN") --silent --show-error \
         --connect-timeout 30 --speed-limit 1000 --speed-time 60 "$@"
@@ -38,7 +38,7 @@ sha256_of() { if command -v sha256sum > /dev/null; then sha256sum "$1"; else sha
 
 is_right() { [[ -z $sha256 || $(sha256_of "$1") == "$sha256" ]]; }
 
-# Ask the hub about a shard; sets `size` and `sha256` (empty where it does not tell). 401 and 403 hold for all shards:
+# Ask the hub about a shard; sets `size` and `sha256` (empty if the hub does not give it). 401 and 403 hold for all shards:
 # exit code 255 lets xargs start no other.
 ask() {
     local name=$1 headers code attempt pause=$PAUSE
@@ -95,7 +95,7 @@ copy() {
             note "$count" "$name" "is there"
             return
         fi
-        mv "$local_path" "$local_path.part" # cut, perhaps: goes on from its end, and is made anew if that is wrong
+        mv "$local_path" "$local_path.part" # perhaps truncated: continues from its end, and starts again if that is wrong
     fi
     download "$local_path.part" "$name"
     mv "$local_path.part" "$local_path"
@@ -151,11 +151,11 @@ if [[ $target == gs://* ]]; then
         grep -qi 'matched no objects' "$work/bucket.err" ||
         fail 2 "$target cannot be listed: $(tail -n 1 "$work/bucket.err")"
 fi
-(ask "${names[0]}") || { code=$?; exit $((code == 255 ? 2 : code)); } # a wrong token is told once, before all starts
+(ask "${names[0]}") || { code=$?; exit $((code == 255 ? 2 : code)); } # report a wrong token once, before all downloads
 
 if ! for i in "${!names[@]}"; do echo "$((i + 1))/${#names[@]} ${names[i]}"; done |
     xargs -P "$JOBS" -n 2 bash "$0" --copy; then
-    fail 1 "not all of ${#names[@]} shards are there; start the same command again to go on"
+    fail 1 "not all of ${#names[@]} shards are there; start the same command again to continue"
 fi
 write_index
 if [[ $target == gs://* ]]; then

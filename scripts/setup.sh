@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs maejax on a TPU VM, in the exact versions of constraints/tpu.txt, and checks the machine by `maejax doctor`.
+# Installs maejax on a TPU VM in the exact versions of constraints/tpu.txt, and checks the machine with `maejax doctor`.
 #
 #   bash scripts/setup.sh [FLAGS OF maejax doctor]
 #
-# The images bring Python 3.8 or 3.10, which JAX no longer takes: uv fetches Python 3.12 into the home directory; nothing
-# of the system changes. With BUCKET=gs://... the bucket is mounted at ~/bucket as well, which takes root for gcsfuse.
-# On a machine without TPU: EXTRAS=cuda, or EXTRAS= for none. A second call installs only what has changed.
+# The images contain Python 3.8 or 3.10, which JAX no longer supports: uv installs Python 3.12 into the home directory and
+# leaves the system as it is. BUCKET=gs://... also mounts the bucket at ~/bucket; installing gcsfuse for it needs root.
+# On a machine without TPU: EXTRAS=cuda, or EXTRAS= for none. A second call installs only the differences.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,7 +17,7 @@ if ! command -v uv > /dev/null; then
     python3 -m pip install --quiet --user "uv==$UV"
     export PATH=$HOME/.local/bin:$PATH
 fi
-[[ -x .venv/bin/python ]] || uv venv --quiet --python "$PYTHON" .venv
+[[ -x .venv/bin/python ]] || uv venv --quiet --seed --python "$PYTHON" .venv # with pip, for further extras
 uv pip install --quiet --python .venv/bin/python --constraint constraints/tpu.txt --editable ".${EXTRAS:+[$EXTRAS]}"
 
 install_gcsfuse() { # https://cloud.google.com/storage/docs/cloud-storage-fuse/install
@@ -29,7 +29,7 @@ install_gcsfuse() { # https://cloud.google.com/storage/docs/cloud-storage-fuse/i
     sudo apt-get -qq install gcsfuse
 }
 
-# Every worker has to see at once what another one wrote, so nothing about files is cached.
+# Every worker must see the files of the others at once, so nothing about files is cached.
 doctor=(--constraints constraints/tpu.txt)
 if [[ ${BUCKET:-} ]]; then
     command -v gcsfuse > /dev/null || install_gcsfuse

@@ -102,8 +102,9 @@ class _Handler(Quiet):
             if self.command == "DELETE":
                 return 204, b""
             parts.append(body)
-            sent, total = re.fullmatch(r"bytes (?:\d+-(\d+)|\*)/(\d+|\*)", self.headers["Content-Range"]).groups()
-            if total == "*" or int(sent) + 1 < int(total):
+            asked = self.headers.get("Content-Range") or "bytes */0"
+            sent, total = re.fullmatch(r"bytes (?:\d+-(\d+)|\*)/(\d+|\*)", asked).groups()
+            if total == "*" or int(sent or -1) + 1 < int(total):
                 return 308, b"", {"Range": f"bytes=0-{sum(map(len, parts)) - 1}"}
             return self._store(bucket, key, b"".join(parts))
         if query["uploadType"] == "multipart":

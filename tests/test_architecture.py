@@ -46,8 +46,8 @@ def test_imports_go_one_way():
                 assert rest[0] in APART.get(room, ROOMS), f"{relative} imports {name}"
 
 
-def test_data_never_touches_jax():
-    for path in (PACKAGE / "data").rglob("*.py"):
+def test_data_and_storage_never_touch_jax():
+    for path in [path for room in ("data", "storage") for path in (PACKAGE / room).rglob("*.py")]:
         assert not {"jax", "flax", "optax"} & {name.split(".")[0] for name in imports(path)}, path
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# ViT-H/14, fine-tuning, ImageNet-1k, 50 epochs: the authors' recipe, normalised pixels (86.9).
+# ViT-H/14, fine-tuning, ImageNet-1k, 50 epochs: the authors' recipe for a model of normalised pixels (their result: 86.9).
 # The paper's Table 9 differs: append --droppath 0.2 --random-erasing 0.
 # Starts from $GCS_MODEL_PATH (any weights that maejax reads), reads $GCS_DATASET_DIR/imagenet-1k-wds, writes
-# $OUTPUT_DIR, else $GCS_DATASET_DIR/CKPT. Flags given to this script come last and win.
+# to $OUTPUT_DIR (default: $GCS_DATASET_DIR/CKPT). Flags given to this script come last and win.
 python3 src/main.py --mode finetune \
     --name "$(basename "$0" .sh)" \
     --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \

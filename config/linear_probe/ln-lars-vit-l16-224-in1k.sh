@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # ViT-L/16, linear probe by LARS, ImageNet-1k, 90 epochs: Table 10 of the paper (its result: 75.8).
-# The authors' code finds 50 epochs to be enough here: append --training-steps $((1281167 * 50 / 16384)).
+# The authors' code uses 50 epochs: append --training-steps $((1281167 * 50 / 16384)).
 # Starts from $GCS_MODEL_PATH (any weights that maejax reads), reads $GCS_DATASET_DIR/imagenet-1k-wds, writes
-# $OUTPUT_DIR, else $GCS_DATASET_DIR/CKPT. Flags given to this script come last and win.
+# to $OUTPUT_DIR (default: $GCS_DATASET_DIR/CKPT). Flags given to this script come last and win.
 python3 src/main.py --mode linear \
     --name "$(basename "$0" .sh)" \
     --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \

@@ -2,7 +2,7 @@
 # ViT-B/16, linear probe by SGD, ImageNet-1k, 90 epochs: MoCo v3's recipe; the paper finds it to work as well as LARS.
 # Its base rate 3 is per 256 images, as every rate here; no warm-up.
 # Starts from $GCS_MODEL_PATH (any weights that maejax reads), reads $GCS_DATASET_DIR/imagenet-1k-wds, writes
-# $OUTPUT_DIR, else $GCS_DATASET_DIR/CKPT. Flags given to this script come last and win.
+# to $OUTPUT_DIR (default: $GCS_DATASET_DIR/CKPT). Flags given to this script come last and win.
 python3 src/main.py --mode linear \
     --name "$(basename "$0" .sh)" \
     --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # ViT-H/14, ImageNet-1k, 1600 epochs, normalised pixels: the paper's model of Table 3 (86.9 after fine-tuning).
-# Without --norm-pix-loss it is that of Table 7 (86.2).
-# Reads $GCS_DATASET_DIR/imagenet-1k-wds, writes to $OUTPUT_DIR, else $GCS_DATASET_DIR/CKPT. Further flags come last and win.
+# Without --norm-pix-loss it is the model of Table 7 (86.2).
+# Reads $GCS_DATASET_DIR/imagenet-1k-wds, writes to $OUTPUT_DIR (default: $GCS_DATASET_DIR/CKPT).
+# Flags given to this script come last and win.
 python3 src/main.py --mode pretrain \
     --name "$(basename "$0" .sh)" \
     --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # ViT-L/16, ImageNet-1k, 800 epochs, un-normalised pixels: the original's recipe (linear probe 73.0 in its README).
 # The paper's B/L/H models of Table 3 predict normalised pixels: add --norm-pix-loss for those.
-# Reads $GCS_DATASET_DIR/imagenet-1k-wds, writes to $OUTPUT_DIR, else $GCS_DATASET_DIR/CKPT. Further flags come last and win.
+# Reads $GCS_DATASET_DIR/imagenet-1k-wds, writes to $OUTPUT_DIR (default: $GCS_DATASET_DIR/CKPT).
+# Flags given to this script come last and win.
 python3 src/main.py --mode pretrain \
     --name "$(basename "$0" .sh)" \
     --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \

@@ -3,6 +3,14 @@
 Importing this loads nothing.
 """
 
+import shlex
+import sys
+
+
+def install(extra: str) -> str:
+    """Return the command that adds an extra of maejax to this Python, whether it runs from a clone or a wheel."""
+    return f"{shlex.quote(sys.executable)} -m pip install 'maejax[{extra}]'"
+
 
 class InputError(ValueError):
     """The user's input is wrong; the message is one sentence that names it and says what to do."""

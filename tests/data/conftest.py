@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maejax.data.batch_plan import BatchConfig
+from maejax.data.pipeline import Loader
 from tests.data.server import Server
+
+
+def make_loader(source, transform, **arguments):
+    """A loader from plain arguments: those of BatchConfig and those of Loader."""
+    config = {name: arguments.pop(name) for name in list(arguments) if name in BatchConfig.__dataclass_fields__}
+    return Loader(source, transform, BatchConfig(**config), **arguments)
 
 
 @pytest.fixture

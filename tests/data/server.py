@@ -1,6 +1,6 @@
 """A web server on loopback that misbehaves as it is told."""
 
-import time
+import threading
 
 from ..loopback import Loopback, Quiet
 
@@ -8,14 +8,19 @@ from ..loopback import Loopback, Quiet
 class Server(Loopback):
     """Serves `files` (path -> bytes). `plans` (path -> list of moods) says how it treats the first requests of a path.
 
-    Moods: a status number; (status, headers); "reset" or "stall" after half of what was asked; "short" says more bytes
-    than it sends. `seen` records (path, Range, Authorization) of each request.
+    Moods: a status number; (status, headers); "reset" or "stall" after half of what was asked, the stall until `stalls`
+    is set; "short" says more bytes than it sends. `seen` records (path, Range, Authorization) of each request.
     """
 
     def __init__(self):
         self.files, self.plans, self.seen = {}, {}, []
-        self.ranges = True
+        self.ranges, self.stalls = True, threading.Event()
         super().__init__(_Handler)
+
+    def stop(self):
+        """End; what has stalled hangs up."""
+        self.stalls.set()
+        super().stop()
 
 
 class _Handler(Quiet):
@@ -44,7 +49,7 @@ class _Handler(Quiet):
         self._answer(status, body[: len(body) // 2], headers, length=len(body))
         self.wfile.flush()
         if mood == "stall":
-            time.sleep(2)
+            server.stalls.wait()
         self.close_connection = True
 
     def _answer(self, status, body, headers, length=None):

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from maejax.data import augment
-from maejax.data.augment import Box, build_eval, build_train, center_crop, color_jitter, hflip, random_resized_crop
+from maejax.data.augment import Box, build_eval, build_train, center_crop, hflip, jitter_colors
 from maejax.data.decode import decode
 from maejax.data.sources import open_source
 
@@ -20,9 +20,13 @@ def gen(seed=0):
     return np.random.Generator(np.random.Philox(key=seed))
 
 
-def pillow_resize(image, box: Box, size):
+def cut(image, box: Box):
     top, left, height, width = box
-    crop = Image.fromarray(image[top : top + height, left : left + width])
+    return image[top : top + height, left : left + width]
+
+
+def pillow_resize(image, box: Box, size):
+    crop = Image.fromarray(cut(image, box))
     return np.asarray(crop.resize(size[::-1], Image.Resampling.BICUBIC))
 
 
@@ -33,10 +37,10 @@ def test_resize_matches_pillow(photo, monkeypatch, without_cykooz, box):
         monkeypatch.setattr(augment, "cykooz", None)
     for size in ((224, 224), (64, 96)):
         expected = pillow_resize(photo, box, size).astype(int)
-        assert np.abs(augment.resize(photo, box, size) - expected).mean() <= ROUNDING
-        five = augment.resize(np.concatenate([photo, photo[..., :2]], axis=-1), box, size)
+        assert np.abs(augment.resize(cut(photo, box), size) - expected).mean() <= ROUNDING
+        five = augment.resize(cut(np.concatenate([photo, photo[..., :2]], axis=-1), box), size)
         assert np.abs(five[..., :3] - expected).mean() <= ROUNDING
-        alone = augment.resize(photo[..., 1:2], box, size)
+        alone = augment.resize(cut(photo, box)[..., 1:2], size)
         assert alone.shape == (*size, 1)
         assert np.abs(alone[..., 0] - expected[..., 1]).mean() <= ROUNDING
 
@@ -47,21 +51,21 @@ def test_crops_of_real_photos_match_pillow():
     differences = []
     for i in range(0, len(source), 120):
         photo = decode(source.read(i))
-        box = augment._random_box(photo.shape[:2], (224, 224), (0.2, 1.0), rng)
+        box = augment.random_box(photo.shape[:2], rng, (224, 224), (0.2, 1.0))
         expected = pillow_resize(photo, box, (224, 224)).astype(int)
-        differences.append(np.abs(augment.resize(photo, box, (224, 224)) - expected).mean())
+        differences.append(np.abs(augment.resize(cut(photo, box), (224, 224)) - expected).mean())
     assert np.mean(differences) <= 0.2
 
 
 def test_channels_are_resized_independently(photo):
     four = np.dstack([photo, np.zeros_like(photo[..., :1])])  # as alpha it would blacken the others
-    resized = augment.resize(four, (0, 0, 300, 400), (50, 50))
-    np.testing.assert_array_equal(resized[..., :3], augment.resize(photo, (0, 0, 300, 400), (50, 50)))
+    resized = augment.resize(four, (50, 50))
+    np.testing.assert_array_equal(resized[..., :3], augment.resize(photo, (50, 50)))
 
 
 def test_random_boxes_are_distributed_as_published():
     rng = gen()
-    boxes = np.array([augment._random_box((400, 400), (224, 224), (0.2, 1.0), rng) for _ in range(4000)])
+    boxes = np.array([augment.random_box((400, 400), rng, (224, 224), (0.2, 1.0)) for _ in range(4000)])
     top, left, height, width = boxes.T
     assert (top >= 0).all()
     assert (top + height <= 400).all()
@@ -80,7 +84,7 @@ def test_random_boxes_are_distributed_as_published():
 @pytest.mark.parametrize(("group", "scale"), [("crop8", (0.08, 1.0)), ("crop20", (0.2, 1.0))])
 def test_crops_are_distributed_as_torchvisions(golden, group, scale):
     theirs, rng = golden("statistics")[group], gen()
-    boxes = np.array([augment._random_box((300, 400), (224, 224), scale, rng) for _ in range(20_000)])
+    boxes = np.array([augment.random_box((300, 400), rng, (224, 224), scale) for _ in range(20_000)])
     top, left, height, width = boxes.T
     ours = {
         "area": height * width / (300 * 400),
@@ -95,7 +99,7 @@ def test_crops_are_distributed_as_torchvisions(golden, group, scale):
 def test_jitter_is_distributed_as_torchvisions(golden, photo):
     theirs, rng = golden("statistics")["jitter"], gen()
     small = np.asarray(Image.fromarray(photo).resize((64, 48)))
-    pictures = np.stack([color_jitter(small, 0.4, rng).astype(np.float64) for _ in range(2000)])
+    pictures = np.stack([jitter_colors(small, 0.4, rng).astype(np.float64) for _ in range(2000)])
     ours = {
         "brightness": pictures.mean((1, 2, 3)),
         "contrast": pictures.mean(3).std((1, 2)),
@@ -118,9 +122,9 @@ def assert_quantiles(values, theirs, name, tolerance=0.02):
 
 
 def test_a_box_that_never_fits_falls_back_to_the_centre():
-    assert augment._random_box((10, 100), (8, 8), (1.0, 1.0), gen()) == (0, 43, 10, 13)
-    assert augment._random_box((100, 10), (8, 8), (1.0, 1.0), gen()) == (43, 0, 13, 10)
-    assert augment._random_box((10, 100), (8, 80), (1.0, 1.0), gen())[3] > 70  # wide boxes for a wide target
+    assert augment.random_box((10, 100), gen(), (8, 8), (1.0, 1.0)) == (0, 43, 10, 13)
+    assert augment.random_box((100, 10), gen(), (8, 8), (1.0, 1.0)) == (43, 0, 13, 10)
+    assert augment.random_box((10, 100), gen(), (8, 80), (1.0, 1.0))[3] > 70  # wide boxes for a wide target
 
 
 def test_center_crop_is_torchvisions(photo):
@@ -149,14 +153,14 @@ def test_every_other_image_is_mirrored(photo):
 
 def test_jitter_changes_colours_within_its_factor(photo):
     grey = np.full((4, 4, 1), 100, np.uint8)
-    values = [int(color_jitter(grey, 0.4, gen(seed))[0, 0, 0]) for seed in range(200)]
+    values = [int(jitter_colors(grey, 0.4, gen(seed))[0, 0, 0]) for seed in range(200)]
     assert 59 <= min(values) < 70
     assert 130 < max(values) <= 141
-    coloured = color_jitter(photo, 0.4, gen(1))
+    coloured = jitter_colors(photo, 0.4, gen(1))
     assert coloured.shape == photo.shape
     assert not np.array_equal(coloured, photo)
     with pytest.raises(ValueError, match="color_jitter"):
-        color_jitter(np.zeros((4, 4, 4), np.uint8), 0.4, gen())
+        jitter_colors(np.zeros((4, 4, 4), np.uint8), 0.4, gen())
 
 
 @pytest.mark.parametrize("crop", ["rrc", "src", "none"])
@@ -177,7 +181,7 @@ def test_tiny_and_extreme_images_come_out_in_size():
     for shape in ((1, 1, 3), (1, 500, 3), (500, 2, 1)):
         image = np.full(shape, 77, np.uint8)
         for result in (
-            random_resized_crop(image, (8, 8), (0.2, 1.0), gen()),
+            build_train((8, 8), "rrc", (0.2, 1.0), 0.0, False)(image, gen()),
             augment.simple_resized_crop(image, (8, 8), gen()),
             center_crop(image, (8, 8), 0.875),
         ):

@@ -7,21 +7,24 @@ import shutil
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import fsspec
 import numpy as np
 import pytest
 
 from maejax.data import lanes
-from maejax.data.augment import build_eval
+from maejax.data.augment import Transform, build_eval
 from maejax.data.faults import Faults
 from maejax.data.lanes import merge_positions
-from maejax.data.pipeline import Loader, check_readable
+from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source, open_stream
 from maejax.errors import InputError
-from maejax.storage.retry import Patience
+from maejax.storage.retry import RetryPolicy
+from tests.data.conftest import make_loader
 
-QUICK = Patience(connect=2, stall=0.3, total=1, backoff=0.02)
+PATIENT = RetryPolicy(backoff=0.02)  # for what succeeds, on a machine however busy
+QUICK = RetryPolicy(connect=2, stall=2, total=1, backoff=0.02)  # for what is given up
 SIZES = [9, 17, 4, 0, 12, 8, 25]  # images a shard: unequal, and one of none
 
 
@@ -53,11 +56,13 @@ def noisy(image, rng):
 
 
 def train(stream, transform=plain, **arguments):
-    return Loader(stream, transform, **{"batch_size": 6, "channels": 1, "size": (6, 6), "seed": 3} | arguments)
+    return make_loader(
+        stream, Transform(transform), **{"batch_size": 6, "channels": 1, "size": (6, 6), "seed": 3} | arguments
+    )
 
 
-def stream_of(spec, **arguments):
-    return open_stream(spec, patience=QUICK, **arguments)
+def stream_of(spec, patience=PATIENT, **arguments):
+    return open_stream(spec, patience=patience, **arguments)
 
 
 def assert_same(a, b):
@@ -72,7 +77,7 @@ def fetch_threads():
 def test_every_shard_and_image_once_an_epoch_in_windows(serve):
     stream = stream_of(serve(SIZES))
     loader = train(stream)
-    assert loader._layouts.count == 6 and loader.steps is None
+    assert loader._plans.count == 6 and loader.steps is None
     batches = loader.iterate()
     seen = [[] for _ in range(6)]  # what each lane gave
     for batch in (next(batches) for _ in range(60)):
@@ -82,7 +87,7 @@ def test_every_shard_and_image_once_an_epoch_in_windows(serve):
         for lane, index in enumerate(batch.index.tolist()):
             seen[lane].append(index)
     batches.close()
-    sequence = [int(s) for epoch in range(9) for s in loader._layouts.order(epoch)]
+    sequence = [int(s) for epoch in range(9) for s in loader._plans.order(epoch)]
     assert all(sorted(sequence[e * 7 : e * 7 + 7]) == list(range(7)) for e in range(9))
     shuffled = 0
     for lane, images in enumerate(seen):
@@ -203,7 +208,7 @@ def test_a_cache_serves_later_epochs_and_runs(serve, server, tmp_path):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -223,7 +228,7 @@ def test_passing_faults_change_nothing(serve, server):
     spec = serve(SIZES)
     whole = list(train(stream_of(spec)).iterate(stop=10))
     server.plans = {f"/s-{i}.tar": [503, "reset", "stall"] for i in range(7)}
-    loader = train(stream_of(spec))
+    loader = train(stream_of(spec, replace(PATIENT, stall=0.5)))
     for a, b in zip(whole, loader.iterate(stop=10), strict=True):
         assert_same(a, b)
     assert not loader.lost and not loader.bad
@@ -238,8 +243,8 @@ def test_a_lost_shard_is_an_error_unless_allowed(serve, server, fault, caplog):
         server.files["/s-2.tar"] = {"cut": whole[:5200], "page": b"<html>" + whole, "empty": b""}[fault]
     words = {"404": "HTTP 404", "cut": "it may have been cut", "page": "web page", "empty": "not a tar"}[fault]
     with pytest.raises(InputError, match=rf"1 shard cannot be read.*--max-lost-shards 0.*s-2\.tar: .*{words}"):
-        list(train(stream_of(spec)).iterate(stop=6))
-    loader = train(stream_of(spec), faults=Faults(max_lost_shards=1))
+        list(train(stream_of(spec, QUICK)).iterate(stop=6))
+    loader = train(stream_of(spec, QUICK), faults=Faults(max_lost_shards=1))
     caplog.clear()
     with caplog.at_level(logging.WARNING, "maejax.data"):
         index = np.concatenate([batch.index for batch in loader.iterate(stop=12)])
@@ -247,32 +252,31 @@ def test_a_lost_shard_is_an_error_unless_allowed(serve, server, fault, caplog):
     assert [name.rpartition("/")[2] for name in loader.lost] == ["s-2.tar"]
     assert len(caplog.records) == 1
     with pytest.raises(InputError, match="--on-bad-data stop"):
-        list(train(stream_of(spec), faults=Faults("stop", max_lost_shards=1)).iterate(stop=6))
+        list(train(stream_of(spec, QUICK), faults=Faults("stop", max_lost_shards=1)).iterate(stop=6))
     with pytest.raises(InputError, match="1 shard cannot be read"):  # also where all is fetched at once
-        Loader(open_source(spec, patience=QUICK), build_eval((6, 6), 1.0), batch_size=4, channels=1, size=(6, 6))
+        make_loader(open_source(spec, patience=QUICK), build_eval((6, 6), 1.0), batch_size=4, channels=1, size=(6, 6))
 
 
-def test_nothing_usable_is_said_within_seconds(serve, server, tmp_path):
+def test_nothing_usable_is_said_at_once(serve, server, tmp_path):
     spec = serve([6, 6])
     for path in list(server.files):
         server.files[path] = b"<html>Sign in</html>"
-    start = time.monotonic()
     with pytest.raises(InputError, match=r"none of 2 images and shards.*s-0\.tar: is a web page"):
-        check_readable(stream_of(spec), 1)
+        check_readable(stream_of(spec, QUICK), 1)
     with pytest.raises(InputError, match=r"no image found.*is a web page"):
         open_source(spec)
+    assert max(Counter(path for path, *_ in server.seen).values()) == 2, "by each of the two, and no second time"
     secret = "pipe:curl -s -f -H 'Authorization:Bearer hf_abcdefgh' " + server.url + "/no-{0..3}.tar"
     with pytest.raises(InputError) as caught:
-        check_readable(stream_of(secret), 1)
+        check_readable(stream_of(secret, QUICK), 1)
     assert "hf_abcdefgh" not in str(caught.value) and "exit code 22" in str(caught.value)
-    assert time.monotonic() - start < 9
     with pytest.raises(InputError, match="no image in 2 shards in a row"):
         list(train(stream_of(serve([0, 0]))).iterate(stop=1))
 
 
 def test_an_evaluation_is_over_all_images_in_order(serve):
     source = open_source(serve(SIZES))
-    loader = Loader(source, build_eval((6, 6), 1.0), batch_size=10, channels=1, size=(6, 6), shuffle=False)
+    loader = make_loader(source, build_eval((6, 6), 1.0), batch_size=10, channels=1, size=(6, 6), shuffle=False)
     values = np.concatenate([batch.images[batch.valid, 0, 0, 0] for batch in loader.iterate()])
     assert values.tolist() == [i for size in SIZES for i in range(size)]
     with pytest.raises(InputError, match="cannot be evaluated"):

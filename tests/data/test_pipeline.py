@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maejax.data.augment import build_eval, build_train
+from maejax.data.augment import Transform, build_eval, build_train
 from maejax.data.faults import Faults
 from maejax.data.order import epoch_order
-from maejax.data.pipeline import Loader, check_readable
+from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source
 from maejax.errors import InputError
+from tests.data.conftest import make_loader
 
 
 @pytest.fixture
@@ -21,12 +22,12 @@ def source(tmp_path, numbered):
 
 def train(source, **arguments):
     transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True)
-    return Loader(source, transform, **{"batch_size": 10, "channels": 1, "size": (6, 6), "seed": 3} | arguments)
+    return make_loader(source, transform, **{"batch_size": 10, "channels": 1, "size": (6, 6), "seed": 3} | arguments)
 
 
 def evaluation(source, **arguments):
     arguments = {"batch_size": 10, "channels": 1, "size": (6, 6), "shuffle": False} | arguments
-    return Loader(source, build_eval((6, 6), 1.0), **arguments)
+    return make_loader(source, build_eval((6, 6), 1.0), **arguments)
 
 
 def assert_same(a, b):
@@ -186,7 +187,7 @@ def test_errors_reach_the_caller_and_threads_end(source):
     def explode(image, rng):
         raise OSError("the disk is gone")
 
-    batches = Loader(source, explode, batch_size=10, channels=1, size=(6, 6), workers=2).iterate()
+    batches = make_loader(source, Transform(explode), batch_size=10, channels=1, size=(6, 6), workers=2).iterate()
     with pytest.raises(OSError, match="disk is gone"):
         next(batches)
     assert data_threads() == []

@@ -13,7 +13,7 @@ from maejax.data.decode import decode
 from maejax.data.expand import expand
 from maejax.data.sources import open_source
 from maejax.errors import InputError
-from maejax.storage.spool import zstd
+from maejax.storage.unpack import zstd
 
 PHOTOS = Path(__file__).parents[3] / "shared/data/clothing-small.tar"
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maejax.data.augment import build_train
-from maejax.data.pipeline import Loader
+from maejax.data import workers
+from maejax.data.augment import Transform, build_train
 from maejax.data.sources import open_source
 from maejax.data.workers import HELD, describe_workers
 from maejax.errors import Failed
+from tests.data.conftest import make_loader
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
@@ -27,10 +28,17 @@ def source(tmp_path, numbered, write_tar):
     return open_source(str(tmp_path / "*.tar"))
 
 
-def loader(source, transform=None, **arguments):
-    transform = transform or build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True)
-    arguments = {"workers": 2, "processes": 2, "batch_size": 10, "channels": 1, "size": (6, 6)} | arguments
-    return Loader(source, transform, **arguments)
+@pytest.fixture
+def loader(monkeypatch):
+    """A loader with two processes, or as many as `processes` says."""
+
+    def loader(source, finish=None, processes=2, **arguments):
+        monkeypatch.setattr(workers, "loader_processes", lambda cores: min(cores, processes))
+        transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True) if finish is None else Transform(finish)
+        arguments = {"workers": 2, "batch_size": 10, "channels": 1, "size": (6, 6)} | arguments
+        return make_loader(source, transform, **arguments)
+
+    return loader
 
 
 def children():
@@ -39,7 +47,7 @@ def children():
     for task in Path("/proc/self/task").iterdir():
         with suppress(FileNotFoundError):  # A thread may end while we look.
             found.update(int(pid) for pid in (task / "children").read_text().split())
-    return {pid for pid in found if b"maejax.data.workers" in command(pid)}
+    return {pid for pid in found if b"maejax.data.loader_process" in command(pid)}
 
 
 def command(pid):
@@ -49,7 +57,7 @@ def command(pid):
     return b""
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -59,11 +67,11 @@ def wait_for(condition, seconds=20):
 @pytest.fixture(autouse=True)
 def nothing_is_left():
     yield
-    assert children() == set()
+    wait_for(lambda: not children())
 
 
 @pytest.mark.parametrize("repeats", [1, 2])
-def test_processes_change_nothing(source, repeats):
+def test_processes_change_nothing(source, loader, repeats):
     alone = list(loader(source, workers=0, repeats=repeats).iterate(stop=9))
     ours = loader(source, repeats=repeats)
     # All nine are kept, more than there are slots.
@@ -72,7 +80,7 @@ def test_processes_change_nothing(source, repeats):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     assert list(ours.bad) == ["t.tar:0.jpg"]
     for processes in (0, 2):  # in memory that was used before
-        padded = loader(source, shuffle=False, batch_size=4, processes=processes)
+        padded = loader(source, processes=processes, shuffle=False, batch_size=4)
         last = collections.deque(padded.iterate(), maxlen=1)[0]
         assert last.valid.tolist() == [True, True, False, False]
         assert not last.images[~last.valid].any()
@@ -81,7 +89,7 @@ def test_processes_change_nothing(source, repeats):
 
 
 @pytest.mark.parametrize("processes", [0, 2])
-def test_a_batch_stays_as_it_is_while_anybody_holds_a_part_of_it(source, processes):
+def test_a_batch_stays_as_it_is_while_anybody_holds_a_part_of_it(source, loader, processes):
     jax = pytest.importorskip("jax")  # here: the processes import this module
     batches = loader(source, processes=processes).iterate()
     first = next(batches)
@@ -104,7 +112,7 @@ def without_jax(image, rng):
     return np.full((6, 6, 1), "jax" in sys.modules, np.uint8)
 
 
-def test_processes_never_import_jax(source):
+def test_processes_never_import_jax(source, loader):
     assert not next(loader(source, without_jax).iterate()).images.any()
 
 
@@ -119,7 +127,7 @@ def killing(image, rng, folder, times):
     return np.ones((6, 6, 1), np.uint8)
 
 
-def test_a_process_that_is_killed_is_replaced_once(source, tmp_path):
+def test_a_process_that_is_killed_is_replaced_once(source, loader, tmp_path):
     batches = loader(source, partial(killing, folder=tmp_path, times=1), workers=1, processes=1).iterate(stop=5)
     images = [batch.images[batch.valid] for batch in batches]
     assert len(images) == 5
@@ -130,7 +138,7 @@ def test_a_process_that_is_killed_is_replaced_once(source, tmp_path):
         list(batches)
 
 
-def test_a_process_that_waits_is_replaced_too(source):
+def test_a_process_that_waits_is_replaced_too(source, loader):
     batches = loader(source).iterate(stop=20)
     next(batches)
     before = children()
@@ -152,7 +160,7 @@ def failing_oddly(image, rng):
     raise Odd("cannot be sent")
 
 
-def test_errors_reach_the_caller(source):
+def test_errors_reach_the_caller(source, loader):
     with pytest.raises(OSError, match="the disk is gone"):
         next(loader(source, failing).iterate())
     with pytest.raises(RuntimeError, match="Odd in a loader process: cannot be sent"):
@@ -164,11 +172,14 @@ def test_errors_reach_the_caller(source):
 SCRIPT = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a script ignores Ctrl-C
+from maejax.data import workers
 from maejax.data.augment import build_train
+from maejax.data.batch_plan import BatchConfig
 from maejax.data.pipeline import Loader
-from maejax.data.shards import open_source
+from maejax.data.sources import open_source
+workers.loader_processes = lambda cores: cores
 transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True)
-loader = Loader(open_source(sys.argv[1]), transform, batch_size=10, channels=1, size=(6, 6), workers=2, processes=2)
+loader = Loader(open_source(sys.argv[1]), transform, BatchConfig(10), size=(6, 6), channels=1, workers=2)
 batches = loader.iterate()
 next(batches)
 print("ready", flush=True)
@@ -180,7 +191,7 @@ if sys.argv[2] == "wait":
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM, None])
 def test_processes_end_with_their_parent(source, end):
-    path = source.place(0).path
+    path = source.stored(0).path
     run = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, path, "wait" if end else "leave"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True,
@@ -192,21 +203,21 @@ def test_processes_end_with_their_parent(source, end):
         assert len(pids) == 2
         os.killpg(run.pid, end)  # as Ctrl-C does: to the whole group
         try:
-            run.wait(timeout=20)
+            run.wait(timeout=300)
         finally:
             run.kill()
         for pid in pids:
             wait_for(
                 lambda pid=pid: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text()
             )
-    _, errors = run.communicate(timeout=20)
+    _, errors = run.communicate(timeout=300)
     assert "serve" not in errors  # no word from the processes
     assert (errors == "") == (end in (signal.SIGKILL, signal.SIGTERM, None))
 
 
 def test_the_memory_is_stated():
     shape = (256, 224, 224, 3)
-    assert describe_workers(8, None, shape, 2) == "8 loader threads; 7 batches of 38.5 MB, 270 MB in all"
-    assert describe_workers(40, None, shape, 2) == (
+    assert describe_workers(8, shape, 2) == "8 loader threads; 7 batches of 38.5 MB, 270 MB in all"
+    assert describe_workers(40, shape, 2) == (
         "3 loader processes of 14 + 13 + 13 threads; 7 batches of 38.5 MB, 270 MB in all"
     )

@@ -4,7 +4,6 @@ import re
 import signal
 import socket
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +14,7 @@ from maejax.distributed.rendezvous import Peers, meet
 from maejax.errors import Failed, InputError
 from maejax.training.checkpoint import saved_steps
 from maejax.training.stragglers import find_slow
+from tests.bounds import assert_close, rounding
 from tests.training import harness
 
 SGD = ["--optimizer", "sgd", "--learning-rate", 1]  # Adam would blow up the rounding of gradients near zero
@@ -56,10 +56,8 @@ def test_one_run_on_one_process_on_two_and_split(tmp_path, images, train):
     processes = harness.start_several(tmp_path, images, *flags, "--sharding", "fsdp")
     assert harness.wait_until(lambda: harness.last_step(run) >= stopped + 6, *processes), harness.said(processes)
     processes[1].kill()
-    dead = time.monotonic()
     assert harness.finish(processes[1])[0] == -signal.SIGKILL
     code, said = harness.finish(processes[0])
-    assert time.monotonic() - dead < 60
     # By our sentence, or where the main thread cannot be reached, by JAX's, which aborts.
     assert (code == 1 and "cannot go on, for process 1 (" in said) or (
         code == -signal.SIGABRT and "The following tasks are unhealthy" in said
@@ -71,10 +69,11 @@ def test_one_run_on_one_process_on_two_and_split(tmp_path, images, train):
     for name in ("train/loss", "train/grad_norm", "val/loss"):
         alone, together = (harness.losses(tmp_path / "runs" / name_, name) for name_ in ("alone", "pretrain"))
         assert alone.keys() == together.keys()
-        np.testing.assert_allclose(list(together.values()), list(alone.values()), rtol=2e-6, err_msg=name)
+        # At every step, the sums over four devices are taken in another order.
+        assert_close(list(together.values()), list(alone.values()), rounding(4 * STEPS), name=name)
 
 
-def meet_all(count, *processes, seconds=2.0):
+def meet_all(*processes, seconds=300.0):
     """Let processes, as threads, meet on loopback; return what came of each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -85,36 +84,36 @@ def meet_all(count, *processes, seconds=2.0):
 
 
 def test_who_has_not_come_is_named_to_all_that_have():
-    met = meet_all(5, (0, 5), (3, 5), (1, 5), seconds=0.5)
+    met = meet_all((0, 5), (3, 5), (1, 5), seconds=3)
     assert {type(error) for error in met} == {Failed}
     assert len({str(error) for error in met}) == 1 and "of 5 processes, those numbered 2, 4 were not heard" in str(
         met[0]
     )
-    (alone,) = meet_all(2, (1, 2), seconds=0.1)
+    (alone,) = meet_all((1, 2), seconds=0.1)
     assert "process 0 was not found at localhost:" in str(alone) and "by process 1" in str(alone)
     for processes, sentence in (
         (((0, 2), (1, 3)), "--num-processes is 2 for process 0 and 3 for process 1"),
         (((0, 3), (1, 3), (1, 3)), "--process-id 1 was given twice"),
     ):
-        met = meet_all(2, *processes)
+        met = meet_all(*processes)
         assert {type(error) for error in met} == {InputError}
         assert all(sentence in str(error) for error in met)
 
 
 def test_who_has_gone_is_named_to_all_others(monkeypatch):
     monkeypatch.setattr(Peers, "_end_in_time", lambda peers: threading.Event().wait())  # this process is never to end
-    zero, one, two = meet_all(3, (0, 3), (1, 3), (2, 3))
+    zero, one, two = meet_all((0, 3), (1, 3), (2, 3))
     host = socket.gethostname()
     assert zero.names == two.names == [f"process {i} ({host})" for i in range(3)]
     assert not zero.lost(0.01)
-    two.say_goodbye(0)
+    two.announce_end(0)
     assert not zero.lost(0.1) and not one.lost(), "it was at its end"
-    zero, one, two = meet_all(3, (0, 3), (1, 3), (2, 3))
-    two.say_goodbye(1)
-    assert zero.lost(5) == one.lost(5) == f"process 2 ({host}) ended with exit code 1"
-    zero, one, two = meet_all(3, (0, 3), (1, 3), (2, 3))
+    zero, one, two = meet_all((0, 3), (1, 3), (2, 3))
+    two.announce_end(1)
+    assert zero.lost(300) == one.lost(300) == f"process 2 ({host}) ended with exit code 1"
+    zero, one, two = meet_all((0, 3), (1, 3), (2, 3))
     one._lines[0]._connection.shutdown(socket.SHUT_RDWR)  # as where it is killed
-    assert zero.lost(5) == two.lost(5) == f"process 1 ({host}) was lost"
+    assert zero.lost(300) == two.lost(300) == f"process 1 ({host}) was lost"
 
 
 def test_only_one_that_never_waits_while_others_do_is_slow():
@@ -133,7 +132,7 @@ def test_a_slow_process_is_named(tmp_path, images):
         folder = tmp_path / what
         folder.mkdir()
         flags = ["--training-steps", 20, "--log-interval", 5, "--save-interval", 100]
-        processes = harness.start_several(folder, images, *flags, SLOW=f"1:{what}:0.3")
+        processes = harness.start_several(folder, images, *flags, SLOW=f"1:{what}:1.0")
         (code, said), (other, other_said) = map(harness.finish, processes)
         assert code == other == 0, said + other_said
         assert said.count("holds up the others") == 1 and other_said.count("holds up") == 0

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from maejax.evaluate.report import write_report
+from maejax.evaluate.report import Report, write_report
 
 SCORES = {
     "pretrained": {"knn": 83.7, "linear": 86.7, "linear_100": 75.0, "linear_100_std": 1.2},
@@ -41,18 +41,18 @@ class Page(HTMLParser):
 def page(tmp_path):
     picture = tmp_path / "grid.png"
     Image.new("RGB", (3, 2), "red").save(picture)
-    write_report(
-        tmp_path / "report.html",
+    report = Report(
         title="Shirts & shoes",
         scores=SCORES,
         seconds={"pretrain": 481.25, "kNN": 1.5},
         losses={"train": [(1, 0.9), (2, 0.5)], "validation": [(2, 0.55)]},
-        picture_paths={"Test images <3>": picture},
+        pictures={"Test images <3>": picture},
         config={"lr": 0.0012, "paths": tmp_path, "price": "$5"},
         command="maejax demo --seed 3 && true",
         notes=["10,000 training images."],
         licence="Images: MIT licence.",
     )
+    write_report(tmp_path / "report.html", report)
     written = (tmp_path / "report.html").read_text(encoding="utf-8")
     parsed = Page()
     parsed.feed(written)

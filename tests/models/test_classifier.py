@@ -8,10 +8,13 @@ from flax import nnx
 
 from maejax.models.classifier import BATCH_NORM_EPS, Classifier
 from maejax.models.trees import named_arrays, with_arrays
-from maejax.training.losses import cross_entropy, is_encoder, observe_features, probe_losses
-from maejax.training.optim import FINETUNE_DECAYED, build_optimizer, for_trained
-from maejax.training.state import TrainState, make_step
+from maejax.tasks.classify import Drawn, encode_batch
+from maejax.training.losses import cross_entropy, is_encoder, probe_losses, update_stats
+from maejax.training.optim import FINETUNE_DECAYED, ParameterRules, build_optimizer, for_trained
+from maejax.training.state import Frozen, TrainState, make_step
 from maejax.weights import fair
+
+from ..bounds import assert_close, assert_trained_alike
 
 
 @pytest.mark.parametrize("pooling", ["cls", "gap"])
@@ -24,7 +27,7 @@ def test_logits_equal_the_authors(golden, pooling):
     )  # fmt: skip
     model = with_arrays(model, fair.to_ours(g["weights"]))
     x = jnp.asarray(g["images"][0].transpose(0, 2, 3, 1))
-    np.testing.assert_allclose(jax.jit(Classifier.__call__)(model, x), g["logits"], rtol=1e-5, atol=1e-6)
+    assert_close(jax.jit(Classifier.__call__)(model, x), g["logits"])
 
     def loss(model):
         return -(jax.nn.log_softmax(model(x)) * g["soft_targets"][0]).sum(-1).mean()
@@ -33,7 +36,7 @@ def test_logits_equal_the_authors(golden, pooling):
     theirs = fair.to_ours(g["grads"])
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
-        assert np.abs(ours[name] - expected).max() < 1e-5 * np.abs(expected).max() + 1e-8, name
+        assert_close(ours[name], expected, name=name)
 
 
 def step_by_step(g, targets, model, step, optimizer, weights):
@@ -42,7 +45,7 @@ def step_by_step(g, targets, model, step, optimizer, weights):
     state = TrainState(state.step, state.model, optimizer.init(state.model))
     losses = []
     for images, wanted in zip(g["images"], targets, strict=True):
-        batch = {"x": images.transpose(0, 2, 3, 1), "targets": wanted, "valid": np.ones(6, bool)}
+        batch = Drawn(images.transpose(0, 2, 3, 1), wanted, np.ones(6, bool))
         state, metrics, _ = step(state, batch)
         losses.append(float(metrics["train/loss"]))
     return losses, named_arrays(state.model), state.model
@@ -54,7 +57,7 @@ def close(ours, theirs):
         if name.endswith("qkv.bias"):
             # Softmax ignores what all scores share: the keys' bias has no gradient, and Adam blows its rounding up.
             array, expected = (np.delete(a, slice(a.shape[1] // 3, 2 * a.shape[1] // 3), 1) for a in (array, expected))
-        assert np.linalg.norm(array - expected) < 1e-5 * np.linalg.norm(expected), name
+        assert_trained_alike(array, expected, name=name)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "gap"])
@@ -66,18 +69,18 @@ def test_fine_tuning_equals_the_authors(golden, pooling):
         heads=heads, posemb="learnable", rngs=nnx.Rngs(0),
     )  # fmt: skip
     optimizer = build_optimizer(
-        "adamw", lambda step: 1e-3, weight_decay=0.05, b1=0.9, b2=0.999, lr_decay=0.65, decayed=FINETUNE_DECAYED
+        "adamw", lambda step: 1e-3, weight_decay=0.05, b1=0.9, b2=0.999, rules=ParameterRules(FINETUNE_DECAYED, 0.65)
     )
 
-    def losses(model, batch, turn):
-        return cross_entropy(model(batch["x"]), batch["targets"], "ce")
+    def losses(model, batch, microstep):
+        return cross_entropy(model(batch.x), batch.targets, "ce")
 
     step = make_step(losses, optimizer, lambda step: 1e-3)
     found, arrays, after = step_by_step(g, g["soft_targets"], model, step, optimizer, fair.to_ours(g["weights"]))
-    np.testing.assert_allclose(found, g["losses"], rtol=1e-5)
+    assert_close(found, list(g["losses"]))
     close(arrays, fair.to_ours(g["after"]))
     x = jnp.asarray(g["images"][0].transpose(0, 2, 3, 1))
-    np.testing.assert_allclose(after(x), g["eval_logits_after"], rtol=1e-5, atol=1e-5)
+    assert_close(after(x), g["eval_logits_after"])
 
 
 def linear_names(weights):
@@ -97,18 +100,15 @@ def test_linear_probing_equals_the_authors(golden):
         heads=heads, posemb="learnable", rngs=nnx.Rngs(0),
     )  # fmt: skip
     optimizer = for_trained(build_optimizer("lars", lambda step: 0.1, weight_decay=0.0), is_encoder)
-    step = make_step(
-        probe_losses, optimizer, lambda step: 0.1, frozen=is_encoder, observe=observe_features,
-        prepare=lambda model, batch: {**batch, "features": model.features(batch["x"])},
-    )  # fmt: skip
+    step = make_step(probe_losses, optimizer, lambda step: 0.1, frozen=Frozen(is_encoder, encode_batch, update_stats))
     found, arrays, after = step_by_step(
         g, np.eye(labels)[g["labels"]], model, step, optimizer, linear_names(g["weights"])
     )
-    np.testing.assert_allclose(found, g["losses"], rtol=1e-5)
+    assert_close(found, list(g["losses"]))
     close(arrays, linear_names(g["after"]))
     x = jnp.asarray(g["images"][0].transpose(0, 2, 3, 1))
-    np.testing.assert_allclose(after(x), g["eval_logits_after"], rtol=1e-5, atol=1e-5)
-    # The encoder has no slots.
+    assert_close(after(x), g["eval_logits_after"])
+    # The encoder has no optimizer state.
     assert {name.rpartition(".trace.")[2] for name in named_arrays(optimizer.init(model)) if ".trace." in name} == {
         "head.kernel", "head.bias"
     }  # fmt: skip

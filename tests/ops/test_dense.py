@@ -1,7 +1,5 @@
 """Layers: exact GELU, sums of half precision, the MLP in pieces."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,11 +9,14 @@ from jax.scipy.stats import norm
 from maejax.ops import dense
 from maejax.ops.dense import gelu, linear, mlp
 
+from ..bounds import assert_close, rounding
+
 
 def test_gelu_is_exact_and_so_is_its_gradient():
     h = jnp.linspace(-6, 6, 101)
-    np.testing.assert_allclose(gelu(h), h * norm.cdf(h), atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(h), norm.cdf(h) + h * norm.pdf(h), atol=1e-6)
+    series = 16  # terms of the error function's approximation
+    assert_close(gelu(h), h * norm.cdf(h), rounding(series))
+    assert_close(jax.vmap(jax.grad(gelu))(h), norm.cdf(h) + h * norm.pdf(h), rounding(series))
 
 
 def test_mlp_by_pieces_of_the_tokens_is_the_same_and_keeps_less(monkeypatch):
@@ -35,7 +36,7 @@ def test_mlp_by_pieces_of_the_tokens_is_the_same_and_keeps_less(monkeypatch):
     monkeypatch.setattr(dense, "PIECE_BYTES", 4 * 5 * 32 * 4)  # of 13 tokens, five at the most
     in_pieces, kept = found()
     assert kept == [(4, 4, 32), (4, 4, 32), (4, 5, 32)]  # what enters the GELU, and not what leaves it
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), in_pieces, plain)
+    assert_close(in_pieces, plain, rounding(8 + 32 + 4 * 13 * 8))
     monkeypatch.setattr(dense, "MOST_PIECES", 2)
     assert dense.piece_ends(x, 32) == []
 
@@ -51,8 +52,8 @@ def test_half_precision_layers_sum_in_single_and_do_not_round_their_gradients():
 
     y, found, dx = jax.jit(both)(layer, x, g)
     x32, g32, weights = np.float32(x), np.float32(g), np.float32(layer.kernel[...].astype(jnp.bfloat16))
-    np.testing.assert_allclose(found.kernel[...], np.einsum("btd,bte->de", x32, g32), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found.bias[...], g32.sum((0, 1)), rtol=1e-4, atol=1e-4)
+    assert_close(found.kernel[...], np.einsum("btd,bte->de", x32, g32), rounding(3 * 50))
+    assert_close(found.bias[...], g32.sum((0, 1)), rounding(3 * 50))
     assert y.dtype == dx.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.float32(y), x32 @ weights, rtol=2**-8, atol=1e-5)
-    np.testing.assert_allclose(np.float32(dx), g32 @ weights.T, rtol=2**-8, atol=1e-5)
+    assert_close(y, x32 @ weights, rounding(24), each=2**-8)
+    assert_close(dx, g32 @ weights.T, rounding(40), each=2**-8)

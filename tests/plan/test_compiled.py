@@ -7,11 +7,12 @@ from flax import nnx
 
 from maejax.commands.planner import compile_apart
 from maejax.config import Config, with_flags
+from maejax.data.pipeline import Batch
 from maejax.models.vit import Transformer
 from maejax.plan.compiled import compile_for, read_shortage
 from maejax.plan.hlo import parse
+from maejax.plan.hlo_cost import module_cost
 from maejax.plan.target import find_target
-from maejax.plan.walk import walk
 from maejax.tasks.pretrain import geometry
 from maejax.training.mesh import split
 from maejax.training.optim import build_optimizer
@@ -45,11 +46,11 @@ def test_step_on_four_chips(sharding, monkeypatch):
     compiled = compile_apart(config, target)
     assert compiled.memory is not None and target.chip is not None
     assert compiled.memory.peak < target.chip.memory / 100
-    walked = walk(parse(compiled.text))
-    assert not walked.unknown_loops
-    assert "f32" not in walked.flop_by_type and walked.flop_by_type["bf16"] > 0.9 * walked.flop
-    sent = {" ".join(key): nbytes for key, (_, nbytes) in walked.messages.items()}
-    largest = max((c.nbytes for c in walked.collectives if c.kind == "all-gather"), default=0)
+    cost = module_cost(parse(compiled.text))
+    assert not cost.unknown_loops
+    assert "f32" not in cost.flop_by_type and cost.flop_by_type["bf16"] > 0.9 * cost.flop
+    sent = {" ".join(key): nbytes for key, (_, nbytes) in cost.messages.items()}
+    largest = max((c.nbytes for c in cost.collectives if c.kind == "all-gather"), default=0)
     if sharding == "replicated":
         # Every gradient is summed over the chips once, and nothing else is sent.
         gradients = sum(array.size for array in jax.tree.leaves(nnx.state(abstract_model(geometry(config)), nnx.Param)))
@@ -75,13 +76,14 @@ def test_a_product_split_over_many_chips_is_no_loop_of_messages(monkeypatch):
             rngs=nnx.Rngs(0),
         )  # fmt: skip
 
-    def losses(model, batch, turn):
-        return jnp.mean(model(batch["x"]).astype(jnp.float32) ** 2, axis=(1, 2))
+    def losses(model, batch, microstep):
+        return jnp.mean(model(batch.images).astype(jnp.float32) ** 2, axis=(1, 2))
 
-    shapes = {"x": ((8192, 65, 512), jnp.bfloat16), "valid": ((8192,), bool)}
-    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=split(mesh)) for name, shape in shapes.items()}
+    shapes = {"images": ((8192, 65, 512), jnp.bfloat16), "valid": ((8192,), bool)}
+    arrays = {name: jax.ShapeDtypeStruct(*shape, sharding=split(mesh)) for name, shape in shapes.items()}
+    batch = Batch(**arrays, labels=None, index=None)
     with jax.set_mesh(mesh):
         step = make_step(losses, optimizer, lambda step: 1e-3, sharding="fsdp")
     compiled = compile_for(mesh, step, (abstract_state(init, optimizer, mesh, "fsdp"), batch))
-    kinds = {kind for kind, _ in walk(parse(compiled.text)).messages}
+    kinds = {kind for kind, _ in module_cost(parse(compiled.text)).messages}
     assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}  # 520 permutations without `TPU_OPTIONS`

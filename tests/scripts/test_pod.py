@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+from ..bounds import assert_close
 from ..conftest import ROOT, TINY
 from ..training import harness
 from . import cloud as clouds
@@ -211,6 +211,7 @@ def test_resume_gets_a_run_going_again_whatever_has_happened(cloud):
     run = cloud.pod("resume", "recipe.sh", "--other", **spot)
     assert run.returncode == 1 and "another command is running" in run.stderr
 
+    assert until(lambda: cloud.did("logs").count("2 threads") == clouds.HOSTS), "all can be asked to stop"
     assert cloud.did("stop").count("stopped and saved") == clouds.HOSTS
     assert cloud.did("resume", "recipe.sh", **spot).count("train started") == clouds.HOSTS
     pod = clouds.Pod(cloud.folder, "mae")
@@ -275,6 +276,6 @@ def test_a_pod_of_four_trains_is_preempted_and_resumes(tmp_path, images):
         for name in ("train/loss", "train/grad_norm", "val/loss"):
             left, alone = (harness.losses(tmp_path / "runs" / which, name) for which in ("pod", "alone"))
             assert left.keys() == alone.keys() and max(left) == 150
-            np.testing.assert_allclose(list(left.values()), list(alone.values()), rtol=1e-6, err_msg=name)
+            assert_close(list(left.values()), list(alone.values()), 1e-6, name=name)
     finally:
         clouds.Pod(cloud.folder, "mae").vanish()

@@ -115,7 +115,7 @@ def prepare(tmp_path, hub):
 
     def prepare(target, *names, **environment):
         run = subprocess.run(
-            ["bash", SCRIPT, *(names or NAMES)], text=True, capture_output=True, timeout=60,
+            ["bash", SCRIPT, *(names or NAMES)], text=True, capture_output=True, timeout=600,
             env={"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(tmp_path), "TMPDIR": str(tmp_path),
                  "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": TOKEN, "JOBS": "3", "PAUSE": "0",
                  "GCS_DATASET_DIR": str(target), **environment},

@@ -12,7 +12,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from PIL import Image
 
 import maejax
@@ -23,6 +22,7 @@ from maejax.training.checkpoint import saved_steps
 from maejax.training.log import read_metrics
 
 from .. import conftest
+from ..bounds import assert_close
 
 RUN = Path("runs/pretrain")
 
@@ -100,9 +100,7 @@ def test_a_stream_goes_on_where_it_stopped_and_keeps_no_secret(train, images, tm
 def test_parts_of_a_batch_give_the_run_of_the_whole(train):
     sgd = ("--optimizer", "sgd", "--learning-rate", 1)  # Adam would blow up the rounding of gradients near zero
     assert train(*sgd, "--name", "whole")[0] == train(*sgd, "--name", "parts", "--grad-accum", 2)[0] == 0
-    whole, parts = arrays_of("runs/whole"), arrays_of("runs/parts")
-    for name in whole:
-        np.testing.assert_allclose(whole[name], parts[name], atol=1e-6, err_msg=name)
+    assert_close(arrays_of("runs/parts"), arrays_of("runs/whole"))
 
 
 def test_validation_counts_every_image_once_under_fixed_masks(train, images):
@@ -117,7 +115,7 @@ def test_validation_counts_every_image_once_under_fixed_masks(train, images):
     seen = np.stack([crop(image, np.random.default_rng(0)) for image in pixels])
     order = fixed_order(0, jnp.arange(24), 16)
     expected = float(model(model.normalize(seen), order).loss.mean())
-    assert read_metrics(RUN / "metrics.jsonl", "val/loss")[-1][1] == pytest.approx(expected, rel=1e-5)
+    assert_close(read_metrics(RUN / "metrics.jsonl", "val/loss")[-1][1], expected)
     assert len(np.unique(np.sort(order[:, :4], axis=1), axis=0)) > 12  # every image has its own mask
 
 
@@ -152,11 +150,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, images):
         [str(part) for part in command], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     metrics = tmp_path / RUN / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    printed = process.communicate(timeout=120)[0]
+    printed = process.communicate(timeout=600)[0]
     assert process.returncode == 75, printed
     assert "stopped and saved in runs/pretrain; start the same command again to go on" in printed
     (step,) = saved_steps(tmp_path / RUN / "checkpoints")

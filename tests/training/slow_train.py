@@ -22,15 +22,15 @@ from maejax.training import checkpoint, loop, mesh, state
 
 SECONDS = 0.03
 WHO, WHAT, HOW_MUCH = os.environ.get("SLOW", "::").split(":")
-put_batch, make_step = loop.put_batch, state.make_step
+put_rows, make_step, next_rows = loop.put_rows, state.make_step, loop.Reader.next
 
 
 def slow_batch(rows, mesh):
     with open("batches.txt", "a") as file:
-        file.write(f"{zlib.crc32(rows['images'].tobytes(), zlib.crc32(rows['index'].tobytes()))}\n")
+        file.write(f"{zlib.crc32(rows.images.tobytes(), zlib.crc32(rows.index.tobytes()))}\n")
     time.sleep(SECONDS)
     slow_down("rest")
-    return put_batch(rows, mesh)
+    return put_rows(rows, mesh)
 
 
 def slow_down(what):
@@ -38,25 +38,22 @@ def slow_down(what):
         time.sleep(float(HOW_MUCH))
 
 
-def slow_rows(rows_of):
-    def slow(batch):
-        slow_down("input")
-        return rows_of(batch)
-
-    return slow
+def slow_input(reader):
+    slow_down("input")
+    return next_rows(reader)
 
 
-def noting_step(losses, optimizer, rate, grad_accum, draw, *rest):
+def noting_step(*given, draw, **options):
     """Make a step that also notes what it was given."""
-    step_fn, masks = make_step(losses, optimizer, rate, grad_accum, draw, *rest), None
+    step_fn, masks = make_step(*given, draw=draw, **options), None
 
-    def step(packed, batch, *more):
+    def step(flat, batch, *more):
         nonlocal masks
-        state = packed.state
-        masks = masks or jax.jit(lambda *given: draw(*given)["order"], out_shardings=batch["images"].sharding)
+        state = flat.state
+        masks = masks or jax.jit(lambda *given: draw(*given).order, out_shardings=batch.images.sharding)
         number = int(jax.device_get(state.step))
         order = {shard.index[0].start or 0: shard.data for shard in masks(batch, state.step).addressable_shards}
-        index = {shard.index[0].start or 0: shard.data for shard in batch["index"].addressable_shards}
+        index = {shard.index[0].start or 0: shard.data for shard in batch.index.addressable_shards}
         note = {"step": number, **{
             name: [row for start in sorted(parts) for row in jax.device_get(parts[start]).tolist()]
             for name, parts in (("index", index), ("order", order))
@@ -65,7 +62,7 @@ def noting_step(losses, optimizer, rate, grad_accum, draw, *rest):
             file.write(json.dumps(note) + "\n")
         if number == int(os.environ.get("STOP_AT", "-1")) and jax.process_index() == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step_fn(packed, batch, *more)
+        return step_fn(flat, batch, *more)
 
     return step
 
@@ -103,15 +100,14 @@ def failing_save(save):
 
 if __name__ == "__main__":
     mesh.SMALL = 64  # so that FSDP splits a tiny model as well
-    loop.put_batch = slow_batch
+    loop.put_rows, loop.Reader.next = slow_batch, slow_input
     if {"NO_ROOM", "FULL_DISK"} & set(os.environ):
         checkpoint.PATIENCE = 20
         checkpoint.Checkpoints.save = failing_save(checkpoint.Checkpoints.save)
     if "NOTES" in os.environ:
         state.make_step = noting_step
     from maejax.cli import main
-    from maejax.tasks import pretrain, validation
+    from maejax.tasks import validation
 
-    pretrain.rows_of = slow_rows(pretrain.rows_of)
     validation.Validation.__call__ = slow_validation(validation.Validation.__call__)
     sys.exit(main(sys.argv[1:]))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maejax.training.erasing import draw_boxes, erase
-from maejax.training.mesh import make_mesh, put_batch
+from maejax.training.mesh import make_mesh, put_rows
 
 erasing = jax.jit(erase, static_argnames=("seed", "probability"))
 
@@ -48,7 +48,7 @@ def test_numbers_belong_to_seed_step_and_row_on_any_number_of_devices():
     alone = np.asarray(chosen(images, 5))
     mesh = make_mesh()
     assert mesh.size == 4
-    np.testing.assert_array_equal(alone, chosen(put_batch({"images": images}, mesh)["images"], 5))
+    np.testing.assert_array_equal(alone, chosen(put_rows(images, mesh), 5))
     others = [alone, chosen(images, 6), erasing(images, 5, seed=3, probability=1.0)]
     assert len({np.asarray(image).tobytes() for batch in others for image in batch}) == 24
     assert erase(images, 5, seed=2, probability=0.0) is images

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from rich.console import Console
 from maejax.errors import Failed
 from maejax.training.checkpoint import Checkpoints, saved_steps
 from maejax.training.log import RunLog, evaluated_at, read_metrics
-from maejax.training.loop import fit
+from maejax.training.loop import Feed, Intervals, Run, fit
 from maejax.training.mesh import make_mesh
 from maejax.training.optim import build_optimizer
 from maejax.training.state import create_state, make_step
@@ -25,8 +26,15 @@ class Line(nnx.Module):
         self.kernel = nnx.Param(np.ones(2, np.float32))
 
 
-def losses(model, batch, turn):
-    return (batch["x"] @ model.kernel[...] - 1) ** 2
+class Rows(NamedTuple):
+    """The smallest batch."""
+
+    x: Any
+    valid: Any
+
+
+def losses(model, batch, microstep):
+    return (batch.x @ model.kernel[...] - 1) ** 2
 
 
 OPTIMIZER = build_optimizer("sgd", lambda step: 0.1, weight_decay=0.0)
@@ -35,14 +43,14 @@ STEP = {on_nan: make_step(losses, OPTIMIZER, lambda step: 0.1, on_nan=on_nan) fo
 
 def rows(step):
     x = np.random.default_rng(step).normal(size=(4, 2)).astype(np.float32)
-    return {"x": x, "valid": np.ones(4, bool)}
+    return Rows(x, np.ones(4, bool))
 
 
 def good(stop):
     return [rows(step) for step in range(stop)]
 
 
-def train(folder, batches, stop=6, on_nan="stop", step=None, start=0, **options):
+def train(folder, batches, stop=6, on_nan="stop", step=None, start=0, position=lambda: None, every=None, **options):
     """Train on given batches; an exception among them is raised in place of a batch. Return the last kernel."""
     mesh = make_mesh()
 
@@ -53,11 +61,11 @@ def train(folder, batches, stop=6, on_nan="stop", step=None, start=0, **options)
             yield batch
 
     folder.mkdir(exist_ok=True)
-    options = {"save_interval": 100, "log_interval": 1, **options}
+    intervals = Intervals(**{"save": 100, "log": 1, **(every or {})})
     with Checkpoints(folder / "checkpoints") as saves, RunLog(folder, start, stop, Console(quiet=True)) as log:
         state, _ = fit(
-            create_state(Line, OPTIMIZER, mesh), step or STEP[on_nan], give(), mesh=mesh, start=start, stop=stop,
-            batch_size=4, checkpoints=saves, log=log, **options,
+            create_state(Line, OPTIMIZER, mesh), step or STEP[on_nan], Feed(give(), 4, position),
+            Run(start, stop, intervals, saves, log), mesh=mesh, **options,
         )  # fmt: skip
     return np.asarray(state.model.kernel[...])
 
@@ -90,7 +98,7 @@ def test_an_evaluation_that_fails_loses_no_step(tmp_path):
             raise OSError("the validation images are gone")
 
     with pytest.raises(OSError, match="images are gone"):
-        train(tmp_path, good(6), evaluate=evaluate, eval_interval=4)
+        train(tmp_path, good(6), evaluate=evaluate, every={"evaluate": 4})
     kernel, step, _ = restored(tmp_path)
     assert step == 4
     np.testing.assert_array_equal(kernel, train(tmp_path / "whole", good(4), stop=4))
@@ -106,7 +114,7 @@ def test_a_stop_in_an_evaluation_ends_it_within_a_batch_and_it_is_made_later(tmp
                 os.kill(os.getpid(), signal.SIGTERM)
         return {"val/loss": 1.0}
 
-    options = {"evaluate": evaluate, "eval_interval": 4, "save_interval": 100}
+    options = {"evaluate": evaluate, "every": {"evaluate": 4}}
     train(tmp_path, good(6), **options)
     assert seen == [(4, 0), (4, 1)] and restored(tmp_path)[1] == 4
     assert not evaluated_at(tmp_path / "metrics.jsonl", 4)
@@ -122,18 +130,18 @@ def test_a_stop_in_an_evaluation_ends_it_within_a_batch_and_it_is_made_later(tmp
 
 
 def bad():
-    return {**rows(9), "x": np.full((4, 2), np.inf, np.float32)}
+    return rows(9)._replace(x=np.full((4, 2), np.inf, np.float32))
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_does_harm(tmp_path):
     seen = []
 
     def explain(state, step, batch):
-        seen.append((np.asarray(state.model.kernel[...]), step, batch["x"]))
+        seen.append((np.asarray(state.model.kernel[...]), step, batch.x))
         return "because"
 
     with pytest.raises(Failed, match=r"the loss is (nan|inf) at step 4, .*; because; checkpoint 2 is kept"):
-        train(tmp_path, [*good(3), bad(), *good(9)], stop=9, save_interval=2, explain=explain)
+        train(tmp_path, [*good(3), bad(), *good(9)], stop=9, every={"save": 2}, explain=explain)
     assert saved_steps(tmp_path / "checkpoints") == [2]
     ((kernel, step, x),) = seen
     np.testing.assert_array_equal(kernel, train(tmp_path / "whole", good(3), stop=3))
@@ -144,7 +152,7 @@ def test_a_loss_that_is_not_finite_can_be_skipped(tmp_path):
     kernel = train(tmp_path, [*good(3), bad(), *good(5)[3:]], on_nan="skip")
     np.testing.assert_array_equal(kernel, train(tmp_path / "whole", good(5), stop=5))
     assert [step for step, _ in read_metrics(tmp_path / "metrics.jsonl", "train/loss")] == [1, 2, 3, 5, 6]
-    train(tmp_path / "sparse", [*good(2), bad(), *good(9)[3:]], stop=9, on_nan="skip", log_interval=4)
+    train(tmp_path / "sparse", [*good(2), bad(), *good(9)[3:]], stop=9, on_nan="skip", every={"log": 4})
     rates = read_metrics(tmp_path / "sparse/metrics.jsonl", "train/images_per_second")
     assert [step for step, _ in rates] == [4, 8, 9]  # a skipped step is named, but is no interval to measure over
     with pytest.raises(Failed, match="10 steps in a row"):
@@ -153,12 +161,12 @@ def test_a_loss_that_is_not_finite_can_be_skipped(tmp_path):
 
 def test_nothing_is_compiled_after_the_first_step(tmp_path):
     step = make_step(losses, OPTIMIZER, lambda step: 0.1)
-    train(tmp_path, good(6), step=step, save_interval=2)
+    train(tmp_path, good(6), step=step, every={"save": 2})
     assert step._cache_size() == 1
 
 
 def test_saves_also_go_by_the_clock(tmp_path):
-    train(tmp_path, good(6), save_minutes=1e-9, save_interval=4)
+    train(tmp_path, good(6), every={"minutes": 1e-9, "save": 4})
     assert saved_steps(tmp_path / "checkpoints") == [4, 5, 6]  # at every step, of which three are kept
 
 

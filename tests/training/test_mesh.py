@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from maejax.models.mae import MaskedAutoencoder
+from maejax.tasks.pretrain import Masked
 from maejax.training import mesh as placement
 from maejax.training.mesh import make_mesh, split
 from maejax.training.optim import build_optimizer, is_stacked
@@ -23,8 +24,8 @@ def model():
     )  # fmt: skip
 
 
-def losses(model, batch, turn):
-    return model(model.normalize(batch["images"]), batch["order"]).loss
+def losses(model, batch, microstep):
+    return model(model.normalize(batch.images), batch.order).loss
 
 
 def compile_step():
@@ -36,7 +37,7 @@ def compile_step():
     def rows(shape, dtype):
         return jax.ShapeDtypeStruct((4, *shape), dtype, sharding=split(mesh))
 
-    batch = {"images": rows((16, 16, 3), jnp.uint8), "valid": rows((), bool), "order": rows((16,), jnp.int32)}
+    batch = Masked(rows((16, 16, 3), jnp.uint8), rows((16,), jnp.int32), rows((), bool))
     with jax.set_mesh(mesh):
         return make_step(losses, optimizer, lambda step: 1e-3, sharding="fsdp").lower(state, batch).compile(), state
 
@@ -63,7 +64,7 @@ def test_one_layer_at_a_time_is_whole_in_both_directions(split_small):
     text = step.as_text()
     whole = whole_stacks(state)
     assert {"f32[3,48,144]", "f32[3,48,192]", "f32[3,192,48]"} <= whole
-    # Neither weights nor gradients nor slots of a whole stack are anywhere in the program.
+    # Neither weights nor gradients nor optimizer state of a whole stack are anywhere in the program.
     assert not [shape for shape in whole if shape in text]
     loops = [part for part in re.split(r"\n(?=\S)", text) if "while/body" in part and not part.startswith("ENTRY")]
     gathered = [set(re.findall(r"= f32\[(?:1,)?(\d+,\d+)\]\S* all-gather\(", loop)) for loop in loops]

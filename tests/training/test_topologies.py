@@ -10,6 +10,7 @@ from PIL import Image
 
 from maejax.training.checkpoint import saved_steps
 
+from ..bounds import assert_close
 from . import harness
 
 SGD = ["--optimizer", "sgd", "--learning-rate", 0.5]  # Adam would blow up the rounding of gradients near zero
@@ -42,7 +43,7 @@ def assert_near(ours, theirs, rtol, *names):
         a, b = harness.losses(ours, name), harness.losses(theirs, name)
         assert a.keys() == b.keys() and a
         print(name, "differs by", max(abs(a[step] / b[step] - 1) for step in a))
-        np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=rtol, err_msg=name)
+        assert_close(list(a.values()), list(b.values()), rtol, name=name)
 
 
 @pytest.mark.slow
@@ -134,5 +135,4 @@ def assert_same_files(ours, theirs):
         assert saved_steps(ours / part) == saved_steps(theirs / part)
         arrays = [harness.arrays_of(run / part) for run in (ours, theirs)]
         assert arrays[0].keys() == arrays[1].keys()
-        for name in arrays[0]:
-            np.testing.assert_allclose(arrays[0][name], arrays[1][name], rtol=1e-5, atol=1e-6, err_msg=name)
+        assert_close(*arrays, 1e-5)

@@ -12,6 +12,7 @@ import pytest
 from maejax.weights import files, hub
 from maejax.weights.pretrained import resize_positions
 from maejax.weights.run_directory import model_of
+from tests.bounds import assert_close
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,8 +50,7 @@ X = np.random.default_rng(1).normal(size=(2, 3, 16, 24)).astype(np.float32)
 
 
 def close(ours, theirs):
-    theirs = theirs.detach().numpy()
-    assert np.abs(np.asarray(ours) - theirs).max() < 1e-5 * np.abs(theirs).max()
+    assert_close(ours, theirs.detach().numpy())
 
 
 def ours(x=X):
@@ -141,7 +141,7 @@ def test_transformers_computes_the_same(transformers, weights, same, tmp_path, k
             order = np.argsort(noise, axis=1)
             theirs = np.take_along_axis(out.logits.numpy(), order[:, 4:, None], axis=1)
             close(mine(ours(x), jnp.asarray(order)).prediction, torch.from_numpy(theirs))
-            np.testing.assert_allclose(mine(ours(x), jnp.asarray(order)).loss.mean(), out.loss, rtol=1e-5)
+            close(mine(ours(x), jnp.asarray(order)).loss.mean(), out.loss)
         elif kind == "encoder":
             close(mine.encode(ours(x), None), model(torch.from_numpy(x)).last_hidden_state)
         else:

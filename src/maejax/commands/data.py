@@ -62,7 +62,7 @@ class DataCommand(Command):
             raise InputError(f"--consume {self.consume:g}: give more than 0 images/s")
         from PIL import Image
 
-        from maejax.data import augment, contact_sheet, loader_speed, pipeline, sources, survey
+        from maejax.data import augment, batch_plan, contact_sheet, loader_speed, pipeline, sources, survey
 
         out = Path(self.out)
         if out.suffix.lower() not in Image.registered_extensions():
@@ -74,9 +74,8 @@ class DataCommand(Command):
         with progress(console, "looking", "images") as report:
             facts = survey.survey(source, sample=sample, channels=self.channels, progress=report)
         transform = augment.build_train(size, self.random_crop, (self.crop_scale, 1.0), self.color_jitter, flip=True)
-        count = min(SHEET, len(source))
-        loader = pipeline.Loader(source, transform, batch_size=count, channels=self.channels, size=size, seed=self.seed)
-        batch = loader.batch(0)
+        plan = batch_plan.BatchConfig(min(SHEET, len(source)), seed=self.seed)
+        batch = pipeline.Loader(source, transform, plan, size=size, channels=self.channels).batch(0)
         out.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet.draw_contact_sheet(batch.images[batch.valid]).save(out)
         speed = loader_speed.measure(source, transform, size, self.channels)

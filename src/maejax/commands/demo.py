@@ -145,11 +145,11 @@ def read_split(config: Config, spec: str) -> Split:
     """Read a whole split through the loader, as the model sees it in evaluation."""
     import numpy as np
 
-    from maejax.data import augment, pipeline, sources
+    from maejax.data import pipeline, sources
 
-    size, channels, source = config.image_shape, config.data.channels, sources.open_source(spec)
-    transform = augment.build_eval(size, config.augment.test_crop_ratio)
-    loader = pipeline.Loader(source, transform, batch_size=500, channels=channels, size=size, shuffle=False)
+    source, crop, channels = sources.open_source(spec), config.augment.test_crop_ratio, config.data.channels
+    size = config.image_shape
+    loader = pipeline.evaluation_loader(source, size, crop_ratio=crop, channels=channels, batch_size=500)
     batches = list(loader.iterate())
     valid = np.concatenate([batch.valid for batch in batches])
     return Split(*(np.concatenate([getattr(b, field) for b in batches])[valid] for field in Split._fields))
@@ -198,7 +198,7 @@ def write_results(
     config: Config, directory: Path, scores: dict[str, dict[str, float]], seconds: dict[str, float]
 ) -> dict[str, Any]:
     """Write report.json, the pictures and report.html; returns what report.json holds."""
-    from maejax.evaluate.report import write_report
+    from maejax.evaluate.report import Report, write_report
     from maejax.evaluate.scores import explain
     from maejax.training.log import read_metrics
     from maejax.training.rundir import read_config, write_json
@@ -219,16 +219,16 @@ def write_results(
         "explanation": explain(scores),
     }
     write_json(directory / "report.json", result)
-    write_report(
-        directory / "report.html",
+    report = Report(
         title="A masked autoencoder, pre-trained and evaluated",
         scores=scores,
         seconds=result["seconds"],
         losses=losses,
-        picture_paths={"Test images after the last step": picture},
+        pictures={"Test images after the last step": picture},
         config=written["flags"],
         command="maejax demo",
         x_label="step",
         licence="Images: a part of Fashion-MNIST, copyright 2017 Zalando SE, MIT licence.",
     )
+    write_report(directory / "report.html", report)
     return result

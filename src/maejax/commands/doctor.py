@@ -19,7 +19,7 @@ from rich.table import Table
 from maejax.commands.command import DONE, FAILED, Command
 from maejax.commands.data import keeps_up
 from maejax.console import escaped
-from maejax.errors import FetchError, InputError
+from maejax.errors import FetchError, InputError, install
 
 DEVICE_SECONDS = 300  # the chips of a pod come up when all its hosts ask for them, which may be minutes apart
 LOADER_SECONDS = 2.0
@@ -64,7 +64,7 @@ class DoctorCommand(Command):
 
     def run(self, console: Console) -> dict[str, Any]:
         """Check this machine and return each check, and whether all passed."""
-        from maejax.storage.mirror import CACHE
+        from maejax.storage.cache import cache_folder
 
         folder, away = Path(self.output_dir), "://" in self.output_dir
         checks = []
@@ -72,7 +72,7 @@ class DoctorCommand(Command):
             for name, check in (
                 ("versions", lambda: check_versions(self.constraints)),
                 ("devices", lambda: check_devices(count_chips())),
-                ("disk", lambda: check_disk(Path(CACHE).expanduser() if away else folder)),
+                ("disk", lambda: check_disk(cache_folder() if away else folder)),
                 ("run folder", lambda: check_bucket(self.output_dir, "run folder") if away else check_folder(folder)),
                 *([("bucket", lambda: check_bucket(self.bucket))] if self.bucket else []),
                 ("loader", lambda: check_loader(self.train_dataset_shards, self.consume)),
@@ -145,9 +145,9 @@ def check_devices(chips: int) -> Check:
     if seen["processes"] > 1:
         found += f" of {seen['all']} in {seen['processes']} processes"
     if chips and seen["platform"] != "tpu":
-        return fail(f"{found}, but there are {chips} TPU chips", "pip install 'maejax[tpu]'")
+        return fail(f"{found}, but there are {chips} TPU chips", install("tpu"))
     if seen["platform"] == "cpu" and shutil.which("nvidia-smi"):
-        return Check("devices", "warn", f"{found}, but there is an NVIDIA driver", "pip install 'maejax[cuda]'")
+        return Check("devices", "warn", f"{found}, but there is an NVIDIA driver", install("cuda"))
     return Check("devices", "ok", found)
 
 
@@ -230,7 +230,7 @@ def check_loader(shards: str, consume: float | None) -> Check:
     found += f"; the model takes {consume:,.0f}"
     if not verdict["keeps_up"]:
         cores = f"{verdict['cores_needed']:,} cores like these"
-        return Check("loader", "fail", found, f"that needs {cores}; docs/loader.md")
+        return Check("loader", "fail", found, f"that needs {cores}; docs/notes/loader.md")
     if rates["all"] < 1.2 * consume:
         return Check("loader", "warn", found, "less than a fifth to spare")
     return Check("loader", "ok", found)

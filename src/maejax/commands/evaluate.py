@@ -42,7 +42,7 @@ class EvaluateCommand(Encode):
     def run(self, console: Console) -> dict[str, Any]:
         """Evaluate, write the report and return what report.json holds; raises InputError before encoding."""
         from maejax.data import pipeline, sources
-        from maejax.evaluate import encoding, feature_file
+        from maejax.evaluate import encoding
         from maejax.evaluate.protocols import PROTOCOLS, pair, score, untrained_like
 
         protocols = PROTOCOLS if self.protocol == "all" else tuple(self.protocol.split(","))
@@ -59,7 +59,7 @@ class EvaluateCommand(Encode):
         from maejax.weights.files import load
 
         data = pair(*(sources.open_source(spec, labels=self.labels or None) for spec in shards.values()))
-        encoders = {"pretrained": feature_file.encoder_of(load(self.ckpt))}
+        encoders = {"pretrained": encoding.encoder_of(load(self.ckpt))}
         for source in (data.train, data.test):
             pipeline.check_readable(source, encoders["pretrained"].channels)
         if not self.no_control:
@@ -77,7 +77,7 @@ class EvaluateCommand(Encode):
                 batch_size=self.batch_size,
                 workers=self.workers,
                 seed=self.seed,
-                tell=lambda what, kind=kind: plain(console, f"{kind}: {what}"),
+                log=lambda what, kind=kind: plain(console, f"{kind}: {what}"),
             )
             seconds[kind] = round(time.monotonic() - start, 1)
         result = {
@@ -96,7 +96,7 @@ class EvaluateCommand(Encode):
     def _write(self, result: dict[str, Any], protocols: tuple[str, ...]) -> dict[str, Any]:
         """Write report.json and report.html."""
         from maejax.evaluate.protocols import DRAWS
-        from maejax.evaluate.report import write_report
+        from maejax.evaluate.report import Report, write_report
         from maejax.evaluate.scores import explain_control
         from maejax.training.rundir import write_json
 
@@ -114,13 +114,10 @@ class EvaluateCommand(Encode):
             result["explanation"] = explain_control(result["scores"], measured(result), level)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "report.json", result)
-        write_report(
-            out / "report.html",
-            title="A frozen encoder, evaluated",
+        report = Report(
+            title="Evaluation of a frozen encoder",
             scores=result["scores"],
             seconds=result["seconds"],
-            losses={},
-            picture_paths={},
             config={key: result[key] for key in ("checkpoint", "train", "test", "features", "seed")},
             command=f"maejax evaluate {self.ckpt} --train-dataset-shards '{self.train_dataset_shards}' "
             f"--valid-dataset-shards '{self.valid_dataset_shards}' --protocol {self.protocol} --seed {self.seed}",
@@ -128,6 +125,7 @@ class EvaluateCommand(Encode):
             sentence=result.get("explanation", NO_CONTROL),
             notes=[note],
         )
+        write_report(out / "report.html", report)
         return result
 
     def show(self, console: Console, result: dict[str, Any]) -> None:

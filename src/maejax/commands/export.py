@@ -11,7 +11,7 @@ from rich.console import Console
 from maejax.commands.command import Command, check_writable, prepare_devices
 from maejax.config import declarations, flags, recipe
 from maejax.console import plain
-from maejax.errors import InputError
+from maejax.errors import InputError, install
 
 TOLERANCE = 1e-5  # of features that are run back, relative to the largest
 DATA_FLAGS = ("train_dataset_shards", "valid_dataset_shards")
@@ -40,7 +40,7 @@ class ExportCommand(Command):
         scores = read_scores(self.report) if self.report else {}
         compiled = self.to == "stablehlo"
         if compiled and importlib.util.find_spec("flatbuffers") is None:
-            raise InputError("--to stablehlo needs flatbuffers: pip install 'maejax[export]'")
+            raise InputError(f"--to stablehlo needs flatbuffers: {install('export')}")
         if self.out:
             check_writable("--out", self.out, folder=not compiled)
         prepare_devices()
@@ -79,7 +79,7 @@ def write_compiled(model: Any, path: Path, pool: Any) -> str:
     import numpy as np
 
     from maejax.evaluate import stablehlo
-    from maejax.evaluate.feature_file import encoder_of
+    from maejax.evaluate.encoding import encoder_of
 
     size, encoder = stablehlo.write_compiled(model, path, pool=pool), encoder_of(model)
     shape = (3, *(side * encoder.patch_size for side in encoder.grid), encoder.channels)

@@ -67,7 +67,7 @@ class FeaturesCommand(Encode):
         self.check(self.pool, (*encoding.POOLS, "none"))
         source = sources.open_source(self.images, labels=self.labels or None)
         model = files.load(self.ckpt)
-        encoder = feature_file.encoder_of(model)
+        encoder = encoding.encoder_of(model)
         try:
             for layer in self.layers:
                 encoder.layer_number(layer)

@@ -22,7 +22,7 @@ class PlanCommand(Command):
 
     Takes all flags of `maejax train`, or a preset and flags:
     `maejax plan config/pretrain/NAME.sh --topology v4-64`. The training step is compiled for the devices, and nothing
-    is run; a TPU needs `pip install 'maejax[tpu]'`, but no TPU. Writes OUT/plan.json, OUT/plan.html and the compiled
+    is run; a TPU's compiler is in the extra `tpu`. Writes OUT/plan.json, OUT/plan.html and the compiled
     module, OUT/module.hlo.gz.
     """
 

@@ -167,9 +167,7 @@ def compile_step(config: Config, target: Target) -> Compiled:
     with jax.set_mesh(mesh):
         init, optimizer, step = task_of(config).build_step(config, model_arguments(config))
     state = abstract_state(init, optimizer, mesh, config.machine.sharding)
-    inputs = abstract_inputs(
-        mesh, config.data.train_batch_size, (*config.image_shape, config.data.channels), config.run.mode != "pretrain"
-    )
+    inputs = abstract_inputs(mesh, config.data.train_batch_size, (*config.image_shape, config.data.channels))
     return compile_for(mesh, step, (state, *inputs))
 
 

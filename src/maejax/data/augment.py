@@ -1,18 +1,16 @@
-"""What training and evaluation do to an image: small functions from pixels to pixels, random only through `rng`.
+"""Augmentation in training and cropping in evaluation: from pixels to pixels, random only through `rng`.
 
-An image is uint8 [H, W, C] with values 0..255, or a Picture that gives the same; a size is (H, W). Every resize is
-bicubic with antialiasing.
+An image is uint8 [H, W, C] with values 0..255; a size is (H, W). Every resize is bicubic with antialiasing.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from maejax.data.decode import Picture
 from maejax.data.policies import IMAGENET_MEAN, apply_policy
 from maejax.data.turbojpeg import Box
 
@@ -22,9 +20,25 @@ except ImportError:  # no wheel for 64-bit Arm on Linux
     cykooz = None
 
 Size = tuple[int, int]
-Pixels = np.ndarray | Picture
-Transform = Callable[[Pixels, np.random.Generator], np.ndarray]
 RandomCrop = Literal["rrc", "src", "none"]
+
+
+class Transform(NamedTuple):
+    """How an image becomes a row of a batch: `box` draws the part that is needed, `finish` works on its pixels.
+
+    `box` takes the size of the image, so that no pixel outside needs decoding; None takes the whole image. Both get
+    the random numbers of the row, `box` first. A transform of module-level functions can be pickled.
+    """
+
+    finish: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    box: Callable[[Size, np.random.Generator], Box] | None = None
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Transform an image that is decoded already, uint8 [H, W, C]."""
+        if self.box is not None:
+            top, left, height, width = self.box(image.shape[:2], rng)
+            image = image[top : top + height, left : left + width]
+        return self.finish(image, rng)
 
 
 def build_train(
@@ -36,72 +50,46 @@ def build_train(
     policy: str = "none",
     policy_mean: tuple[float, ...] = IMAGENET_MEAN,
 ) -> Transform:
-    """Return what training does to an image: crop to `size`, mirror every other one, augment, jitter the colours.
+    """Build the transform of training: crop to `size`, mirror every other image, apply a policy, jitter the colours.
 
     `random_crop`: "rrc" takes a random share of the area within `scale`, "src" is DeiT III's simple random crop, "none"
     resizes and crops the centre. `policy` is one of timm's, see `apply_policy`, or "none"; `policy_mean` is the model's
-    mean. `color_jitter` 0 leaves the colours alone. The function can be pickled.
+    mean. `color_jitter` 0 leaves the colours alone.
     """
     if random_crop not in ("rrc", "src", "none"):
         raise ValueError(f"random_crop is 'rrc', 'src' or 'none', not {random_crop!r}")
-    return partial(
-        _train,
-        size=size,
-        random_crop=random_crop,
-        scale=scale,
-        color_jitter_factor=color_jitter,
-        flip=flip,
-        policy=policy,
-        policy_mean=policy_mean,
-    )
+    resizing = {"rrc": [partial(resize, size=size)], "src": [], "none": [partial(center_crop, size=size, ratio=1.0)]}
+    drawing = [partial(simple_resized_crop, size=size)] if random_crop == "src" else []
+    drawing += [hflip] if flip else []
+    drawing += [partial(apply_policy, policy=policy, mean=policy_mean)] if policy != "none" else []
+    drawing += [partial(jitter_colors, factor=color_jitter)] if color_jitter else []
+    box = partial(random_box, size=size, scale=scale) if random_crop == "rrc" else None
+    return Transform(partial(_finish, resizing=resizing[random_crop], drawing=drawing), box)
 
 
 def build_eval(size: Size, crop_ratio: float) -> Transform:
-    """Return what evaluation does to an image: `center_crop`. Nothing is random. The function can be pickled."""
+    """Build the transform of evaluation: `center_crop`. Nothing is random."""
     if not 0 < crop_ratio <= 1:
         raise ValueError(f"crop_ratio is more than 0 and at most 1, not {crop_ratio}")
-    return partial(_eval, size=size, ratio=crop_ratio)
+    return Transform(partial(_finish, resizing=[partial(center_crop, size=size, ratio=crop_ratio)], drawing=[]))
 
 
-def _train(
-    image: Pixels,
-    rng: np.random.Generator,
-    *,
-    size: Size,
-    random_crop: RandomCrop,
-    scale: tuple[float, float],
-    color_jitter_factor: float,
-    flip: bool,
-    policy: str,
-    policy_mean: tuple[float, ...],
+def _finish(
+    image: np.ndarray, rng: np.random.Generator, *, resizing: Sequence[Callable], drawing: Sequence[Callable]
 ) -> np.ndarray:
-    if random_crop == "rrc":
-        image = random_resized_crop(image, size, scale, rng)
-    elif random_crop == "src":
-        image = simple_resized_crop(image, size, rng)
-    else:
-        image = center_crop(image, size, 1.0)
-    if flip:
-        image = hflip(image, rng)
-    if policy != "none":
-        image = apply_policy(image, policy, rng, policy_mean)
-    return color_jitter(image, color_jitter_factor, rng) if color_jitter_factor else image
+    for function in resizing:
+        image = function(image)
+    for function in drawing:
+        image = function(image, rng=rng)
+    return image
 
 
-def _eval(image: Pixels, rng: np.random.Generator, *, size: Size, ratio: float) -> np.ndarray:
-    return center_crop(image, size, ratio)
+def random_box(shape: Size, rng: np.random.Generator, size: Size, scale: tuple[float, float]) -> Box:
+    """Draw a random share of the area of an image of size `shape`, at a random place and with a random aspect.
 
-
-def random_resized_crop(image: Pixels, size: Size, scale: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
-    """Crop a random share of the area at a random place, with a random aspect, and resize it to `size`.
-
-    The share is uniform within `scale`, the stretch log-uniform within 3/4..4/3 of the aspect of `size`; ten tries,
-    then the largest centred crop within these aspects, as torchvision's RandomResizedCrop.
+    The share is uniform within `scale`, the stretch log-uniform within 3/4..4/3 of the aspect of `size`. After ten
+    tries it is the largest centred box within these aspects, as in torchvision's RandomResizedCrop.
     """
-    return resize(image, _random_box(image.shape[:2], size, scale, rng), size)
-
-
-def _random_box(shape: Size, size: Size, scale: tuple[float, float], rng: np.random.Generator) -> Box:
     height, width = shape
     aspect = size[1] / size[0]
     narrow, wide = aspect * 3 / 4, aspect * 4 / 3
@@ -121,14 +109,14 @@ def _random_box(shape: Size, size: Size, scale: tuple[float, float], rng: np.ran
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def simple_resized_crop(image: Pixels, size: Size, rng: np.random.Generator) -> np.ndarray:
+def simple_resized_crop(image: np.ndarray, size: Size, rng: np.random.Generator) -> np.ndarray:
     """Resize until the image just covers `size`, reflect 4 pixels at each border, crop at a random place (DeiT III)."""
     image = np.pad(_cover(image, size), ((4, 4), (4, 4), (0, 0)), mode="reflect")
     top, left = (int(rng.integers(have - want + 1)) for have, want in zip(image.shape[:2], size, strict=True))
     return image[top : top + size[0], left : left + size[1]]
 
 
-def center_crop(image: Pixels, size: Size, ratio: float) -> np.ndarray:
+def center_crop(image: np.ndarray, size: Size, ratio: float) -> np.ndarray:
     """Resize until the image just covers `size` / `ratio`, then crop `size` from the centre, as torchvision does.
 
     At `ratio` .875 a size of 224 comes out of a short side of 256.
@@ -138,13 +126,13 @@ def center_crop(image: Pixels, size: Size, ratio: float) -> np.ndarray:
     return image[top : top + size[0], left : left + size[1]]
 
 
-def _cover(image: Pixels, size: Size) -> np.ndarray:
+def _cover(image: np.ndarray, size: Size) -> np.ndarray:
     height, width = image.shape[:2]
     if size[0] * width >= size[1] * height:
         target = size[0], max(size[1], size[0] * width // height)
     else:
         target = max(size[0], size[1] * height // width), size[1]
-    return resize(image, (0, 0, height, width), target)
+    return resize(image, target)
 
 
 def hflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -157,7 +145,7 @@ def hflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return flipped
 
 
-def color_jitter(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
+def jitter_colors(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
     """Change brightness, contrast and saturation, in random order, as torchvision's ColorJitter does on Pillow images.
 
     Each is multiplied by its own uniform number from max(0, 1 - `factor`)..1 + `factor`. Grey images (C = 1) have no
@@ -175,32 +163,30 @@ def color_jitter(image: np.ndarray, factor: float, rng: np.random.Generator) -> 
     return np.asarray(picture).reshape(image.shape)
 
 
-def resize(image: Pixels, box: Box, size: Size) -> np.ndarray:
-    """Cut `box` (top, left, height, width, in whole pixels) out of an image and resize it to `size`.
+def resize(image: np.ndarray, size: Size) -> np.ndarray:
+    """Resize an image, uint8 [H, W, C], to `size`; it passes as it is where it has that size.
 
-    Bicubic with antialiasing (Catmull-Rom, a = -.5), channels independent of each other; mean difference to Pillow
-    at most .2 of 255. Nothing is touched where the box has the target size. Returns uint8 [H, W, C].
+    Bicubic with antialiasing (Catmull-Rom, a = -.5), channels independent of each other; the mean difference to Pillow
+    is at most .2 of 255.
     """
-    top, left, height, width = box
-    crop = image.crop(box) if isinstance(image, Picture) else image[top : top + height, left : left + width]
+    height, width, channels = image.shape
     if (height, width) == size:
-        return crop
-    channels = image.shape[2]
+        return image
     if cykooz is not None and channels <= 4:
         kind = cykooz.PixelType[("U8", "U8x2", "U8x3", "U8x4")[channels - 1]]
         bicubic = cykooz.ResizeAlg.convolution(cykooz.FilterType.catmull_rom)
-        source = cykooz.ImageData(width, height, kind, _bytes(crop))
+        source = cykooz.ImageData(width, height, kind, _bytes(image))
         target = cykooz.ImageData(size[1], size[0], kind)
         cykooz.Resizer().resize(source, target, cykooz.ResizeOptions(bicubic, use_alpha=False))
         return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, channels)
-    planes = [crop] if channels == 3 else [crop[..., i] for i in range(channels)]
+    planes = [image] if channels == 3 else [image[..., i] for i in range(channels)]
     pictures = [Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.BICUBIC) for plane in planes]
     return np.dstack([np.asarray(picture) for picture in pictures])
 
 
-def _bytes(crop: np.ndarray) -> bytes:
-    height, width, channels = crop.shape
-    if crop.strides[1:] != (channels, 1):
-        return crop.tobytes()
+def _bytes(image: np.ndarray) -> bytes:
+    height, width, channels = image.shape
+    if image.strides[1:] != (channels, 1):
+        return image.tobytes()
     # Whole rows as values: value by value, as `tobytes` goes through a part of an image, takes half as long again.
-    return crop.reshape(height, width * channels).view(f"V{width * channels}").tobytes()
+    return image.reshape(height, width * channels).view(f"V{width * channels}").tobytes()

@@ -1,4 +1,4 @@
-"""What a batch will be made of, before any pixel is read; and that layout for a source that is read at random."""
+"""The plan of a batch, before any pixel is read, and how to make it for a source that is read at random."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -8,72 +8,98 @@ from typing import Any
 
 import numpy as np
 
-from maejax.data.fill import Row
+from maejax.data.fill import RowSpec
+from maejax.data.listing import ByteRange
 from maejax.data.order import epoch_order
 from maejax.data.sources import Source
+from maejax.errors import InputError
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How a source is cut into batches, and which rows of each belong to this process.
+
+    `batch_size` counts the rows of all processes; process i of `process_count` has the i-th part. With `shuffle`,
+    batches are an endless sequence of epochs, else one pass in order. Each image enters `repeats` times, one after the
+    other. `seed` is that of the order and of the augmentation.
+
+    Raises InputError if `batch_size` does not divide by `repeats` or `process_count`.
+    """
+
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    repeats: int = 1
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self):
+        for what, number in (("augment_repeats", self.repeats), ("the number of processes", self.process_count)):
+            if self.batch_size < 1 or self.batch_size % number:
+                below = max(self.batch_size // number, 1) * number
+                raise InputError(f"a batch size of {self.batch_size} does not divide by {what}, {number}; take {below}")
+
+    @property
+    def rows(self) -> range:
+        """The rows of a global batch that belong to this process."""
+        share = self.batch_size // self.process_count
+        return range(self.process_index * share, (self.process_index + 1) * share)
 
 
 @dataclass
-class Layout:
+class BatchPlan:
     """The rows of a global batch that belong to one process, without their pixels.
 
-    `index` is int64 [B], -1 for padding; `labels` int32 [B], -1 where there is none; `rows` says how the rows that an
-    image fills are made. `key` names the image of a row, `shard` the shard that a file belongs to (None: the file is an
-    image of its own). `position` is where a stream stands after this batch. `release` frees what only the batches up
-    to this one read.
+    `index` is int64 [B], -1 for padding; `labels` int32 [B], -1 if there is none; `rows` are those that an image
+    fills. `key` names the image of a row, `shard` the shard of its file (None: the file is an image of its own).
+    `position` is where a stream stands after this batch. `release` frees what only the batches up to this one read.
     """
 
-    step: int
     index: np.ndarray
     labels: np.ndarray
-    rows: list[Row]
-    key: Callable[[Row], str]
-    shard: Callable[[Row], str | None]
+    rows: list[RowSpec]
+    key: Callable[[RowSpec], str]
+    shard: Callable[[RowSpec], str | None]
     position: dict[str, Any] | None = None
     release: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Numbered:
-    """Lays out batches of a source that can be read at random, by their number.
+    """Plans batches of a source that can be read at random, by their number.
 
     With `shuffle`, batch `step` is positions step * B .. (step + 1) * B of an endless sequence of epochs, each a
-    permutation; else of one pass in the order of the source. `rows` are those of a global batch of `batch_size` that
-    belong to this process.
+    permutation; else of one pass in the order of the source.
     """
 
-    def __init__(self, source: Source, *, batch_size: int, rows: range, repeats: int, seed: int, shuffle: bool):
-        self.source = source
-        self.batch_size = batch_size
-        self.rows = rows
-        self.repeats = repeats
-        self.shuffle = shuffle
-        self._order = lru_cache(maxsize=2)(partial(epoch_order, len(source), seed))  # a batch may span two epochs
+    def __init__(self, source: Source, config: BatchConfig):
+        self.source, self.config = source, config
+        self._order = lru_cache(maxsize=2)(partial(epoch_order, len(source), config.seed))  # two epochs in a batch
 
-    def layouts(self, start: int, stop: int | None) -> Iterator[Layout]:
-        """Yield the layouts of batches `start` .. `stop`, for ever without `stop`."""
-        for step in itertools.count(start) if stop is None else range(start, stop):
-            yield self.layout(step)
+    def plans(self, start: int, stop: int | None) -> Iterator[BatchPlan]:
+        """Return the plans of batches `start` .. `stop`, without end if that is None."""
+        return map(self.plan, itertools.count(start) if stop is None else range(start, stop))
 
-    def layout(self, step: int) -> Layout:
-        """Lay out batch `step`."""
-        positions = step * self.batch_size + np.arange(self.rows.start, self.rows.stop)
-        epochs, within = np.divmod(positions // self.repeats, len(self.source))
-        if self.shuffle:
+    def plan(self, step: int) -> BatchPlan:
+        """Plan batch `step`."""
+        rows = self.config.rows
+        positions = step * self.config.batch_size + np.arange(rows.start, rows.stop)
+        epochs, within = np.divmod(positions // self.config.repeats, len(self.source))
+        if self.config.shuffle:
             index = np.empty(len(positions), np.int64)
             for epoch in np.unique(epochs).tolist():
                 index[epochs == epoch] = self._order(epoch)[within[epochs == epoch]]
         else:
             index = np.where(epochs == 0, within, -1)
         labels = np.where(index >= 0, self.source.labels[index], -1).astype(np.int32)
-        rows = [
-            Row(row, position, i, self.source.place(i))
+        specs = [
+            RowSpec(row, position, i, self.source.stored(i))
             for row, (position, i) in enumerate(zip(positions.tolist(), index.tolist(), strict=True))
             if i >= 0
         ]
-        return Layout(step, index, labels, rows, self._key, self._shard)
+        return BatchPlan(index, labels, specs, self._key, self._shard)
 
-    def _key(self, row: Row) -> str:
-        return self.source.keys[row.index]
+    def _key(self, spec: RowSpec) -> str:
+        return self.source.keys[spec.index]
 
-    def _shard(self, row: Row) -> str | None:
-        return None if isinstance(row.image, np.ndarray) or row.image.size < 0 else row.image.path
+    def _shard(self, spec: RowSpec) -> str | None:
+        return spec.image.path if isinstance(spec.image, ByteRange) and spec.image.size >= 0 else None

@@ -1,4 +1,4 @@
-"""Encoded bytes -> pixels: whole images or an error, never half an image and never a warning."""
+"""Encoded bytes -> pixels: an image or an error, never half an image and never a warning."""
 
 import io
 import struct
@@ -17,6 +17,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from maejax.data.turbojpeg import Box, decode_region, library
 from maejax.errors import UnreadableImage
 
+_JPEG = b"\xff\xd8\xff"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 # libjpeg's warnings after which pixels are missing. It goes on and paints them grey, and Pillow says nothing of it.
@@ -24,8 +25,8 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DAMAGE = ("Premature end", "Corrupt JPEG data", "Inconsistent progression")
 
 # The first bytes name the format. Opening by it costs 25 us less than Image.open, which asks every plugin.
-FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
-    (b"\xff\xd8\xff", JpegImageFile),
+_FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
+    (_JPEG, JpegImageFile),
     (b"\x89PNG", PngImageFile),
     (b"RIFF", WebPImageFile),
     (b"GIF8", GifImageFile),
@@ -35,86 +36,53 @@ FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
 )
 
 
-def decode(data: bytes | np.ndarray, channels: int = 3) -> np.ndarray:
+def decode(data: bytes | np.ndarray, channels: int = 3, box: Box | None = None) -> np.ndarray:
     """Decode an image (JPEG, PNG, WebP, BMP, GIF, TIFF) to pixels, upright and in the asked number of channels.
 
     Returns uint8 [H, W, C] with C = `channels`: 1 is luminance (ITU-R 601), 3 is RGB, 4 is RGBA. The pixels are
-    Pillow's, bit for bit: alpha is dropped, not blended, as the field's loaders do (`convert("RGB")`); CMYK becomes
-    RGB; of an animation comes the first frame. 16-bit grey is scaled to 0..255. The EXIF orientation is applied. Pixels
-    given as an array, uint8 [H, W] or [H, W, C], are converted in the same way, and pass as they are where C is
+    Pillow's, bit for bit: alpha is dropped, not blended, as the field's loaders do (`convert("RGB")`). CMYK becomes
+    RGB; an animation gives its first frame; 16-bit grey is scaled to 0..255. The EXIF orientation is applied. Pixels
+    given as an array, uint8 [H, W] or [H, W, C], are converted in the same way. They pass as they are if C is
     `channels` already, which may then be any number.
 
+    `box` (top, left, height, width of the upright image) returns these pixels alone. Of most JPEGs no other pixel is
+    decoded where libjpeg-turbo 3 is installed. Bytes below the box are then not looked at, but for the end mark.
+
     Raises UnreadableImage for what is empty, cut, corrupt, of another format or larger than Pillow's
-    `Image.MAX_IMAGE_PIXELS`, and where the pixels cannot be had in that many channels.
+    `Image.MAX_IMAGE_PIXELS`, and if the pixels cannot be had in that many channels.
     """
+    orientation = 1
     if isinstance(data, np.ndarray):
-        pixels, orientation = (data if data.ndim == 3 else data[..., None]), 1
-        if pixels.shape[2] != channels:
-            pixels = _convert(_as_image(pixels), channels)
-    elif data.startswith(b"\xff\xd8\xff"):
+        pixels = _in_channels(data if data.ndim == 3 else data[..., None], channels)
+    elif data.startswith(_JPEG):
+        if box is not None and channels in _MODES:
+            orientation = _orientation(_exif(data))
+            part = decode_region(data, box, channels, orientation)
+            if part is not None:
+                return _upright(_in_channels(part, channels), orientation)
         pixels, orientation = _decode_jpeg(data, channels)
     else:
         pixels, orientation = _decode_pillow(data, channels)
-    return pixels if orientation == 1 else _upright(pixels, orientation)
-
-
-def open_image(data: bytes | np.ndarray, channels: int = 3) -> "np.ndarray | Picture":
-    """Return the pixels of an image as `decode` does, or, of most JPEGs, a Picture, where libjpeg-turbo 3 is installed.
-
-    Raises UnreadableImage.
-    """
-    if isinstance(data, bytes) and data.startswith(b"\xff\xd8\xff") and channels in _MODES and library():
-        try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        except ValueError:  # for `decode` to find out what is wrong
-            pass
-        else:
-            _check_size(int(width), int(height))
-            return Picture(data, channels, (int(height), int(width)))
-    return decode(data, channels)
-
-
-class Picture:
-    """A JPEG of which no more is decoded than is asked for, to the same bits as the whole.
-
-    `shape` is (H, W, C), upright, as `decode` would return it.
-    """
-
-    def __init__(self, data: bytes, channels: int, stored: tuple[int, int]):
-        self._data = data
-        self._channels = channels
-        self._pixels: np.ndarray | None = None
-        self._orientation = _orientation(_exif(data))
-        height, width = stored if self._orientation < 5 else stored[::-1]
-        self.shape = height, width, channels
-
-    def crop(self, box: Box) -> np.ndarray:
-        """Decode `box` (top, left, height, width, within `shape`) to pixels, uint8 [height, width, C].
-
-        The image is refused as by `decode` where its end mark is missing or anything is wrong down to the lower edge of
-        the box; what lies below is looked at only where the whole image is decoded.
-
-        Raises UnreadableImage.
-        """
-        top, left, height, width = box
-        if self._pixels is None and (height, width) != self.shape[:2]:
-            part = decode_region(self._data, _stored_box(box, self.shape, self._orientation), self._channels)
-            if part is not None:
-                part = part if part.shape[2] == self._channels else _convert(_as_image(part), self._channels)
-                return part if self._orientation == 1 else _upright(part, self._orientation)
-        if self._pixels is None:
-            self._pixels = decode(self._data, self._channels)
-        return self._pixels[top : top + height, left : left + width]
-
-
-def _stored_box(box: Box, shape: tuple[int, int, int], orientation: int) -> Box:
-    """Undo `_upright` on a box of the upright image."""
+    pixels = _upright(pixels, orientation)
+    if box is None:
+        return pixels
     top, left, height, width = box
-    if orientation in (2, 3, 6, 7):
-        left = shape[1] - left - width
-    if orientation in (3, 4, 7, 8):
-        top = shape[0] - top - height
-    return (left, top, width, height) if orientation >= 5 else (top, left, height, width)
+    return pixels[top : top + height, left : left + width]
+
+
+def size_in_header(data: bytes) -> tuple[int, int] | None:
+    """Read the upright size (H, W) of a JPEG of which `decode` can decode a part; None for any other image.
+
+    Raises UnreadableImage if it is larger than Pillow's `Image.MAX_IMAGE_PIXELS`.
+    """
+    if not data.startswith(_JPEG) or library() is None:
+        return None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:  # `decode` finds out what is wrong
+        return None
+    _check_size(int(width), int(height))
+    return (int(height), int(width)) if _orientation(_exif(data)) < 5 else (int(width), int(height))
 
 
 def _decode_jpeg(data: bytes, channels: int) -> tuple[np.ndarray, int]:
@@ -130,17 +98,11 @@ def _decode_jpeg(data: bytes, channels: int) -> tuple[np.ndarray, int]:
         if str(error).startswith(_DAMAGE) and "extraneous bytes" not in str(error):
             raise UnreadableImage(f"damaged JPEG: {error}") from None
         return _decode_pillow(data, channels)
-    if pixels.shape[2] != channels:
-        pixels = _convert(_as_image(pixels), channels)
-    return pixels, _orientation(_exif(data))
+    return _in_channels(pixels, channels), _orientation(_exif(data))
 
 
 def _decode_pillow(data: bytes, channels: int) -> tuple[np.ndarray, int]:
-    if not data:
-        raise UnreadableImage("the file is empty")
-    opener = next((opener for magic, opener in FORMATS if data.startswith(magic)), None)
-    if opener is None:
-        raise UnreadableImage(f"no image format known here (starts with {data[:12]!r})")
+    opener = opener_of(data)
     try:
         image = opener(io.BytesIO(data))
         _check_size(*image.size)
@@ -151,6 +113,16 @@ def _decode_pillow(data: bytes, channels: int) -> tuple[np.ndarray, int]:
         raise
     except Exception as error:  # on broken bytes Pillow's plugins raise nearly anything
         raise UnreadableImage(f"damaged {opener.format}: {error}") from None
+
+
+def opener_of(data: bytes) -> type[ImageFile]:
+    """Return Pillow's class for the format of an encoded image; raises UnreadableImage if it is none known here."""
+    if not data:
+        raise UnreadableImage("the file is empty")
+    for magic, opener in _FORMATS:
+        if data.startswith(magic):
+            return opener
+    raise UnreadableImage(f"no image format known here (starts with {data[:12]!r})")
 
 
 def _convert(image: Image.Image, channels: int) -> np.ndarray:
@@ -172,10 +144,12 @@ def _convert(image: Image.Image, channels: int) -> np.ndarray:
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
-def _as_image(pixels: np.ndarray) -> Image.Image:
+def _in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    if pixels.shape[2] == channels:
+        return pixels
     if pixels.shape[2] not in _MODES:
         raise UnreadableImage(f"has {pixels.shape[2]} channels, which cannot be turned into another number")
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return _convert(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), channels)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -214,6 +188,8 @@ def _orientation(exif: bytes) -> int:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    if orientation == 1:
+        return pixels
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):

@@ -1,4 +1,4 @@
-"""From what a user writes to the places it stands for: brace lists, globs, lists in a file, folders of shards."""
+"""The places that a spec stands for: brace lists, globs, lists in a file, folders of shards."""
 
 import fnmatch
 import glob
@@ -9,16 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 
 from maejax.data.tables import table_files
-from maejax.errors import FetchError, FormatError, InputError
+from maejax.errors import FetchError, InputError
 from maejax.storage.bucket import list_bucket
 from maejax.storage.http import list_hf
+from maejax.storage.read import read_address
 from maejax.storage.redact import redact
-from maejax.storage.retry import Patience
-from maejax.storage.spool import read_address
+from maejax.storage.retry import RetryPolicy
 
 PACKED = re.compile(r"\.(tgz|tar\.\w+)$", re.IGNORECASE)  # a shard that must be unpacked to be read
 LIST_LIMIT = 64 << 20  # bytes
-_ASKING = Patience(connect=10, stall=20, total=20)  # a user waits for an answer
+_ASKING = RetryPolicy(connect=10, stall=20, total=20)  # a user waits for an answer
 _SHARD = re.compile(r"\.(tar|tgz|tar\.\w+)$", re.IGNORECASE)
 _REMOTE = re.compile(r"[a-zA-Z][\w+.-]*://")
 
@@ -38,10 +38,11 @@ def expand(spec: str) -> list[Path | str]:
 
 
 def _lines(name: str) -> list[str]:
-    """Read a list of specs: one a line, empty lines and those that start with # left out."""
+    """Read a list of specs: one a line, without empty lines and those that start with #."""
     try:
         data = b""
-        for chunk in read_address(str(Path(name).expanduser()) if not _REMOTE.match(name) else name, _ASKING, _never()):
+        address = name if _REMOTE.match(name) else str(Path(name).expanduser())
+        for chunk in read_address(address, _ASKING, threading.Event()):
             data += chunk
             if len(data) > LIST_LIMIT:
                 raise FetchError("is too large to be a list")
@@ -52,10 +53,6 @@ def _lines(name: str) -> list[str]:
     if not lines or any(line.startswith("@") for line in lines):
         raise InputError(f"@{redact(name)}: holds no shards, or another list; write one path or address a line")
     return lines
-
-
-def _never() -> threading.Event:
-    return threading.Event()
 
 
 def _remote(address: str) -> list[str]:
@@ -103,17 +100,11 @@ def _local(spec: str) -> Iterator[Path]:
 
 def _files_in(folder: Path) -> list[Path]:
     """Return the shards or tables that a folder stands for, [] for a folder of images."""
-    try:
-        return sorted(child for child in folder.glob("[!.]*") if _SHARD.search(child.name)) or table_files(folder)
-    except FormatError as error:
-        raise InputError(str(error)) from None
+    return sorted(child for child in folder.glob("[!.]*") if _SHARD.search(child.name)) or table_files(folder)
 
 
 def _braces(text: str, lists: bool = True) -> Iterator[str]:
-    """Expand brace lists as bash does: `a{1,2}` -> a1 a2, `{08..10}` -> 08 09 10, nested and several ones too.
-
-    Without `lists`, only `{08..10}`.
-    """
+    """Expand brace lists as bash does: `a{1,2}` -> a1 a2, `{08..10}` -> 08 09 10; without `lists` the latter only."""
     for opening in re.finditer("{", text):
         depth, cuts = 0, [opening.start()]
         for i in range(opening.start(), len(text)):

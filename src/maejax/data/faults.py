@@ -1,4 +1,4 @@
-"""What is done about images and shards that cannot be read: counted, named once, and an error beyond a limit."""
+"""Images and shards that cannot be read: counted, named once, and an error beyond a limit."""
 
 import logging
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ _log = logging.getLogger("maejax.data")
 class Faults:
     """The faults of one pass over data, and how many are too many.
 
-    With `on_bad_data` "stop" the first fault is an error. With "skip" there may be bad images up to the share
-    `max_bad_images` of all images seen (or `TOLERATED`, unless the share is 0), and `max_lost_shards` shards that
-    cannot be read, or not to their end. `bad` and `lost` map what was left out to the reason; the log names each once.
+    With `on_bad_data` "stop" the first fault is an error. With "skip", bad images are allowed up to the share
+    `max_bad_images` of all images seen (or `TOLERATED`, unless the share is 0). So are `max_lost_shards` shards that
+    cannot be read to their end. `bad` and `lost` map each fault to the reason; the log names each once.
 
-    Raises InputError, in `bad_image` and `lost_shard`, that says what is too much and names examples.
+    Raises InputError with examples in `bad_image` and `lost_shard` if there are too many.
     """
 
     on_bad_data: OnBadData = "skip"
@@ -57,11 +57,9 @@ class Faults:
         self.lost[name] = reason
         _log.warning("lost shard %s: %s", name, reason)
         if self.on_bad_data == "stop" or len(self.lost) > self.max_lost_shards:
-            allowed = (
-                "--on-bad-data stop" if self.on_bad_data == "stop" else f"--max-lost-shards {self.max_lost_shards}"
-            )
+            limit = "--on-bad-data stop" if self.on_bad_data == "stop" else f"--max-lost-shards {self.max_lost_shards}"
             raise InputError(
-                f"{len(self.lost)} shard{'s' * (len(self.lost) > 1)} cannot be read to the end, more than {allowed} "
+                f"{len(self.lost)} shard{'s' * (len(self.lost) > 1)} cannot be read to the end, more than {limit} "
                 f"allows: {_examples(self.lost)}; repair the data, or allow more"
             )
 

@@ -1,91 +1,114 @@
 """Filling rows of a batch: a function of plain data, for any thread or process to call."""
 
-import os
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from maejax.data.augment import Transform
-from maejax.data.decode import Picture, decode, open_image
+from maejax.data.decode import decode, size_in_header
+from maejax.data.listing import ByteRange
 from maejax.data.order import augment_rng
 from maejax.errors import UnreadableImage
 
-
-class Place(NamedTuple):
-    """Where an encoded image lies: `size` bytes from `offset` of a file; -1 is to the end."""
-
-    path: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """Return the bytes; raises OSError where the file is gone, or shorter than it was when it was listed."""
-        # Opening anew costs 6 us and keeps nothing open: a thousand shards would pass the usual limit on open files.
-        with open(self.path, "rb", buffering=0) as file:
-            if self.offset:
-                file.seek(self.offset)
-            data = file.read(self.size)
-        if len(data) < self.size:
-            raise OSError(f"{self.path} ends before byte {self.offset + self.size}: it was cut after it was opened")
-        return data
+_PIECES = 4  # for each thread and batch: one per image would cost tiny images more than their decoding
 
 
-class Row(NamedTuple):
-    """What one row of a batch is made of."""
+class RowSpec(NamedTuple):
+    """What one row of a batch is made of; `image` is encoded bytes in a file, or pixels, uint8 [H, W] or [H, W, C]."""
 
     row: int  # in the batch
     position: int  # in the endless sequence of rows: names the random numbers of the augmentation
-    index: int  # of the image; side by side, rows of one image are decoded once
-    image: Place | np.ndarray  # encoded bytes in a file, or pixels, uint8 [H, W] or [H, W, C]
+    index: int  # of the image in the source
+    image: ByteRange | np.ndarray
 
 
 class Fault(NamedTuple):
-    """Why a row has no image. `file` is the file that could not be read, None where its bytes are no image."""
+    """Why a row has no image. `file` is the file that could not be read, None if its bytes are no image."""
 
     row: int
     reason: str
     file: str | None
 
 
-class Filling(NamedTuple):
+class FillConfig(NamedTuple):
     """How rows are filled, the same for all of a run: augmentation, channels, seed of the augmentation.
 
-    `whole` decodes images whole and not just the crop, as is cheaper where each enters several times.
+    `decode_whole` decodes the full image once for neighbouring rows: cheaper if an image is used several times a batch.
     """
 
     transform: Transform
     channels: int
     seed: int
-    whole: bool = False
+    decode_whole: bool = False
 
 
-def fill(images: np.ndarray, rows: Sequence[Row], filling: Filling) -> list[Fault]:
+def fill(images: np.ndarray, rows: Sequence[RowSpec], config: FillConfig) -> list[Fault]:
     """Read, decode and augment an image for each of `rows`, into `images`, uint8 [B, H, W, C].
 
     All arguments can be pickled, and what is written depends on nothing else. Rows that are returned are left alone.
     """
     faults: list[Fault] = []
     last, image = -1, Fault(-1, "", None)
-    for row in rows:
-        if row.index != last:
-            last, image = row.index, _open(row, filling)
+    for spec in rows:
+        if spec.index != last:
+            last, image = spec.index, _read(spec, config)
         if not isinstance(image, Fault):
             try:
-                images[row.row] = filling.transform(image, augment_rng(filling.seed, row.position))
+                images[spec.row] = _augment(image, config, augment_rng(config.seed, spec.position))
             except UnreadableImage as error:
-                image = Fault(row.row, str(error), None)
+                image = Fault(spec.row, str(error), None)
         if isinstance(image, Fault):
-            faults.append(image._replace(row=row.row))
+            faults.append(image._replace(row=spec.row))
     return faults
 
 
-def _open(row: Row, filling: Filling) -> np.ndarray | Picture | Fault:
+def _read(spec: RowSpec, config: FillConfig) -> bytes | np.ndarray | Fault:
     try:
-        data = row.image.read() if isinstance(row.image, Place) else row.image
+        data = spec.image.read() if isinstance(spec.image, ByteRange) else spec.image
+        return decode(data, config.channels) if config.decode_whole else data
     except OSError as error:
-        return Fault(row.row, error.strerror or str(error), os.fspath(row.image.path))  # type: ignore[union-attr]
-    try:
-        return (decode if filling.whole else open_image)(data, filling.channels)
+        return Fault(spec.row, error.strerror or str(error), spec.image.path)  # type: ignore[union-attr]
     except UnreadableImage as error:
-        return Fault(row.row, str(error), None)
+        return Fault(spec.row, str(error), None)
+
+
+def _augment(image: bytes | np.ndarray, config: FillConfig, rng: np.random.Generator) -> np.ndarray:
+    """Draw the crop from the size in the header and decode no more than it; without such a header decode all."""
+    transform, channels = config.transform, config.channels
+    if transform.box is not None and isinstance(image, bytes) and (size := size_in_header(image)):
+        return transform.finish(decode(image, channels, transform.box(size, rng)), rng)
+    return transform(decode(image, channels), rng)
+
+
+def split_rows(rows: Sequence[RowSpec], parts: int) -> list[Sequence[RowSpec]]:
+    """Split rows into up to `parts` runs of nearly equal length, none of them empty."""
+    cuts = np.linspace(0, len(rows), parts + 1).astype(int).tolist()
+    return [rows[a:b] for a, b in pairwise(cuts) if b > a]
+
+
+class FillThreads:
+    """A pool of threads that fill rows; 0 threads are the calling thread."""
+
+    def __init__(self, threads: int, config: FillConfig):
+        self._pieces, self._config = _PIECES * threads, config
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="maejax-data") if threads else None
+        if threads:
+            # glibc gives the pixels of an image back to the system and faults them in again for the next, a hundred
+            # pages each, until a block larger than these was freed: mallopt(3), M_MMAP_THRESHOLD, at most 32 MiB.
+            bytearray(31 << 20)
+
+    def submit(self, images: np.ndarray, rows: Sequence[RowSpec]) -> list[Future[list[Fault]]]:
+        """Start to fill `rows` of `images`, as `fill` does, in several pieces."""
+        if self._executor is None:
+            done: Future[list[Fault]] = Future()
+            done.set_result(fill(images, rows, self._config))
+            return [done]
+        return [self._executor.submit(fill, images, piece, self._config) for piece in split_rows(rows, self._pieces)]
+
+    def close(self) -> None:
+        """Drop what has not started and wait for the rest."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)

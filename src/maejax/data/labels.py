@@ -1,4 +1,4 @@
-"""A file that says which image is of which class: csv, tsv, json or jsonl."""
+"""A file of image names and their classes: csv, tsv, json or jsonl."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ _CLASSES = ("label", "labels", "class", "class_name", "cls", "category", "target
 
 
 class Labels(NamedTuple):
-    """int32 [n], -1 where there is none; the names of the classes, () for numbers; the keys that got none."""
+    """int32 [n], -1 if there is none; the names of the classes, () for numbers; the keys without a label."""
 
     labels: np.ndarray
     classes: tuple[str, ...]
@@ -28,21 +28,21 @@ def read_labels(path: Path) -> dict[str, str]:
     """Read a label file: the name of an image -> its class, both as text.
 
     A csv or tsv has a column of names and one of classes, with a header (`file_name,label`; other columns are left
-    alone) or, where there are just these two, without one. A json is an object {name: class} or a list of objects with
-    such fields; a jsonl has one of these objects in a line.
+    alone). With just these two it needs no header. A json is an object {name: class} or a list of objects with such
+    fields; a jsonl has one of these objects in a line.
 
-    Raises FormatError where the file is of no such form or names an image twice with different classes, and OSError.
+    Raises FormatError if the file has no such form or names an image twice with different classes, and OSError.
     """
     suffix = path.suffix.lower()
-    if suffix not in (".csv", ".tsv", ".json", ".jsonl"):
-        raise FormatError(f"{path}: a label file is .csv, .tsv, .json or .jsonl")
     try:
         text = path.read_text(encoding="utf-8-sig")
         if suffix in (".csv", ".tsv"):
             pairs = _from_table(text, "\t" if suffix == ".tsv" else "," if "," in text else ";", path)
-        else:
+        elif suffix in (".json", ".jsonl"):
             lines = suffix == ".jsonl"
             pairs = _from_json([json.loads(s) for s in text.splitlines() if s.strip()] if lines else json.loads(text))
+        else:
+            raise FormatError(f"{path}: a label file is .csv, .tsv, .json or .jsonl")
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise FormatError(f"{path}: is no {suffix[1:]} file: {error}") from None
     except KeyError as error:
@@ -59,22 +59,17 @@ def read_labels(path: Path) -> dict[str, str]:
 
 def _from_table(text: str, delimiter: str, path: Path) -> list[tuple[str, str]]:
     rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
-    width = max(map(len, rows), default=0)
     head = [cell.strip().lower() for cell in rows[0]] if rows else []
-    name = next((head.index(each) for each in _NAMES if each in head), None)
-    kind = next((head.index(each) for each in _CLASSES if each in head), None)
-    if width == 2:
-        header = name is not None or kind is not None
+    name, kind = (next((head.index(each) for each in known if each in head), None) for known in (_NAMES, _CLASSES))
+    header = name is not None or kind is not None
+    if max(map(len, rows), default=0) == 2:
         name, kind = (1 - kind, kind) if kind is not None else (name or 0, 1 - (name or 0))
-        rows = rows[header:]
     elif name is None or kind is None:
         raise KeyError(f"columns of names and classes, it has {', '.join(head) or 'none'}; call them file_name, label")
-    else:
-        rows = rows[1:]
-    for row in rows:
+    for row in rows[header:]:
         if len(row) <= max(name, kind):
             raise FormatError(f"{path}: the line {delimiter.join(row)!r} has no class")
-    return [(row[name], row[kind]) for row in rows]
+    return [(row[name], row[kind]) for row in rows[header:]]
 
 
 def _from_json(content: object) -> list[tuple[str, str]]:
@@ -84,8 +79,7 @@ def _from_json(content: object) -> list[tuple[str, str]]:
         raise KeyError('object {"name": "class"}, nor a list of objects')
     pairs = []
     for entry in content:
-        name = next((entry[each] for each in _NAMES if each in entry), None)
-        kind = next((entry[each] for each in _CLASSES if each in entry), None)
+        name, kind = (next((entry[each] for each in known if each in entry), None) for known in (_NAMES, _CLASSES))
         if name is None or kind is None:
             raise KeyError(f"file_name and label in {json.dumps(entry)[:80]}")
         pairs.append((_text(name), _text(kind)))
@@ -99,10 +93,10 @@ def _text(value: object) -> str:
 
 
 def assign(keys: Sequence[str], table: dict[str, str]) -> Labels:
-    """Give each image, by its key in a source, the class that a label file has for it.
+    """Find the class of each image, by its key in a source, in the table of a label file.
 
-    A name in the file may be the end of the image's path, its file name, or either without the suffix; the longest that
-    fits counts. Classes that are all whole numbers are the labels themselves; others are numbered in sorted order.
+    A name in the table may be the end of the image's path, its file name, or either without the suffix; the longest
+    match counts. Classes that are all whole numbers are the labels themselves; others are numbered in sorted order.
     """
     depth = 1 + max(name.count("/") for name in table)
     found: list[str | None] = []

@@ -1,18 +1,20 @@
-"""The order of a stream: lanes that read shards side by side."""
+"""The order of a stream: lanes that read shards in parallel."""
 
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 
-from maejax.data.batch_plan import Layout
+from maejax.data.batch_plan import BatchConfig, BatchPlan
 from maejax.data.faults import Faults
-from maejax.data.fill import Place, Row
+from maejax.data.fill import RowSpec
+from maejax.data.listing import ByteRange, Sample
 from maejax.data.order import epoch_order, window_order
-from maejax.data.stream import Arriving, Here, Item, Stream
+from maejax.data.stream import OpenShard, Stream
 from maejax.errors import FetchError, FormatError, InputError
 
 LANES = 64
@@ -20,83 +22,80 @@ LEAST, MOST = 256, 4096  # images in a window
 
 
 class Lanes:
-    """Lays out batches of a stream, one after the other.
+    """Plans batches of a stream, one after the other.
 
     The shards of a run form an endless sequence: a permutation of all shards for epoch 0, one for epoch 1, and so on.
-    Lane l of L reads every L-th of them, beginning with the l-th, from front to back, and fetches the next one ahead.
-    Within a shard, windows of up to `MOST` consecutive images are shuffled, which for most shards is the whole of them;
-    they have long been fetched by then. In the first shard of a lane windows grow from `LEAST`, twofold each time, so
-    that a run begins before whole shards are here. A batch takes the same number of images from each lane:
-    its first rows from lane 0, the next from lane 1. So every shard is read once an epoch and every image of it once,
-    and the order depends on the seed, the batch size and the shards alone, not on hosts, workers or the network. Shards
-    of unequal size only let some lanes be at a later shard than others.
+    Lane l of L reads every L-th of them, starting with the l-th, from front to back, and fetches the next one ahead. A
+    batch takes the same number of images from each lane: its first rows from lane 0, the next from lane 1. So every
+    shard is read once an epoch and every image of it once. The order depends on the seed, the batch size and the shards
+    alone, not on hosts, workers or the network. Shards of unequal size only let some lanes be at a later shard.
+
+    Within a shard, windows of up to `MOST` consecutive images are shuffled: for most shards the whole of them. In the
+    first shard of a lane windows grow from `LEAST`, twofold each time, so that a run starts before whole shards are
+    here.
 
     L is the largest number that divides the images of a batch, at most `LANES` and at most the number of shards. A
-    process reads only the lanes of its `rows`.
+    process reads only the lanes of its rows.
     """
 
-    def __init__(self, stream: Stream, *, batch_size: int, rows: range, repeats: int, seed: int, faults: Faults):
-        self.stream = stream
-        self.batch_size = batch_size
-        self.rows = rows
-        self.repeats = repeats
-        self.seed = seed
-        self.faults = faults
-        images = batch_size // repeats
+    def __init__(self, stream: Stream, config: BatchConfig, faults: Faults):
+        self.stream, self.config, self.faults = stream, config, faults
+        images, rows = config.batch_size // config.repeats, config.rows
         most = min(LANES, len(stream.shards))
         self.count = next(number for number in range(most, 0, -1) if images % number == 0)
-        self.share = batch_size // self.count  # rows of a lane in a batch
+        self.share = config.batch_size // self.count  # rows of a lane in a batch
         self.mine = range(rows.start // self.share, -(-rows.stop // self.share))
-        self.order = lru_cache(maxsize=4)(partial(epoch_order, len(stream.shards), seed))
+        self.order = lru_cache(maxsize=4)(partial(epoch_order, len(stream.shards), config.seed))
 
-    def open(self, start: int, position: dict[str, Any] | None) -> "list[Lane]":
-        """Open the lanes of this process where they stand before batch `start`; all begin to fetch.
+    def plans(
+        self, start: int, stop: int | None, position: dict[str, Any] | None, stack: ExitStack
+    ) -> Iterator[BatchPlan]:
+        """Return the plans of batches `start` .. `stop`, without end if that is None; `stack` closes the lanes.
 
-        Raises InputError where `start` is not 0 and its position is not given, or is that of another stream.
+        Raises InputError if `start` is not 0 and its position is not given, or is that of another stream.
         """
         if start and position is None:
             raise InputError(f"a stream cannot start at step {start}: the position it had there was not kept")
         at = {} if position is None else self._check(position)
-        return [Lane(self, number, *at.get(str(number), (0, 0))) for number in self.mine]
+        lanes = [Lane(self, number, *at.get(str(number), (0, 0))) for number in self.mine]
+        for lane in lanes:
+            stack.callback(lane.close)
+        return (self._plan(step, lanes) for step in (itertools.count(start) if stop is None else range(start, stop)))
 
-    def layouts(self, lanes: "Sequence[Lane]", start: int, stop: int | None) -> Iterator[Layout]:
-        """Yield the layouts of batches `start` .. `stop`, for ever without `stop`, of lanes that were opened there."""
-        for step in itertools.count(start) if stop is None else range(start, stop):
-            for lane in lanes:
-                lane.look_ahead()
-            yield self._layout(step, lanes)
-
-    def _layout(self, step: int, lanes: "Sequence[Lane]") -> Layout:
-        count = len(self.rows)
-        index, labels = np.full(count, -1, np.int64), np.full(count, -1, np.int32)
-        rows: list[Row] = []
+    def _plan(self, step: int, lanes: "Sequence[Lane]") -> BatchPlan:
+        for lane in lanes:
+            lane.look_ahead()
+        mine, repeats = self.config.rows, self.config.repeats
+        index, labels = np.full(len(mine), -1, np.int64), np.full(len(mine), -1, np.int32)
+        before = step * self.config.batch_size + mine.start
+        specs: list[RowSpec] = []
         keys: dict[int, str] = {}
         for lane in lanes:
             first = lane.number * self.share
-            for image in range(self.share // self.repeats):
-                number, item = lane.take()
-                for repeat in range(self.repeats):
-                    row = first + image * self.repeats + repeat - self.rows.start
-                    if 0 <= row < count:
-                        index[row], labels[row] = number, item.label
-                        position = step * self.batch_size + self.rows.start + row
-                        rows.append(Row(row, position, number, item.image))
-                        keys[row] = item.key
+            for image in range(self.share // repeats):
+                number, sample = lane.take()
+                for repeat in range(repeats):
+                    row = first + image * repeats + repeat - mine.start
+                    if 0 <= row < len(mine):
+                        index[row], labels[row] = number, sample.label
+                        specs.append(RowSpec(row, before + row, number, sample.image))
+                        keys[row] = sample.key
         release = [close for lane in lanes for close in lane.retired]
+        position = {**self._shape(), "at": {str(lane.number): [lane.shard, lane.offset] for lane in lanes}}
         for lane in lanes:
             lane.retired = []
-        return Layout(step, index, labels, rows, lambda row: keys[row.row], self._shard, self._position(lanes), release)
+        return BatchPlan(index, labels, specs, lambda spec: keys[spec.row], self._shard, position, release)
 
-    def _shard(self, row: Row) -> str | None:
-        if not isinstance(row.image, Place) or row.image.size < 0:
-            return None
-        return self.stream.shards[row.index >> 32].name
-
-    def _position(self, lanes: "Sequence[Lane]") -> dict[str, Any]:
-        return {**self._shape(), "at": {str(lane.number): [lane.shard, lane.offset] for lane in lanes}}
+    def _shard(self, spec: RowSpec) -> str | None:
+        in_shard = isinstance(spec.image, ByteRange) and spec.image.size >= 0
+        return self.stream.shards[spec.index >> 32].name if in_shard else None
 
     def _shape(self) -> dict[str, int]:
-        return {"lanes": self.count, "shards": len(self.stream.shards), "images": self.batch_size // self.repeats}
+        return {
+            "lanes": self.count,
+            "shards": len(self.stream.shards),
+            "images": self.config.batch_size // self.config.repeats,
+        }
 
     def _check(self, position: dict[str, Any]) -> dict[str, list[int]]:
         shape = {name: position.get(name) for name in self._shape()}
@@ -110,48 +109,44 @@ class Lanes:
 
 
 class Lane:
-    """One lane: `shard` counts the shards it began before, `offset` the images taken from the present one."""
+    """One lane: `shard` counts the shards it finished, `offset` the images taken from the present one."""
 
     def __init__(self, lanes: Lanes, number: int, shard: int, offset: int):
-        self.number = number
-        self.shard = shard
-        self.offset = offset
+        self._lanes, self.number, self.shard, self.offset = lanes, number, shard, offset
         self.retired: list[Callable[[], None]] = []
-        self._lanes = lanes
         self._barren: deque[str] = deque()  # shards in a row without any image
         self._current = self._open(shard)
-        self._next: Arriving | Here | None = None
+        self._next: OpenShard | None = None
         self._images = self._read(offset)
 
     def look_ahead(self) -> None:
-        """Begin to fetch the next shard where the present one is here."""
+        """Start to fetch the next shard once the present one is here."""
         if self._next is None and self._current.done:
             self._next = self._open(self.shard + 1)
 
-    def take(self) -> tuple[int, Item]:
+    def take(self) -> tuple[int, Sample]:
         """Return the next image and its number; waits until it is here."""
         while True:
             try:
-                item = next(self._images)
+                image = next(self._images)
             except StopIteration:
                 self._advance("holds no image")
             except (FormatError, FetchError) as error:
-                name = self._shard_at(self.shard).name
-                self._lanes.faults.lost_shard(name, str(error))
+                self._lanes.faults.lost_shard(self._name(), str(error))
                 self._advance(str(error))
             else:
                 self.offset += 1
                 self._barren.clear()
-                return item
+                return image
 
     def close(self) -> None:
         """Stop fetching."""
-        for close in (*self.retired, self._current.close, *([self._next.close] if self._next else [])):
+        for close in [*self.retired, self._current.close, *([self._next.close] if self._next else [])]:
             close()
 
     def _advance(self, why: str) -> None:
         if self.offset == 0:
-            self._barren.append(f"{self._shard_at(self.shard).name}: {why}")
+            self._barren.append(f"{self._name()}: {why}")
             if len(self._barren) >= len(self._lanes.stream.shards):
                 raise InputError(
                     f"no image in {len(self._barren)} shards in a row, such as {self._barren[-1]}; check the shards"
@@ -161,13 +156,13 @@ class Lane:
         self._current, self._next = self._next or self._open(self.shard), None
         self._images = self._read(0)
 
-    def _read(self, skip: int) -> Iterator[tuple[int, Item]]:
+    def _read(self, skip: int) -> Iterator[tuple[int, Sample]]:
         lanes, place = self._lanes, self._place(self.shard)
         base = self._number(self.shard) << 32
         done = 0
         sizes = itertools.repeat(MOST) if self.shard else (min(MOST, LEAST << n) for n in itertools.count())
         for window, items in enumerate(self._current.windows(sizes)):
-            order = window_order(len(items), lanes.seed, place, window).tolist()
+            order = window_order(len(items), lanes.config.seed, place, window).tolist()
             for i in order[max(0, skip - done) :]:
                 yield base + done + i, items[i]
             done += len(items)
@@ -181,13 +176,13 @@ class Lane:
         epoch, within = divmod(self._place(shard), len(self._lanes.stream.shards))
         return int(self._lanes.order(epoch)[within])
 
-    def _shard_at(self, shard: int):
-        return self._lanes.stream.shards[self._number(shard)]
+    def _name(self) -> str:
+        return self._lanes.stream.shards[self._number(self.shard)].name
 
-    def _open(self, shard: int) -> Arriving | Here:
+    def _open(self, shard: int) -> OpenShard:
         return self._lanes.stream.open(self._number(shard))
 
 
 def merge_positions(positions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Put together what several processes say of their lanes."""
+    """Merge the positions of several processes, each of its own lanes."""
     return {**positions[0], "at": {lane: at for position in positions for lane, at in position["at"].items()}}

@@ -1,4 +1,4 @@
-"""What counts as a sample in a tar shard or an image folder, and what its label is."""
+"""The samples of a tar shard or an image folder, and their labels."""
 
 import json
 import os
@@ -8,26 +8,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from maejax.data.tar import Member, members
 from maejax.errors import FormatError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
+class ByteRange(NamedTuple):
+    """Where an encoded image lies: `size` bytes from `offset` of a file; size -1 is to the end."""
+
+    path: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Return the bytes; raises OSError if the file is gone, or shorter than it was when it was listed."""
+        # Opening anew costs 6 us and keeps nothing open: a thousand shards would pass the usual limit on open files.
+        with open(self.path, "rb", buffering=0) as file:
+            if self.offset:
+                file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) < self.size:
+            raise OSError(f"{self.path} ends before byte {self.offset + self.size}: it was cut after it was opened")
+        return data
+
+
 class Sample(NamedTuple):
-    """One image: its name in messages, the bytes of a file it occupies, and what is said about its class."""
+    """One image of a source: its name in messages, its bytes or pixels, its label (-1: none), its class folder."""
 
     key: str
-    path: Path
-    offset: int
-    size: int  # -1: to the end of the file
-    label: int | None = None
+    image: ByteRange | np.ndarray
+    label: int = -1
     folder: str | None = None
 
 
 @dataclass
 class Listing:
-    """What a look at one place found: samples, what is wrong with it, which tars are damaged, suffixes, classes."""
+    """The result of listing a place: samples, problems in words, damaged tars with the reason, suffixes, classes."""
 
     samples: list[Sample] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -36,13 +55,13 @@ class Listing:
     classes: tuple[str, ...] = ()
 
     def extend(self, other: "Listing") -> None:
-        """Append what another look found."""
+        """Append another listing."""
         self.samples += other.samples
         self.problems += other.problems
         self.lost |= other.lost
         self.suffixes += other.suffixes
         if self.classes and other.classes and self.classes != other.classes:
-            place = other.samples[0].path.name if other.samples else "a file without images"
+            place = other.samples[0].key.partition(":")[0] if other.samples else "a file without images"
             self.problems.append(f"{place}: names other classes than the files before it; their labels do not fit")
         self.classes = self.classes or other.classes
 
@@ -51,10 +70,10 @@ def in_tar(path: Path, title: str) -> Listing:
     """List the samples of a tar shard in webdataset form, or of a tar of class folders.
 
     Members that share their name up to the first dot of the file name form a sample; its images are the members with
-    an image suffix in any case. Where one of them has that suffix alone (`1.jpg`), those with a longer one
-    (`1.seg.png`) describe it and are not images of their own. The label is the whole number in `.cls`, or under "label"
-    or "cls" in `.json`; the parent folder is kept in case there are no such labels. Keys read `title:member`. Damage
-    ends the listing and is told in `problems`.
+    an image suffix in any case. If one of them has that suffix alone (`1.jpg`), those with a longer one (`1.seg.png`)
+    describe it and are not images of their own. The label is the whole number in `.cls`, or under "label" or "cls" in
+    `.json`; the parent folder is kept in case there are no such labels. Keys read `title:member`. Damage ends the
+    listing and is described in `problems`.
     """
     listing = Listing()
     group = _Group(path)
@@ -79,8 +98,8 @@ def in_tar(path: Path, title: str) -> Listing:
 def along_tar(path: Path, title: str, grow: Callable[[int], int]) -> Iterator[Sample]:
     """Yield the samples of a tar shard as they arrive, see `members` for `grow`; the rules are those of `in_tar`.
 
-    Members of a sample must lie side by side, as webdataset wants it. Raises FormatError and OSError where the shard
-    stops being one, after all that was whole before.
+    Members of a sample must lie side by side, as webdataset wants it. Raises FormatError and OSError at the first
+    damage, after all samples before it.
     """
     group, last = _Group(path), None
     try:
@@ -102,13 +121,13 @@ class _Group:
     """Members of a tar on their way to samples."""
 
     def __init__(self, path: Path):
-        self._path = path
+        self._path = str(path)
         self._images: dict[str, list[Member]] = {}
         self._labels: dict[str, int] = {}
         self.bad_labels: list[str] = []
 
     def add(self, key: str, member: Member) -> str:
-        """Take a member in and return its suffix."""
+        """Add a member and return its suffix."""
         suffix = _suffix(member.name.rpartition("/")[2])
         extension = member.name[len(key) + 1 :]
         if suffix in IMAGE_SUFFIXES:
@@ -128,11 +147,11 @@ class _Group:
             plain = [member for member in candidates if member.name.count(".", len(key)) == 1]
             folder = key.rpartition("/")[0].rpartition("/")[2].removeprefix(".") or None  # "./1.jpg" lies in no folder
             for name, offset, size, _ in plain or candidates:
-                yield Sample(f"{title}:{name}", self._path, offset, size, self._labels.get(key), folder)
+                yield Sample(f"{title}:{name}", ByteRange(self._path, offset, size), self._labels.get(key, -1), folder)
 
 
 def _key(member: Member) -> str | None:
-    """Return what the members of a sample share: the path up to the first dot of the file name; None to pass over."""
+    """Return the path of a member up to the first dot of its file name, None for a member to skip."""
     # Plain strings: a million members pass here, and paths would take most of the time.
     folder, slash, name = member.name.rpartition("/")
     if _hidden(name) or "__MACOSX" in folder:
@@ -152,15 +171,15 @@ def in_folder(root: Path) -> Listing:
             suffix = _suffix(name)
             listing.suffixes[suffix] += 1
             if suffix in IMAGE_SUFFIXES:
-                path = Path(directory, name)
-                listing.samples.append(Sample(str(path), path, 0, -1, folder=below[0] if below else None))
+                path = str(Path(directory, name))
+                listing.samples.append(Sample(path, ByteRange(path, 0, -1), folder=below[0] if below else None))
     if not listing.samples:
         listing.problems.append(f"{root}: holds no image")
     return listing
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".")  # archives made on a Mac carry a "._x.jpg" beside every x.jpg, which is no picture
+    return name.startswith(".")  # archives made on a Mac carry a "._x.jpg" beside every x.jpg, no picture
 
 
 def _suffix(name: str) -> str:
@@ -168,10 +187,10 @@ def _suffix(name: str) -> str:
     return dot + suffix.lower() if stem else ""
 
 
-def _content(path: Path, member: Member) -> bytes:
+def _content(path: str, member: Member) -> bytes:
     if member.size <= len(member.head):
         return member.head
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         file.seek(member.offset)
         return file.read(member.size)
 
@@ -182,6 +201,6 @@ def _label(extension: str, content: bytes) -> int | None:
     else:
         fields = json.loads(content)
         label = fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
-    if label is not None and not (type(label) is int and 0 <= label < 2**31):
-        raise ValueError(label)
-    return label
+    if label is None or (type(label) is int and 0 <= label < 2**31):
+        return label
+    raise ValueError(label)

@@ -1,10 +1,11 @@
-"""How many images a second this host prepares for training."""
+"""The images a second that this host prepares for training."""
 
 import os
 import time
 from typing import Any
 
 from maejax.data.augment import Size, Transform
+from maejax.data.batch_plan import BatchConfig
 from maejax.data.pipeline import Loader
 from maejax.data.sources import Source
 
@@ -24,7 +25,7 @@ def measure(
 
 def _rate(source: Source, transform: Transform, size: Size, channels: int, workers: int, seconds: float) -> float:
     batch = 16 * workers  # a small one: batches are counted whole
-    loader = Loader(source, transform, batch_size=batch, channels=channels, size=size, workers=workers)
+    loader = Loader(source, transform, BatchConfig(batch), size=size, channels=channels, workers=workers)
     batches = loader.iterate()
     try:
         next(batches)

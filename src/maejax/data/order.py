@@ -1,4 +1,4 @@
-"""Random numbers by position: the order of an epoch, and what augmentation draws for a row."""
+"""Random numbers by position: the order of an epoch, and the numbers of the augmentation of a row."""
 
 import threading
 from typing import Any
@@ -11,7 +11,7 @@ _ORDER, _AUGMENT = 0, 1  # streams of random numbers
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of n images in an epoch, a permutation of 0..n-1 as int64 [n].
 
-    It sorts raw bits of Philox, whose streams are fixed for good; those of numpy's `permutation` are not.
+    It sorts raw bits of Philox: their streams are fixed for good, those of numpy's `permutation` are not.
     """
     return np.argsort(_philox(seed, _ORDER, epoch).random_raw(n), kind="stable")
 
@@ -27,7 +27,7 @@ def window_order(n: int, seed: int, shard: int, window: int) -> np.ndarray:
 def augment_rng(seed: int, position: int) -> np.random.Generator:
     """Return the random numbers of augmentation for the row at a position of the endless sequence.
 
-    A thread has one generator, which its next call sets to another place.
+    Each thread has one generator: its next call moves the same generator to another position.
     """
     state = _thread.state
     state["state"]["key"][0] = seed % 2**64

@@ -15,16 +15,17 @@ from typing import BinaryIO
 
 import numpy as np
 
-from maejax.data.header import suffix_of
 from maejax.data.order import epoch_order
-from maejax.data.reencode import Encoding
+from maejax.data.reencode import Encoding, suffix_of
 from maejax.data.sources import Source, open_source
 from maejax.errors import InputError, Stopped, UnreadableImage
+from maejax.storage.atomic import write_atomically
 
 _JOURNAL = "pack.jsonl"  # lies in the folder while it is being packed into: for whom, and which shards are done
 _UNEVEN = ".uneven"  # shards from which images were left out, until their images are dealt out anew
 
 Progress = Callable[[int, int], None]
+Encode = Callable[[bytes | np.ndarray], tuple[bytes, str]]
 
 
 def pack(
@@ -41,27 +42,24 @@ def pack(
 ) -> dict:
     """Write the images of `src` into tar shards in the folder `dst`, and `index.json` beside them last of all.
 
-    The shards are called after the folder (`train/train-0000.tar`), hold at most `shard_size` images each, in numbers
-    that differ by one at the most, shuffled by `shuffle_seed` (None: in the order of the source), with `.cls` members
-    where there are labels, which come from the source or from the file `labels`. `Encoding` says what `image_size`
-    (pixels of the short side) and `quality` do to an image. `workers` threads write a shard each (None: one for each
-    core); the same input gives the same bytes for any number of them. `progress` is called with the number of images
-    done and of all, by one thread at a time.
+    The shards are called after the folder (`train/train-0000.tar`) and hold at most `shard_size` images each, in
+    numbers that differ by one at the most. The order is shuffled by `shuffle_seed` (None: that of the source). Labels
+    come from the source or the file `labels` and are written as `.cls` members. See `Encoding` for `image_size` and
+    `quality`. `workers` threads write a shard each (None: one for each core); their number changes no byte.
+    `progress` is called with the number of images done and of all, by one thread at a time.
 
     Returns the index: `total` images written, `classes`, `skipped` (key -> reason, for images that cannot be read),
-    `problems` of the source, `shards` (name, samples, bytes, sha256) and `pack`, the arguments. A pack that was
-    interrupted is gone on with by the same call, which keeps the shards that are done; one that is finished is left
-    alone.
+    `problems` of the source, `shards` (name, samples, bytes, sha256) and `pack`, the arguments. Calling it again
+    resumes an interrupted pack and leaves a finished one alone.
 
-    Raises InputError for a source that cannot be opened or has no readable image, and where `dst` holds other files;
-    OSError where writing fails on the way, as on a full disk.
+    Raises InputError for a source that cannot be opened or has no readable image, and if `dst` holds other files;
+    OSError if writing fails on the way, as on a full disk.
     """
     numbers = {"--shard-size": shard_size, "--image-size": image_size, "--quality": quality, "--workers": workers}
     for flag, number in numbers.items():
         if number is not None and (number < 1 or (flag == "--quality" and number > 100)):
             raise InputError(f"{flag} {number}: give at least 1" + (" and at most 100" if flag == "--quality" else ""))
-    source = open_source(src, labels=labels)
-    folder = Path(dst).expanduser()
+    source, folder = open_source(src, labels=labels), Path(dst).expanduser()
     arguments = {
         "source": src,
         "images": len(source),
@@ -70,8 +68,7 @@ def pack(
         "image_size": image_size,
         **{name: value for name, value in (("quality", quality), ("labels", labels)) if value is not None},
     }
-    finished = _finished(folder, arguments)
-    if finished is not None:
+    if (finished := _finished(folder, arguments)) is not None:
         return finished
     records = _claim(folder, arguments)
     order = np.arange(len(source)) if shuffle_seed is None else epoch_order(len(source), shuffle_seed, 0)
@@ -79,8 +76,7 @@ def pack(
     digits = max(4, len(str(count - 1)))
     names = [f"{folder.resolve().name}-{number:0{digits}d}.tar" for number in range(count)]
     run = _Run(folder, workers or os.cpu_count() or 1, len(source), progress)
-    encode = Encoding(image_size, quality).encode
-    shards = run.write(source, names, np.array_split(order, count), encode, records)
+    shards = run.write(source, names, np.array_split(order, count), Encoding(image_size, quality).encode, records)
     skipped = {key: reason for shard in shards for key, reason in shard.pop("skipped").items()}
     sizes = [shard["samples"] for shard in shards]
     if not any(sizes):
@@ -98,20 +94,18 @@ def pack(
         "shards": shards,
         "pack": arguments,
     }
-    _write_whole(folder / "index.json", json.dumps(index, indent=1))
+    with write_atomically(folder / "index.json") as new:
+        new.write_text(json.dumps(index, indent=1))
     shutil.rmtree(folder / _UNEVEN, ignore_errors=True)
     (folder / _JOURNAL).unlink()
     return index
 
 
 def _finished(folder: Path, arguments: dict) -> dict | None:
-    """Return the index where this very pack is finished and all there."""
-    try:
-        index = json.loads((folder / "index.json").read_bytes())
-        whole = index["pack"] == arguments and all(_is_there(folder, shard) for shard in index["shards"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or somebody else's
-        return None
-    return index if whole else None
+    """Return the index of a pack with these arguments that is finished and complete."""
+    index = next(iter(_lines(folder / "index.json", whole=True)), {})
+    complete = index.get("pack") == arguments and all(_is_there(folder, shard) for shard in index["shards"])
+    return index if complete else None
 
 
 def _is_there(folder: Path, record: dict) -> bool:
@@ -120,16 +114,15 @@ def _is_there(folder: Path, record: dict) -> bool:
 
 
 def _claim(folder: Path, arguments: dict) -> dict[str, dict]:
-    """Mark the folder as being packed into; returns the records of the shards that are done already, by name."""
-    journal = folder / _JOURNAL
-    lines = _lines(journal)
+    """Start the journal of a pack in the folder; returns the records of the shards that are done already, by name."""
+    journal = _lines(folder / _JOURNAL)
     index = next(iter(_lines(folder / "index.json", whole=True)), {})
-    if lines and lines[0].get("pack") == arguments:
+    if journal and journal[0].get("pack") == arguments:
         for path in (folder / _UNEVEN).glob("*.tar"):  # the dealing out was interrupted; it starts again
             path.replace(folder / path.name)
-        records = lines[1:]
+        records = journal[1:]
     elif index.get("pack") == arguments:  # was finished; some files are gone
-        # Where images were left out, the shards may not be those of the plan.
+        # With images left out, the shards may not be those of the plan.
         records = [] if index["skipped"] else [{**shard, "skipped": {}} for shard in index["shards"]]
     elif not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         records = []
@@ -138,7 +131,8 @@ def _claim(folder: Path, arguments: dict) -> dict[str, dict]:
     records = [record for record in records if _is_there(folder, record)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(journal, "".join(json.dumps(line) + "\n" for line in [{"pack": arguments}, *records]))
+        with write_atomically(folder / _JOURNAL) as new:
+            new.write_text("".join(json.dumps(line) + "\n" for line in [{"pack": arguments}, *records]))
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}; choose another folder") from None
     return {record["name"]: record for record in records}
@@ -156,14 +150,8 @@ def _lines(path: Path, whole: bool = False) -> list[dict]:
     return [each for each in found if isinstance(each, dict)]
 
 
-def _write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
 def _level(run: "_Run", shards: list[dict], shard_size: int) -> list[dict]:
-    """Deal out the images anew where some were left out, so that the shards differ by one at the most."""
+    """Deal out the images again after some were left out, so that the shards differ by one at the most."""
     uneven = run.folder / _UNEVEN
     uneven.mkdir(exist_ok=True)
     for shard in shards:
@@ -171,9 +159,9 @@ def _level(run: "_Run", shards: list[dict], shard_size: int) -> list[dict]:
     source = open_source([str(uneven / shard["name"]) for shard in shards if shard["samples"]])
     count = -(-len(source) // shard_size)
     names = [shard["name"] for shard in shards[:count]]
-    run = _Run(run.folder, run.workers, 0, None)
+    parts = np.array_split(np.arange(len(source)), count)
     # Their images are whole, and of the size they shall have: they are only copied.
-    shards = run.write(source, names, np.array_split(np.arange(len(source)), count), _as_it_is, None)
+    shards = _Run(run.folder, run.workers, 0, None).write(source, names, parts, _as_it_is, None)
     return [{name: value for name, value in shard.items() if name != "skipped"} for shard in shards]
 
 
@@ -184,7 +172,7 @@ def _as_it_is(data: bytes | np.ndarray) -> tuple[bytes, str]:
 
 @dataclass
 class _Run:
-    """Writes shards into a folder by several threads, each of which writes a shard at a time."""
+    """Writes shards into a folder by several threads, one shard each at a time."""
 
     folder: Path
     workers: int
@@ -195,16 +183,11 @@ class _Run:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def write(
-        self,
-        source: Source,
-        names: list[str],
-        parts: list[np.ndarray],
-        encode: Callable[[bytes | np.ndarray], tuple[bytes, str]],
-        records: dict[str, dict] | None,
+        self, source: Source, names: list[str], parts: list[np.ndarray], encode: Encode, records: dict | None
     ) -> list[dict]:
         """Write shard `names[k]` with the images `parts[k]`, all that are not in `records`; returns all records.
 
-        What is written is added to the journal, except where `records` is None.
+        Each new record is added to the journal, except if `records` is None.
         """
         firsts = np.cumsum([0, *map(len, parts)]).tolist()
         keep = [(records or {}).get(name) for name in names]
@@ -229,15 +212,14 @@ class _Run:
         try:
             return self._write_shard(*args)
         except BaseException:
-            self.stop.set()  # the other threads need not finish what they have begun
+            self.stop.set()  # at once: the other threads need not finish the shards they have begun
             raise
 
     def _write_shard(
-        self, name: str, source: Source, part: np.ndarray, first: int, encode: Callable, journaled: bool
+        self, name: str, source: Source, part: np.ndarray, first: int, encode: Encode, journaled: bool
     ) -> dict:
-        temporary = self.folder / f"{name}.part"
         samples, skipped = 0, {}
-        with temporary.open("wb") as file:
+        with write_atomically(self.folder / name) as new, new.open("wb") as file:
             hashed = _Hashed(file)
             with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[arg-type]
                 for number, i in enumerate(part.tolist(), first):
@@ -259,7 +241,6 @@ class _Run:
             size = file.tell()
             file.flush()
             os.fsync(file.fileno())  # a record says that the shard is there, also after the power was cut
-        temporary.replace(self.folder / name)
         record = {"name": name, "samples": samples, "bytes": size, "sha256": hashed.digest.hexdigest()}
         record["skipped"] = skipped
         if journaled:
@@ -269,7 +250,7 @@ class _Run:
 
 
 class _Hashed:
-    """What tarfile needs of a file to write to, with the sha256 of all that was written."""
+    """A file for tarfile to write to, with the sha256 of all that was written."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.digest = file, hashlib.sha256()

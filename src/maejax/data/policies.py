@@ -1,8 +1,8 @@
 """timm's augmentation policies (RandAugment, AugMix, AutoAugment, 3-Augment): its own code, with our random numbers.
 
-timm draws from Python's `random` and NumPy's global generator, which the loader's threads would share. So its module is
-loaded once more, apart from any other use of timm, and there `random` and `np.random` are generators of the thread's
-own, set for every image: no thread waits for another's, and nothing global is touched. PyTorch is not loaded either.
+timm draws from Python's `random` and NumPy's global generator, so threads would share them. Its module is therefore
+loaded once more, apart from any other use of timm. In that copy `random` and `np.random` are generators of the thread,
+set for every image, and nothing global is touched. PyTorch is not loaded either.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from maejax.errors import InputError
+from maejax.errors import InputError, install
 
 Size = tuple[int, int]
 Picturing = Callable[[Image.Image], Image.Image]
@@ -31,10 +31,9 @@ _LOADING = threading.Lock()  # two copies of the module would draw from two sets
 
 
 def check_policy(policy: str, channels: int = 3) -> None:
-    """Check before any long work that a policy can be had and works on images of so many channels.
+    """Check a policy before any long work.
 
-    Raises InputError where timm is missing, the name is none that timm knows, or the images have other than 1 or 3
-    channels.
+    Raises InputError if timm is missing or does not know the policy, or the images have other than 1 or 3 channels.
     """
     if channels not in (1, 3):
         raise InputError(f"--auto-augment {policy} changes images of 1 or 3 channels, not {channels}; set it to none")
@@ -60,10 +59,10 @@ def apply_policy(
 ) -> np.ndarray:
     """Augment an image, uint8 [H, W, C], by a policy that timm names, as its `create_transform` does.
 
-    `mean`, per channel on the 0..1 scale, fills what moves into the picture; resampling is bicubic. Grey images (C = 1)
-    are augmented as colour images and made grey again. A function of the image and of `rng` alone, in any thread.
+    `mean`, per channel on the 0..1 scale, fills the empty places of moved pictures; resampling is bicubic. Grey images
+    (C = 1) are augmented as colour images and made grey again. The result depends on the image and `rng` alone.
 
-    Raises InputError where timm is missing; what timm raises where it does not know the policy.
+    Raises InputError if timm is missing, and timm's own error for an unknown policy.
     """
     channels = image.shape[2]
     picture = Image.fromarray(image if channels == 3 else np.repeat(image, 3, axis=2))
@@ -108,35 +107,19 @@ class _Draws(threading.local):
     numpy: np.random.RandomState
 
 
-class _Python:
-    """Stands for the module `random`."""
+class _Module:
+    """Stands for a module; `find` looks its attributes up."""
 
-    def __init__(self, draws: _Draws):
-        self._draws = draws
+    def __init__(self, find: Callable[[str], Any]):
+        self._find = find
 
-    def __getattr__(self, name: str):
-        return getattr(self._draws.python, name)
-
-
-class _NumPy:
-    """Stands for the module `numpy`."""
-
-    def __init__(self, draws: _Draws):
-        self._draws = draws
-
-    def __getattr__(self, name: str):
-        return self._draws.numpy if name == "random" else getattr(np, name)
+    def __getattr__(self, name: str) -> Any:
+        return self._find(name)
 
 
-class _ImageOps:
-    """Stands for the module of Pillow, whose `posterize` since 13 refuses to keep no bit, as timm's often does."""
-
-    def __getattr__(self, name: str):
-        return getattr(ImageOps, name)
-
-    @staticmethod
-    def posterize(image: Image.Image, bits: int) -> Image.Image:
-        return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+def _posterize(image: Image.Image, bits: int) -> Image.Image:
+    """Do as Pillow before 13, which refuses to keep no bit, as timm's policies often ask."""
+    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
 def _timm_policies() -> Any:
@@ -148,15 +131,17 @@ def _timm_policies() -> Any:
 def _load() -> ModuleType:
     package = importlib.util.find_spec("timm")  # finds it, and does not import it
     places = [] if package is None else package.submodule_search_locations or []
-    for place in places:
-        path = Path(place) / "data/auto_augment.py"
-        spec = importlib.util.spec_from_file_location("maejax_timm_auto_augment", path)
-        if path.exists() and spec is not None and spec.loader is not None:
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            draws = _Draws()
-            vars(module).update(draws=draws, random=_Python(draws), np=_NumPy(draws), ImageOps=_ImageOps())
-            return module
-    raise InputError(
-        "--auto-augment needs timm, whose policies these are: pip install 'maejax[timm]', or set it to none"
+    paths = [path for place in places if (path := Path(place, "data/auto_augment.py")).exists()]
+    spec = importlib.util.spec_from_file_location("maejax_timm_auto_augment", paths[0]) if paths else None
+    if spec is None or spec.loader is None:
+        raise InputError(f"--auto-augment needs timm, whose policies these are: {install('timm')}, or set it to none")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    draws = _Draws()
+    vars(module).update(
+        draws=draws,
+        random=_Module(lambda name: getattr(draws.python, name)),
+        np=_Module(lambda name: draws.numpy if name == "random" else getattr(np, name)),
+        ImageOps=_Module(lambda name: _posterize if name == "posterize" else getattr(ImageOps, name)),
     )
+    return module

@@ -1,4 +1,4 @@
-"""What a shard holds of an image: its bytes as they are, or made anew in another size or quality."""
+"""The bytes of an image for a shard: as they are, or encoded again in another size or quality."""
 
 import io
 from dataclasses import dataclass
@@ -8,20 +8,25 @@ import numpy as np
 from PIL import Image
 
 from maejax.data.augment import resize
-from maejax.data.decode import decode
-from maejax.data.header import suffix_of
+from maejax.data.decode import decode, opener_of
 from maejax.errors import UnreadableImage
 
 JPEG_QUALITY = 95
+_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+
+
+def suffix_of(data: bytes) -> str:
+    """Return the file suffix of an encoded image; raises UnreadableImage for a format unknown here."""
+    return _SUFFIX[opener_of(data).format or ""]
 
 
 @dataclass(frozen=True)
 class Encoding:
     """How images are written: `image_size` is the longest short side, in pixels, `quality` that of JPEG, 1..100.
 
-    With neither, encoded images stay byte for byte what they are and arrays become PNG. With `image_size`, images with
-    a longer short side are resized to it and written as JPEG (quality 95) where they were JPEG or WebP, else as PNG,
-    without alpha. With `quality`, JPEG and WebP of any size are written as JPEG of that quality where that is smaller.
+    Without either, files are copied byte for byte, and arrays are written as PNG. With `image_size`, images with a
+    longer short side are resized to it. JPEG and WebP are then written as JPEG (quality 95), others as PNG, without
+    alpha. With `quality`, JPEG and WebP of any size are written as JPEG of that quality if that is smaller.
     """
 
     image_size: int | None = None
@@ -53,9 +58,7 @@ class Encoding:
         side = min(height, width)
         if self.image_size is None or side <= self.image_size:
             return pixels
-        return resize(
-            pixels, (0, 0, height, width), (height * self.image_size // side, width * self.image_size // side)
-        )
+        return resize(pixels, (height * self.image_size // side, width * self.image_size // side))
 
 
 def _encode(pixels: np.ndarray, format: str, **options: Any) -> bytes:

@@ -1,6 +1,5 @@
 """Opening a source of images: tar shards here or elsewhere, folders, tables and arrays, behind one interface."""
 
-import json
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -10,15 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from maejax.data.expand import PACKED, expand
-from maejax.data.fill import Place
 from maejax.data.labels import LABEL_FILES, assign, read_labels
-from maejax.data.listing import IMAGE_SUFFIXES, Listing, Sample, in_folder, in_tar
+from maejax.data.listing import IMAGE_SUFFIXES, ByteRange, Listing, Sample, in_folder, in_tar
 from maejax.data.order import epoch_order
-from maejax.data.stream import Here, Item, Remote, Stream, fetch_all, first_images, name_shards, open_folder, read_index
+from maejax.data.stream import (
+    LocalShard,
+    RemoteShard,
+    Stream,
+    fetch_all,
+    first_images,
+    name_shards,
+    open_folder,
+    read_index,
+)
 from maejax.data.tables import TABLE_SUFFIXES, in_table
 from maejax.errors import FormatError, InputError
 from maejax.storage.redact import redact
-from maejax.storage.retry import Patience
+from maejax.storage.retry import RetryPolicy
 
 LOCAL_SHARD = 1000  # images
 
@@ -27,9 +34,9 @@ LOCAL_SHARD = 1000  # images
 class Source:
     """A set of images that can be read at random, from several threads at once.
 
-    `keys` names each image in messages. `labels` is int32 [n], -1 where there is none. `classes` are the names of the
-    classes where they are known, else (). `problems` tells, in a sentence each, what could not be used; `lost` maps the
-    shards that could not be read, or not to their end, to the reason.
+    `keys` names each image in messages. `labels` is int32 [n], -1 if there is none. `classes` are the names of the
+    classes if they are known, else (). `problems` are sentences on what could not be used; `lost` maps the shards that
+    could not be read to their end to the reason.
     """
 
     keys: list[str]
@@ -50,14 +57,30 @@ class Source:
         """Name image i, as messages do."""
         return self.keys[i]
 
-    def place(self, i: int) -> Place | np.ndarray:
-        """Say where image i lies, or give its pixels, uint8 [H, W] or [H, W, C]."""
+    def stored(self, i: int) -> ByteRange | np.ndarray:
+        """Return where the bytes of image i lie, or its pixels, uint8 [H, W] or [H, W, C]."""
         raise NotImplementedError
 
     def read(self, i: int) -> bytes | np.ndarray:
-        """Return image i as `decode` takes it; raises OSError where its file can no longer be read."""
-        place = self.place(i)
-        return place.read() if isinstance(place, Place) else place
+        """Return image i as `decode` takes it; raises OSError if its file can no longer be read."""
+        image = self.stored(i)
+        return image.read() if isinstance(image, ByteRange) else image
+
+    def number_classes_as(self, classes: Sequence[str]) -> list[str]:
+        """Number the labels by the place of their class in `classes`, matched by name, and take over `classes`.
+
+        Returns the names that `classes` lacks, sorted; if there are any, nothing is changed. Nothing is to do if
+        either side has no names.
+        """
+        if not classes or not self.classes:
+            return []
+        number = {name: i for i, name in enumerate(classes)}
+        unknown = sorted(set(self.classes) - number.keys())
+        if not unknown:
+            table = np.array([number[name] for name in self.classes], np.int32)
+            self.labels = np.where(self.labels < 0, -1, table[self.labels]).astype(np.int32)
+            self.classes = tuple(classes)
+        return unknown
 
 
 @dataclass(eq=False)
@@ -72,9 +95,9 @@ class FileSource(Source):
     offset: np.ndarray
     size: np.ndarray
 
-    def place(self, i: int) -> Place:
-        """Say where the encoded bytes of image i lie."""
-        return Place(str(self.files[self.file[i]]), int(self.offset[i]), int(self.size[i]))
+    def stored(self, i: int) -> ByteRange:
+        """Return where the encoded bytes of image i lie."""
+        return ByteRange(str(self.files[self.file[i]]), int(self.offset[i]), int(self.size[i]))
 
 
 @dataclass(eq=False)
@@ -83,7 +106,7 @@ class ArraySource(Source):
 
     images: np.ndarray
 
-    def place(self, i: int) -> np.ndarray:
+    def stored(self, i: int) -> np.ndarray:
         """Return the pixels of image i, uint8 [H, W] or [H, W, C]."""
         return self.images[i]
 
@@ -93,23 +116,15 @@ def open_source(
     *,
     labels: str | Path | None = None,
     cache_dir: str = "",
-    patience: Patience | None = None,
+    patience: RetryPolicy | None = None,
 ) -> Source:
-    """Find every image and label that one spec, or several, stand for; what is not here is fetched, all of it.
+    """Open all images and labels of one spec, or several; docs/data.md lists the forms of a spec.
 
-    A spec is a tar shard, an image folder (a sub-folder per class, or flat), a folder of tar shards, an image, a
-    Hugging Face `datasets` folder, an arrow or parquet file with an image column or a folder of these, or a
-    .npz with `images` uint8 [n, H, W(, C)] and optionally `labels` int [n] and `classes`; brace lists
-    (`{0000..0127}`, `{a,b}`), globs and `~` are expanded. Shards may be packed (.tar.gz, .tar.zst) and lie elsewhere:
-    http(s)://, hf://datasets/OWNER/NAME/PATH, gs://, s3://, what else fsspec knows, or the output of a command,
-    `pipe:COMMAND`. `@FILE` is a list of specs, one a line, which may lie elsewhere too.
+    Shards elsewhere are all fetched first, and kept in `cache_dir` or removed when the process ends. Labels come from
+    `.cls` and `.json` members, else from the names of the class folders, sorted; a single folder is no class. The file
+    `labels` (see `read_labels`) replaces these. A file of `LABEL_FILES` beside images without any label is used too.
 
-    Labels come from `.cls` and `.json` members; where there are none, from the names of the class folders, sorted. A
-    single folder is no class. `labels` names a file (csv, tsv, json, jsonl: see `read_labels`) that takes the place of
-    all these; where no image has a label, a `labels.csv` (or .tsv, .json, .jsonl) beside the images is used. What is
-    fetched is kept in `cache_dir`, or goes when the process ends.
-
-    Raises InputError for what is missing or not supported, and where no image was found.
+    Raises InputError for what is missing or not supported, and if no image was found.
     """
     specs, local, addresses = _places(spec)
     if not addresses:
@@ -117,20 +132,22 @@ def open_source(
     _refuse_arrays(specs, local)
     shards, folder = name_shards(addresses), open_folder(cache_dir)
     found = _look(local)
-    if next(first_images(Stream(shards, folder, bool(cache_dir), Patience()), found.problems), None) is None:
-        raise InputError(_nothing_in(specs, len(local) + len(addresses), found))
-    fetched, lost = fetch_all(shards, folder, patience or Patience())
+    stream = Stream([*shards], folder, bool(cache_dir), RetryPolicy())
+    usable = next(first_images(stream, found.problems), None) is not None
+    fetched, lost = fetch_all(shards, folder, patience or RetryPolicy()) if usable else ([], {})
     for path, title in fetched:
         found.extend(in_tar(path, title))
     found.problems += [f"{name}: {reason}" for name, reason in lost.items()]
     found.lost |= lost
-    if not found.samples:
+    if not usable or not found.samples:
         raise InputError(_nothing_in(specs, len(local) + len(addresses), found))
     return _labelled(_gather(found), [*local, *(path for path, _ in fetched)], labels)
 
 
-def open_stream(spec: str | Sequence[str], *, cache_dir: str = "", patience: Patience | None = None) -> Source | Stream:
-    """Open a spec for training: a stream where shards must be fetched or unpacked, else as `open_source` does.
+def open_stream(
+    spec: str | Sequence[str], *, cache_dir: str = "", patience: RetryPolicy | None = None
+) -> Source | Stream:
+    """Open a spec for training: as a stream if shards must be fetched or unpacked, else as `open_source` does.
 
     Local images beside them take part as shards of `LOCAL_SHARD` images each, drawn at random.
 
@@ -141,48 +158,36 @@ def open_stream(spec: str | Sequence[str], *, cache_dir: str = "", patience: Pat
         return _open_local(specs, local)
     _refuse_arrays(specs, local)
     total, classes = read_index(addresses)
-    shards: list[Remote | Here] = [*name_shards(addresses)]
-    found = Listing()
+    shards: list[RemoteShard | LocalShard] = [*name_shards(addresses)]
+    stream = Stream(shards, open_folder(cache_dir), bool(cache_dir), patience or RetryPolicy(), total, classes)
     if local:
         source = _open_local(specs, local)
-        found.problems, found.lost = source.problems, source.lost
         parts = np.array_split(epoch_order(len(source), 0, 0), -(-len(source) // LOCAL_SHARD))
-        shards += [Here(f"local images, part {n}", _items(source, part)) for n, part in enumerate(parts)]
-        total = None if total is None else total + len(source)
-    return Stream(
-        shards,
-        open_folder(cache_dir),
-        keep=bool(cache_dir),
-        patience=patience or Patience(),
-        total=total,
-        classes=classes,
-        problems=found.problems,
-        lost=found.lost,
-    )
+        stream.shards += [LocalShard(f"local images, part {n}", _samples(source, part)) for n, part in enumerate(parts)]
+        stream.problems, stream.lost = source.problems, source.lost
+        stream.total = None if total is None else total + len(source)
+    return stream
 
 
-def _items(source: Source, numbers: np.ndarray) -> list[Item]:
-    return [Item(source.place(i), int(source.labels[i]), source.keys[i]) for i in numbers.tolist()]
+def _samples(source: Source, numbers: np.ndarray) -> list[Sample]:
+    return [Sample(source.keys[i], source.stored(i), int(source.labels[i])) for i in numbers.tolist()]
 
 
 def _places(spec: str | Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
-    """Expand specs: the specs, what is local and plain, and the addresses of what must be fetched or unpacked."""
+    """Expand specs: the specs without secrets, plain local paths, and addresses that must be fetched or unpacked."""
     specs = [spec] if isinstance(spec, str) else list(spec)
-    local: list[Path] = []
-    addresses: list[str] = []
-    for place in (place for each in specs for place in expand(each)):
-        if isinstance(place, str) or PACKED.search(place.name):
-            addresses.append(str(place))
-        else:
-            local.append(place)
-    return [redact(each) for each in specs], local, addresses
+    places = [place for each in specs for place in expand(each)]
+    local = [place for place in places if isinstance(place, Path) and not PACKED.search(place.name)]
+    return (
+        [redact(each) for each in specs],
+        local,
+        [str(place) for place in places if isinstance(place, str) or PACKED.search(place.name)],
+    )
 
 
 def _refuse_arrays(specs: list[str], paths: list[Path]) -> None:
     if any(path.suffix == ".npz" for path in paths):
-        raise InputError(
-            f"{' '.join(specs)}: a .npz is a source of its own; give it alone, or pack it into shards first"
-        )
+        raise InputError(f"{' '.join(specs)}: a .npz is a source of its own; give it alone, or pack it into shards")
 
 
 def _open_local(specs: list[str], paths: list[Path], labels: str | Path | None = None) -> Source:
@@ -202,25 +207,20 @@ def _look(paths: list[Path]) -> Listing:
         if path.is_dir():
             found.extend(in_folder(path))
         elif path.suffix.lower() in IMAGE_SUFFIXES:
-            found.extend(Listing([Sample(str(path), path, 0, -1)], suffixes=Counter([path.suffix])))
+            sample = Sample(str(path), ByteRange(str(path), 0, -1))
+            found.extend(Listing([sample], suffixes=Counter([path.suffix])))
         else:
             title = path.name if titles[path.name] == 1 else str(path)
-            try:
-                found.extend((in_table if path.suffix.lower() in TABLE_SUFFIXES else in_tar)(path, title))
-            except FormatError as error:
-                raise InputError(str(error)) from None
+            found.extend((in_table if path.suffix.lower() in TABLE_SUFFIXES else in_tar)(path, title))
     return found
 
 
 def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> Source:
-    """Take the labels from a label file: the one that is named, or one beside images that have none."""
-    if labels is not None:
-        file = Path(labels).expanduser()
-    elif (source.labels < 0).all():
+    """Take the labels from the label file `labels`, or from one beside images without labels."""
+    file = None if labels is None else Path(labels).expanduser()
+    if file is None and (source.labels < 0).all():
         places = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
         file = next((place / name for place in places for name in LABEL_FILES if (place / name).is_file()), None)
-    else:
-        file = None
     if file is None:
         return source
     try:
@@ -240,13 +240,17 @@ def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> S
 
 
 def _gather(found: Listing) -> FileSource:
+    """Turn the samples of a listing into columns."""
     samples = found.samples
-    files = list(dict.fromkeys(sample.path for sample in samples))
+    images = [image for sample in samples if isinstance(image := sample.image, ByteRange)]
+    files = list(dict.fromkeys(image.path for image in images))
     number = {path: i for i, path in enumerate(files)}
-    classes: tuple[str, ...] = ()
-    if any(sample.label is not None for sample in samples):
-        labels = [-1 if sample.label is None else sample.label for sample in samples]
-        classes = found.classes or _classes_beside(files[0], max(labels))
+    labels = [sample.label for sample in samples]
+    if max(labels) >= 0:
+        classes = found.classes
+        if not classes:  # those of the index that `pack` writes beside its shards
+            _, classes = read_index([str(Path(files[0]).absolute())])
+            classes = classes if max(labels) < len(classes) else ()
     else:
         classes = tuple(sorted({sample.folder for sample in samples if sample.folder is not None}))
         classes = classes if len(classes) > 1 else ()
@@ -258,22 +262,11 @@ def _gather(found: Listing) -> FileSource:
         classes=classes,
         problems=found.problems,
         lost=found.lost,
-        files=files,
-        file=np.array([number[sample.path] for sample in samples], np.int32),
-        offset=np.array([sample.offset for sample in samples], np.int64),
-        size=np.array([sample.size for sample in samples], np.int64),
+        files=[Path(path) for path in files],
+        file=np.array([number[image.path] for image in images], np.int32),
+        offset=np.array([image.offset for image in images], np.int64),
+        size=np.array([image.size for image in images], np.int64),
     )
-
-
-def _classes_beside(shard: Path, largest: int) -> tuple[str, ...]:
-    """Return the class names in the index that `pack` writes beside its shards, () where there is no such index."""
-    try:
-        index = json.loads((shard.parent / "index.json").read_bytes())
-        if any(entry["name"] == shard.name for entry in index["shards"]) and largest < len(index["classes"]):
-            return tuple(map(str, index["classes"]))
-    except (OSError, ValueError, KeyError, TypeError):  # somebody else's index.json, or none
-        pass
-    return ()
 
 
 def _open_arrays(path: Path) -> ArraySource:
@@ -289,9 +282,8 @@ def _open_arrays(path: Path) -> ArraySource:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as .npz: {error}; write it with numpy.savez") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
-        raise InputError(
-            f"{path}: images are {images.dtype} {list(images.shape)}; they must be uint8 [n, H, W] or [n, H, W, C]"
-        )
+        form = f"{images.dtype} {list(images.shape)}"
+        raise InputError(f"{path}: images are {form}; they must be uint8 [n, H, W] or [n, H, W, C]")
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise InputError(f"{path}: labels are {labels.dtype} {list(labels.shape)}; they must be int [{len(images)}]")
     keys = [f"{path.name}:{i}" for i in range(len(images))]

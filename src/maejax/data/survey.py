@@ -1,5 +1,6 @@
-"""A look at a source of images before anything is trained on it: what is there, and what is wrong with it."""
+"""The facts about a source of images, before anything is trained on it."""
 
+import io
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -9,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maejax.data.decode import decode
-from maejax.data.header import read_header
+from maejax.data.decode import decode, opener_of
 from maejax.data.listing import IMAGE_SUFFIXES
 from maejax.data.order import epoch_order
 from maejax.data.sources import FileSource, Source
@@ -24,16 +24,14 @@ def survey(
 ) -> dict[str, Any]:
     """Collect the facts about a source, as JSON can hold them.
 
-    The listing is looked at as a whole; `sample` images, drawn at random but the same every time (None: all), are
-    decoded to `channels`: their sizes, formats and modes are counted, and those that cannot be read are named.
-    `progress` is called with the number of images looked at and of all that will be.
+    `sample` images, drawn at random but the same every time (None: all), are decoded to `channels`: their sizes,
+    formats and modes are counted, and unreadable ones are named. Everything else is counted over all images.
+    `progress` is called with the number of images decoded so far and in the end.
     """
     count = len(source) if sample is None else min(sample, len(source))
     chosen = sorted(epoch_order(len(source), 0, 0)[:count].tolist())
     sizes: list[tuple[int, int, int]] = []  # width, height, bytes
-    formats: Counter[str] = Counter()
-    modes: Counter[str] = Counter()
-    bad: dict[str, str] = {}
+    formats, modes, bad = Counter(), Counter(), {}
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="maejax-survey") as executor:
         try:
             looks = executor.map(lambda i: _look(source, i, channels), chosen)
@@ -60,9 +58,7 @@ def survey(
         "looked_at": count,
         "formats": dict(formats.most_common()),
         "modes": dict(modes.most_common()),
-        "width": _quantiles([size[0] for size in sizes]),
-        "height": _quantiles([size[1] for size in sizes]),
-        "bytes": _quantiles([size[2] for size in sizes]),
+        **{name: _quantiles([size[k] for size in sizes]) for k, name in enumerate(("width", "height", "bytes"))},
         "bad": bad,
     }
 
@@ -76,8 +72,8 @@ def _look(source: Source, i: int, channels: int) -> tuple[str, str, tuple[int, i
         if isinstance(data, np.ndarray):
             mode = "grey" if data.ndim == 2 else f"{data.shape[2]} channels"
             return "array", mode, (width, height, data.nbytes)
-        header = read_header(data)
-        return header.format, header.mode, (width, height, len(data))
+        opener = opener_of(data)
+        return opener.format or "", opener(io.BytesIO(data)).mode, (width, height, len(data))
     except UnreadableImage as error:
         return str(error)
     except OSError as error:
@@ -88,8 +84,7 @@ def _shards(source: Source) -> dict[str, Any] | None:
     """Describe the files that hold many images; None for arrays and for folders, where each image is a file."""
     if not isinstance(source, FileSource):
         return None
-    shards = [i for i, path in enumerate(source.files) if path.suffix.lower() not in IMAGE_SUFFIXES]
-    if not shards:
+    if not (shards := [i for i, path in enumerate(source.files) if path.suffix.lower() not in IMAGE_SUFFIXES]):
         return None
     images = np.bincount(source.file, minlength=len(source.files))[shards]
     return {
@@ -117,14 +112,10 @@ def _duplicates(source: Source) -> dict[str, int]:
     """Count the names that occur more than once: in one shard, or, but for mere numbers, in several."""
     keys = Counter(source.keys)
     names = Counter(key.partition(":")[2] for key in source.keys)
-    found = {key: count for key, count in keys.items() if count > 1}
-    for name, count in names.items():
-        if name and count > 1 and not PurePosixPath(name).stem.isdecimal():
-            found[name] = count
-    return found
+    several = {name: count for name, count in names.items() if name and not PurePosixPath(name).stem.isdecimal()}
+    return {name: count for name, count in (keys | several).items() if count > 1}
 
 
 def _quantiles(values: list[int], percent: tuple[int, ...] = QUANTILES) -> dict[str, int]:
-    if not values:
-        return {}
-    return {f"{p}%": int(v) for p, v in zip(percent, np.percentile(values, percent, method="nearest"), strict=True)}
+    found = np.percentile(values, percent, method="nearest") if values else []
+    return {f"{p}%": int(v) for p, v in zip(percent, found, strict=bool(values))}

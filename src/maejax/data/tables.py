@@ -8,7 +8,6 @@ is copied once to an arrow file in the user's cache.
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,18 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maejax.data.listing import Listing, Sample
-from maejax.errors import FormatError
+from maejax.data.listing import ByteRange, Listing, Sample
+from maejax.errors import FormatError, InputError, install
+from maejax.storage.atomic import write_atomically
+from maejax.storage.cache import cache_folder
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 _IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "photo", "picture")
 _LABELS = ("label", "labels", "fine_label", "cls", "class", "target", "category", "class_name")
 
 _log = logging.getLogger("maejax.data")
-
-
-class _NoImages(ValueError):
-    """The file is damaged or holds none: told as a problem of the source, as with a tar."""
 
 
 class _Columns(NamedTuple):
@@ -38,19 +35,19 @@ class _Columns(NamedTuple):
 
 
 def table_files(folder: Path) -> list[Path]:
-    """Return the files of a Hugging Face `datasets` folder, or of a folder of parquet files; [] where it is neither.
+    """Return the files of a Hugging Face `datasets` folder, or of a folder of parquet files; else [].
 
-    Raises FormatError where it holds several splits: which one is meant has to be said.
+    Raises InputError if it holds several splits.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = _json(folder / "dataset_dict.json").get("splits", [])
         if len(splits) != 1:
-            raise FormatError(f"{folder}: holds the splits {', '.join(splits)}; name one, as {folder / 'train'}")
+            raise InputError(f"{folder}: holds the splits {', '.join(splits)}; name one, as {folder / 'train'}")
         return table_files(folder / splits[0])
     if (folder / "state.json").is_file():
         state = _json(folder / "state.json")
         if state.get("_indices_data_files"):
-            raise FormatError(
+            raise InputError(
                 f"{folder}: its rows are chosen by an index file; call flatten_indices() and save it again"
             )
         return [folder / entry["filename"] for entry in state.get("_data_files", [])]
@@ -59,7 +56,7 @@ def table_files(folder: Path) -> list[Path]:
         splits = {re.sub(r"-\d+-of-\d+$", "", path.stem) for path in files if re.search(r"-\d+-of-\d+$", path.stem)}
         if len(splits) > 1:
             one = place / f"{max(splits)}-*{files[0].suffix}"
-            raise FormatError(f"{place}: holds the splits {', '.join(sorted(splits))}; name one, as '{one}'")
+            raise InputError(f"{place}: holds the splits {', '.join(sorted(splits))}; name one, as '{one}'")
         if files:
             return files
     return []
@@ -71,7 +68,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
-        raise FormatError(f"{path}: is no JSON object; save the dataset again")
+        raise InputError(f"{path}: is no JSON object; save the dataset again")
     return content
 
 
@@ -82,12 +79,12 @@ def in_table(path: Path, title: str) -> Listing:
     the first. The label column is a ClassLabel, whole numbers, or class names. Keys read `title:row`, followed by the
     image's own name where it has one. Rows without an image are counted in `problems`, as is damage.
 
-    Raises FormatError where pyarrow is missing, or there is no room for the copy of a parquet file.
+    Raises InputError if pyarrow is missing, or there is no room for the copy of a parquet file.
     """
     try:
         import pyarrow as pa
     except ImportError:
-        raise FormatError(f"{path}: reading it needs pyarrow; install maejax[hf]") from None
+        raise InputError(f"{path}: reading it needs pyarrow: {install('hf')}") from None
     listing = Listing()
     listing.suffixes[path.suffix.lower()] += 1
     try:
@@ -95,25 +92,21 @@ def in_table(path: Path, title: str) -> Listing:
         with pa.memory_map(str(arrow)) as file:
             whole = file.read_buffer()
             magic = whole.slice(0, 6).to_pybytes() if whole.size >= 6 else b""
-            reader = pa.ipc.open_file(whole) if magic == b"ARROW1" else pa.ipc.open_stream(whole)
+            file_form = magic == b"ARROW1"
+            reader = pa.ipc.open_file(whole) if file_form else pa.ipc.open_stream(whole)
             columns = _choose(reader.schema, path.parent / "dataset_info.json")
             listing.classes = columns.classes
-            batches = (
-                (reader.get_batch(i) for i in range(reader.num_record_batches)) if magic == b"ARROW1" else iter(reader)
-            )
+            batches = map(reader.get_batch, range(reader.num_record_batches)) if file_form else iter(reader)
             missing = 0
             for sample in _samples(batches, columns, arrow, title, whole):
-                if isinstance(sample, Sample):
-                    listing.samples.append(sample)
-                else:
+                if sample is None:
                     missing += 1
-    except (pa.ArrowException, OSError) as error:
-        listing.problems.append(f"{path}: {str(error).splitlines()[0]}")
-    except _NoImages as error:
-        listing.problems.append(f"{path}: {error}")
-    else:
+                else:
+                    listing.samples.append(sample)
         if missing:
             listing.problems.append(f"{path}: {missing} rows hold no image")
+    except (pa.ArrowException, FormatError, OSError) as error:
+        listing.problems.append(f"{path}: {str(error).splitlines()[0]}")
     return listing
 
 
@@ -139,23 +132,23 @@ def _samples(batches: Iterator[Any], columns: _Columns, path: Path, title: str, 
         ends = np.frombuffer(ends, np.int64 if wide else np.int32)[images.offset : images.offset + len(images) + 1]
         start = 0 if data is None else data.address - whole.address
         if data is not None and not 0 <= start <= whole.size - data.size:
-            raise _NoImages("is compressed; write it again without compression, or as parquet")
+            raise FormatError("is compressed; write it again without compression, or as parquet")
         offsets = (start + ends.astype(np.int64)).tolist()
         for i, (label, name) in enumerate(zip(labels, names, strict=True)):
-            number = label if isinstance(label, int) and label >= 0 else None
+            number = label if isinstance(label, int) and label >= 0 else -1
             kind = label if isinstance(label, str) else None
             key = f"{title}:{row}" + (f"/{Path(name).name}" if name else "")
             if valid[i]:
-                yield Sample(key, path, offsets[i], offsets[i + 1] - offsets[i], number, kind)
+                yield Sample(key, ByteRange(str(path), offsets[i], offsets[i + 1] - offsets[i]), number, kind)
             elif name and Path(name).is_file():  # a dataset may hold the paths of images alone
-                yield Sample(key, Path(name), 0, -1, number, kind)
+                yield Sample(key, ByteRange(name, 0, -1), number, kind)
             else:
                 yield None
             row += 1
 
 
 def _choose(schema: Any, beside: Path) -> _Columns:
-    """Find the columns of images and labels: by what `datasets` wrote about them, else by type and name."""
+    """Find the columns of images and labels: by the features that `datasets` wrote, else by type and name."""
     import pyarrow as pa
 
     try:
@@ -185,7 +178,7 @@ def _choose(schema: Any, beside: Path) -> _Columns:
     image = first([field for field in fields if kind(field) == "Image"] or fields, _IMAGES)
     if image is None:
         seen = ", ".join(f"{field.name} {field.type}" for field in schema)
-        raise _NoImages(f"has no column of encoded images (binary, or a struct of bytes and path), but {seen[:200]}")
+        raise FormatError(f"has no column of encoded images (binary, or a struct of bytes and path), but {seen[:200]}")
     named = [field for field in schema if field.name.lower() in _LABELS]
     is_label = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
     named = [field for field in named if any(test(field.type) for test in is_label)]
@@ -195,7 +188,7 @@ def _choose(schema: Any, beside: Path) -> _Columns:
 
 
 def _as_arrow(path: Path) -> Path:
-    """Return an arrow file with the image and label columns of a parquet file, writing it where there is none yet."""
+    """Return an arrow file with the image and label columns of a parquet file, written if there is none yet."""
     if path.suffix.lower() == ".arrow":
         return path
     import pyarrow as pa
@@ -214,23 +207,13 @@ def _as_arrow(path: Path) -> Path:
         size = sum(g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns))
         folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder).free < size:
-            raise FormatError(
+            raise InputError(
                 f"{path}: its images are read from a copy of {size / 1e9:.1f} GB, for which {folder} has no room; "
                 "set XDG_CACHE_HOME to a larger disk"
             )
         _log.warning("%s: copying its images once to %s, %.1f MB", path, copy, size / 1e6)
-        temporary = copy.with_suffix(f".{os.getpid()}.part")
-        try:
-            schema = pa.schema([file.schema_arrow.field(name) for name in wanted], file.schema_arrow.metadata)
-            with pa.ipc.new_stream(str(temporary), schema) as writer:
-                for batch in file.iter_batches(batch_size=256, columns=wanted):
-                    writer.write_batch(batch.select(wanted).cast(schema))
-            temporary.replace(copy)
-        finally:
-            temporary.unlink(missing_ok=True)
+        schema = pa.schema([file.schema_arrow.field(name) for name in wanted], file.schema_arrow.metadata)
+        with write_atomically(copy) as new, pa.ipc.new_stream(str(new), schema) as writer:
+            for batch in file.iter_batches(batch_size=256, columns=wanted):
+                writer.write_batch(batch.select(wanted).cast(schema))
     return copy
-
-
-def cache_folder() -> Path:
-    """Return where copies of parquet files lie; they can be deleted at any time between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "maejax"

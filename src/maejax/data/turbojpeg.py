@@ -1,4 +1,4 @@
-"""A part of a JPEG, by libjpeg-turbo 3 where it is installed (simplejpeg carries a copy that decodes whole ones only).
+"""A part of a JPEG, by libjpeg-turbo 3 if it is installed (simplejpeg carries a copy that decodes whole ones only).
 
 Pixels outside the part go through no inverse DCT and no colour conversion, and what lies below it is not read at all.
 """
@@ -31,9 +31,9 @@ class _Region(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """Find libjpeg-turbo 3 of the system, or beside Python as conda has it; None where there is none.
+    """Load libjpeg-turbo 3 of the system, or beside Python as conda has it; None if there is none.
 
-    `MAEJAX_TURBOJPEG` names a file to take instead; empty, it takes none.
+    `MAEJAX_TURBOJPEG` names a file to load instead; if it is empty, none is loaded.
     """
     named = os.environ.get("MAEJAX_TURBOJPEG")
     for path in _candidates() if named is None else [named]:
@@ -52,17 +52,17 @@ def _candidates() -> list[str]:
 
 
 def _declare(found: ctypes.CDLL) -> None:
-    handle, whole, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
-    found.tj3Init.argtypes, found.tj3Init.restype = [whole], handle
+    handle, number, data = ctypes.c_void_p, ctypes.c_int, [ctypes.c_char_p, ctypes.c_size_t]
+    found.tj3Init.argtypes, found.tj3Init.restype = [number], handle
     found.tj3Destroy.argtypes, found.tj3Destroy.restype = [handle], None
-    found.tj3Get.argtypes = [handle, whole]
-    found.tj3DecompressHeader.argtypes = [handle, ctypes.c_char_p, size]
+    found.tj3Get.argtypes = [handle, number]
+    found.tj3DecompressHeader.argtypes = [handle, *data]
     found.tj3SetCroppingRegion.argtypes = [handle, _Region]
-    found.tj3Decompress8.argtypes = [handle, ctypes.c_char_p, size, ctypes.c_void_p, whole, whole]
+    found.tj3Decompress8.argtypes = [handle, *data, ctypes.c_void_p, number, number]
 
 
 class _Decoder:
-    """A decoder of libjpeg-turbo's, with the buffers that it keeps between two calls."""
+    """A decoder of libjpeg-turbo, with its buffers."""
 
     def __init__(self, found: ctypes.CDLL):
         self.handle = found.tj3Init(_DECOMPRESS)
@@ -75,12 +75,14 @@ class _Decoder:
 _of_thread = threading.local()  # a decoder serves one call at a time, and ends with its thread
 
 
-def decode_region(data: bytes, box: Box, channels: int) -> np.ndarray | None:
-    """Decode `box` (top, left, height, width) of a JPEG, the same bits that it has in the whole image.
+def decode_region(data: bytes, box: Box, channels: int, orientation: int = 1) -> np.ndarray | None:
+    """Decode a part of a JPEG to the same bits that it has in the whole image.
 
-    Returns uint8 [height, width, C], C = 1 for `channels` 1 and a grey JPEG, else 3; a view into a slightly larger
-    array. None where the whole file has to be looked at: no libjpeg-turbo 3, no baseline JPEG in RGB, YCbCr or grey, no
-    end mark in the last bytes, or anything at all that libjpeg warns of.
+    `box` (top, left, height, width) is of the upright image, `orientation` is the EXIF tag 1..8. Returns the part as it
+    is stored, uint8 [H, W, C], C = 1 for `channels` 1 and a grey JPEG, else 3; a view into a slightly larger array.
+
+    None if the whole file has to be decoded: the box is the whole image, there is no libjpeg-turbo 3, or the file is no
+    baseline JPEG in RGB, YCbCr or grey. Also without an end mark in the last bytes, and at any warning of libjpeg's.
     """
     found = library()
     if found is None or not data.endswith(b"\xff\xd9"):
@@ -99,11 +101,13 @@ def decode_region(data: bytes, box: Box, channels: int) -> np.ndarray | None:
         or found.tj3Get(handle, _PROGRESSIVE)
     ):
         return None
-    top, left, height, width = box
+    stored = found.tj3Get(handle, _HEIGHT), found.tj3Get(handle, _WIDTH)
+    top, left, height, width = _stored_box(box, stored, orientation)
+    if (height, width) == stored:
+        return None
     x = max(0, left - _MARGIN) // _MCU_WIDTH[subsampling] * _MCU_WIDTH[subsampling]
     y = max(0, top - _MARGIN)
-    right = min(left + width + _MARGIN, found.tj3Get(handle, _WIDTH))
-    bottom = min(top + height + _MARGIN, found.tj3Get(handle, _HEIGHT))
+    right, bottom = min(left + width + _MARGIN, stored[1]), min(top + height + _MARGIN, stored[0])
     if found.tj3SetCroppingRegion(handle, _Region(x, y, right - x, bottom - y)):
         return None
     grey = space == _GRAY_SPACE and channels == 1
@@ -111,3 +115,14 @@ def decode_region(data: bytes, box: Box, channels: int) -> np.ndarray | None:
     if found.tj3Decompress8(handle, data, len(data), pixels.ctypes.data, 0, _GRAY if grey else _RGB):
         return None
     return pixels[top - y : top - y + height, left - x : left - x + width]
+
+
+def _stored_box(box: Box, stored: tuple[int, int], orientation: int) -> Box:
+    """Find a box of the upright image in the stored one, whose size (H, W) is given."""
+    top, left, height, width = box
+    upright = stored if orientation < 5 else stored[::-1]
+    if orientation in (2, 3, 6, 7):
+        left = upright[1] - left - width
+    if orientation in (3, 4, 7, 8):
+        top = upright[0] - top - height
+    return (left, top, width, height) if orientation >= 5 else (top, left, height, width)

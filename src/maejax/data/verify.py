@@ -14,7 +14,7 @@ from maejax.errors import InputError, UnreadableImage
 
 
 class Verified(NamedTuple):
-    """What is there, and what is wrong with it: pairs of the name of a shard or image and a reason."""
+    """Counts of what was found, and its faults: pairs of the name of a shard or image and a reason."""
 
     shards: int
     images: int
@@ -27,11 +27,11 @@ def verify(
 ) -> Verified:
     """Read every shard of the folder `dst` again and compare it with its `index.json`.
 
-    Compared is what the index tells of a shard: bytes, sha256, samples. Each has to be a whole tar; with `deep`, each
-    of its images has to decode. Shards that the index does not name are wrong too. `workers` threads read a shard each
-    (None: one for each core). `progress` is called with the number of bytes done and of all.
+    Compared are bytes, sha256 and samples, as far as the index has them. Each shard has to be a whole tar; with `deep`,
+    each of its images has to decode. Shards that the index does not name are wrong too. `workers` threads read a shard
+    each (None: one for each core). `progress` is called with the number of bytes done and of all.
 
-    Raises InputError where there is no index, or none that can be read.
+    Raises InputError if there is no index, or it cannot be read.
     """
     folder = Path(dst).expanduser()
     try:
@@ -39,10 +39,8 @@ def verify(
         entries: list[dict[str, Any]] = [{**entry, "name": str(entry["name"])} for entry in index["shards"]]
     except OSError:
         unfinished = (folder / "pack.jsonl").exists()
-        raise InputError(
-            f"{folder}: has no index.json; "
-            + ("the pack is not finished: start it again" if unfinished else "maejax pack writes one beside its shards")
-        ) from None
+        why = "the pack is not finished: start it again" if unfinished else "maejax pack writes one beside its shards"
+        raise InputError(f"{folder}: has no index.json; {why}") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{folder / 'index.json'}: is no index of shards; pack them again") from None
     named = {entry["name"] for entry in entries}
@@ -65,7 +63,7 @@ def verify(
 
 
 def _check(folder: Path, entry: dict[str, Any], deep: bool) -> tuple[int, int, list[tuple[str, str]]]:
-    """Return bytes, images, and what is wrong, of one shard."""
+    """Return the bytes, the images and the faults of one shard."""
     name, path = entry["name"], folder / entry["name"]
     try:
         size = path.stat().st_size
@@ -82,16 +80,13 @@ def _check(folder: Path, entry: dict[str, Any], deep: bool) -> tuple[int, int, l
         count = len(found.samples)
         if count != entry.get("samples", count):
             wrong.append((name, f"holds {count} images instead of {entry['samples']}"))
-        if deep:
-            with path.open("rb") as file:
-                for sample in found.samples:
-                    file.seek(sample.offset)
-                    try:
-                        decode(file.read(sample.size))
-                    except UnreadableImage as error:
-                        wrong.append((sample.key, str(error)))
+        for sample in found.samples if deep else ():
+            try:
+                decode(sample.image.read())  # type: ignore[union-attr]
+            except UnreadableImage as error:
+                wrong.append((sample.key, str(error)))
     except FileNotFoundError:
         return 0, 0, [(name, "is missing")]
     except OSError as error:
-        return 0, 0, [(name, f"cannot be read: {error.strerror}")]
+        return 0, 0, [(name, f"cannot be read: {error.strerror or error}")]
     return size, count, wrong

@@ -1,1 +1,1 @@
-"""Several processes as one run: how they meet, and who is gone."""
+"""Several processes as one run: their rendezvous, agreement and end."""

@@ -1,10 +1,9 @@
-"""Several processes as one run: how they find each other, what they agree on, how they end when one is gone."""
+"""Several processes as one run: start, agreement, and the end when one of them is lost."""
 
 import atexit
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import numpy as np
@@ -14,26 +13,20 @@ from maejax.distributed.rendezvous import Peers, meet
 from maejax.errors import Failed, InputError
 
 JOIN_SECONDS = 300  # hosts of a pod may start minutes apart
-SILENT_SECONDS = 30  # a process that is not heard of for so long is dead, and the others end
+SILENT_SECONDS = 30  # a process without a heartbeat for so long counts as dead, and the others end
 
 _peers: Peers | None = None
 
 
 def join(*, distributed: bool, coordinator: str, num_processes: int, process_id: int) -> bool:
-    """Make this process one of a run of several; call before anything touches a device. Never falls back to one host.
+    """Join the processes of a run; return whether this is process 0, which alone prints and writes.
 
-    Args:
-        distributed: find the others through the TPU pod, SLURM, Open MPI or Kubernetes that started this process.
-        coordinator: HOST:PORT of process 0 where nothing starts them together, with `num_processes` and `process_id`
-            (from 0). "", 0 and -1, and not `distributed`: this process is alone, and nothing happens.
+    Call it before anything touches a device. With `distributed`, the TPU pod, SLURM, Open MPI or Kubernetes job names
+    the processes; otherwise `coordinator` (HOST:PORT of process 0), `num_processes` and `process_id` do. With none of
+    these ("", 0, -1), the run has one process, and nothing happens; a failure never falls back to that.
 
-    Returns:
-        Whether this is the first process, which speaks for all.
-
-    Raises:
-        InputError: the flags do not fit together, or there is no such cluster.
-        Failed: others have not come; the message names them.
-
+    Raises InputError if the flags do not fit together or there is no such job, and Failed with the names of processes
+    that did not come.
     """
     global _peers
     given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id >= 0}
@@ -48,14 +41,8 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
             f"--coordinator {coordinator} --num-processes {num_processes} --process-id {process_id}: give HOST:PORT, "
             "the number of processes and this one's number, from 0"
         )
-    # A stop is agreed on by the loop itself, see `Agreement`; JAX's service would catch SIGTERM before it.
+    # The loop handles SIGTERM itself, see `training/consensus.py`; JAX's service would catch it first.
     jax.config.update("jax_enable_preemption_service", False)
-    initialize = partial(
-        jax.distributed.initialize,
-        initialization_timeout=JOIN_SECONDS,
-        heartbeat_timeout_seconds=SILENT_SECONDS,
-        shutdown_timeout_seconds=SILENT_SECONDS,
-    )
     local_devices = None
     if missing:
         try:
@@ -67,10 +54,19 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
             ) from None
     _peers = meet(coordinator, num_processes, process_id, JOIN_SECONDS)
     try:
-        initialize(coordinator, num_processes, process_id, local_devices, cluster_detection_method="deactivate")
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            local_devices,
+            cluster_detection_method="deactivate",
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=SILENT_SECONDS,
+            shutdown_timeout_seconds=SILENT_SECONDS,
+        )
     except RuntimeError as error:  # of the coordination service
         raise Failed(f"the processes were not joined within {JOIN_SECONDS} s: {first_line(error)}") from None
-    atexit.register(_peers.say_goodbye, 0)  # before JAX's own, which waits for the others
+    atexit.register(_peers.announce_end, 0)  # runs before JAX's own handler, which waits for the others
     sys.excepthook = _end_at_once
     if jax.process_count() != num_processes:
         raise InputError(
@@ -80,13 +76,11 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
 
 
 def detect() -> tuple[str, int, int, Sequence[int] | None]:
-    """Ask what started this process for the coordinator, the number of processes, this one's, and its devices.
+    """Return coordinator, number of processes, this one's number and its devices, as the cluster names them.
 
-    Raises:
-        ValueError: nothing that JAX knows started it, or it was started alone.
-
+    Raises ValueError if JAX knows no cluster that started this process, or if it was started alone.
     """
-    from jax._src.clusters import ClusterEnv  # what `jax.distributed.initialize` asks; there is no public name for it
+    from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` uses it; it has no public name
 
     found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, JOIN_SECONDS)
     coordinator, count, process, devices = found
@@ -98,31 +92,34 @@ def detect() -> tuple[str, int, int, Sequence[int] | None]:
 
 
 def name_of(process: int) -> str:
-    """Name a process of this run, with its host where that is known."""
+    """Return a name for a process of this run, with its host if that is known."""
     return _peers.names[process] if _peers is not None else f"process {process}"
 
 
 def lost_peers(seconds: float = 0.0) -> str:
-    """Name the processes that ended before this one, and how; "" if none. Waits so long for news."""
+    """Return a sentence on the processes that ended before this one, "" if none; wait at most `seconds` for one."""
     return _peers.lost(seconds) if _peers is not None else ""
 
 
-def share(value: float) -> float:
-    """Return process 0's value to all processes, which must all call this."""
-    bits = np.array([value], np.float64).view(np.uint32)  # JAX would round a float64
+def broadcast_from_0(value: float) -> float:
+    """Return process 0's value. All processes must call this."""
+    bits = np.array([value], np.float64).view(np.uint32)  # since JAX would round a float64
     return float(np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)[0])
 
 
-def everywhere(true: bool) -> bool:
-    """Tell whether something is true in all processes, which must all call this."""
+def all_processes(true: bool) -> bool:
+    """Return whether `true` is True in all processes. All processes must call this."""
     return bool(np.all(multihost_utils.process_allgather(np.array(true))))
 
 
 def leave(code: int) -> int:
-    """Return an exit code; one of several processes ends at once, since a tidy end would wait for the others."""
+    """Return an exit code; if it is an error and there are several processes, end this one at once instead.
+
+    A tidy end would wait for the other processes.
+    """
     if code and jax.distributed.is_initialized():
         if _peers is not None:
-            _peers.say_goodbye(code)
+            _peers.announce_end(code)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -135,7 +132,7 @@ def _end_at_once(kind, error, trace) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Shorten an error of a library, or what caused it, to what fits into a sentence."""
+    """Return the first line of the root cause of an error, at most 200 characters."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

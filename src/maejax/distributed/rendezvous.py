@@ -1,4 +1,7 @@
-"""The processes of a run by name: who has not come yet, and who went before the end. JAX's own service names nobody."""
+"""The processes of a run by name: those missing at the start, and those lost before the end.
+
+JAX's own service names no process, and aborts when one is missing at the start.
+"""
 
 import json
 import logging
@@ -11,30 +14,30 @@ from typing import Any
 
 from maejax.errors import Failed, InputError
 
-TELL_SECONDS = 30.0  # between two lines about those that have not come
-GRACE_SECONDS = 20.0  # in which a process may notice by itself that another one is gone; then it ends
-HELLO_SECONDS = 10.0
+LOG_SECONDS = 30.0  # between two log lines about missing processes
+GRACE_SECONDS = 20.0  # for a process to notice by itself that another one is lost; then it is ended
+HELLO_SECONDS = 10.0  # timeout of the first message
 
 _log = logging.getLogger("maejax.training")
 
 
 class Line:
-    """Whole lines of JSON over a connection."""
+    """A connection that carries JSON messages, one a line."""
 
     def __init__(self, connection: socket.socket):
         self._connection, self._file = connection, connection.makefile("rb")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if hasattr(socket, "TCP_KEEPIDLE"):  # a machine that is gone says nothing; so it is asked
+        if hasattr(socket, "TCP_KEEPIDLE"):  # a machine that lost power closes no connection; probe it
             for option, value in ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
                 connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send, to whoever is still there."""
+        """Send a message; do nothing if the other end is gone."""
         with suppress(OSError):
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
-        """Wait for a message; None where the other end is gone, does not answer, or speaks otherwise."""
+        """Wait for a message; return None if the other end is gone, does not answer, or sends no JSON object."""
         try:
             self._connection.settimeout(seconds)
             message = json.loads(self._file.readline(1 << 20))
@@ -43,45 +46,43 @@ class Line:
         return message if isinstance(message, dict) else None
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._file.close()
         self._connection.close()
 
 
 class Peers:
-    """The other processes: `names` of all, in order, and `gone`, those that ended before this one, with how."""
+    """The other processes. `names` holds all of them in order, `gone` how each ended that ended before this one."""
 
     def __init__(self, process: int, hosts: list[str], lines: dict[int, Line]):
         self.names = [f"process {i} ({host})" for i, host in enumerate(hosts)]
         self.gone: dict[int, str] = {}
         self._process, self._lines = process, lines
-        self._news = threading.Event()
+        self._changed = threading.Event()
         for other, line in lines.items():
             threading.Thread(target=self._listen, args=(other, line), daemon=True).start()
 
-    def say_goodbye(self, code: int) -> None:
-        """Tell the others that this process ends by itself."""
+    def announce_end(self, code: int) -> None:
+        """Send the others the exit code of this process."""
         for line in self._lines.values():
             line.send({"bye": code, "process": self._process})
 
     def lost(self, seconds: float = 0.0) -> str:
-        """Name those that are gone, "" if none; waits so long for news."""
-        self._news.wait(seconds)
+        """Return a sentence on the lost processes, "" if none; wait at most `seconds` for one."""
+        self._changed.wait(seconds)
         return " and ".join(f"{self.names[i]} {how}" for i, how in sorted(self.gone.items()))
 
     def _listen(self, other: int, line: Line) -> None:
-        """Hear from one process until it goes; process 0 tells the others."""
+        """Receive messages from one process until it ends; process 0 forwards them to the others."""
         while True:
             message = line.receive()
             about = other if message is None else message["process"]
             code = None if message is None else message["bye"]
-            if about not in self.gone and about != self._process:
-                if code != 0:
-                    self._note(about, "was lost" if code is None else f"ended with exit code {code}")
-                if self._process == 0:
-                    for another, theirs in self._lines.items():
-                        if another != about and code != 0:
-                            theirs.send({"bye": code, "process": about})
+            if code != 0 and about not in self.gone and about != self._process:
+                self._note(about, "was lost" if code is None else f"ended with exit code {code}")
+                for another, theirs in self._lines.items() if self._process == 0 else ():
+                    if another != about:
+                        theirs.send({"bye": code, "process": about})
             if message is None or about == other:
                 return
 
@@ -89,7 +90,7 @@ class Peers:
         if not self.gone:
             threading.Thread(target=self._end_in_time, daemon=True).start()
         self.gone[process] = how
-        self._news.set()
+        self._changed.set()
 
     def _end_in_time(self) -> None:
         time.sleep(GRACE_SECONDS / 10)
@@ -102,18 +103,14 @@ class Peers:
 def meet(coordinator: str, count: int, process: int, seconds: float) -> Peers:
     """Wait until all `count` processes of a run are there; this one is number `process`.
 
-    They meet at the address HOST:PORT of process 0, where JAX's service is to be afterwards.
-
-    Raises:
-        Failed: some have not come within `seconds`; they are named.
-        InputError: the flags of two processes do not fit together.
-
+    They meet at HOST:PORT of process 0, where JAX's service listens afterwards. Raises Failed with the names of
+    processes that did not come within `seconds`, and InputError if the flags of two processes contradict each other.
     """
     host, _, port = coordinator.rpartition(":")
     host, name = host.strip("[]"), socket.gethostname()
     deadline = time.monotonic() + seconds
     if process == 0:
-        return _receive(int(port), count, name, deadline, seconds)
+        return _gather(int(port), count, name, deadline, seconds)
     while True:
         try:
             connection = socket.create_connection((host, int(port)), timeout=HELLO_SECONDS)
@@ -127,20 +124,17 @@ def meet(coordinator: str, count: int, process: int, seconds: float) -> Peers:
             time.sleep(0.2)
     line = Line(connection)
     line.send({"process": process, "count": count, "host": name})
-    answer = line.receive(max(1.0, deadline - time.monotonic()) + HELLO_SECONDS)
-    if answer is None or "hosts" not in answer:
-        line.close()
-        if answer is not None and "wrong" in answer:
-            raise InputError(answer["wrong"])
-        raise Failed(
-            answer["missing"]
-            if answer is not None and "missing" in answer
-            else f"process 0 at {coordinator} ended before all processes were there"
-        )
-    return Peers(process, answer["hosts"], {0: line})
+    answer = line.receive(max(1.0, deadline - time.monotonic()) + HELLO_SECONDS) or {}
+    if "hosts" in answer:
+        return Peers(process, answer["hosts"], {0: line})
+    line.close()
+    if "wrong" in answer:
+        raise InputError(answer["wrong"])
+    raise Failed(answer.get("missing", f"process 0 at {coordinator} ended before all processes were there"))
 
 
-def _receive(port: int, count: int, name: str, deadline: float, seconds: float) -> Peers:
+def _gather(port: int, count: int, name: str, deadline: float, seconds: float) -> Peers:
+    """Wait as process 0 until all others have sent their first message, and answer with the names of all hosts."""
     lines: dict[int, Line] = {}
     hosts: dict[int, str] = {0: name}
 
@@ -168,27 +162,28 @@ def _receive(port: int, count: int, name: str, deadline: float, seconds: float) 
                 )
                 refuse("missing", sentence)
                 raise Failed(sentence)
-            listener.settimeout(min(left, TELL_SECONDS))
+            listener.settimeout(min(left, LOG_SECONDS))
             try:
                 connection = listener.accept()[0]
             except TimeoutError:
-                if left > TELL_SECONDS:
+                if left > LOG_SECONDS:
                     _log.warning("waiting for processes %s of %d", missing, count)
                 continue
             line = Line(connection)
             hello = line.receive(HELLO_SECONDS)
             if hello is None or not {"process", "count", "host"} <= hello.keys():
-                line.close()  # somebody else
+                line.close()  # not a process of a run
                 continue
-            other, wrong = hello["process"], ""
+            other, host = hello["process"], hello["host"]
             if hello["count"] != count:
                 wrong = f"--num-processes is {count} for process 0 and {hello['count']} for process {other}"
             elif other in hosts:
-                wrong = f"--process-id {other} was given twice, on {hosts[other]} and on {hello['host']}"
-            if wrong:
-                refuse("wrong", wrong, line)
-                raise InputError(wrong)
-            lines[other], hosts[other] = line, hello["host"]
+                wrong = f"--process-id {other} was given twice, on {hosts[other]} and on {host}"
+            else:
+                lines[other], hosts[other] = line, host
+                continue
+            refuse("wrong", wrong, line)
+            raise InputError(wrong)
     names = [hosts[i] for i in range(count)]
     for line in lines.values():
         line.send({"hosts": names})

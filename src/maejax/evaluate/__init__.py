@@ -1,1 +1,1 @@
-"""Judging an encoder: frozen features, nearest neighbours, linear probes, pictures and the report."""
+"""Evaluation of an encoder: frozen features, nearest neighbours, probes, pictures and the report."""

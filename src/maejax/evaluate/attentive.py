@@ -1,4 +1,4 @@
-"""An attentive probe: one learned query reads the frozen tokens of an image, a linear layer names the class."""
+"""An attentive probe: cross-attention from one learned query to the frozen tokens, then a linear classifier."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ import optax
 from maejax.evaluate.probe import check_labels
 
 EPOCHS, BATCH, RATE, DECAY = 30, 128, 1e-3, 0.05
-WARMUP = 0.1  # share of the steps
+WARMUP = 0.1  # fraction of the steps
 ROWS = 512  # test images at a time
 
 
@@ -27,14 +27,14 @@ def attentive_probe(
 ) -> float:
     """Train cross-attention pooling and a linear classifier on frozen tokens; return the test accuracy in percent.
 
-    `train_x` [n, T, D] and `test_x` [m, T, D] are the tokens of the encoder, arrays or files mapped into memory,
-    `train_y` [n] and `test_y` [m] integer labels. Keys and values are linear in the normalised tokens; a single query,
-    the same for all images, attends to them in `heads` heads; what it reads is projected, normalised and classified
-    (the attentive classifier of CAE, Chen et al. 2022, section 4.1, and of V-JEPA). AdamW with a cosine from 1e-3,
-    weight decay .05, batches of 128, a fixed number of epochs: the test labels decide nothing.
+    `train_x` [n, T, D] and `test_x` [m, T, D] are tokens, in memory or mapped into it; `train_y` [n] and `test_y` [m]
+    are integer labels. Keys and values are linear in the normalised tokens. One query for all images attends to them
+    in `heads` heads; the result is projected, normalised and classified (the attentive classifier of CAE, Chen et al.
+    2022, section 4.1, and of V-JEPA). The optimizer is AdamW with a cosine schedule from 1e-3, weight decay .05 and
+    batches of 128, for a fixed number of epochs: test labels decide nothing.
 
-    Raises ValueError where tokens and labels differ in number, fewer than two classes are given, or the heads do not
-    divide D.
+    Raises ValueError if tokens and labels differ in number, with fewer than two classes, or if the heads do not divide
+    D.
     """
     check_labels(train_x, train_y, test_x, test_y)
     dim = train_x.shape[-1]
@@ -46,23 +46,25 @@ def attentive_probe(
     weights = _initial(jax.random.key(seed), dim, len(classes))
     schedule = optax.warmup_cosine_decay_schedule(0.0, RATE, max(1, int(WARMUP * steps)), steps)
     optimizer = optax.adamw(schedule, b2=0.999, weight_decay=DECAY, mask={name: "kernel" in name for name in weights})
-    slots = optimizer.init(weights)
+    opt_state = optimizer.init(weights)
 
     @jax.jit
-    def step(weights, slots, tokens, labels):
+    def step(weights, opt_state, tokens, labels):
+        """Return weights and optimizer state after one batch."""
+
         def loss(weights):
             logits = _logits(weights, tokens, heads)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-        updates, slots = optimizer.update(jax.grad(loss)(weights), slots, weights)
-        return optax.apply_updates(weights, updates), slots
+        updates, opt_state = optimizer.update(jax.grad(loss)(weights), opt_state, weights)
+        return optax.apply_updates(weights, updates), opt_state
 
     rng, done = np.random.default_rng(seed), 0
     for _ in range(epochs):
         order = rng.permutation(len(train_x))
         for start in range(0, len(order) - size + 1, size):
-            rows = np.sort(order[start : start + size])  # in the order of the file
-            weights, slots = step(weights, slots, train_x[rows], y[rows])
+            rows = np.sort(order[start : start + size])  # sorted, so that the file is read forwards
+            weights, opt_state = step(weights, opt_state, train_x[rows], y[rows])
             done += 1
             if progress is not None:
                 progress(done, steps)
@@ -96,8 +98,8 @@ def _logits(weights: dict[str, Any], tokens: jax.Array, heads: int) -> jax.Array
     batch, count, dim = tokens.shape
     read = (tokens @ weights["read_kernel"] + weights["read_bias"]).reshape(batch, count, 2, heads, dim // heads)
     query = weights["query"].reshape(heads, dim // heads) * (dim // heads) ** -0.5
-    share = jax.nn.softmax(jnp.einsum("hd,bthd->bht", query, read[:, :, 0]))
-    pooled = jnp.einsum("bht,bthd->bhd", share, read[:, :, 1]).reshape(batch, dim)
+    attention = jax.nn.softmax(jnp.einsum("hd,bthd->bht", query, read[:, :, 0]))
+    pooled = jnp.einsum("bht,bthd->bhd", attention, read[:, :, 1]).reshape(batch, dim)
     pooled = _normed(pooled @ weights["proj_kernel"] + weights["proj_bias"])
     return pooled @ weights["head_kernel"] + weights["head_bias"]
 

@@ -1,22 +1,23 @@
-"""A line chart as inline SVG, for reports that must not depend on anything."""
+"""A line chart as SVG, without a plotting library."""
 
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
 _WIDTH, _HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 120, 12, 44
-_MOST_POINTS = 400  # more would only make the file larger
+_MOST_POINTS = 400
 
 
 def draw_curve(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
     """Draw named lines of (x, y) points with labelled axes; return one <svg> element.
 
-    Points that are not finite are left out; of long lines the mean over equal stretches is drawn. Each line ends in its
-    name and last value. Colours come from the page: line k has the class "line-k", text and axes use currentColor.
+    Points that are not finite are left out. Lines of more than 400 points are averaged over equal stretches. Each line
+    ends in its name and last value. The page sets the colours: line k has the class "line-k".
     """
     drawn = {name: _shorten(points) for name, points in lines.items()}
     drawn = {name: points for name, points in drawn.items() if len(points)}
@@ -55,6 +56,17 @@ def draw_curve(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str,
     return "\n".join([*parts, "</svg>"])
 
 
+def write_curve(path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> None:
+    """Write the chart of `draw_curve` as an SVG file with its own colours."""
+    style = (
+        "<style>svg{font:14px sans-serif;background:#fff}polyline{fill:none;stroke-width:2}.grid{stroke:#ddd}"
+        "polyline.line-0{stroke:#1f6feb}polyline.line-1{stroke:#bf5700}"
+        "text.line-0{fill:#1f6feb}text.line-1{fill:#bf5700}</style>"
+    )
+    start, _, rest = draw_curve(lines, x_label, y_label).partition(">")
+    path.write_text(f'{start} xmlns="http://www.w3.org/2000/svg">{style}{rest}')
+
+
 def _shorten(points: Sequence[tuple[float, float]]) -> np.ndarray:
     table = np.asarray(points, float).reshape(-1, 2)
     table = table[np.isfinite(table).all(axis=1)]
@@ -69,7 +81,7 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Choose four to ten round numbers that enclose [low, high]."""
+    """Return four to ten round numbers that enclose [low, high]."""
     rough = (high - low) / 7
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
@@ -82,8 +94,7 @@ def _number(value: float) -> str:
 
 def _spread(places: list[float], apart: float) -> list[float]:
     """Move labels down until none covers another, in their order from top to bottom."""
-    moved = list(places)
-    order = sorted(range(len(places)), key=lambda k: places[k])
-    for above, below in pairwise(order):
-        moved[below] = max(moved[below], moved[above] + apart)
-    return moved
+    places = list(places)
+    for above, below in pairwise(sorted(range(len(places)), key=places.__getitem__)):
+        places[below] = max(places[below], places[above] + apart)
+    return places

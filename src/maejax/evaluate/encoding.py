@@ -1,4 +1,4 @@
-"""Frozen features: what the encoder says about an image when nothing is masked."""
+"""Frozen features: images to the pooled tokens of an encoder, without a mask."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -7,6 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from maejax.data.pipeline import Batch, evaluation_loader
+from maejax.data.sources import Source
 
 Pool = Literal["cls", "mean", "cls+mean"]
 POOLS = ("cls", "mean", "cls+mean")
@@ -19,49 +22,69 @@ def extract(
     pool: Pool | None = "cls+mean",
     layers: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Encode every image and return its feature vector.
+    """Encode images and return one feature each: float32 [n, D], [n, 2 D] for "cls+mean", [n, 1 + N, D] for None.
 
-    `images` is uint8 [n, H, W, C], or an iterable of uint8 [b, H, W, C] with b of any size, read once. `model` offers
-    `normalize` and `encode`. The feature is the class token ("cls"), the mean of the patch tokens ("mean"), or the two
-    side by side ("cls+mean"), which is the stronger choice for small encoders; None keeps all tokens. `layers` are
-    those of `VisionTransformer.encode`.
+    `images` is uint8 [n, H, W, C], or an iterable of uint8 [b, H, W, C] with b of any size. "cls" is the class token,
+    "mean" the mean of the patch tokens, "cls+mean" both, which is stronger for small encoders; None keeps all tokens.
+    `layers` are those of `VisionTransformer.encode`; with them the result is [n, L, ...].
 
-    Returns float32 [n, D], or [n, 2 D] for "cls+mean", [n, 1 + N, D] for None; with `layers`, [n, L, ...]. Images pass
-    through in chunks of one fixed size, so a feature does not depend on the company an image keeps, and the encoder
-    compiles once.
-
-    Raises ValueError for an unknown `pool`, for arrays that are not uint8 [b, H, W, C], and where there are no images.
+    All chunks are padded to one size, so that the encoder compiles once and a feature does not depend on the images
+    beside it. Raises ValueError for an unknown `pool`, for other arrays, and without images.
     """
     if isinstance(images, np.ndarray):
-        batch_size = min(batch_size, max(len(images), 1))  # three images are not worth 256 passes
+        batch_size = min(batch_size, max(len(images), 1))  # pad three images to 3, not to 256
         images = [images]
-    features = list(stream(model, images, batch_size, pool, layers))
+    chunks = ((None, chunk) for chunk in _chunks(images, batch_size))
+    features = [rows for _, rows in _encode_all(model, chunks, batch_size, pool, layers)]
     if not features:
         raise ValueError("there are no images to encode")
     return np.concatenate(features)
 
 
-def stream(
+def encode_source(
     model: Any,
-    images: Iterable[np.ndarray],
-    batch_size: int = 256,
-    pool: Pool | None = "cls+mean",
+    source: Source,
+    *,
+    pool: Pool | None,
     layers: Sequence[int] | None = None,
-) -> Iterator[np.ndarray]:
-    """Yield the features of images as they arrive, in chunks of `batch_size` at most; all else as `extract`."""
+    crop_ratio: float,
+    batch_size: int,
+    workers: int,
+    first: int = 0,
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Yield the batches of a source in its order, from number `first` on, each with its features as of `extract`.
+
+    Images are resized to the model's size / `crop_ratio` and cropped at the centre. Rows of padding have index -1.
+    """
+    encoder = encoder_of(model)
+    size = image_size(encoder)
+    loader = evaluation_loader(
+        source, size, crop_ratio=crop_ratio, channels=encoder.channels, batch_size=batch_size, workers=workers
+    )
+    batches = ((batch, batch.images) for batch in loader.iterate(first))
+    return _encode_all(model, batches, batch_size, pool, layers)
+
+
+def _encode_all(
+    model: Any,
+    chunks: Iterable[tuple[Any, np.ndarray]],
+    batch_size: int,
+    pool: Pool | None,
+    layers: Sequence[int] | None,
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Yield each label of a chunk with the features of its images; a chunk holds at most `batch_size` images."""
     if pool is not None and pool not in POOLS:
         raise ValueError(f"pool is {', '.join(map(repr, POOLS))} or None, not {pool!r}")
     chosen = None if layers is None else tuple(layers)
-    # The next chunk is under way before the last one is fetched: the device never waits for the host.
-    pending: tuple[jax.Array, int] | None = None
-    for chunk in _chunks(images, batch_size):
-        padding = [(0, batch_size - len(chunk)), (0, 0), (0, 0), (0, 0)]
-        running = encode(model, np.pad(chunk, padding), pool, chosen), len(chunk)
-        if pending is not None:
-            yield np.asarray(pending[0])[: pending[1]]
-        pending = running
-    if pending is not None:
-        yield np.asarray(pending[0])[: pending[1]]
+    running: list[tuple[Any, jax.Array, int]] = []
+    for label, images in chunks:
+        padding = [(0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)]
+        running.append((label, encode(model, np.pad(images, padding), pool, chosen), len(images)))
+        if len(running) > 1:  # fetch a chunk after the next one has started: the device never waits for the host
+            label, features, count = running.pop(0)
+            yield label, np.asarray(features)[:count]
+    for label, features, count in running:
+        yield label, np.asarray(features)[:count]
 
 
 def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -74,10 +97,24 @@ def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 
 @partial(jax.jit, static_argnames=("pool", "layers"))
 def encode(model: Any, images: Any, pool: Pool | None, layers: tuple[int, ...] | None = None) -> jax.Array:
-    """Encode uint8 images [B, H, W, C] in one pass; all else as `extract`."""
+    """Encode uint8 images [B, H, W, C] in one pass; see `extract`."""
     chosen = {} if layers is None else {"layers": layers}
-    tokens = model.encode(model.normalize(images), pool=None, **chosen).astype(jnp.float32)
+    return pooled(model.encode(model.normalize(images), pool=None, **chosen).astype(jnp.float32), pool)
+
+
+def pooled(tokens: Any, pool: Pool | None) -> Any:
+    """Reduce tokens [..., 1 + N, D] to [..., D], or to [..., 2 D] for "cls+mean"; None returns the tokens."""
     if pool is None:
         return tokens
-    cls, mean = tokens[..., 0, :], tokens[..., 1:, :].mean(axis=-2)
-    return {"cls": cls, "mean": mean, "cls+mean": jnp.concatenate([cls, mean], axis=-1)}[pool]
+    parts = {"cls": tokens[..., 0, :], "mean": tokens[..., 1:, :].mean(axis=-2)}
+    return jnp.concatenate([*parts.values()], axis=-1) if pool == "cls+mean" else parts[pool]
+
+
+def encoder_of(model: Any) -> Any:
+    """Return the encoder of a masked autoencoder or a classifier; an encoder is its own."""
+    return getattr(model, "encoder", model)
+
+
+def image_size(encoder: Any) -> tuple[int, int]:
+    """Return height and width of the images of an encoder in pixels."""
+    return encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size

@@ -1,4 +1,4 @@
-"""Few labels: a classifier in closed form on a few images of each class, over several draws."""
+"""Few-shot evaluation: ridge regression on a few images of each class, over several draws."""
 
 import numpy as np
 
@@ -16,15 +16,14 @@ def few_shot(
     draws: int = 10,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Fit regularised least squares to `shots` images of each class, several times; return mean and spread.
+    """Fit ridge regression to `shots` images of each class, several times; return mean accuracy and spread in percent.
 
-    Features [n, D] are standardised by all of `train_x`, since unlabelled images are plenty; targets are +1 for the
-    class and -1 for the others, with a free offset (as the few-shot evaluation of ViT, Dosovitskiy et al. 2021, section
-    4.1). The strength of the penalty is the one with the smallest leave-one-out error on the drawn images, in closed
-    form; the test labels decide nothing. Both numbers are percent; the spread is the standard deviation (n - 1) over
-    draws, zero for a single one.
+    Features [n, D] are standardised by all of `train_x`, since unlabelled images are plenty. Targets are +1 for the
+    class and -1 for the others, with a free offset (Dosovitskiy et al. 2021, section 4.1). The penalty is the one with
+    the smallest leave-one-out error on the drawn images; test labels decide nothing. The spread is the standard
+    deviation (n - 1) over draws, 0 for one draw.
 
-    Raises ValueError where features and labels differ in number, or a class has fewer images than `shots`.
+    Raises ValueError if features and labels differ in number, or a class has fewer images than `shots`.
     """
     check_labels(train_x, train_y, test_x, test_y)
     classes, y = np.unique(train_y, return_inverse=True)

@@ -1,4 +1,4 @@
-"""Nearest neighbours: the judge that trains nothing."""
+"""k nearest neighbours: an evaluator without training."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_SIMILARITIES = 2**24  # as many at a time: 64 MiB in float32
+_SIMILARITIES = 2**24  # computed at a time: 64 MiB in float32
 
 
 def knn_accuracy(
@@ -20,11 +20,11 @@ def knn_accuracy(
     """Classify every test feature by a vote of its k nearest training features; return the accuracy in percent.
 
     `train_x` [n, D] and `test_x` [m, D] are real numbers of any scale, `train_y` [n] and `test_y` [m] integer labels.
-    Nearest is by cosine similarity s, and a neighbour's vote weighs exp(s / temperature), as in DINO (Caron et al.
-    2021, appendix F.1; k = 20, temperature .07). Of equally near neighbours the earlier one counts, of equally voted
-    classes the smaller label. With fewer than k training features all of them vote.
+    Neighbours are nearest by cosine similarity s and vote with weight exp(s / temperature), as in DINO (Caron et al.
+    2021, appendix F.1; k = 20, temperature .07). Ties go to the earlier neighbour and the smaller label. With fewer
+    than k training features, all vote.
 
-    Raises ValueError where features and labels differ in number or either side is empty.
+    Raises ValueError if features and labels differ in number or either side is empty.
     """
     if len(train_x) != len(train_y) or len(test_x) != len(test_y):
         counts = f"train {len(train_x)} and {len(train_y)}, test {len(test_x)} and {len(test_y)}"
@@ -53,8 +53,8 @@ def _unit(x: np.ndarray) -> np.ndarray:
 def _vote(train: jax.Array, labels: jax.Array, test: jax.Array, k: int, temperature: float, classes: int) -> jax.Array:
     similarity = jnp.matmul(test, train.T, precision="highest")
     nearest, index = jax.lax.top_k(similarity, k)
-    # Relative to the nearest one: the same winner, and no overflow at low temperatures. By max, not [:, :1]: a slice of
-    # top_k makes XLA on CPU sort all of the similarities, 12 times slower.
+    # Subtracting the largest similarity keeps the winner and avoids overflow at low temperatures. It is taken by max:
+    # a slice [:, :1] of top_k makes XLA on CPU sort all similarities, 12 times slower.
     weights = jnp.exp((nearest - nearest.max(axis=1, keepdims=True)) / temperature)
     scores = jax.vmap(lambda w, y: jnp.zeros(classes).at[y].add(w))(weights, labels[index])
     return jnp.argmax(scores, axis=1)

@@ -1,28 +1,26 @@
-"""Brightness and contrast of hidden patches, guessed from what is visible.
+"""Mean and standard deviation of hidden patches, estimated from visible pixels.
 
-A model trained on normalised patches predicts the pattern of a patch, (pixel - mean) / std, and not its mean and std.
-To take these from the hidden pixels would show more than the model knows, so here they are estimated from the rest.
+A model trained on normalised patches predicts only the pattern of a patch, (pixel - mean) / std. A picture needs its
+mean and std too. Taking them from the hidden pixels would show more than the model knows.
 """
 
 import numpy as np
 
-# Chosen on Fashion-MNIST (28 px) and photographs (112 px) with true patterns and with blurred, noisy ones. The error
-# changes by at most 6 % within a factor of three of each ridge.
+# Chosen on Fashion-MNIST (28 px) and photographs (112 px), with true patterns and with blurred, noisy ones. Within a
+# factor of three of each ridge, the error changes by at most 6 %.
 _MEAN_RIDGE = 0.01
 _STD_RIDGE = 0.3
-_LEAST_STD = 0.1  # of the interpolated value: a pattern may fade, it must not turn into its negative
+_LEAST_STD = 0.1  # of the interpolated value, so that a pattern never turns into its negative
 
 
 def hidden_statistics(tiles: np.ndarray, visible: np.ndarray, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Estimate mean and standard deviation of the hidden patches so that they fit their neighbours along every seam.
+    """Estimate mean m [N] and standard deviation s [N] > 0 of the hidden patches; visible patches have 0 and 1.
 
-    `tiles` is float [N, p, p, C]: pixels where `visible` (bool [N]) is true, predicted patterns elsewhere; `grid` is
-    (rows, columns). A hidden patch i shows m_i + s_i pattern_i in all channels. Over all pairs of neighbours, the mean
-    squared difference of the pixels that touch is minimised, with a ridge that holds m and s near the values of
-    `interpolated_statistics`, which settle what no seam decides. One linear system; patches whose s would fall below a
-    tenth of the interpolated one are fixed there and the others solved again.
-
-    Returns m [N] and s [N] > 0; for visible patches 0 and 1.
+    `tiles` is float [N, p, p, C]: pixels where `visible` (bool [N]) is True, predicted patterns elsewhere. `grid` is
+    (rows, columns). A hidden patch i is m_i + s_i pattern_i in all channels. The estimate minimises the mean squared
+    difference of touching pixels over all pairs of neighbours. A ridge keeps m and s near `interpolated_statistics`.
+    This is one linear system. Each s below a tenth of its interpolated value is fixed there, and the system is solved
+    again.
     """
     n = len(tiles)
     prior = np.concatenate(interpolated_statistics(tiles, visible, grid))
@@ -46,9 +44,9 @@ def hidden_statistics(tiles: np.ndarray, visible: np.ndarray, grid: tuple[int, i
 def interpolated_statistics(
     tiles: np.ndarray, visible: np.ndarray, grid: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average mean [N] and standard deviation [N] of the visible patches for every place, weighted by distance^-3.
+    """Return mean [N] and standard deviation [N] at every place, averaged over visible patches by distance^-3.
 
-    Arguments as in `hidden_statistics`; the standard deviation is the unbiased one that training normalises by.
+    Arguments as in `hidden_statistics`. The standard deviation is the unbiased one, as in training.
     """
     place = np.stack(np.unravel_index(np.arange(len(tiles)), grid), axis=1)
     distance = np.linalg.norm(place[:, None] - place[None, visible], axis=-1)

@@ -1,4 +1,4 @@
-"""Pictures of a model at work on the user's own images."""
+"""Reconstructions of the user's own image files, as PNGs."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 from maejax.data.augment import build_eval
 from maejax.data.decode import decode
 from maejax.errors import InputError, UnreadableImage
+from maejax.evaluate.encoding import image_size
 from maejax.evaluate.reconstruction import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
@@ -17,18 +18,14 @@ from maejax.models.mae import MaskedAutoencoder
 def write_pictures(
     model: MaskedAutoencoder, images: Sequence[str], folder: Path, *, mask: str = "random", seed: int = 0
 ) -> Iterator[Path]:
-    """Draw original, masked, reconstruction and pasted for every image file; yields the PNGs written to `folder`.
+    """Draw original, masked, reconstruction and pasted of every image file; yield the PNGs written to `folder`.
 
-    `mask` is "random", "block" or "grid". Images are resized and cropped at the centre to the model's size.
-
-    Raises:
-        InputError: an unknown mask, or a file that is missing or no image; before anything is drawn.
-
+    `mask` is "random", "block" or "grid". Images are resized and cropped at the centre to the model's size. Raises
+    InputError for another mask, and for a file that is missing or no image, before anything is drawn.
     """
     if mask not in ("random", "block", "grid"):
         raise InputError(f"--mask {mask}: choose random, block or grid")
-    height, width = (side * model.patch_size for side in model.grid)
-    crop = build_eval((height, width), 1.0)
+    crop = build_eval(image_size(model), 1.0)
     pixels = np.stack([crop(read(name, len(model.mean)), np.random.default_rng(0)) for name in images])
     key = jax.random.key(seed)
     orders = {

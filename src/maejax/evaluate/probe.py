@@ -1,4 +1,4 @@
-"""Linear probes: how much of the answer a linear classifier finds in frozen features, with all labels or with a few."""
+"""Linear probes: logistic regression on frozen features, with all labels or with a few."""
 
 from collections.abc import Iterable, Iterator
 
@@ -9,8 +9,8 @@ from scipy.optimize import minimize
 
 _STRENGTHS = 10.0 ** np.arange(-1, -5, -1)  # of the L2 penalty, from 0.1 to 1e-4
 _FEW_LABEL_STRENGTH = 0.1
-# Where L-BFGS stops, as the relative gain of a step: test accuracies then move by less than 0.1 and 0.7 points (raw
-# pixels and a pre-trained encoder on Fashion-MNIST), at a half and a quarter of the passes that 1e-6 takes.
+# Relative gain of a step at which L-BFGS stops. Against 1e-6, test accuracies change by less than 0.1 and 0.7 points
+# (raw pixels and a pre-trained encoder on Fashion-MNIST), at a half and a quarter of the passes.
 _CONVERGED, _NEARLY = 1e-5, 1e-4
 
 
@@ -19,12 +19,12 @@ def linear_probe(
 ) -> float:
     """Train a linear classifier on frozen features with all labels; return its test accuracy in percent.
 
-    `train_x` [n, D] and `test_x` [m, D] are real numbers of any scale (each feature is standardised by its mean and
-    standard deviation in `train_x`), `train_y` [n] and `test_y` [m] integer labels. The classifier is multinomial
-    logistic regression, optimised to convergence. Its L2 strength is the one that is best on a fifth of the training
-    data, held out by `seed`; then it is trained again on all of them. The test labels decide nothing.
+    `train_x` [n, D] and `test_x` [m, D] are real numbers of any scale, `train_y` [n] and `test_y` [m] integer labels.
+    Each feature is standardised by its mean and standard deviation in `train_x`. The classifier is multinomial logistic
+    regression, optimised to convergence. Its L2 strength is the best one on a fifth of the training data, held out by
+    `seed`; the final fit uses all of them. Test labels decide nothing.
 
-    Raises ValueError where features and labels differ in number, or fewer than two classes or five images are given.
+    Raises ValueError if features and labels differ in number, or with fewer than two classes or five images.
     """
     check_labels(train_x, train_y, test_x, test_y)
     if len(train_x) < 5:
@@ -56,14 +56,14 @@ def few_label_probe(
 ) -> tuple[float, float]:
     """Train a linear classifier on a few labels, several times; return mean and standard deviation of its accuracy.
 
-    Every draw takes `labels // classes` training images of each class at random; both numbers are percent, the second
-    is the spread (n - 1) over draws, zero for a single one. Features are standardised by all of `train_x` [n, D], as
-    unlabelled images are plenty. The rule is the same for every kind of feature: L2 strength 0.1 on the mean
-    cross-entropy. A hundred labels cannot afford a held-out part, and from 0.3 to 0.01 accuracy stays within 1.5
-    points (raw pixels, random features and a pre-trained encoder on Fashion-MNIST).
+    Every draw takes `labels // classes` training images of each class at random. Both numbers are percent; the
+    deviation (n - 1) is over draws, 0 for one draw. Features are standardised by all of `train_x` [n, D], since
+    unlabelled images are plenty. The L2 strength is always 0.1 on the mean cross-entropy: a hundred labels are too few
+    to hold some out, and from 0.3 to 0.01 accuracy stays within 1.5 points (raw pixels, random features and a
+    pre-trained encoder on Fashion-MNIST).
 
-    Raises ValueError where features and labels differ in number, where there are fewer labels than classes, or a class
-    has fewer images than a draw takes.
+    Raises ValueError if features and labels differ in number, with fewer labels than classes, or if a class has fewer
+    images than a draw takes.
     """
     check_labels(train_x, train_y, test_x, test_y)
     classes, y = np.unique(train_y, return_inverse=True)
@@ -86,9 +86,8 @@ def _solutions(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield weights [D, classes] and bias [classes] for each L2 strength, each starting from the one before.
 
-    What is minimised, mean cross-entropy + l2 / 2 |W|^2 (no penalty on the bias), is convex, so the way there is a
-    matter of speed only: L-BFGS walks along the principal axes of the features, in steps scaled by the curvature to be
-    expected on each. That saves most of the passes that plain coordinates need.
+    The loss is mean cross-entropy + l2 / 2 |W|^2, without a penalty on the bias; it is convex. L-BFGS runs in the
+    principal axes of the features, scaled by the curvature expected on each. That saves most of the passes.
     """
     n, d = x.shape
     if n < d:
@@ -100,7 +99,7 @@ def _solutions(
     shape = (axes.shape[1] + 1, classes)  # the last row is the bias
     w = np.zeros(shape)
     for l2 in strengths:
-        # A fifth of the variance: p (1 - p) of a classifier that has learnt a little.
+        # Curvature: the variance times p (1 - p), a fifth for a classifier that has learnt a little.
         scale = np.append(1 / np.sqrt(np.maximum(variance, 0) / 5 + l2), 1)[:, None]
 
         def objective(u: np.ndarray, scale=scale, l2=l2) -> tuple[float, np.ndarray]:
@@ -125,16 +124,16 @@ def _accuracy(x: np.ndarray, y: np.ndarray, weights: np.ndarray, bias: np.ndarra
 
 
 def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Flatten features and scale each to mean 0 and deviation 1 in `train`."""
+    """Flatten features and scale each to mean 0 and standard deviation 1 in `train`."""
     train, test = (np.asarray(x, np.float32).reshape(len(x), -1) for x in (train, test))
     mean, std = train.mean(axis=0), train.std(axis=0)
-    # A feature that never changes in training says nothing, whatever it does in the test.
+    # A feature that is constant in training becomes 0.
     scale = np.where(std > 1e-6 * np.abs(mean), 1 / np.maximum(std, 1e-30), 0).astype(np.float32)
     return (train - mean) * scale, (test - mean) * scale
 
 
 def check_labels(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> None:
-    """Raise ValueError where features and labels differ in number, or there is nothing to tell apart."""
+    """Raise ValueError if features and labels differ in number, or with fewer than two classes or no test image."""
     if len(train_x) != len(train_y) or len(test_x) != len(test_y):
         counts = f"train {len(train_x)} and {len(train_y)}, test {len(test_x)} and {len(test_y)}"
         raise ValueError(f"features and labels differ in number: {counts}")

@@ -1,19 +1,18 @@
-"""Every way to judge a frozen encoder on labelled images, by name, with the untrained encoder as control."""
+"""Every way to evaluate a frozen encoder on labelled images, by name, with the untrained encoder as control."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
-from maejax.data.augment import build_eval
-from maejax.data.pipeline import Batch, Loader
 from maejax.data.sources import Source
 from maejax.errors import InputError
 from maejax.evaluate.attentive import attentive_probe
-from maejax.evaluate.encoding import Pool, stream
+from maejax.evaluate.encoding import Pool, encode_source, pooled
 from maejax.evaluate.fewshot import few_shot
 from maejax.evaluate.knn import knn_accuracy
 from maejax.evaluate.probe import linear_probe
@@ -30,43 +29,34 @@ MEASURES = {
     "attentive": "attentive",
 }
 
-Tell = Callable[[str], None]
-
 
 @dataclass(frozen=True)
-class Judged:
-    """Labelled images to train the judges on and to test them with; labels count `classes`, or are just numbers."""
+class EvalSplits:
+    """Labelled images to train the evaluators on and to test them with. `classes` names the labels, or is empty."""
 
     train: Source
     test: Source
     classes: tuple[str, ...]
 
 
-def pair(train: Source, test: Source) -> Judged:
-    """Check that two sources have labels of the same classes, and number those of `test` as `train` does.
+def pair(train: Source, test: Source) -> EvalSplits:
+    """Check that two sources have labels of the same classes, and number those of `test` as in `train`.
 
-    Raises:
-        InputError: a source has no labels, there are fewer than two classes, or `test` has a class that `train` lacks.
-
+    Raises InputError if a source has no labels, `train` has fewer than two classes, or `test` has a class of its own.
     """
     for name, source in (("--train-dataset-shards", train), ("--valid-dataset-shards", test)):
         if (source.labels < 0).all():
             raise InputError(
                 f"{name}: no image has a label; use class folders, .cls members or a label file (--labels)"
             )
-    if train.classes and test.classes and train.classes != test.classes:
-        number = {name: i for i, name in enumerate(train.classes)}
-        extra = sorted(set(test.classes) - number.keys())
-        if extra:
-            raise InputError(
-                f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {', '.join(extra[:5])}"
-            )
-        table = np.array([number[name] for name in test.classes], np.int32)
-        test.labels = np.where(test.labels < 0, test.labels, table[test.labels]).astype(np.int32)
+    if extra := test.number_classes_as(train.classes):
+        raise InputError(
+            f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {', '.join(extra[:5])}"
+        )
     found = np.unique(train.labels[train.labels >= 0])
     if len(found) < 2:
-        raise InputError("--train-dataset-shards has images of one class only; a judge needs at least two")
-    return Judged(train, test, train.classes)
+        raise InputError("--train-dataset-shards has images of one class only; evaluation needs at least two")
+    return EvalSplits(train, test, train.classes)
 
 
 def untrained_like(encoder: VisionTransformer, seed: int = 0) -> VisionTransformer:
@@ -95,7 +85,7 @@ def untrained_like(encoder: VisionTransformer, seed: int = 0) -> VisionTransform
 
 def score(
     encoder: VisionTransformer,
-    data: Judged,
+    splits: EvalSplits,
     protocols: Sequence[str],
     *,
     pool: Pool = "cls+mean",
@@ -103,87 +93,60 @@ def score(
     batch_size: int = 64,
     workers: int = 0,
     seed: int = 0,
-    tell: Tell = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
-    """Judge an encoder by each protocol; returns accuracies in percent by the names in `MEASURES`.
+    """Evaluate an encoder by each protocol; return accuracies in percent by the names in `MEASURES`.
 
-    Few-shot scores have a `_std` beside them, the spread over draws; shots that the smallest class cannot give, and
-    numbers of neighbours beyond that of training images, are left out. Images without a label, or that cannot be read,
-    take no part. Tokens for the attentive probe lie in a temporary file, half-precision.
+    Few-shot scores have a companion `NAME_std`, the standard deviation over draws. Shots are left out if the smallest
+    class has fewer images, numbers of neighbours if there are fewer training images. Images that have no label or
+    cannot be read are left out. `log` receives a line before each stage.
     """
     scores: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="maejax-tokens-") as folder:
         sides = []
-        for name, source in (("training", data.train), ("test", data.test)):
-            tell(f"encoding {len(source):,} {name} images")
-            tokens = Path(folder, f"{name}.npy") if "attentive" in protocols else None
-            sides.append(_encode(encoder, source, pool, crop_ratio, batch_size, workers, tokens))
+        for name, source in (("training", splits.train), ("test", splits.test)):
+            log(f"encoding {len(source):,} {name} images")
+            tokens_path = Path(folder, f"{name}.npy") if "attentive" in protocols else None
+            reading: dict[str, Any] = {"crop_ratio": crop_ratio, "batch_size": batch_size, "workers": workers}
+            sides.append(_encode(encoder, source, pool, tokens_path, reading))
         (train_x, train_y, train_tokens), (test_x, test_y, test_tokens) = sides
         if "knn" in protocols:
-            tell("nearest neighbours")
+            log("nearest neighbours")
             for k in [k for k in NEIGHBOURS if k <= len(train_x)]:
                 scores[f"knn_{k}"] = knn_accuracy(train_x, train_y, test_x, test_y, k=k)
         if "fewshot" in protocols:
-            tell(f"few labels, {DRAWS} draws")
+            log(f"few labels, {DRAWS} draws")
             smallest = int(np.unique(train_y, return_counts=True)[1].min())
             for n in [n for n in SHOTS if n <= smallest]:
                 mean, spread = few_shot(train_x, train_y, test_x, test_y, n, DRAWS, seed)
                 scores |= {f"fewshot_{n}": mean, f"fewshot_{n}_std": spread}
         if "linear" in protocols:
-            tell("linear probe")
+            log("linear probe")
             scores["linear"] = linear_probe(train_x, train_y, test_x, test_y, seed=seed)
         if "attentive" in protocols:
-            tell("attentive probe")
+            log("attentive probe")
             assert train_tokens is not None and test_tokens is not None
             heads = encoder.transformer.blocks.attention.heads
             scores["attentive"] = attentive_probe(train_tokens, train_y, test_tokens, test_y, heads=heads, seed=seed)
-            del train_tokens, test_tokens, sides  # before their files go
+            del train_tokens, test_tokens, sides  # unmap the files before their folder is removed
     return {measure: round(float(value), 2) for measure, value in scores.items()}
 
 
 def _encode(
-    encoder: VisionTransformer,
-    source: Source,
-    pool: Pool,
-    crop_ratio: float,
-    batch_size: int,
-    workers: int,
-    tokens_path: Path | None,
+    encoder: VisionTransformer, source: Source, pool: Pool, tokens_path: Path | None, reading: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Encode the labelled images of a source: pooled features, labels and, mapped into memory, all tokens."""
-    size = (encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size)
-    loader = Loader(
-        source,
-        build_eval(size, crop_ratio),
-        batch_size=batch_size,
-        channels=encoder.channels,
-        size=size,
-        shuffle=False,
-        workers=workers,
-    )
-    batches: list[Batch] = []
-
-    def images() -> Iterator[np.ndarray]:
-        for batch in loader.iterate():
-            batches.append(batch)
-            yield batch.images
-
-    features, labels, stored, done = [], [], None, 0
+    """Return features and labels of a source's labelled images and, mapped into memory, all tokens in float16."""
+    features, labels, tokens, done = [], [], None, 0
     if tokens_path is not None:
         shape = (len(source), 1 + encoder.patches, encoder.dim)
-        stored = np.lib.format.open_memmap(tokens_path, mode="w+", dtype=np.float16, shape=shape)
-    for rows in stream(encoder, images(), batch_size, pool if stored is None else None):
-        batch = batches.pop(0)
+        tokens = np.lib.format.open_memmap(tokens_path, mode="w+", dtype=np.float16, shape=shape)
+    for batch, rows in encode_source(encoder, source, pool=pool if tokens is None else None, **reading):
         used = batch.valid & (batch.labels >= 0)
-        if stored is not None:
-            stored[done : done + used.sum()] = rows[used]
-            rows = _pooled(rows, pool)
-        features.append(rows[used])
+        rows = rows[used]
+        if tokens is not None:
+            tokens[done : done + len(rows)] = rows
+            rows = np.asarray(pooled(rows, pool))
+        features.append(rows)
         labels.append(batch.labels[used])
-        done += int(used.sum())
-    return np.concatenate(features), np.concatenate(labels), None if stored is None else stored[:done]
-
-
-def _pooled(tokens: np.ndarray, pool: Pool) -> np.ndarray:
-    cls, mean = tokens[:, 0], tokens[:, 1:].mean(axis=1)
-    return {"cls": cls, "mean": mean, "cls+mean": np.concatenate([cls, mean], axis=1)}[pool]
+        done += len(rows)
+    return np.concatenate(features), np.concatenate(labels), None if tokens is None else tokens[:done]

@@ -1,4 +1,4 @@
-"""Pictures of what a masked autoencoder sees and what it makes of it."""
+"""Pictures of the input of a masked autoencoder and of its reconstruction."""
 
 import textwrap
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ _NORM_PIX_NOTE = (
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Four pictures of each image, uint8 [B, H, W, C], and how the predicted pixels came about.
+    """Four pictures of each image, uint8 [B, H, W, C], and a `note` on the predicted pixels to print below.
 
-    `masked` shows the visible patches on grey, `reconstruction` the predicted ones on grey (the decoder predicts no
-    others), `pasted` both together. `note` belongs under the picture.
+    `masked` shows the visible patches on grey, `reconstruction` the predicted ones, `pasted` both together. The decoder
+    predicts hidden patches only.
     """
 
     original: np.ndarray
@@ -36,13 +36,13 @@ class Reconstruction:
 
 
 def reconstruct(model: Any, images: np.ndarray, order: np.ndarray) -> Reconstruction:
-    """Hide patches, let the model predict them, and make the pictures.
+    """Predict hidden patches of images and draw them.
 
-    `images` is uint8 [B, H, W, C], `order` int [B, N]: a permutation of the patches for each image, of which the first
-    `model.visible` are seen. Predictions of a model trained on normalised patches get their mean and standard deviation
-    from `hidden_statistics`, so no hidden pixel has a part in what is shown, except through `original`.
+    `images` is uint8 [B, H, W, C]. `order` is int [B, N], a permutation of the patches for each image; the first
+    `model.visible` stay visible. For a model trained on normalised patches, mean and standard deviation come from
+    `hidden_statistics`: only `original` shows hidden pixels.
 
-    Raises ValueError where `order` holds no permutation of the N patches for each of the B images.
+    Raises ValueError if `order` is no permutation of the N patches for each of the B images.
     """
     (rows, columns), size, channels = model.grid, model.patch_size, images.shape[-1]
     if order.shape != (len(images), rows * columns) or np.any(np.sort(order, axis=1) != np.arange(rows * columns)):
@@ -80,13 +80,12 @@ def _predict(model: Any, images: jax.Array, order: jax.Array) -> tuple[jax.Array
 
 
 def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), least: int = 128) -> Image.Image:
-    """Draw one row for each image: original, masked, reconstruction and pasted, with titles above and the note below.
+    """Draw an RGB picture with a row for each image: original, masked, reconstruction and pasted.
 
-    Images whose shorter side has fewer than `least` pixels are enlarged by a whole factor, pixel for pixel. Three
-    channels are colours; of any other number the first is shown in grey. `captions`, one for each image, stand under
-    the rows.
+    Images with a side below `least` pixels are enlarged by a whole factor without smoothing. Three channels are drawn
+    as colours, otherwise the first as grey. `captions`, one for each image, stand under the rows.
 
-    Returns an RGB picture. Raises ValueError where there are captions, but not as many as images.
+    Raises ValueError if there are captions, but not one for each image.
     """
     columns = {
         "Original": reconstruction.original,

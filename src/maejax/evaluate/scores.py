@@ -1,4 +1,4 @@
-"""What the scores are called and what they mean, in a table for the terminal and in words."""
+"""Names of the scores, their table on a terminal, and a sentence that compares them."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ _LEVEL = 1.0  # points; with 2,000 test images the standard error of one accurac
 
 
 def score_table(scores: Scores, measures: Mapping[str, str] = MEASURES) -> Table:
-    """Lay out the scores for the terminal: a row for each kind of feature, a column for each measure, in percent."""
+    """Build the table of scores for a terminal: a row for each kind of feature, a column for each measure."""
     table = Table(title="Test accuracy in percent, encoder frozen", title_justify="left")
     table.add_column("features")
     for measure in measures.values():
@@ -25,7 +25,7 @@ def score_table(scores: Scores, measures: Mapping[str, str] = MEASURES) -> Table
 
 
 def cell(row: Mapping[str, float], measure: str) -> str:
-    """Write one score to a tenth of a percent, with its standard deviation where `row` has one, or a dash if absent."""
+    """Format one score to a tenth of a percent, with its standard deviation if `row` has one; a dash if absent."""
     if measure not in row:
         return "–"  # noqa: RUF001
     spread = row.get(f"{measure}_std")
@@ -33,10 +33,10 @@ def cell(row: Mapping[str, float], measure: str) -> str:
 
 
 def explain(scores: Scores) -> str:
-    """Say in one sentence whether pre-training was worth it, against the untrained encoder and against raw pixels.
+    """Return a sentence that compares the pre-trained encoder with the untrained one and with raw pixels.
 
-    `scores` is what report.json contains under "scores", accuracies in percent. A difference of less than one point is
-    called level: that much is chance with 2,000 test images.
+    `scores` are accuracies in percent, as under "scores" in report.json. A difference below one point counts as level,
+    since with 2,000 test images it is within chance.
     """
     untrained, pixels = (_compare(scores["pretrained"], scores[control]) for control in ("untrained", "pixels"))
     if len(untrained["ahead of"]) <= len(untrained["behind"]):
@@ -48,16 +48,14 @@ def explain(scores: Scores) -> str:
         verdict = "Pre-training helped, though not on every count"
     else:
         verdict = "Pre-training helped on every count"
-    return (
-        f"{verdict}: in points of accuracy, the pre-trained encoder is {_tell(untrained, 'the untrained one', 'it')}; "
-        f"it is {_tell(pixels, 'raw pixels', 'them')}."
-    )
+    first, second = _compared(untrained, "the untrained one", "it"), _compared(pixels, "raw pixels", "them")
+    return f"{verdict}: in points of accuracy, the pre-trained encoder is {first}; it is {second}."
 
 
 def explain_control(scores: Scores, measures: Mapping[str, str], level: float) -> str:
-    """Say in one sentence where the pre-trained encoder is ahead of the untrained one, and where not.
+    """Return a sentence that compares the pre-trained encoder with the untrained one in the columns `measures`.
 
-    A difference of less than `level` points is called level; `measures` are the columns that both rows have.
+    A difference below `level` points counts as level.
     """
     found = _compare(scores["pretrained"], scores["untrained"], measures, level)
     if len(found["ahead of"]) == len(measures):
@@ -66,7 +64,7 @@ def explain_control(scores: Scores, measures: Mapping[str, str], level: float) -
         verdict = "Pre-training helped, though not on every count"
     else:
         verdict = "Pre-training did not help here"
-    return f"{verdict}: in points of accuracy, the encoder is {_tell(found, 'the same one untrained', 'it')}."
+    return f"{verdict}: in points of accuracy, the encoder is {_compared(found, 'the same one untrained', 'it')}."
 
 
 def _compare(
@@ -83,9 +81,9 @@ def _compare(
     return found
 
 
-def _tell(found: Mapping[str, list[str]], control: str, pronoun: str) -> str:
-    told = [(place, _listed(names)) for place, names in found.items() if names]
-    return ", ".join(f"{place} {pronoun if k else control} in {names}" for k, (place, names) in enumerate(told))
+def _compared(found: Mapping[str, list[str]], control: str, pronoun: str) -> str:
+    groups = [(place, _listed(names)) for place, names in found.items() if names]
+    return ", ".join(f"{place} {pronoun if k else control} in {names}" for k, (place, names) in enumerate(groups))
 
 
 def _listed(names: list[str]) -> str:

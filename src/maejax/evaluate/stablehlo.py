@@ -8,32 +8,30 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from maejax.evaluate.encoding import Pool, encode
+from maejax.evaluate.encoding import Pool, encode, encoder_of, image_size
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def write_compiled(model: Any, path: Path, *, pool: Pool | None = "cls", platforms: tuple[str, ...] = PLATFORMS) -> int:
-    """Write uint8 images [B, H, W, C] -> float32 features as StableHLO, weights and normalisation within, any B.
+    """Write uint8 images [B, H, W, C] -> float32 features as StableHLO for any B; return the number of bytes.
 
-    Features are those of `features.extract`: [B, D] for "cls" and "mean", [B, 2 D] for "cls+mean", [B, 1 + N, D] for
-    None. `jax.export.deserialize(bytes).call(images)` runs it.
-
-    Returns:
-        The number of bytes.
-
+    Weights and normalisation are inside; features are those of `encoding.extract`.
+    `jax.export.deserialize(bytes).call(images)` runs the file.
     """
-    encoder = getattr(model, "encoder", model)
-    height, width = (side * encoder.patch_size for side in encoder.grid)
+    encoder = encoder_of(model)
     (batch,) = export.symbolic_shape("B")
-    images = jax.ShapeDtypeStruct((batch, height, width, encoder.channels), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *image_size(encoder), encoder.channels), jnp.uint8)
     exported = export.export(jax.jit(lambda images: encode(model, images, pool)), platforms=platforms)(images)
     path.write_bytes(exported.serialize())
     return path.stat().st_size
 
 
 def difference(model: Any, path: Path, images: np.ndarray, pool: Pool | None = "cls") -> float:
-    """Run a file back on uint8 images [B, H, W, C]: the largest difference to the model's, relative to its largest."""
+    """Run a file on uint8 images [B, H, W, C]; return its largest difference to the model's features.
+
+    The difference is relative to the largest feature.
+    """
     wanted = np.asarray(encode(model, images, pool))
     found = np.asarray(export.deserialize(bytearray(path.read_bytes())).call(images))
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())

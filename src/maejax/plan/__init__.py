@@ -1,1 +1,1 @@
-"""What a training command will do on devices that are not here: compiled for them, counted, estimated."""
+"""A plan of a training run on devices that are not here: compiled for them, counted, and timed by a model."""

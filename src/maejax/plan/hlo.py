@@ -1,31 +1,8 @@
-"""The text of a scheduled HLO module as data: computations of instructions, shapes with their layout in memory."""
+"""A parser for the text of a scheduled HLO module: computations, instructions, shapes with their layout."""
 
 import math
 import re
 from typing import NamedTuple
-
-BITS = {
-    "pred": 8,
-    "s2": 2,
-    "u2": 2,
-    "s4": 4,
-    "u4": 4,
-    "s8": 8,
-    "u8": 8,
-    "s16": 16,
-    "u16": 16,
-    "s32": 32,
-    "u32": 32,
-    "s64": 64,
-    "u64": 64,
-    "bf16": 16,
-    "f16": 16,
-    "f32": 32,
-    "f64": 64,
-    "c64": 64,
-    "c128": 128,
-    "token": 0,
-}
 
 _LEAF = re.compile(r"(\w+)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
 _COMMENT = re.compile(r"/\*.*?\*/")
@@ -56,12 +33,12 @@ class Shape(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """What its elements take, in bytes, without padding."""
+        """The bytes of its elements, without padding."""
         return self.elements * bits(self.dtype) // 8
 
     @property
     def padded(self) -> int:
-        """What it takes in memory, in bytes: its fastest axes filled up to whole tiles."""
+        """The bytes that it takes in memory, with its fastest axes padded to whole tiles."""
         sizes = [self.sizes[axis] for axis in reversed(self.minor_to_major)] if self.minor_to_major else [*self.sizes]
         missing = len(self.tile) - len(sizes)
         sizes = [1] * missing + sizes
@@ -77,21 +54,21 @@ class Instruction(NamedTuple):
     shapes: tuple[Shape, ...]
     opcode: str
     operands: tuple[str, ...]
-    inside: str  # what stands between the parentheses: the number of a parameter, the value of a constant
+    inside: str  # the text between the parentheses: the number of a parameter, the value of a constant
     attributes: str
 
     @property
     def called(self) -> list[str]:
-        """The computations it calls: of a fusion, the body and condition of a loop, of branches."""
+        """The computations that it calls: a fusion's, the body and condition of a loop, branches."""
         return [name for found in _CALLED.findall(self.attributes) for name in _NAME.findall(found)]
 
     def called_by(self, attribute: str) -> str:
-        """The computation that one of its attributes names, such as body."""
+        """Return the computation that an attribute names, such as body; "" if it has none."""
         found = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
         return found[1] if found else ""
 
     def number(self, field: str) -> int | None:
-        """A number of its backend configuration."""
+        """Return a number of its backend configuration, None if it has none."""
         found = re.search(rf'"{field}":"?(\d+)', self.attributes)
         return int(found[1]) if found else None
 
@@ -103,11 +80,11 @@ class Computation(NamedTuple):
     root: str
 
     def parameter(self, number: int) -> str:
-        """The name of a parameter."""
+        """Return the name of the parameter with a number."""
         return next(i.name for i in self.instructions.values() if i.opcode == "parameter" and i.inside == str(number))
 
     def users(self, name: str) -> list[Instruction]:
-        """The instructions that read an instruction's result."""
+        """Return the instructions that read the result of another."""
         return [i for i in self.instructions.values() if name in i.operands]
 
 
@@ -119,12 +96,13 @@ class Module(NamedTuple):
 
 
 def bits(dtype: str) -> int:
-    """Bits of an element; 8-bit floats have many names."""
-    return BITS.get(dtype, 8 if dtype.startswith("f8") else 4 if dtype.startswith("f4") else 32)
+    """Return the bits of an element: the first number in the name of its type, such as bf16 or f8e4m3fn."""
+    number = re.search(r"\d+", dtype)
+    return {"pred": 8, "token": 0}.get(dtype, int(number[0]) if number else 32)
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:
-    """Read the shape of a result: one array, or all arrays of a tuple, whatever its nesting."""
+    """Parse the shape of a result: one array, or all arrays of a tuple, however nested."""
     shapes = []
     for dtype, sizes, layout in _LEAF.findall(_COMMENT.sub("", text)):
         order, _, rest = layout.partition(":")
@@ -142,12 +120,7 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
 
 
 def parse(text: str) -> Module:
-    """Read the text of a module, as `compiled.as_text()` gives it.
-
-    Raises:
-        ValueError: it has no entry computation.
-
-    """
+    """Parse the text of a module, as of `compiled.as_text()`. Raises ValueError if it has no entry computation."""
     computations: dict[str, Computation] = {}
     entry, name, instructions, root = "", "", {}, ""
     for line in text.splitlines():
@@ -168,7 +141,7 @@ def parse(text: str) -> Module:
 
 
 def parse_instruction(name: str, text: str) -> Instruction:
-    """Read what follows the equals sign of an instruction."""
+    """Parse the text of an instruction after its equals sign."""
     text = _COMMENT.sub("", text)
     end = closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     shapes, rest = text[:end], text[end:].lstrip()
@@ -179,7 +152,7 @@ def parse_instruction(name: str, text: str) -> Instruction:
 
 
 def closing(text: str, start: int) -> int:
-    """Find the parenthesis that closes the one at `start`."""
+    """Return the position of the parenthesis that closes the one at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1

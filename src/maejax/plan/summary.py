@@ -1,35 +1,36 @@
-"""A plan as facts for programs, as lines on a terminal, and as a page."""
+"""The results of a plan: as numbers for programs, as lines on a terminal, as a page."""
 
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from maejax.evaluate import page
 from maejax.plan.compiled import Compiled
-from maejax.plan.estimate import ASSUMPTIONS, estimate
 from maejax.plan.hlo import parse
+from maejax.plan.hlo_cost import module_cost
+from maejax.plan.roofline import ASSUMPTIONS, step_time
 from maejax.plan.target import Target
-from maejax.plan.walk import walk
 
+SWEPT = ("layers", "remat", "sharding", "batch", "peak", "traffic", "step", "images/s", "MFU", "compiled in")
 FIRM, ESTIMATE, UNKNOWN = "firm", "estimate", "unknown"
 
 
 class PlanRow(NamedTuple):
-    """A line of a plan: what, how much in words, whether it is firm or an estimate, and a remark."""
+    """A line of a plan: name, value in words, `FIRM`, `ESTIMATE` or `UNKNOWN`, and a remark."""
 
     name: str
     value: str
-    sure: str
+    certainty: str
     remark: str = ""
 
 
 class Work(NamedTuple):
-    """What training is about: images a step, bytes of one, FLOP of one, steps in all, images of an epoch."""
+    """The size of a training run: images of a step, bytes and FLOP of an image, steps, images of an epoch."""
 
     batch_size: int
     image_bytes: int
@@ -39,7 +40,7 @@ class Work(NamedTuple):
 
 
 def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
-    """Collect all numbers of a plan, in bytes, seconds, FLOP; what cannot be known is None."""
+    """Return all numbers of a plan, in bytes, seconds and FLOP; unknown ones are None."""
     devices, chip = len(target.devices), target.chip
     facts: dict[str, Any] = {
         "topology": target.name,
@@ -55,22 +56,22 @@ def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
     }
     if compiled.memory is None:
         return facts | {"memory": {"needed_at_least": compiled.needs, "compiler_allows": compiled.has}}
-    walked = walk(parse(compiled.text))
+    cost = module_cost(parse(compiled.text))
     facts |= {
         "memory": compiled.memory._asdict() | {"peak": compiled.memory.peak},
-        "hlo_flop": walked.flop * devices,
-        "hlo_flop_by_type": {k: v * devices for k, v in walked.flop_by_type.items()},
-        "hbm_bytes": walked.nbytes,
-        "loops_counted_once": walked.unknown_loops,
-        "kernels": walked.kernels,
+        "hlo_flop": cost.flop * devices,
+        "hlo_flop_by_type": {k: v * devices for k, v in cost.flop_by_type.items()},
+        "hbm_bytes": cost.nbytes,
+        "loops_counted_once": cost.unknown_loops,
+        "kernels": cost.kernels,
         "collectives": [
             {"kind": kind, "dtype": dtype, "count": count, "bytes": nbytes}
-            for (kind, dtype), (count, nbytes) in walked.messages.items()
+            for (kind, dtype), (count, nbytes) in cost.messages.items()
         ],
     }
     if chip is None or not chip.clock:
         return facts | {"step_seconds": None}
-    times = estimate(walked, chip, devices)
+    times = step_time(cost, chip, devices)
     slow, fast = times.slowest, times.fastest
     ideal = facts["model_flop"] / devices / chip.peak
     epochs = work.steps * work.batch_size / work.images
@@ -90,96 +91,87 @@ def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
 
 
 def rows_of(facts: Mapping[str, Any]) -> list[PlanRow]:
-    """Say a plan's facts line by line."""
-    devices = f"{facts['devices']} x {facts['device_kind']} on {count(facts['hosts'], 'host')}"
+    """Return the numbers of a plan as lines."""
     rows = [
-        PlanRow("devices", devices, FIRM),
+        PlanRow("devices", f"{facts['devices']} x {facts['device_kind']} on {count(facts['hosts'], 'host')}", FIRM),
         PlanRow("batch", f"{facts['batch_size']:,} images, {facts['batch_per_device']:g} per device", FIRM),
+        *_memory_rows(facts),
+        PlanRow("model FLOP", f"{facts['model_flop']:.3g} a step", FIRM, "matrix products of the published algorithm"),
     ]
-    memory, has = facts["memory"], facts["memory_available"]
-    of = f" of {size(has)}" if has else ""
-    if "peak" in memory:
-        verdict = "fits" if facts["fits"] else "does not fit"
-        spare = f"{100 * (1 - memory['peak'] / has):.0f} % to spare; " if has and facts["fits"] else ""
-        rows += [
-            PlanRow(
-                "memory per device",
-                f"peak {size(memory['peak'])}{of}: {verdict}",
-                FIRM,
-                spare + "arguments + temporaries + output - what the output takes over + code",
-            ),
-            PlanRow("  arguments", size(memory["arguments"]), FIRM, "weights, optimizer, batch"),
-            PlanRow("  temporaries", size(memory["temporaries"]), FIRM, "activations and what the compiler needs"),
-            PlanRow("  output", f"{size(memory['output'])}, of it {size(memory['given_back'])} in place", FIRM),
-        ]
-    else:
-        needs = f"needs {size(memory['needed_at_least'])}{of}: " if memory["needed_at_least"] > 0 else ""
-        allows = f"the compiler may use {size(memory['compiler_allows'])}" if memory["compiler_allows"] > 0 else ""
-        rows.append(PlanRow("memory per device", f"{needs}does not fit", FIRM, allows))
-    if "remedy" in facts:
-        rows.append(PlanRow("  to make it fit", *facts["remedy"]))
-    rows.append(
-        PlanRow("model FLOP", f"{facts['model_flop']:.3g} a step", FIRM, "published algorithm, matrix products")
-    )
     if "hbm_bytes" not in facts:
         return rows
     kernels = f"; {count(len(facts['kernels']), 'library call')} or kernels not counted" if facts["kernels"] else ""
     types = ", ".join(f"{flop / facts['hlo_flop']:.1%} {name}" for name, flop in facts["hlo_flop_by_type"].items())
     loops = f"; {count(len(facts['loops_counted_once']), 'loop')} counted once" if facts["loops_counted_once"] else ""
+    products, moved = f"{facts['hlo_flop']:.3g} a step", f"{traffic(facts['hbm_bytes'])} a step and device"
     rows += [
-        PlanRow(
-            "HLO FLOP", f"{facts['hlo_flop']:.3g} a step", FIRM, f"matrix products of the module: {types}{kernels}"
-        ),
-        PlanRow("memory traffic", f"{traffic(facts['hbm_bytes'])} a step and device", FIRM, "scheduled module" + loops),
+        PlanRow("HLO FLOP", products, FIRM, f"matrix products of the compiled step: {types}{kernels}"),
+        PlanRow("memory traffic", moved, FIRM, f"reads and writes of device memory{loops}"),
     ]
     for c in facts["collectives"]:
-        rows.append(PlanRow(f"  {c['kind']} {c['dtype']}", f"{c['count']}, {traffic(c['bytes'])} in all", FIRM))
-    if facts["step_seconds"] is None:
-        return [
-            *rows,
-            PlanRow("time", "not estimated", UNKNOWN, "nothing is known of the speed of these devices: measure"),
+        sent = f"{count(c['count'], 'message')}, {traffic(c['bytes'])} a step"
+        rows.append(PlanRow(f"  {c['kind']} {c['dtype']}", sent, FIRM))
+    return rows + _time_rows(facts)
+
+
+def _memory_rows(facts: Mapping[str, Any]) -> list[PlanRow]:
+    memory, has = facts["memory"], facts["memory_available"]
+    of = f" of {size(has)}" if has else ""
+    if "peak" in memory:
+        verdict = "fits" if facts["fits"] else "does not fit"
+        spare = f"{100 * (1 - memory['peak'] / has):.0f} % to spare; " if has and facts["fits"] else ""
+        parts = "the sum of the next lines and the program, the part in place counted once"
+        in_place = f"{size(memory['output'])}, of which {size(memory['given_back'])} in place"
+        rows = [
+            PlanRow("memory per device", f"peak {size(memory['peak'])}{of}: {verdict}", FIRM, spare + parts),
+            PlanRow("  arguments", size(memory["arguments"]), FIRM, "weights, optimizer state, batch"),
+            PlanRow("  temporaries", size(memory["temporaries"]), FIRM, "activations, buffers of the compiler"),
+            PlanRow("  output", in_place, FIRM, "in place: written over the arguments"),
         ]
-    mfu = facts["mfu"]
-    return [
-        *rows,
-        PlanRow("step", span(facts["step_seconds"], "{:.3g}", " ms", 1e3), ESTIMATE, "assumptions below"),
-        PlanRow("  of peak (MFU)", f"{mfu['mix']:.0%} to {mfu['roof']:.0%}", ESTIMATE, "model FLOP; messages left out"),
-        PlanRow("  messages", f"{1e3 * facts['message_seconds']:.3g} ms", ESTIMATE, "none hidden in the slowest case"),
-        PlanRow("images", span(facts["images_per_second"], "{:,.0f}", "/s"), ESTIMATE),
-        PlanRow(
-            "whole run",
-            span(facts["days"], "{:.3g}", " days"),
-            ESTIMATE,
-            f"{facts['steps']:,} steps, {facts['epochs']:.1f} epochs, {span(facts['chip_hours'], '{:,.0f}', '')} "
-            "device-hours",
-        ),
-        PlanRow(
-            "input per host",
-            f"{facts['input_images_per_second_per_host']:,.0f} images/s",
-            ESTIMATE,
-            f"{facts['input_bytes_per_second_per_host'] / 1e6:,.0f} MB/s of pixels, in the fastest case",
-        ),
+    else:
+        needs = f"needs {size(memory['needed_at_least'])}{of}: " if memory["needed_at_least"] > 0 else ""
+        allows = f"the compiler may use {size(memory['compiler_allows'])}" if memory["compiler_allows"] > 0 else ""
+        rows = [PlanRow("memory per device", f"{needs}does not fit", FIRM, allows)]
+    return rows + ([PlanRow("  to make it fit", *facts["remedy"])] if "remedy" in facts else [])
+
+
+def _time_rows(facts: Mapping[str, Any]) -> list[PlanRow]:
+    if facts["step_seconds"] is None:
+        return [PlanRow("time", "not estimated", UNKNOWN, "the speed of these devices is not known here: measure it")]
+    mfu, hours = facts["mfu"], span(facts["chip_hours"], "{:,.0f}", "")
+    run = f"{facts['steps']:,} steps, {facts['epochs']:.1f} epochs, {hours} device-hours"
+    pixels = f"{facts['input_bytes_per_second_per_host'] / 1e6:,.0f} MB/s of pixels, in the fastest case"
+    of_peak, messages = f"{mfu['mix']:.0%} to {mfu['roof']:.0%}", f"{1e3 * facts['message_seconds']:.3g} ms"
+    arrive = f"{facts['input_images_per_second_per_host']:,.0f} images/s"
+    rows = [
+        ("step", span(facts["step_seconds"], "{:.3g}", " ms", 1e3), "fastest to slowest case, see the assumptions"),
+        ("  of peak (MFU)", of_peak, "model FLOP a second over the peak of the devices, without messages"),
+        ("  messages", messages, "hidden in the fastest case, waited for in the slowest"),
+        ("images", span(facts["images_per_second"], "{:,.0f}", "/s"), ""),
+        ("whole run", span(facts["days"], "{:.3g}", " days"), run),
+        ("input per host", arrive, pixels),
     ]
+    return [PlanRow(name, value, ESTIMATE, remark) for name, value, remark in rows]
 
 
 def size(nbytes: float) -> str:
-    """Say a number of bytes."""
+    """Format bytes of memory."""
     return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**28 else f"{nbytes / 2**20:.1f} MiB"
 
 
 def traffic(nbytes: float) -> str:
-    """Say a number of bytes that are moved."""
+    """Format bytes that are moved."""
     return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def span(values: Sequence[float], form: str, unit: str, scale: float = 1.0) -> str:
-    """Say a range."""
+    """Format a range."""
     low, high = (form.format(value * scale) for value in sorted(values))
     return f"{low}{unit}" if low == high else f"{low} to {high}{unit}"
 
 
 def count(number: int, thing: str) -> str:
-    """Say how many."""
+    """Format a number of things, with an s for the plural."""
     return f"{number} {thing}{'s' * (number != 1)}"
 
 
@@ -189,10 +181,13 @@ def show(console: Console, facts: Mapping[str, Any]) -> None:
     for wraps in (False, False, False, True):
         table.add_column(no_wrap=not wraps)
     for row in rows_of(facts):
-        table.add_row(row.name, row.value, f"[dim]{row.sure}[/]", f"[dim]{row.remark}[/]")
+        table.add_row(row.name, row.value, f"[dim]{row.certainty}[/]", f"[dim]{row.remark}[/]")
     console.print(table)
     if facts.get("sweep"):
-        console.print(sweep_table(facts["sweep"]))
+        choices = Table(*SWEPT, box=None, pad_edge=False)
+        for row in facts["sweep"]:
+            choices.add_row(*sweep_cells(row))
+        console.print(choices)
     for sentence in facts.get("assumptions", ()):
         console.print(f"[dim]- {sentence}[/]", highlight=False)
 
@@ -200,65 +195,38 @@ def show(console: Console, facts: Mapping[str, Any]) -> None:
 def write(folder: Path, facts: Mapping[str, Any], sweep: Sequence[Mapping[str, Any]], command: str) -> None:
     """Write a plan to a folder: plan.json and plan.html."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {**facts, "command": command, **({"sweep": list(sweep)} if sweep else {})}
-    (folder / "plan.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    page = Template(Path(__file__).with_name("plan.html").read_text(encoding="utf-8"))
-    table = "\n".join(
-        f"<tr><th>{escape(row.name)}</th><td>{escape(row.value)}</td><td class={row.sure}>{row.sure}</td>"
-        f"<td>{escape(row.remark)}</td></tr>"
+    content = {**facts, "command": command, **({"sweep": list(sweep)} if sweep else {})}
+    (folder / "plan.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    rows = "\n".join(
+        f"<tr><th{' class=part' if row.name.startswith(' ') else ''}>{escape(row.name.strip())}</th>"
+        f"<td>{escape(row.value)}</td><td class={row.certainty}>{row.certainty}</td>"
+        f"<td class=remark>{escape(row.remark)}</td></tr>"
         for row in rows_of(facts)
     )
-    sentences = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in facts.get("assumptions", ()))
-    (folder / "plan.html").write_text(
-        page.substitute(
-            title=escape(f"Plan for {facts['topology']}"),
-            rows=table,
-            assumptions=sentences,
-            sweep=sweep_html(sweep),
-            command=escape(command),
-        ),
-        encoding="utf-8",
-    )
-
-
-SWEPT = ("layers", "remat", "sharding", "batch", "peak", "traffic", "step", "images/s", "MFU", "compiled in")
+    cells = ("".join(f"<td>{escape(cell)}</td>" for cell in sweep_cells(row)) for row in sweep)
+    items = "\n".join(f"<li>{escape(sentence)}</li>" for sentence in facts.get("assumptions", ()))
+    parts = [
+        f'<div class="wide"><table class="facts"><tbody>\n{rows}\n</tbody></table></div>',
+        page.section("Choices", page.table(SWEPT, (f"<tr>{row}</tr>" for row in cells)) if sweep else ""),
+        page.section("Assumptions of the estimates", f"<ul>\n{items}\n</ul>" if items else ""),
+        page.section("Do it again", page.command_line(command)),
+    ]
+    footer = [
+        "Firm: read from the program that the compiler made for these devices, and from published tables.",
+        "Estimate: computed from that program; nothing was run.",
+    ]
+    page.write_page(folder / "plan.html", f"Plan for {facts['topology']}", parts, footer)
 
 
 def sweep_cells(facts: Mapping[str, Any]) -> list[str]:
-    """Say one line of a sweep, in the order of `SWEPT`."""
+    """Return one line of a sweep, in the order of `SWEPT`."""
     memory, choice = facts["memory"], facts["choice"]
     cells = [choice["layers"], choice["remat"], choice["sharding"], f"{facts['batch_size']:,}"]
-    if "peak" not in memory:
-        needs = memory["needed_at_least"]
-        verdict = f"does not fit ({size(needs)})" if needs > 0 else "does not fit"
-        return [*cells, verdict, *[""] * 4, f"{facts['compile_seconds']:.0f} s"]
-    cells += [size(memory["peak"]), traffic(facts["hbm_bytes"])]
-    if facts["step_seconds"]:
-        mfu = facts["mfu"]
-        cells += [
-            span(facts["step_seconds"], "{:.3g}", " ms", 1e3),
-            span(facts["images_per_second"], "{:,.0f}", ""),
-            f"{mfu['mix']:.0%} to {mfu['roof']:.0%}",
-        ]
+    if "peak" in memory:
+        values = {row.name.strip(): row.value for row in _time_rows(facts)}
+        times = [values.get(name, "") for name in ("step", "images", "of peak (MFU)")]
+        cells += [size(memory["peak"]), traffic(facts["hbm_bytes"]), times[0], times[1].removesuffix("/s"), times[2]]
     else:
-        cells += ["", "", ""]
-    return [*cells, f"{facts['compile_seconds']:.0f} s"]
-
-
-def sweep_table(sweep: Sequence[Mapping[str, Any]]) -> Table:
-    """Lay a sweep out for a terminal."""
-    table = Table(*SWEPT, box=None, pad_edge=False)
-    for facts in sweep:
-        table.add_row(*sweep_cells(facts))
-    return table
-
-
-def sweep_html(sweep: Sequence[Mapping[str, Any]]) -> str:
-    """Lay a sweep out for a page; nothing where there is none."""
-    if not sweep:
-        return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in SWEPT)
-    body = "\n".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in sweep_cells(facts))}</tr>" for facts in sweep
-    )
-    return f"<h2>Choices</h2>\n<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        needs = memory["needed_at_least"]
+        cells.append(f"does not fit ({size(needs)})" if needs > 0 else "does not fit")
+    return [*cells, *[""] * (len(SWEPT) - 1 - len(cells)), f"{facts['compile_seconds']:.0f} s"]

@@ -1,4 +1,4 @@
-"""Which devices a plan is for: a slice of a TPU pod that need not exist, or the devices of this machine."""
+"""The devices that a plan is for: a slice of a TPU pod, which need not exist, or this machine's."""
 
 import importlib.util
 import os
@@ -11,6 +11,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from maejax.errors import install
 from maejax.training.chips import CHIPS, Chip, chip_of
 
 # Chips along the axes of a slice, by their number (docs.cloud.google.com/tpu/docs, the pages of each version).
@@ -18,7 +19,7 @@ FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x1
 CUBE = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8", 256: "4x8x8", 512: "8x8x8"}
 V3 = {4: "2x2", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16", 512: "16x32", 1024: "32x32"}
 
-# What the number in gcloud's name counts, as many per chip, and the shapes.
+# By gcloud's name: the version, how many units of the number in that name make a chip, and the shapes.
 FAMILIES = {
     "v3": ("v3", 2, V3),
     "v4": ("v4", 2, CUBE),
@@ -28,8 +29,7 @@ FAMILIES = {
     "v6e": ("v6e", 1, FLAT),
 }
 
-# For libtpu: no question to a metadata server, no search for other hosts, and no lock file, which would keep a second
-# plan from starting.
+# libtpu shall ask no metadata server, look for no other hosts, and take no lock, so that a second plan can start.
 ALONE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -39,13 +39,13 @@ ALONE = {
 }
 
 MISSING = (
-    "planning for a TPU needs its compiler: pip install 'maejax[tpu]' (libtpu, about 140 MB; it needs no TPU, and runs "
+    f"planning for a TPU needs its compiler: {install('tpu')} (libtpu, about 140 MB; it needs no TPU, and runs "
     "on 64-bit x86 Linux)"
 )
 
 
 class Target(NamedTuple):
-    """Devices to compile for. `chip` is None where the table of chips does not know them."""
+    """Devices to compile for. `chip` is None if the table of chips does not hold them."""
 
     name: str
     chip: Chip | None
@@ -53,26 +53,24 @@ class Target(NamedTuple):
 
     @property
     def hosts(self) -> int:
-        """How many hosts these devices are attached to."""
+        """The number of hosts that these devices are attached to."""
         return len({device.process_index for device in self.devices})
 
     @property
     def kind(self) -> str:
-        """What JAX calls a device."""
+        """JAX's name for the kind of device."""
         return self.devices[0].device_kind
 
     @property
     def mesh(self) -> Mesh:
-        """The mesh that training makes of them."""
+        """The mesh that training makes of these devices."""
         return Mesh(np.array(self.devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def find_target(name: str) -> Target:
-    """Describe a slice by gcloud's name for it, such as v4-64 or v5litepod-16; "cpu" and "gpu" are this machine's own.
+    """Return the devices of a slice by gcloud's name, such as v4-64 or v5litepod-16; "cpu", "gpu": this machine's.
 
-    Raises:
-        ValueError: there is no such slice or device, or the compiler for it is not installed.
-
+    Raises ValueError if there is no such slice or device, or the compiler for it is not installed.
     """
     if name in ("cpu", "gpu"):
         try:
@@ -93,11 +91,9 @@ def find_target(name: str) -> Target:
 
 
 def read_name(name: str) -> tuple[Chip, str, dict[str, Any]]:
-    """Turn gcloud's name of a slice into its chip, the compiler's name and options.
+    """Return the chip of a slice, and the compiler's name and options for it, by gcloud's name.
 
-    Raises:
-        ValueError: no such slice; those of its version are named.
-
+    Raises ValueError, with the slices that there are, if there is no such slice.
     """
     version, _, count = name.partition("-")
     if version not in FAMILIES or not re.fullmatch(r"\d+", count):
@@ -110,8 +106,8 @@ def read_name(name: str) -> tuple[Chip, str, dict[str, Any]]:
     chips = int(count) // per_chip
     options: dict[str, Any] = {}
     if chip_name in ("v4", "v5p"):
-        options["chip_config_name"] = "megacore"  # one device a chip, as on these versions; else there are two
-    if shapes is FLAT and chips in (1, 8):  # one host each; larger slices have hosts of four chips
+        options["chip_config_name"] = "megacore"  # one device a chip, as these versions have; the default is two
+    if shapes is FLAT and chips in (1, 8):  # on one host; larger slices have four chips a host
         options["chips_per_host_bounds"] = (1, 1, 1) if chips == 1 else (2, 4, 1)
     chip = next(chip for chip in CHIPS if chip.name == chip_name)
     return chip, f"{chip_name}:{shapes[chips]}", options

@@ -1,1 +1,1 @@
-"""Bytes at an address: http, buckets, commands; and the local mirror of a bucket."""
+"""Bytes at an address: read, spooled to a local file, mirrored to a local folder."""

@@ -1,4 +1,4 @@
-"""Bytes of buckets and of every other file system that fsspec knows."""
+"""Files in buckets and in every other file system of fsspec."""
 
 import logging
 import queue
@@ -11,9 +11,9 @@ from typing import Any
 
 import fsspec
 
-from maejax.errors import FetchError, Stopped
+from maejax.errors import FetchError, Stopped, install
 from maejax.storage.redact import redact
-from maejax.storage.retry import Patience, Retry
+from maejax.storage.retry import Retry, RetryPolicy
 
 CHUNK = 1 << 20
 TRIAL_SECONDS = 60.0
@@ -21,30 +21,30 @@ _NEVER = threading.Event()
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
 
 
-def read_bucket(address: str, patience: Patience, stop: threading.Event) -> Generator[bytes, None, None]:
+def read_bucket(address: str, policy: RetryPolicy, stop: threading.Event) -> Generator[bytes, None, None]:
     """Yield the bytes of a file by its fsspec address (gs://, s3://, memory://, ...).
 
-    After a failure it goes on from the byte reached. Raises FetchError for a file that is missing, forbidden, or
-    changed meanwhile, and where patience is at its end.
+    After a failure, reading continues at the byte reached. Raises FetchError for a file that is missing or forbidden,
+    for one that changed in between, and when the policy's time is up.
     """
     system, path = open_system(address)
-    retry = Retry(patience, stop)
+    retry = Retry(policy, stop)
     done, identity = 0, None
     while True:
         try:
-            system.invalidate_cache()  # what was listed before may be old
-            info = within(patience.stall, stop, system.info, path)
+            system.invalidate_cache()  # its listings may be old
+            info = within(policy.stall, stop, system.info, path)
             found = (info.get("size"), info.get("etag") or info.get("ETag"))
             if identity is not None and found != identity:
                 raise FetchError("the file changed while it was read; start again")
             identity = found
-            file = within(patience.stall, stop, system.open, path, "rb", block_size=4 * CHUNK, cache_type="readahead")
+            file = within(policy.stall, stop, system.open, path, "rb", block_size=4 * CHUNK, cache_type="readahead")
             file.seek(done)
-            while chunk := within(patience.stall, stop, file.read, CHUNK):
+            while chunk := within(policy.stall, stop, file.read, CHUNK):
                 done += len(chunk)
                 retry.progress()
                 yield chunk
-            file.close()  # one that stalls would stall here too, so it is left alone
+            file.close()  # not after a failure: closing a stalled file would stall too
             if found[0] is None or done >= found[0]:
                 return
             retry.wait(f"ended at byte {done} of {found[0]}")
@@ -59,7 +59,11 @@ def read_bucket(address: str, patience: Patience, stop: threading.Event) -> Gene
 
 
 def within(seconds: float, stop: threading.Event, function: Callable, *arguments: Any, **named: Any) -> Any:
-    """Call a function that may never return: few file systems know a timeout. Raises TimeoutError and Stopped."""
+    """Call a function with a timeout, which few file systems have themselves.
+
+    Raises TimeoutError after `seconds`, Stopped soon after `stop` is set, and what the function raises. A call that
+    ran out of time goes on in its daemon thread.
+    """
     answers: queue.SimpleQueue = queue.SimpleQueue()
 
     def call() -> None:
@@ -85,7 +89,7 @@ def within(seconds: float, stop: threading.Event, function: Callable, *arguments
 
 
 def try_bucket(address: str) -> float:
-    """Write, read and delete a small file in a folder of a bucket; returns the seconds it took. Raises FetchError."""
+    """Write, read and delete a small file in a folder of a bucket; return the seconds it took. Raises FetchError."""
     system, path = open_system(address)
     file, text = f"{path.rstrip('/')}/.maejax-{uuid.uuid4().hex}", b"written by maejax as a trial; can be deleted\n"
     begun, doing = time.monotonic(), "written"
@@ -93,7 +97,7 @@ def try_bucket(address: str) -> float:
         within(TRIAL_SECONDS, _NEVER, system.pipe_file, file, text)
         doing = "read"
         if within(TRIAL_SECONDS, _NEVER, system.cat_file, file) != text:
-            raise FetchError("what was written reads otherwise")
+            raise FetchError("a file reads otherwise than it was written")
         doing = "deleted"
         within(TRIAL_SECONDS, _NEVER, system.rm_file, file)
     except FetchError:
@@ -104,7 +108,7 @@ def try_bucket(address: str) -> float:
 
 
 def list_bucket(pattern: str) -> list[str]:
-    """List the files that a pattern stands for, as addresses, sorted; raises FetchError."""
+    """List the files that match a pattern, as addresses, sorted. Raises FetchError."""
     system, path = open_system(pattern)
     scheme = pattern.partition("://")[0]
     try:
@@ -115,20 +119,23 @@ def list_bucket(pattern: str) -> list[str]:
 
 
 def open_system(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Give the file system of an address, and the path in it; raises FetchError, with the package that is missing."""
+    """Return the file system of an address, and the path in it.
+
+    Raises FetchError if its scheme is unknown, or with the name of the package that is missing.
+    """
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with a trace
     scheme = address.partition("://")[0]
     try:
         return fsspec.core.url_to_fs(address)
     except ImportError:
         extra = _EXTRAS.get(scheme)
-        what = f"pip install 'maejax[{extra}]'" if extra else f"install what fsspec needs for {scheme}://"
+        what = install(extra) if extra else f"install what fsspec needs for {scheme}://"
         raise FetchError(f"{scheme}:// needs a package that is not installed; {what}") from None
     except ValueError:
         raise FetchError(f"{scheme}:// is no kind of address known here") from None
 
 
 def shorten(error: Exception) -> str:
-    """Make a line without secrets of what a file system raised."""
+    """Return the first line of an error, without secrets."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return redact(re.sub(r"\s+", " ", first)[:300])

@@ -1,4 +1,4 @@
-"""Bytes over http(s), from the byte reached after an interruption; hf:// addresses are such bytes too."""
+"""Bytes over http(s), continued after an interruption; hf:// addresses are read over https."""
 
 import email.utils
 import json
@@ -14,7 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 
 from maejax.errors import FetchError
-from maejax.storage.retry import Patience, Retry
+from maejax.storage.retry import Retry, RetryPolicy
 
 CHUNK = 1 << 18
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
@@ -24,37 +24,37 @@ _HINTS = {
     404: "correct the address",
     410: "correct the address",
 }
+_REASONS = (
+    (urllib3.exceptions.NameResolutionError, "the name of the host is not known"),
+    (urllib3.exceptions.ConnectTimeoutError, "no connection in time"),
+    (urllib3.exceptions.ReadTimeoutError, "no byte came in time"),
+    (urllib3.exceptions.NewConnectionError, "no connection"),
+    (urllib3.exceptions.SSLError, "the connection is not secure"),
+)
 
 
-def read_web(address: str, patience: Patience, stop: threading.Event) -> Generator[bytes, None, None]:
+def read_web(address: str, policy: RetryPolicy, stop: threading.Event) -> Generator[bytes, None, None]:
     """Yield the bytes of an http(s) or hf:// address, from the first to the last.
 
-    After a reset, a stall or a passing error of the server it goes on from the byte reached. Raises FetchError for what
-    will not pass, for a file that changed meanwhile, and where patience is at its end.
+    After a reset, a stall or a transient error of the server, reading continues at the byte reached. Raises FetchError
+    for a permanent error, for a file that changed in between, and when the policy's time is up.
     """
     url, headers = resolve(address)
-    retry = Retry(patience, stop)
+    retry = Retry(policy, stop)
     done = 0
-    identity: str | None = None  # of the file: what it is called at the first answer must not change
+    identity: str | None = None  # ETag or date of the file, which must not change between two requests
     length: int | None = None
-    with _pool(url, patience) as pool:
+    with _pool(url, policy) as pool:
         while True:
-            ask = dict(headers)
             if done:
-                ask["Range"] = f"bytes={done}-"
+                headers["Range"] = f"bytes={done}-"
                 if identity is not None and not identity.startswith("W/"):
-                    ask["If-Range"] = identity
-            try:
-                response = _get(pool, url, ask)
-            except urllib3.exceptions.HTTPError as error:
-                _check_passing(error)
-                retry.wait(_plain(error))
+                    headers["If-Range"] = identity
+            response = _request(pool, url, headers, retry)
+            if response is None:
                 continue
             try:
-                if response.status not in (200, 206):
-                    _refused(response, retry)
-                    continue
-                skip = _skipped(response, done)
+                skip = _overlap(response, done)
                 new_identity, new_length = _identity(response), _length(response)
                 if done and ((identity, length) != (new_identity, new_length)):
                     raise FetchError("the file on the server changed while it was read; start again")
@@ -70,44 +70,25 @@ def read_web(address: str, patience: Patience, stop: threading.Event) -> Generat
                     return
                 retry.wait(f"the connection ended at byte {done} of {length}")
             except urllib3.exceptions.HTTPError as error:
-                retry.wait(f"{_plain(error)} at byte {done}" + (f" of {length}" if length is not None else ""))
+                retry.wait(f"{_describe(error)} at byte {done}" + (f" of {length}" if length is not None else ""))
             finally:
                 response.close()
 
 
-def read_text(address: str, patience: Patience, limit: int = 64 << 20) -> str:
-    """Return a small text file, such as a list of shards; raises FetchError as `read_web`, and beyond `limit` bytes."""
-    data = b""
-    for chunk in read_web(address, patience, threading.Event()):
-        data += chunk
-        if len(data) > limit:
-            raise FetchError(f"holds more than {limit >> 20} MiB, which is no list")
-    return data.decode(errors="replace")
-
-
-def list_hf(pattern: str, patience: Patience) -> list[str]:
-    """List the files of a Hugging Face data set in the folder of an hf:// address, as hf:// addresses, sorted.
-
-    Raises FetchError.
-    """
-    repo, revision, path = _split_hf(pattern)
+def list_hf(pattern: str, policy: RetryPolicy) -> list[str]:
+    """List the files in the folder of an hf://datasets/ address, as hf:// addresses, sorted. Raises FetchError."""
+    kind, repo, revision, path = _split_hf(pattern)
+    if kind != "datasets/":
+        raise FetchError("is no address of a data set; write hf://datasets/OWNER/NAME/PATH")
     folder = re.split(r"[^/]*[*?\[]", path, maxsplit=1)[0].rstrip("/")
-    url: str | None = f"{_endpoint()}/api/datasets/{repo}/tree/{quote(revision, safe='')}" + (
-        f"/{quote(folder)}" if folder else ""
-    )
-    url += "?recursive=true"
+    tree = "/".join(filter(None, [quote(revision, safe=""), quote(folder)]))
+    url: str | None = f"{_endpoint()}/api/datasets/{repo}/tree/{tree}?recursive=true"
     found: list[str] = []
-    with _pool(_endpoint(), patience) as pool:
-        retry = Retry(patience, threading.Event())
+    with _pool(_endpoint(), policy) as pool:
+        retry = Retry(policy, threading.Event())
         while url:
-            try:
-                response = pool.request("GET", url, headers=_token_header(), retries=_redirects())
-            except urllib3.exceptions.HTTPError as error:
-                _check_passing(error)
-                retry.wait(_plain(error))
-                continue
-            if response.status != 200:
-                _refused(response, retry)
+            response = _request(pool, url, _token_header(), retry, preload=True)
+            if response is None:
                 continue
             head = f"hf://datasets/{repo}" + (f"@{revision}" if revision != "main" else "")
             found += [f"{head}/{entry['path']}" for entry in json.loads(response.data) if entry["type"] == "file"]
@@ -117,11 +98,15 @@ def list_hf(pattern: str, patience: Patience) -> list[str]:
 
 
 def resolve(address: str) -> tuple[str, dict[str, str]]:
-    """Return the http(s) address behind an address, and the headers that it needs."""
+    """Return the http(s) URL of an http(s) or hf:// address, and the headers of a request for it.
+
+    An hf:// address names a file of a data set, hf://datasets/OWNER/NAME[@REVISION]/PATH, or of a model, without
+    `datasets/`. Passwords and tokens go into the headers. Raises FetchError if an hf:// address has another form.
+    """
     headers = {"Accept-Encoding": "identity", "User-Agent": "maejax"}
     if address.startswith("hf://"):
-        repo, revision, path = _split_hf(address)
-        url = f"{_endpoint()}/datasets/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
+        kind, repo, revision, path = _split_hf(address)
+        url = f"{_endpoint()}/{kind}{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
     else:
         url = address
     parts = urlsplit(url)
@@ -134,11 +119,12 @@ def resolve(address: str) -> tuple[str, dict[str, str]]:
     return url, headers
 
 
-def _split_hf(address: str) -> tuple[str, str, str]:
-    match = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", address)
+def _split_hf(address: str) -> tuple[str, str, str, str]:
+    """Split an hf:// address into "datasets/" or "", OWNER/NAME, revision, and path in the repository."""
+    match = re.fullmatch(r"hf://(?:models/|(datasets/)?)([^/@]+/[^/@]+)(?:@([^/]+))?/(.+)", address)
     if match is None:
-        raise FetchError("is no address of a file; write hf://datasets/OWNER/NAME/PATH")
-    return match[1], (match[2] or "main").replace("~", "/"), match[3]
+        raise FetchError("is no address of a file; write hf://datasets/OWNER/NAME/PATH, or hf://OWNER/NAME/FILE")
+    return match[1] or "", match[2], (match[3] or "main").replace("~", "/"), match[4]
 
 
 def _endpoint() -> str:
@@ -146,7 +132,10 @@ def _endpoint() -> str:
 
 
 def _token_header() -> dict[str, str]:
-    """Find the token as the hub's own client does. urllib3 drops the header where a redirect leaves the host."""
+    """Return the header with the token that the hub's own client would send.
+
+    urllib3 drops it when a redirect leaves the host.
+    """
     token = os.environ.get("HF_TOKEN", "")
     if not token:
         home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
@@ -155,9 +144,9 @@ def _token_header() -> dict[str, str]:
     return {"Authorization": f"Bearer {token.strip()}"} if token.strip() else {}
 
 
-def _pool(url: str, patience: Patience) -> urllib3.PoolManager:
-    """Connect as the environment says: HTTPS_PROXY, NO_PROXY."""
-    timeout = urllib3.Timeout(connect=patience.connect, read=patience.stall)
+def _pool(url: str, policy: RetryPolicy) -> urllib3.PoolManager:
+    """Open a pool of connections, through the proxy that HTTPS_PROXY and NO_PROXY choose."""
+    timeout = urllib3.Timeout(connect=policy.connect, read=policy.stall)
     parts = urlsplit(url)
     proxy = getproxies().get(parts.scheme)
     if proxy and not proxy_bypass(parts.hostname or ""):
@@ -165,33 +154,36 @@ def _pool(url: str, patience: Patience) -> urllib3.PoolManager:
     return urllib3.PoolManager(timeout=timeout)
 
 
-def _redirects() -> urllib3.Retry:
-    # Only redirects are followed by urllib3; what is tried again, and when, is decided here.
-    return urllib3.Retry(
-        total=None,
-        connect=0,
-        read=0,
-        status=0,
-        other=0,
-        redirect=10,
-        respect_retry_after_header=False,
-        raise_on_status=False,
+def _request(
+    pool: urllib3.PoolManager, url: str, headers: dict[str, str], retry: Retry, *, preload: bool = False
+) -> urllib3.BaseHTTPResponse | None:
+    """Send a GET request and return the response, with its body read if `preload`.
+
+    Return None after a transient error and a pause, for the caller to try again. Raises FetchError for other errors.
+    """
+    # urllib3 follows redirects only; which errors are retried, and when, is decided here.
+    redirects = urllib3.Retry(
+        None, connect=0, read=0, status=0, other=0, redirect=10, respect_retry_after_header=False, raise_on_status=False
     )
-
-
-def _get(pool: urllib3.PoolManager, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
-    return pool.request("GET", url, headers=headers, preload_content=False, retries=_redirects())
-
-
-def _refused(response: urllib3.BaseHTTPResponse, retry: Retry) -> None:
-    """Wait where a status may pass; raises FetchError where it will not."""
-    status = f"HTTP {response.status} {response.reason or ''}".rstrip()
-    if response.status == 416:
-        raise FetchError("the file on the server became shorter while it was read; start again")
-    if response.status not in _TRANSIENT:
-        hint = _HINTS.get(response.status)
-        raise FetchError(status + (f": {hint}" if hint else ""))
-    retry.wait(status, _retry_after(response.headers.get("Retry-After")))
+    try:
+        response = pool.request("GET", url, headers=headers, preload_content=preload, retries=redirects)
+    except urllib3.exceptions.HTTPError as error:
+        _check_transient(error)
+        retry.wait(_describe(error))
+        return None
+    if response.status in (200, 206):
+        return response
+    try:
+        status = f"HTTP {response.status} {response.reason or ''}".rstrip()
+        if response.status == 416:
+            raise FetchError("the file on the server became shorter while it was read; start again")
+        if response.status not in _TRANSIENT:
+            hint = _HINTS.get(response.status)
+            raise FetchError(status + (f": {hint}" if hint else ""))
+        retry.wait(status, _retry_after(response.headers.get("Retry-After")))
+    finally:
+        response.close()
+    return None
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -205,9 +197,9 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _skipped(response: urllib3.BaseHTTPResponse, done: int) -> int:
-    """Return how many bytes of the answer were had before."""
-    if response.status == 200:  # the server does not know ranges, or the file is another one: told by its identity
+def _overlap(response: urllib3.BaseHTTPResponse, done: int) -> int:
+    """Return how many bytes at the start of a response were received before."""
+    if response.status == 200:  # the server knows no ranges, or the file changed; its identity decides which
         return done
     match = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     if match is None or int(match[1]) > done:
@@ -220,7 +212,7 @@ def _identity(response: urllib3.BaseHTTPResponse) -> str | None:
 
 
 def _length(response: urllib3.BaseHTTPResponse) -> int | None:
-    """Return the length of the whole file."""
+    """Return the length of the whole file in bytes, None if the server does not name it."""
     if response.status == 206:
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
     else:
@@ -228,28 +220,18 @@ def _length(response: urllib3.BaseHTTPResponse) -> int | None:
     return int(total) if total.isdecimal() else None
 
 
-def _check_passing(error: urllib3.exceptions.HTTPError) -> None:
-    """Raise FetchError for a failure to connect that no waiting cures."""
+def _check_transient(error: urllib3.exceptions.HTTPError) -> None:
+    """Raise FetchError for a failure to connect that will not pass."""
     cause = getattr(error, "reason", None) or error
     if isinstance(cause, urllib3.exceptions.SSLError):
-        raise FetchError(f"{_plain(error)}; check the certificate and the clock")
+        raise FetchError(f"{_describe(error)}; check the certificate and the clock")
     if isinstance(error, urllib3.exceptions.LocationValueError):
         raise FetchError("the address cannot be read; correct it")
     if isinstance(cause, urllib3.exceptions.ResponseError):  # too many redirects
         raise FetchError(str(cause))
 
 
-def _plain(error: Exception) -> str:
-    """Say in a few words what happened; urllib3's own words hold the whole address."""
+def _describe(error: Exception) -> str:
+    """Return a short reason without the address, which urllib3's own message contains."""
     cause = getattr(error, "reason", None) or error
-    if isinstance(cause, urllib3.exceptions.NameResolutionError):
-        return "the name of the host is not known"
-    if isinstance(cause, urllib3.exceptions.ConnectTimeoutError):
-        return "no connection in time"
-    if isinstance(cause, urllib3.exceptions.ReadTimeoutError):
-        return "no byte came in time"
-    if isinstance(cause, urllib3.exceptions.NewConnectionError):
-        return "no connection"
-    if isinstance(cause, urllib3.exceptions.SSLError):
-        return "the connection is not secure"
-    return "the connection broke"
+    return next((reason for kind, reason in _REASONS if isinstance(cause, kind)), "the connection broke")

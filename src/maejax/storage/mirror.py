@@ -1,8 +1,8 @@
-"""A run in a bucket: the folder of this host that stands for it, filled from the bucket and copied back to it.
+"""A local mirror of a run in a bucket, filled from the bucket and copied back to it.
 
-Orbax writes to disks and to gs:// alone, and in no bucket can a file grow. So the work is done in a folder of this
-host, and what is whole is copied. That a folder stands for an address is seen from where it lies, so nothing else needs
-to know of it: for any other folder, what is here does nothing, or looks at the folder itself.
+A path under `cache_folder()` mirrors a bucket address; for other paths these functions act on the path itself or do
+nothing. Orbax writes to disks and gs:// only, and no file in a bucket can grow: so a run is written locally, and every
+complete file is copied. Functions that talk to the bucket raise Failed if it does not answer.
 """
 
 import logging
@@ -14,53 +14,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from maejax.errors import Failed, FetchError, InputError
+from maejax.storage.atomic import write_atomically
 from maejax.storage.bucket import open_system, shorten, try_bucket, within
+from maejax.storage.cache import cache_folder
 
-CACHE = "~/.cache/maejax"
-MARKER = "commit_success.txt"  # the last file of a checkpoint, by Orbax's name for it: without it, it is half of one
-RESUMED = ("config.json", "metrics.jsonl", "wandb-run.txt")  # what a run that goes on needs beside a checkpoint
-APART = ("checkpoints", "best")  # are copied by `send`
-ANSWER_SECONDS = 120.0  # in which a bucket answers
-LEAST_RATE = 1e6  # bytes/s; a copy that is slower has stalled
+MARKER = "commit_success.txt"  # Orbax's name for the last file of a checkpoint; without it the checkpoint is incomplete
+RESUMED = ("config.json", "metrics.jsonl", "wandb-run.txt")  # the files that a resumed run needs beside a checkpoint
+CHECKPOINTS = ("checkpoints", "best")  # folders that `publish` leaves to `send`
+ANSWER_SECONDS = 120.0  # timeout of a request to a bucket
+LEAST_RATE = 1e6  # bytes/s; a slower copy counts as stalled
 
 _log = logging.getLogger("maejax.training")
-_sent: dict[Path, tuple[int, int]] = {}  # size and time of the files that are in the bucket as they are here
+_sent: dict[Path, tuple[int, int]] = {}  # size and time of each file at its last copy to the bucket
 _sending = threading.Lock()
 
 
-def work_folder(address: str) -> Path:
-    """Give the folder of this host in which this process writes the run at an address."""
-    return _root("runs").joinpath(*_parts(address))
+def work_folder(address: str, process: int) -> Path:
+    """Return the local folder in which process number `process` of a run writes the run at an address.
+
+    Processes on one host have different folders, and so have writers and readers.
+    """
+    return cache_folder().joinpath("runs", str(process), *_parts(address))
 
 
-def read_folder(address: str) -> Path:
-    """Give the folder of this host to read the run at an address from, or a folder of it; its small files are fetched.
+def read_folder(address: str, process: int) -> Path:
+    """Return the local folder for reading the run at an address, or a folder in it; fetch the run's small files.
 
-    Raises:
-        InputError: nothing lies there.
-        Failed: the bucket does not answer.
-
+    Raises InputError if there is no run.
     """
     _try_open(address, address)
-    folder = _root("read").joinpath(*_parts(address))
-    for run in (folder, *folder.parents[:2]):  # as `locate` looks for it
+    folder = cache_folder().joinpath("read", str(process), *_parts(address))
+    for run in (folder, *folder.parents[:2]):  # the address may name a run, its `checkpoints`, or one checkpoint
         if address_of(run) and exists(run / "config.json"):
             _fetch_small(run)
             folder.mkdir(parents=True, exist_ok=True)
             return folder
     raise InputError(f"{address} has no config.json: name a run directory of maejax, one of its checkpoints, or a file")
-
-
-def _cache() -> Path:
-    return Path(CACHE).expanduser().absolute()
-
-
-def _root(use: str) -> Path:
-    # Processes of one host must not write to the same folder, nor a reader to that of a writer.
-    return _cache() / use / str(jax.process_index())
 
 
 def _parts(address: str) -> tuple[str, ...]:
@@ -69,25 +59,23 @@ def _parts(address: str) -> tuple[str, ...]:
 
 
 def address_of(path: Path) -> str:
-    """Give the address that a folder or file of this host stands for; "" if it stands for itself."""
-    if not path.is_relative_to(_cache()):
+    """Return the bucket address that a local path mirrors, "" if it mirrors none."""
+    if not path.is_relative_to(cache_folder()):
         return ""
-    use, _, scheme, *rest = *path.relative_to(_cache()).parts, "", "", ""
+    use, _, scheme, *rest = *path.relative_to(cache_folder()).parts, "", "", ""
     inside = "/".join(filter(None, rest))
     return f"{scheme}://{inside}" if use in ("runs", "read") and inside else ""
 
 
 def shown(path: Path) -> str:
-    """Name a folder or file as people know it: by its address, if it stands for one."""
+    """Return a path as a user knows it: its bucket address if it mirrors one."""
     return address_of(path) or str(path)
 
 
 def check(output_dir: str) -> None:
-    """See that a run can write, read and delete below --output-dir, if that is an address.
+    """Check that a run can write, read and delete below --output-dir, if that is an address.
 
-    Raises:
-        InputError: it cannot, or a package is missing; the message says which.
-
+    Raises InputError if it cannot, or if a package is missing.
     """
     if "://" not in output_dir:
         return
@@ -111,12 +99,7 @@ def _try_open(address: str, what: str) -> None:
 
 
 def refresh(folder: Path) -> None:
-    """Begin anew with what the bucket has of a run: its small files; all else in the folder is of another time.
-
-    Raises:
-        Failed: the bucket does not answer.
-
-    """
+    """Empty the mirror of a run and fetch the run's small files; earlier local files are out of date."""
     if address_of(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -127,14 +110,13 @@ def _fetch_small(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in RESUMED:
         if exists(folder / name):
-            new = folder / f"{name}.new"
-            new.write_bytes(_call("read", folder / name, lambda system, key: system.cat_file(key)))
-            _sent[folder / name] = _state(new)
-            new.replace(folder / name)
+            with write_atomically(folder / name) as new:
+                new.write_bytes(_call("read", folder / name, lambda system, key: system.cat_file(key)))
+                _sent[folder / name] = _state(new)
 
 
 def exists(path: Path) -> bool:
-    """Tell whether a file is there: in the bucket, where its folder stands for one."""
+    """Return whether a file exists, in the bucket if its path mirrors one."""
     if not address_of(path):
         return path.exists()
 
@@ -148,22 +130,17 @@ def exists(path: Path) -> bool:
 
 
 def publish(folder: Path) -> None:
-    """Copy all files of a run that are new or have changed, but no checkpoints.
-
-    Raises:
-        Failed: some cannot be written.
-
-    """
+    """Copy all new and changed files of a run to the bucket, except its checkpoints."""
     if not address_of(folder):
         return
     with _sending, tempfile.TemporaryDirectory(prefix="maejax-copy-") as place:
         for path in sorted(folder.rglob("*")):
-            if path.relative_to(folder).parts[0] not in APART:
+            if path.relative_to(folder).parts[0] not in CHECKPOINTS:
                 _publish_file(path, Path(place) / "copy")
 
 
 def publish_file(path: Path) -> None:
-    """Copy one file; for the rest see `publish`."""
+    """Copy one file to the bucket, if its path mirrors one and it has changed."""
     if address_of(path):
         with _sending, tempfile.TemporaryDirectory(prefix="maejax-copy-") as place:
             _publish_file(path, Path(place) / "copy")
@@ -174,9 +151,9 @@ def _publish_file(path: Path, copy: Path) -> None:
         if path.is_symlink() or not path.is_file() or _sent.get(path) == _state(path):
             return
         state = _state(path)
-        shutil.copyfile(path, copy)  # what grows while it is sent would not be what it was said to be
+        shutil.copyfile(path, copy)  # the original may grow while it is sent
     except FileNotFoundError:
-        return  # was for a moment only
+        return  # a temporary file, already gone
     _put(path, copy)
     _sent[path] = state
 
@@ -188,12 +165,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 @contextmanager
 def published(folder: Path):
-    """Publish a run when it ends, however it ends.
-
-    Raises:
-        Failed: it cannot be written, and nothing else went wrong.
-
-    """
+    """Publish a run when the block ends, also by an exception, which then takes precedence over Failed."""
     try:
         yield
     except BaseException:
@@ -206,32 +178,22 @@ def published(folder: Path):
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """List the checkpoints that are whole in a folder that stands for one in a bucket, oldest first.
-
-    Raises:
-        Failed: the bucket does not answer.
-
-    """
-    return _whole(_files(directory))
+    """List the complete checkpoints in the bucket folder that `directory` mirrors, oldest first."""
+    return _complete(_files(directory))
 
 
-def _whole(names: Iterable[str]) -> list[int]:
+def _complete(names: Iterable[str]) -> list[int]:
     found = (name.split("/") for name in names)
     return sorted(int(step) for step, *rest in found if step.isdigit() and rest == [MARKER])
 
 
 def send(checkpoint: Path) -> None:
-    """Copy a checkpoint that is whole here, its marker last.
-
-    Raises:
-        Failed: it cannot be written.
-
-    """
+    """Copy a complete local checkpoint to the bucket, its marker last."""
     marker = checkpoint / MARKER
     if not marker.exists():
         marker.write_text("written whole\n")
     if _files(checkpoint):
-        remove(checkpoint)  # half of it is there
+        remove(checkpoint)  # the rest of an interrupted copy
     for path in sorted(checkpoint.rglob("*")):
         if path.is_file() and path != marker:
             _put(path, path)
@@ -239,49 +201,39 @@ def send(checkpoint: Path) -> None:
 
 
 def bring(checkpoint: Path) -> Path:
-    """See that a checkpoint that is in a bucket is here too, and return its folder.
-
-    Raises:
-        Failed: it cannot be read.
-
-    """
+    """Fetch a checkpoint from the bucket if it is missing here; return its local folder."""
     if not address_of(checkpoint):
         return checkpoint
     wanted = _files(checkpoint)
     here = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if path.is_file()}
     if wanted != {name: path.stat().st_size for name, path in here.items()}:
-        half = checkpoint.with_name(f"{checkpoint.name}.part")
-        shutil.rmtree(half, ignore_errors=True)
+        part = checkpoint.with_name(f"{checkpoint.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
         for name, size in wanted.items():
-            (half / name).parent.mkdir(parents=True, exist_ok=True)
-            _call("read", checkpoint / name, lambda s, key, to=half / name: s.get_file(key, str(to)), size)
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            _call("read", checkpoint / name, lambda s, key, to=part / name: s.get_file(key, str(to)), size)
         shutil.rmtree(checkpoint, ignore_errors=True)
-        half.replace(checkpoint)
+        part.replace(checkpoint)
     return checkpoint
 
 
 def prune(directory: Path, keep: int) -> None:
-    """Delete halves of checkpoints, and those that are whole but for the newest `keep`.
-
-    Raises:
-        Failed: they cannot be deleted.
-
-    """
+    """Delete incomplete checkpoints, and all complete ones but the newest `keep`."""
     names = _files(directory)
-    kept = _whole(names)[-keep:]
+    kept = _complete(names)[-keep:]
     for step in sorted({int(name.split("/")[0]) for name in names if name.split("/")[0].isdigit()} - set(kept)):
         remove(directory / str(step))
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint in a bucket, its marker first; raises Failed."""
+    """Delete a checkpoint in a bucket, its marker first."""
     if exists(checkpoint / MARKER):
         _call("deleted", checkpoint / MARKER, lambda system, key: system.rm_file(key))
     _call("deleted", checkpoint, lambda system, key: system.rm(key, recursive=True))
 
 
 def set_aside(checkpoint: Path, name: str) -> None:
-    """Give a checkpoint in a bucket another name; raises Failed."""
+    """Rename a checkpoint in a bucket."""
     for inside in _files(checkpoint):
         target = f"{shown(checkpoint.with_name(name))}/{inside}"
         _call("renamed", checkpoint / inside, lambda system, key, to=target: system.cp_file(key, to))
@@ -289,15 +241,13 @@ def set_aside(checkpoint: Path, name: str) -> None:
 
 
 def _files(folder: Path) -> dict[str, int]:
-    """List what lies below a folder in a bucket, by its path in there: bytes."""
+    """Return the sizes in bytes of all files below a folder in a bucket, by relative path."""
 
     def find(system: Any, key: str) -> dict[str, int]:
+        """Return the same; some file systems list folders too."""
         found = system.find(key, detail=True)
-        return {
-            name.lstrip("/").removeprefix(f"{key.lstrip('/')}/"): told["size"]
-            for name, told in found.items()
-            if told["type"] == "file" and not name.endswith("/")  # some list folders too
-        }
+        files = {name: info for name, info in found.items() if info["type"] == "file" and not name.endswith("/")}
+        return {name.lstrip("/").removeprefix(f"{key.lstrip('/')}/"): info["size"] for name, info in files.items()}
 
     return _call("listed", folder, find)
 
@@ -307,16 +257,14 @@ def _put(path: Path, source: Path) -> None:
 
 
 def _call(doing: str, path: Path, do: Callable[[Any, str], Any], size: int = 0) -> Any:
-    """Call `do(system, key)` for what a path stands for; `size` is of what is copied.
+    """Call `do(system, key)` on the file system and key that a path mirrors; `size` is that of a copied file.
 
-    Raises:
-        Failed: it failed, or took so long that it has stalled.
-
+    Raises Failed if the call fails, or takes so long that it counts as stalled.
     """
     address = address_of(path)
     try:
         system, key = open_system(address)
-        system.invalidate_cache()  # what was listed before may be old
+        system.invalidate_cache()  # its listings may be old
         return within(ANSWER_SECONDS + size / LEAST_RATE, threading.Event(), do, system, key)
     except Exception as error:  # every file system raises its own
         raise Failed(f"{address} cannot be {doing}: {shorten(error)}") from None

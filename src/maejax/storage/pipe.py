@@ -1,4 +1,4 @@
-"""Bytes that a shell command prints."""
+"""The output of a shell command."""
 
 import contextlib
 import os
@@ -11,29 +11,28 @@ import zlib
 from collections.abc import Generator
 from typing import IO
 
-from maejax.errors import FetchError, Stopped
+from maejax.errors import Failed, FetchError, Stopped
 from maejax.storage.redact import redact
-from maejax.storage.retry import Patience, Retry
+from maejax.storage.retry import Retry, RetryPolicy
 
 CHUNK = 1 << 16
 TRIES = 3
 _POLL = 0.2  # seconds between looks at whether the reader is still there
 
 
-def read_pipe(command: str, patience: Patience, stop: threading.Event) -> Generator[bytes, None, None]:
-    """Yield what a bash command prints, while it runs.
+def read_pipe(command: str, policy: RetryPolicy, stop: threading.Event) -> Generator[bytes, None, None]:
+    """Yield the standard output of a bash command while it runs.
 
-    A command that fails (a pipe in it counts as a whole) or prints nothing for `patience.stall` seconds is started
-    again, `TRIES` times in all, and what was read before is skipped. It runs in a process group of its own, which is
-    killed when the reader closes. Raises FetchError with the last line of what it says, and where the second run
-    prints other bytes than the first.
+    The command is started again, `TRIES` times in all, if it fails or is silent for `policy.stall` seconds; bytes read
+    before are skipped. A failure anywhere in a pipeline counts. The command has its own process group, which is killed
+    when the reader closes. Raises FetchError with the last line of its standard error, or if two runs differ.
     """
-    retry = Retry(patience, stop)
+    retry = Retry(policy, stop)
     done, checksum = 0, 0
     for trial in range(1, TRIES + 1):
         try:
             skip, seen = done, 0
-            for chunk in _run(command, patience, stop):
+            for chunk in _run(command, policy, stop):
                 drop = min(skip, len(chunk))
                 if drop:
                     seen = zlib.crc32(memoryview(chunk)[:drop], seen)
@@ -49,23 +48,20 @@ def read_pipe(command: str, patience: Patience, stop: threading.Event) -> Genera
             if skip:
                 raise FetchError("the command prints less when it is started again")
             return
-        except _Failed as error:
+        except Failed as error:
             if trial == TRIES:
                 raise FetchError(f"{error} ({TRIES} tries)") from None
             retry.wait(str(error))
 
 
-class _Failed(Exception):
-    """One run of the command went wrong."""
-
-
-def _run(command: str, patience: Patience, stop: threading.Event) -> Generator[bytes, None, None]:
-    with tempfile.TemporaryFile() as said:
+def _run(command: str, policy: RetryPolicy, stop: threading.Event) -> Generator[bytes, None, None]:
+    """Yield the output of one run. Raises Failed if the command fails or stalls."""
+    with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             ["bash", "-o", "pipefail", "-c", command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=errors,
             bufsize=0,
             start_new_session=True,
         )
@@ -79,8 +75,8 @@ def _run(command: str, patience: Patience, stop: threading.Event) -> Generator[b
                         raise Stopped
                     if not selector.select(_POLL):
                         silent += _POLL
-                        if silent >= patience.stall:
-                            raise _Failed(f"the command printed nothing for {patience.stall:g} s")
+                        if silent >= policy.stall:
+                            raise Failed(f"the command printed nothing for {policy.stall:g} s")
                         continue
                     silent = 0.0
                     chunk = os.read(process.stdout.fileno(), CHUNK)
@@ -89,7 +85,7 @@ def _run(command: str, patience: Patience, stop: threading.Event) -> Generator[b
                     yield chunk
             code = process.wait()
             if code:
-                raise _Failed(f"the command ended with exit code {code}{_last_line(said)}")
+                raise Failed(f"the command ended with exit code {code}{_last_line(errors)}")
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Secrets out of addresses and commands, before they get into a message, a log or a file."""
+"""Removal of secrets from addresses and commands, for messages, logs and files."""
 
 import os
 import re
@@ -21,7 +21,7 @@ _RULES = (
         ),
         r"\1\2***",
     ),
-    # Parameters of signed addresses; what changes whenever they are signed anew goes too.
+    # Parameters of signed addresses, also those that only change with each signature.
     (re.compile(rf"([?&;])({_SECRET}|{_SIGNED})=[^&\s'\"#]*", re.I), r"\1\2=***"),
     # Assignments before a command: TOKEN=... curl
     (re.compile(rf"(?<![\w?&;])({_SECRET})=(?!\*\*\*)(?:'[^']*'|\"[^\"]*\"|[^\s'\"]+)", re.I), r"\1=***"),
@@ -37,10 +37,10 @@ _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACC
 
 
 def redact(text: str) -> str:
-    """Replace what gives access by `***`: passwords, headers, signatures, tokens, values of secret variables.
+    """Replace secrets by `***`: passwords, headers, signatures, tokens, values of secret environment variables.
 
-    What remains names the same thing for a reader, is the same when an address is signed anew, and redacting it again
-    changes nothing.
+    The result still tells a reader which file is meant. It is the same for every signature of an address, and
+    redacting it again changes nothing.
     """
     for name, value in os.environ.items():
         if len(value) >= 8 and _SECRET_NAME.search(name) and "/" not in value[:1]:  # a path to a token is no secret

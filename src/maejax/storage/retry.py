@@ -1,4 +1,4 @@
-"""How long a fetch goes on trying before it gives up."""
+"""When a fetch that failed is tried again, and when it is given up."""
 
 import random
 import threading
@@ -9,10 +9,10 @@ from maejax.errors import FetchError, Stopped
 
 
 @dataclass(frozen=True)
-class Patience:
-    """Times in seconds: `connect` to a server, `stall` without a byte, `total` of failures in a row.
+class RetryPolicy:
+    """Limits in seconds: `connect` to a server, `stall` without a byte, `total` of consecutive failures.
 
-    The n-th retry in a row waits `backoff` * 2**n, at most a minute, less up to half of it at random.
+    Retry n, counted from 0 in a row of failures, waits `backoff` * 2**n, at most a minute, with random jitter of -50 %.
     """
 
     connect: float = 20.0
@@ -22,31 +22,31 @@ class Patience:
 
 
 class Retry:
-    """Counts the failures in a row of one fetch and waits between them."""
+    """The consecutive failures of one fetch, and the pauses between its attempts."""
 
-    def __init__(self, patience: Patience, stop: threading.Event):
-        self._patience = patience
+    def __init__(self, policy: RetryPolicy, stop: threading.Event):
+        self._policy = policy
         self._stop = stop
         self._failures = 0
         self._since = time.monotonic()
 
     def progress(self) -> None:
-        """Note that bytes came: the row of failures ends. Raises Stopped."""
+        """Reset the count of failures, since bytes arrived. Raises Stopped if the fetch was stopped."""
         if self._stop.is_set():
             raise Stopped
         self._failures = 0
         self._since = time.monotonic()
 
     def wait(self, reason: str, seconds: float | None = None) -> None:
-        """Wait before the next try, `seconds` where the server asked for them.
+        """Pause before the next attempt, for `seconds` if the server asked for a time.
 
-        Raises FetchError with the reason where patience is at its end, and Stopped.
+        Raises FetchError with the reason if the pause would exceed the policy's `total`, and Stopped.
         """
         if seconds is None:
-            seconds = min(60.0, self._patience.backoff * 2**self._failures) * random.uniform(0.5, 1)
+            seconds = min(60.0, self._policy.backoff * 2**self._failures) * random.uniform(0.5, 1)
         spent = time.monotonic() - self._since
         self._failures += 1
-        if spent + seconds > self._patience.total:
+        if spent + seconds > self._policy.total:
             raise FetchError(f"{reason} (gave up after {self._failures} tries in {spent:.0f} s)")
         if self._stop.wait(seconds):
             raise Stopped

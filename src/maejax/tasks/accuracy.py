@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 
 from maejax.config import Config
 from maejax.data.faults import Faults
+from maejax.data.pipeline import Batch
 from maejax.data.sources import Source
 from maejax.tasks.validation import best_so_far, valid_loader
 from maejax.training.ema import as_evaluated
 from maejax.training.loop import Watch
 from maejax.training.losses import cross_entropy
-from maejax.training.mesh import put_batch
+from maejax.training.mesh import put_rows
 from maejax.training.state import TrainState
 
 
@@ -45,10 +46,8 @@ class Accuracy:
         """Average over all labelled images, each once: loss, and accuracies in percent."""
         totals: Counter[str] = Counter()
         for batch in watch(self.loader.iterate()):
-            rows = {"images": batch.images, "labels": batch.labels, "valid": batch.valid & (batch.labels >= 0)}
-            totals.update(
-                {k: float(v) for k, v in jax.device_get(self._sums(model, put_batch(rows, self.mesh))).items()}
-            )
+            sums = jax.device_get(self._sums(model, put_rows(batch, self.mesh)))
+            totals.update({name: float(value) for name, value in sums.items()})
         self.images = int(totals["count"])
         count = max(1, self.images)
         return {
@@ -62,15 +61,16 @@ class Accuracy:
         return self.directory / "images" / f"{step}.png"
 
 
-def score_batch(model: Any, batch: dict[str, jax.Array], criterion: Any) -> dict[str, jax.Array]:
-    """Sum loss, top-1 and top-5 hits over the valid rows of a batch, and count them.
+def score_batch(model: Any, batch: Batch, criterion: Any) -> dict[str, jax.Array]:
+    """Sum loss, top-1 and top-5 hits over the valid rows of a batch that have a label, and count them.
 
     An image is a hit of the top k where fewer than k classes come before its own; of equal logits the lower class's
     comes first, so that a model that tells nothing apart scores no more than it should.
     """
-    values = score_logits(model(model.normalize(batch["images"])), batch["labels"], criterion)
+    values = score_logits(model(model.normalize(batch.images)), batch.labels, criterion)
     values["count"] = jnp.ones_like(values["loss"])
-    return {name: jnp.sum(jnp.where(batch["valid"], value, 0)) for name, value in values.items()}
+    counted = batch.valid & (batch.labels >= 0)
+    return {name: jnp.sum(jnp.where(counted, value, 0)) for name, value in values.items()}
 
 
 def score_logits(logits: jax.Array, labels: jax.Array, criterion: Any) -> dict[str, jax.Array]:

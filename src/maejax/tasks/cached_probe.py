@@ -18,14 +18,15 @@ from maejax.config import Config
 from maejax.console import progress
 from maejax.data.order import epoch_order
 from maejax.errors import InputError
-from maejax.evaluate.curve import draw_curve
+from maejax.evaluate.curve import write_curve
 from maejax.models.classifier import Classifier
 from maejax.models.trees import joined, parted
 from maejax.tasks.accuracy import Accuracy, score_logits
 from maejax.tasks.checks import refuse_ignored
 from maejax.tasks.run import Input
-from maejax.training.losses import is_encoder, probe_losses
-from maejax.training.mesh import put_batch
+from maejax.tasks.transfer import check_labels
+from maejax.training.losses import Features, is_encoder, probe_losses, update_stats
+from maejax.training.mesh import put_rows
 from maejax.training.mixing import soft_targets
 from maejax.training.state import TrainState
 
@@ -78,19 +79,17 @@ def rates_of(config: Config) -> tuple[float, ...]:
 def encoder_on(mesh: Mesh) -> Callable[[Any, np.ndarray], np.ndarray]:
     """Give the function `(model, images) -> features [B, D]` that spreads a batch over all devices."""
     encode = jax.jit(lambda model, images: model.features(model.normalize(images)))
-    return lambda model, images: np.asarray(encode(model, put_batch({"images": images}, mesh)["images"]))
+    return lambda model, images: np.asarray(encode(model, put_rows(images, mesh)))
 
 
-def fill_cache(
-    model: Classifier, loader: Input, steps: int, rows: Callable, mesh: Mesh, tell: Callable[[int, int], None]
-) -> Cache:
+def fill_cache(model: Classifier, loader: Input, steps: int, mesh: Mesh, tell: Callable[[int, int], None]) -> Cache:
     """Encode the batches of the first `steps` steps of a run, as live probing sees them."""
     encode = encoder_on(mesh)
     parts: list[tuple[np.ndarray, ...]] = []
     batches = loader.iterate(0, steps)
     for step, batch in enumerate(batches):
-        row = rows(batch)
-        parts.append((encode(model, row["images"]), row["labels"].copy(), row["valid"].copy()))
+        check_labels(batch.labels, model.labels)
+        parts.append((encode(model, batch.images), batch.labels.copy(), batch.valid & (batch.labels >= 0)))
         tell(step + 1, steps)
     batches.close()
     return Cache(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
@@ -123,19 +122,18 @@ def sweep(
     states = jax.vmap(lambda t: optimizer.init(joined(t, rest)))(many)
     table = Cache(*(jnp.asarray(column) for column in cache))
 
-    def one(trained: Any, state: Any, factor: jax.Array, batch: dict[str, Any]):
+    def one(trained: Any, state: Any, factor: jax.Array, batch: Features):
         def loss(trained):
             losses = probe_losses(joined(trained, rest), batch, jnp.zeros((), jnp.int32))
-            return jnp.sum(losses * batch["valid"]) / jnp.maximum(1, jnp.sum(batch["valid"]))
+            return jnp.sum(losses * batch.valid) / jnp.maximum(1, jnp.sum(batch.valid))
 
         updates, state = optimizer.update(jax.grad(loss)(trained), state, trained)
         new = optax.apply_updates(trained, jax.tree.map(lambda u: factor * u, updates))  # type: ignore[arg-type]
-        seen = joined(new, rest).observed(batch["features"], batch["valid"])  # type: ignore[union-attr]
-        return parted(seen, is_encoder)[0], state
+        return parted(update_stats(joined(new, rest), batch), is_encoder)[0], state
 
     def step(carry, index):
-        batch: dict[str, Any] = {"features": table.features[index], "valid": table.valid[index]}
-        batch["targets"] = soft_targets(table.labels[index], labels, smoothing)
+        targets = soft_targets(table.labels[index], labels, smoothing)
+        batch = Features(table.features[index], targets, table.valid[index])
         return jax.vmap(partial(one, batch=batch))(*carry, jnp.asarray(factors, jnp.float32)), None  # type: ignore[call-arg]
 
     run = jax.jit(lambda carry, indices: jax.lax.scan(step, carry, indices)[0], donate_argnums=0)
@@ -194,14 +192,7 @@ def write_sweep(directory: Path, found: Sweep) -> None:
         title: [(float(np.log10(rate)), scores[name]) for rate, scores in sorted(found.scores.items())]
         for title, name in (("top-1", "val/acc1"), ("top-5", "val/acc5"))
     }
-    style = (
-        "<style>svg{font:14px sans-serif;background:#fff}polyline{fill:none;stroke-width:2}"
-        ".line-0{stroke:#1f6feb}.line-1{stroke:#bf5700}text.line-0{stroke:none;fill:#1f6feb}"
-        "text.line-1{stroke:none;fill:#bf5700}.grid{stroke:#ddd}</style>"
-    )
-    drawn = draw_curve(points, "log10 of the base learning rate", "validation accuracy, %")
-    first, _, others = drawn.partition(">")
-    (directory / "sweep.svg").write_text(f'{first} xmlns="http://www.w3.org/2000/svg">{style}{others}')
+    write_curve(directory / "sweep.svg", points, "log10 of the base learning rate", "validation accuracy, %")
 
 
 def probe(
@@ -211,7 +202,6 @@ def probe(
     optimizer: optax.GradientTransformation,
     loader: Input,
     judge: Accuracy,
-    rows: Callable,
     labels: int,
     smoothing: float,
     images: int,
@@ -225,7 +215,7 @@ def probe(
     cached = min(steps, -(-images * config.run.cache_features // batch_size))
     began = time.monotonic()
     with progress(console, "encoding", "batches") as tell:
-        cache = fill_cache(model, loader, cached, rows, judge.mesh, tell)
+        cache = fill_cache(model, loader, cached, judge.mesh, tell)
     encoded = time.monotonic()
     console.print(f"cache    {len(cache.features):,} rows, {cache.features.nbytes / 2**20:,.0f} MiB", highlight=False)
     rates = rates_of(config)

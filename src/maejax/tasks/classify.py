@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,6 @@ from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
 from maejax.tasks.run import (
     Finished,
     Recipe,
-    Rows,
     configured_optimizer,
     configured_rate,
     configured_transform,
@@ -47,12 +46,12 @@ from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.ema import restart_average, with_average
 from maejax.training.erasing import erase
 from maejax.training.log import RunLog
-from maejax.training.losses import cross_entropy, is_encoder, observe_features, probe_losses
+from maejax.training.losses import Features, cross_entropy, is_encoder, probe_losses, update_stats
 from maejax.training.mesh import first_device, local_copy, make_mesh
 from maejax.training.mixing import mix, soft_targets
 from maejax.training.optim import DECAYED, FINETUNE_DECAYED, for_trained
-from maejax.training.rundir import checkpoints_path
-from maejax.training.state import TrainState, abstract_state, create_state, make_step
+from maejax.training.rundir import CHECKPOINTS
+from maejax.training.state import Frozen, TrainState, abstract_state, create_state, make_step
 from maejax.training.trackers import check_installed
 from maejax.weights.run_directory import abstract_model, initial_model
 
@@ -172,7 +171,7 @@ def run(config: Config, console: Console) -> Finished:
             weights="; ".join(given.notices),
             source=train_source,
             loader=partial(train_loader, config, train_source, transform),
-            rows=partial(rows_of, labels=arguments["labels"]),
+            check=partial(check_batch, labels=arguments["labels"]),
             flop=step_flop(shape, config.run.mode),
             judge=None if valid_source is None else partial(open_accuracy, config, valid_source),
             describe=partial(describe, config, train_source, peak, arguments),
@@ -200,11 +199,7 @@ def probe_cached(
     newest, _ = open_directory(config, arguments, train_source)
     optimizer, _, peak = build(config)
     mesh = make_mesh()
-    with (
-        mirror.published(directory),
-        open_checkpoints(checkpoints_path(directory), 1) as checkpoints,
-        jax.set_mesh(mesh),
-    ):
+    with mirror.published(directory), open_checkpoints(directory / CHECKPOINTS, 1) as checkpoints, jax.set_mesh(mesh):
         if newest:
             console.print(f"{mirror.shown(directory)} has its probe already")
             shape = abstract_state(init, optimizer, mesh)
@@ -219,7 +214,6 @@ def probe_cached(
             optimizer,
             train_loader(config, train_source, transform),
             judge,
-            partial(rows_of, labels=arguments["labels"]),
             arguments["labels"],
             config.augment.label_smoothing,
             train_source.total,
@@ -242,9 +236,8 @@ def probe_cached(
 def build(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule, float]:
     """Build the optimizer, its rate by step and the peak of the rate."""
     linear, (rate, peak) = config.run.mode == "linear", configured_rate(config)
-    optimizer = configured_optimizer(
-        config, rate, decayed=DECAYED if linear else FINETUNE_DECAYED, tuned_blocks=tuned_blocks(config)
-    )
+    decayed = DECAYED if linear else FINETUNE_DECAYED
+    optimizer = configured_optimizer(config, rate, decayed=decayed, tuned_blocks=tuned_blocks(config))
     if config.optimization.ema:
         optimizer = with_average(optimizer, config.optimization.ema)
     return (for_trained(optimizer, is_encoder) if linear else optimizer), rate, peak
@@ -255,19 +248,19 @@ def build_step(config: Config, arguments: dict[str, Any]):
     optimizer, rate, _ = build(config)
     init = partial(initial_model, arguments, config.seeds.init_seed)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed, criterion=config.augment.criterion)
-    parts, special = config.optimization.grad_accum, {}
+    parts, frozen = config.optimization.grad_accum, None
     if config.run.mode == "linear":
-        special = {"frozen": is_encoder, "prepare": partial(encode_batch, parts=parts), "observe": observe_features}
+        frozen = Frozen(is_encoder, partial(encode_batch, parts=parts), update_stats)
         losses, parts = probe_losses, 1
     step = make_step(
         losses,
         optimizer,
         rate,
-        parts,
-        partial(draw_batch, config=config, arguments=arguments),
-        config.machine.on_nan,
-        config.machine.sharding,
-        **special,
+        grad_accum=parts,
+        draw=partial(draw_batch, config=config, arguments=arguments),
+        on_nan=config.machine.on_nan,
+        sharding=config.machine.sharding,
+        frozen=frozen,
     )
     return init, optimizer, step
 
@@ -277,64 +270,66 @@ def open_accuracy(config: Config, source: Source, directory: Path, mesh: Mesh, s
     return Accuracy(config, source, directory, mesh, faults_allowed(config), start)
 
 
-def rows_of(batch: Batch, *, labels: int) -> Rows:
-    """Give what of a batch the step reads; an image without a label is as if it were not there."""
+def check_batch(batch: Batch, *, labels: int) -> Batch:
+    """Return a batch after a check of its labels; those of a stream are not known before."""
     check_labels(batch.labels, labels)
-    return {
-        "images": batch.images,
-        "labels": batch.labels,
-        "valid": batch.valid & (batch.labels >= 0),
-        "index": batch.index,
-    }
+    return batch
 
 
-def draw_batch(batch: dict[str, Any], step: jax.Array, *, config: Config, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Make of a global batch what is learned from: normalised images `x`, erased and mixed, and `targets` [B, labels].
+class Drawn(NamedTuple):
+    """A batch to learn from: `x` [B, H, W, C] normalised, erased and mixed, `targets` [B, labels], `valid` bool [B]."""
 
-    A function of the batch, the seeds and the step alone; the order of timm: normalise, erase, mix.
+    x: jax.Array
+    targets: jax.Array
+    valid: jax.Array
+
+
+def draw_batch(batch: Batch, step: jax.Array, *, config: Config, arguments: dict[str, Any]) -> Drawn:
+    """Normalise, erase and mix the images of a global batch, in the order of timm; unlabelled images are not valid.
+
+    A function of the batch, the seeds and the step alone.
     """
-    augment, seeds = config.augment, config.seeds
-    targets = soft_targets(batch["labels"], arguments["labels"], augment.label_smoothing)
-    x = normalize(batch["images"], tuple(arguments["mean"]), tuple(arguments["std"]))
+    augment, seeds, valid = config.augment, config.seeds, batch.valid & (batch.labels >= 0)
+    targets = soft_targets(batch.labels, arguments["labels"], augment.label_smoothing)
+    x = normalize(batch.images, tuple(arguments["mean"]), tuple(arguments["std"]))
     # Behind a barrier, else XLA draws noise anew for an image and for its partner, and mixes for each product.
     x = jax.lax.optimization_barrier(erase(x, step, seed=seeds.shuffle_seed, probability=augment.random_erasing))
-    x, targets = mix(
-        x, targets, batch["valid"], step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix
-    )
-    return {"x": jax.lax.optimization_barrier(x), "targets": targets, "valid": batch["valid"]}
+    x, targets = mix(x, targets, valid, step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix)
+    return Drawn(jax.lax.optimization_barrier(x), targets, valid)
 
 
-def sample_losses(model: Classifier, batch, turn, *, dropout_seed: int, criterion) -> jax.Array:
-    """Compute the loss of every sample [B]; dropout is a function of (seed, turn) alone."""
-    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), turn)
-    return cross_entropy(model(batch["x"], dropout_key), batch["targets"], criterion)
+def sample_losses(model: Classifier, batch: Drawn, microstep: jax.Array, *, dropout_seed: int, criterion) -> jax.Array:
+    """Compute the loss of every sample [B]; dropout is a function of (seed, microstep) alone."""
+    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), microstep)
+    return cross_entropy(model(batch.x, dropout_key), batch.targets, criterion)
 
 
-def encode_batch(model: Classifier, batch, *, parts: int = 1):
-    """Replace the images of a batch by the features [B, D] that a frozen encoder makes of them, as in evaluation.
+def encode_batch(model: Classifier, batch: Drawn, *, parts: int = 1) -> Features:
+    """Compute the features [B, D] of a batch by the frozen encoder, as in evaluation, in `parts` one after the other.
 
-    It goes through the batch in `parts`, one after the other; the head's BatchNorm sees all of it.
+    The head's BatchNorm sees the whole batch.
     """
-    x = batch["x"]
+    x = batch.x
     if parts == 1:
         features = model.features(x)
     else:
         # Strided, so that every part has its share of every device's rows.
         made = jax.lax.map(model.features, x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1))
         features = made.swapaxes(0, 1).reshape(len(x), -1)
-    return {"features": features, "targets": batch["targets"], "valid": batch["valid"]}
+    return Features(features, batch.targets, batch.valid)
 
 
-def explain(source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Rows) -> str:
+def explain(source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Batch) -> str:
     """Say why the step after `state` gave no finite loss or gradient, and write its batch for inspection."""
     model: Any = local_copy(state.model, mesh)
     with first_device():
-        logits = np.asarray(model(model.normalize(rows["images"])))
-        bad = np.flatnonzero(rows["valid"] & ~np.isfinite(logits).all(axis=-1))
-        bad = bad if len(bad) else np.flatnonzero(rows["valid"])
-        where = first_bad_part(model, rows["images"][bad], jnp.asarray(rows["labels"][bad]))
-    keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
-    written = write_batch(directory / "bad" / f"{step}-{jax.process_index()}.npz", rows)
+        logits = np.asarray(model(model.normalize(rows.images)))
+        valid = rows.valid & (rows.labels >= 0)
+        bad = np.flatnonzero(valid & ~np.isfinite(logits).all(axis=-1))
+        bad = bad if len(bad) else np.flatnonzero(valid)
+        where = first_bad_part(model, rows.images[bad], jnp.asarray(rows.labels[bad]))
+    keys = list_keys([source.key(i) for i in rows.index[bad].tolist()])
+    written = write_batch(directory / "bad" / f"{step}-{jax.process_index()}.npz", rows._asdict())
     return f"first not finite: {where}; on {keys}; {written}"
 
 

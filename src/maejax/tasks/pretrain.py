@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +23,6 @@ from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
 from maejax.tasks.run import (
     Finished,
     Recipe,
-    Rows,
     configured_optimizer,
     configured_rate,
     configured_transform,
@@ -37,7 +36,7 @@ from maejax.tasks.run import (
 from maejax.tasks.validation import Validation
 from maejax.training.checkpoint import saved_steps
 from maejax.training.mesh import first_device, local_copy
-from maejax.training.rundir import best_path
+from maejax.training.rundir import BEST
 from maejax.training.state import TrainState, make_step
 from maejax.training.trackers import check_installed
 from maejax.weights import files, run_directory
@@ -131,7 +130,6 @@ def run(config: Config, console: Console, *, sources: tuple[Source | Stream, Sou
             weights="" if weights is None else weights.said or start_from,
             source=train_source,
             loader=partial(train_loader, config, train_source, transform),
-            rows=rows_of,
             flop=step_flop(abstract_model(model_arguments)),
             judge=None if valid_source is None else partial(open_validation, config, valid_source),
             describe=partial(describe, config, train_source, peak),
@@ -154,7 +152,13 @@ def build_step(config: Config, model_arguments: dict[str, Any]):
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
     draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
     step = make_step(
-        losses, optimizer, rate, config.optimization.grad_accum, draw, config.machine.on_nan, config.machine.sharding
+        losses,
+        optimizer,
+        rate,
+        grad_accum=config.optimization.grad_accum,
+        draw=draw,
+        on_nan=config.machine.on_nan,
+        sharding=config.machine.sharding,
     )
     return init, optimizer, step
 
@@ -164,28 +168,23 @@ def open_validation(config: Config, source: Source, directory: Path, mesh: Mesh,
     return Validation(config, source, directory, mesh, faults_allowed(config), start)
 
 
-def rows_of(batch: Batch) -> Rows:
-    """Give what of a batch the step reads."""
-    return {"images": batch.images, "valid": batch.valid, "index": batch.index}
-
-
 def explain(
-    config: Config, source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Rows
+    config: Config, source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Batch
 ) -> str:
     """Say why the step after `state` gave no finite loss or gradient, and write its batch for inspection."""
     model: Any = local_copy(state.model, mesh)
-    count, process = len(rows["images"]), jax.process_index()
+    count, process = len(rows.images), jax.process_index()
     path = directory / "bad" / f"{step}-{process}.npz"
     with first_device():
         noise_key = jax.random.fold_in(jax.random.key(config.seeds.noise_seed), step - 1)
         order = masking.random(noise_key, count * jax.process_count(), model.patches)
         order = np.asarray(order)[process * count :][:count]
-        losses = np.asarray(model(rows["images"], order).loss)
-        bad = np.flatnonzero(rows["valid"] & ~np.isfinite(losses))
-        bad = bad if len(bad) else np.flatnonzero(rows["valid"])
-        where = first_bad_layer(model, rows["images"][bad], order[bad])
-    keys = list_keys([source.key(i) for i in rows["index"][bad].tolist()])
-    return f"first not finite: {where}; on {keys}; {write_batch(path, {**rows, 'order': order})}"
+        losses = np.asarray(model(rows.images, order).loss)
+        bad = np.flatnonzero(rows.valid & ~np.isfinite(losses))
+        bad = bad if len(bad) else np.flatnonzero(rows.valid)
+        where = first_bad_layer(model, rows.images[bad], order[bad])
+    keys = list_keys([source.key(i) for i in rows.index[bad].tolist()])
+    return f"first not finite: {where}; on {keys}; {write_batch(path, {**rows._asdict(), 'order': order})}"
 
 
 def step_flop(model: MaskedAutoencoder) -> int:
@@ -202,16 +201,24 @@ def step_flop(model: MaskedAutoencoder) -> int:
     )
 
 
-def draw_masks(batch, step: jax.Array, *, noise_seed: int, patches: int):
+class Masked(NamedTuple):
+    """A batch with masks: `images` uint8 [B, H, W, C], `order` int32 [B, N] of the patches, `valid` bool [B]."""
+
+    images: jax.Array
+    order: jax.Array
+    valid: jax.Array
+
+
+def draw_masks(batch: Batch, step: jax.Array, *, noise_seed: int, patches: int) -> Masked:
     """Draw the order of the patches of every row of a global batch, a function of (seed, step) alone."""
     noise_key = jax.random.fold_in(jax.random.key(noise_seed), step)
-    return {**batch, "order": masking.random(noise_key, batch["images"].shape[0], patches)}
+    return Masked(batch.images, masking.random(noise_key, batch.images.shape[0], patches), batch.valid)
 
 
-def sample_losses(model: MaskedAutoencoder, batch, turn, *, dropout_seed: int) -> jax.Array:
-    """Compute the loss of every sample [B] under its mask; dropout is a function of (seed, turn) alone."""
-    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), turn)
-    return model(batch["images"], batch["order"], dropout_key).loss
+def sample_losses(model: MaskedAutoencoder, batch: Masked, microstep: jax.Array, *, dropout_seed: int) -> jax.Array:
+    """Compute the loss of every sample [B] under its mask; dropout is a function of (seed, microstep) alone."""
+    dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), microstep)
+    return model(batch.images, batch.order, dropout_key).loss
 
 
 def describe(config: Config, source: Source | Stream, peak: float, state: TrainState) -> str:
@@ -228,7 +235,7 @@ def describe(config: Config, source: Source | Stream, peak: float, state: TrainS
 
 def export_original(directory: Path) -> list[Path]:
     """Write a run's newest and best checkpoint as `<name>-last.msgpack` and `<name>-best.msgpack` into its folder."""
-    found = {"last": directory} | ({"best": best_path(directory)} if saved_steps(best_path(directory)) else {})
+    found = {"last": directory} | ({"best": directory / BEST} if saved_steps(directory / BEST) else {})
     paths = [directory / f"{directory.name}-{which}.msgpack" for which in found]
     for path, source in zip(paths, found.values(), strict=True):
         files.write(run_directory.read(source), path, "original")

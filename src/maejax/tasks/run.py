@@ -16,12 +16,13 @@ from rich.console import Console
 from maejax import __version__
 from maejax.config import Config
 from maejax.data.augment import Transform, build_train
+from maejax.data.batch_plan import BatchConfig
 from maejax.data.faults import Faults
 from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Batch, Loader, check_readable
 from maejax.data.sources import Source, open_source, open_stream
 from maejax.data.stream import Stream
-from maejax.distributed.processes import everywhere, share
+from maejax.distributed.processes import all_processes, broadcast_from_0
 from maejax.errors import InputError
 from maejax.models.trees import array_name, check_arrays
 from maejax.storage import mirror
@@ -30,16 +31,14 @@ from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.ema import as_evaluated
 from maejax.training.log import RunLog, evaluated_at
-from maejax.training.loop import Watch, fit
+from maejax.training.loop import Feed, Intervals, Run, Watch, fit
 from maejax.training.mesh import make_mesh
-from maejax.training.optim import build_optimizer
-from maejax.training.rundir import best_path, checkpoints_path, config_path, open_run, read_config
+from maejax.training.optim import ParameterRules, build_optimizer
+from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, open_run, read_config
 from maejax.training.schedule import peak_rate, warmup_cosine
 from maejax.training.state import TrainState, abstract_state, create_state
 from maejax.training.trace import Trace
 from maejax.training.trackers import TensorBoard, Tracker, WandB
-
-Rows = dict[str, np.ndarray]
 
 
 class Judge(Protocol):
@@ -94,7 +93,7 @@ class Recipe:
         start: puts pre-trained weights into a new state.
         source: the training images.
         loader: makes the input; called once the run is known to be able to start.
-        rows: what of a batch the step reads.
+        check: checks a batch and returns it.
         judge: makes what evaluates, of (run directory, mesh, step to start from); None for no validation.
         describe: says in a few lines what is about to be trained.
         explain: `(directory, mesh, state, step, rows) -> sentences` on a loss that is not finite.
@@ -110,12 +109,12 @@ class Recipe:
     start: Callable[[TrainState], TrainState]
     source: Source | Stream
     loader: Callable[[], Input]
-    rows: Callable[[Batch], Rows]
     judge: Callable[[Path, Mesh, int], Judge] | None
     describe: Callable[[TrainState], str]
-    explain: Callable[[Path, Mesh, TrainState, int, Rows], str]
+    explain: Callable[[Path, Mesh, TrainState, int, Batch], str]
     weights: str = ""
     flop: float = 0
+    check: Callable[[Batch], Batch] = lambda batch: batch
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ class Trained:
 def run_directory(config: Config) -> Path:
     """Where a run keeps everything; if that is an address, the folder of this process that stands for it."""
     output, name = config.run.output_dir, config.run.name or config.run.mode
-    return mirror.work_folder(f"{output}/{name}") if "://" in output else Path(output) / name
+    return mirror.work_folder(f"{output}/{name}", jax.process_index()) if "://" in output else Path(output) / name
 
 
 @dataclass(frozen=True)
@@ -159,8 +158,8 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
     loader = recipe.loader()
     with (
         mirror.published(directory),
-        open_checkpoints(checkpoints_path(directory), config.run.keep_checkpoints) as checkpoints,
-        open_checkpoints(best_path(directory), 1) as best,
+        open_checkpoints(directory / CHECKPOINTS, config.run.keep_checkpoints) as checkpoints,
+        open_checkpoints(directory / BEST, 1) as best,
     ):
         if newest:
             state, start, position = checkpoints.restore(abstract_state(recipe.init, recipe.optimizer, mesh, sharding))
@@ -173,52 +172,54 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
             Trace(directory / "profile" / str(jax.process_index()), *traced_steps(config)) as trace,
         ):
             if config.run.ipaddr:
-                log.say("--ipaddr is accepted for the original's scripts and ignored")
+                log.message("--ipaddr is accepted for the original's scripts and ignored")
             if recipe.weights:
-                log.say(f"weights  {recipe.weights}")
+                log.message(f"weights  {recipe.weights}")
             if start:
-                log.say(f"continuing {mirror.shown(directory)} from step {start} of {optimization.training_steps}")
-            log.say(recipe.describe(state))
-            log.say(f"loader   {loader.footprint}")
+                log.message(f"continuing {mirror.shown(directory)} from step {start} of {optimization.training_steps}")
+            log.message(recipe.describe(state))
+            log.message(f"loader   {loader.footprint}")
             for problem in source.problems[:5]:
-                log.say(f"data     {problem}")
+                log.message(f"data     {problem}")
             evaluate, evaluated = None, True
             if recipe.judge is not None:
                 judge = recipe.judge(directory, mesh, start)
                 # A stop may have come before or in the evaluation of the step at which this run goes on.
-                evaluated = not start or bool(share(evaluated_at(directory / "metrics.jsonl", start)))
+                evaluated = not start or bool(broadcast_from_0(evaluated_at(directory / "metrics.jsonl", start)))
                 evaluate = partial(evaluate_and_keep_best, judge, best, log)
                 if start and judge.best_step == start:
                     best.save(as_evaluated(state), start)  # the process before may have ended between the two saves
             batches = loader.iterate(start, optimization.training_steps, position)
+            given = config.run
             state, done = fit(
                 state,
                 recipe.step,
-                map(recipe.rows, batches),
+                Feed(
+                    map(recipe.check, batches),
+                    config.data.train_batch_size,
+                    loader.position,
+                    merge_if_any,
+                    partial(count_faults, loader),
+                ),
+                Run(
+                    start,
+                    optimization.training_steps,
+                    Intervals(given.save_interval, given.log_interval, given.eval_interval, given.save_minutes),
+                    checkpoints,
+                    log,
+                    trace,
+                ),
                 mesh=mesh,
-                start=start,
-                stop=optimization.training_steps,
-                batch_size=config.data.train_batch_size,
-                checkpoints=checkpoints,
-                log=log,
-                save_interval=config.run.save_interval,
-                save_minutes=config.run.save_minutes,
-                log_interval=config.run.log_interval,
                 evaluate=evaluate,
-                eval_interval=config.run.eval_interval,
                 evaluated=evaluated,
-                flop=recipe.flop,
-                extra=partial(count_faults, loader),
                 explain=partial(recipe.explain, directory, mesh),
-                trace=trace,
-                position=loader.position,
-                merge=merge_if_any,
+                flop=recipe.flop,
             )
             batches.close()
             if loader.bad:
-                log.say(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
+                log.message(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")
             if loader.lost:
-                log.say(f"{len(loader.lost)} shards were not read to the end, the first: {next(iter(loader.lost))}")
+                log.message(f"{len(loader.lost)} shards were not read to the end, the first: {next(iter(loader.lost))}")
     return Trained(directory, state, done)
 
 
@@ -246,7 +247,7 @@ def open_directory(config: Config, model: dict[str, Any], source: Source | Strea
         resume=config.run.resume,
         first=jax.process_index() == 0,
     )
-    if not everywhere(newest == share(newest) and mirror.exists(config_path(directory))):
+    if not all_processes(newest == broadcast_from_0(newest) and mirror.exists(directory / CONFIG)):
         raise InputError(
             f"the processes see different files in {mirror.shown(directory)}; --output-dir must be a folder they share"
         )
@@ -278,7 +279,7 @@ def evaluate_and_keep_best(
 ) -> dict[str, float]:
     """Validate a state, hand on its pictures, and save it where it is the best so far."""
     metrics = validation(state, step, watch)
-    log.say("valid    " + ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in metrics.items()))
+    log.message("valid    " + ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in metrics.items()))
     picture = validation.picture_path(step)
     if picture.exists():
         log.picture(step, picture)
@@ -306,19 +307,19 @@ def faults_allowed(config: Config) -> Faults:
 
 def train_loader(config: Config, source: Source | Stream, transform: Transform) -> Loader:
     """Build the loader of this host's training batches."""
-    augment = config.augment
     return Loader(
         source,
         transform,
-        batch_size=config.data.train_batch_size,
-        channels=config.data.channels,
+        BatchConfig(
+            config.data.train_batch_size,
+            seed=config.seeds.shuffle_seed,
+            repeats=config.augment.augment_repeats,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
         size=config.image_shape,
-        seed=config.seeds.shuffle_seed,
-        shuffle=True,
-        repeats=augment.augment_repeats,
+        channels=config.data.channels,
         workers=config.data.train_loader_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         faults=faults_allowed(config),
     )
 
@@ -340,7 +341,7 @@ def configured_rate(config: Config) -> tuple[optax.Schedule, float]:
 
 
 def configured_optimizer(config: Config, rate: optax.Schedule, **more: Any) -> optax.GradientTransformation:
-    """Build the optimizer that the flags ask for; `more` goes to `build_optimizer`."""
+    """Build the optimizer that the flags ask for; `more` goes to `ParameterRules`."""
     given = config.optimization
     return build_optimizer(
         given.optimizer,
@@ -350,8 +351,7 @@ def configured_optimizer(config: Config, rate: optax.Schedule, **more: Any) -> o
         b2=given.adam_b2,
         eps=given.adam_eps,
         clip_grad=given.clip_grad,
-        lr_decay=given.lr_decay,
-        **more,
+        rules=ParameterRules(lr_decay=given.lr_decay, **more),
     )
 
 

@@ -190,11 +190,7 @@ def match_classes(source: Source, classes: Sequence[str], labels: int, spec: str
     """
     if (source.labels < 0).all():
         raise InputError(f"--valid-dataset-shards {spec}: its images have no labels")
-    if source.classes and classes and tuple(source.classes) != tuple(classes):
-        if unknown := set(source.classes) - set(classes):
-            raise InputError(f"--valid-dataset-shards {spec}: training has no class {listed(unknown)}")
-        number = np.array([list(classes).index(name) for name in source.classes], np.int32)
-        source.labels = np.where(source.labels >= 0, number[source.labels], -1).astype(np.int32)
-        source.classes = tuple(classes)
+    if unknown := source.number_classes_as(classes):
+        raise InputError(f"--valid-dataset-shards {spec}: training has no class {listed(unknown)}")
     if source.labels.max() >= labels:
         raise InputError(f"--valid-dataset-shards {spec}: has class {source.labels.max()}, and there are {labels}")

@@ -9,17 +9,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maejax.config import Config
-from maejax.data.augment import build_eval
 from maejax.data.faults import Faults
-from maejax.data.pipeline import Loader
+from maejax.data.pipeline import Batch, Loader, evaluation_loader
 from maejax.data.sources import Source
-from maejax.distributed.processes import share
+from maejax.distributed.processes import broadcast_from_0
 from maejax.evaluate.reconstruction import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.log import read_metrics
 from maejax.training.loop import Watch
-from maejax.training.mesh import first_device, first_rows, local_copy, put_batch
+from maejax.training.mesh import first_device, first_rows, local_copy, put_rows
 from maejax.training.state import TrainState
 
 _log = logging.getLogger("maejax.tasks")
@@ -46,18 +45,17 @@ class Validation:
         self.best, self.best_step = best_so_far(directory, "val/loss", start)
         self._sums = jax.jit(self._loss_and_count)
 
-    def _loss_and_count(self, model, batch):
-        order = fixed_order(self.seed, batch["index"], model.patches)
-        losses = model(batch["images"], order).loss
-        return jnp.sum(losses * batch["valid"]), jnp.sum(batch["valid"])
+    def _loss_and_count(self, model: MaskedAutoencoder, batch: Batch):
+        order = fixed_order(self.seed, batch.index, model.patches)
+        losses = model(batch.images, order).loss
+        return jnp.sum(losses * batch.valid), jnp.sum(batch.valid)
 
     def __call__(self, state: TrainState, step: int, watch: Watch = iter) -> dict[str, float]:
         """Average the loss over all validation images, each once, and draw `images/<step>.png`."""
         total, count, first = 0.0, 0, None
         for batch in watch(self.loader.iterate()):
-            rows = {"images": batch.images, "valid": batch.valid, "index": batch.index}
-            first = first_rows(rows, 2 * PICTURES, self.mesh) if first is None else first
-            loss, valid = jax.device_get(self._sums(state.model, put_batch(rows, self.mesh)))
+            first = first_rows(batch, 2 * PICTURES, self.mesh) if first is None else first
+            loss, valid = jax.device_get(self._sums(state.model, put_rows(batch, self.mesh)))
             total, count = total + float(loss), count + int(valid)
         loss = total / max(1, count)
         if loss < self.best:
@@ -78,13 +76,12 @@ class Validation:
 
 def valid_loader(config: Config, source: Source, faults: Faults) -> Loader:
     """Build the loader of this host's validation batches: one pass in order, the last batch padded."""
-    return Loader(
+    return evaluation_loader(
         source,
-        build_eval(config.image_shape, config.augment.test_crop_ratio),
-        batch_size=config.data.valid_batch_size,
+        config.image_shape,
+        crop_ratio=config.augment.test_crop_ratio,
         channels=config.data.channels,
-        size=config.image_shape,
-        shuffle=False,
+        batch_size=config.data.valid_batch_size,
         workers=config.data.valid_loader_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -100,12 +97,12 @@ def best_so_far(directory: Path, metric: str, start: int, sign: int = 1) -> tupl
     metrics = directory / "metrics.jsonl"
     earlier = read_metrics(metrics, metric) if metrics.exists() else []
     best = min(((sign * value, step) for step, value in earlier if step <= start), default=(float("inf"), 0))
-    return sign * share(best[0]), int(share(best[1]))
+    return sign * broadcast_from_0(best[0]), int(broadcast_from_0(best[1]))
 
 
-def draw(model: MaskedAutoencoder, batch: dict[str, np.ndarray], seed: int, path: Path) -> None:
+def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:
     """Draw the first readable images of a batch, masked and reconstructed."""
-    rows = np.flatnonzero(batch["valid"])[:PICTURES]
-    order = fixed_order(seed, jnp.asarray(batch["index"][rows]), model.patches)
+    rows = np.flatnonzero(batch.valid)[:PICTURES]
+    order = fixed_order(seed, jnp.asarray(batch.index[rows]), model.patches)
     path.parent.mkdir(exist_ok=True)
-    draw_grid(reconstruct(model, batch["images"][rows], np.asarray(order))).save(path)
+    draw_grid(reconstruct(model, batch.images[rows], np.asarray(order))).save(path)

@@ -1,4 +1,4 @@
-"""The checkpoints of a run in a bucket: saved by the first process into a folder of its own, then copied."""
+"""Checkpoints of a run in a bucket: the first process saves them into a folder of its own, then copies them."""
 
 import logging
 import shutil
@@ -10,33 +10,28 @@ from typing import Any
 
 import jax
 
-from maejax.distributed.processes import everywhere
+from maejax.distributed.processes import all_processes
 from maejax.errors import Failed
 from maejax.storage import mirror
-from maejax.training.checkpoint import Checkpoints, Saving, save_alone
-from maejax.training.mesh import take_whole
+from maejax.training.checkpoint import Checkpoints, save_alone
+from maejax.training.mesh import fetch_on_first
 
-UNUSED = 1 << 62  # bytes free on a disk that nothing is written to
+UNUSED = 1 << 62  # bytes free on the disk of a process that writes nothing
 
 _log = logging.getLogger("maejax.training")
 
 
 def open_checkpoints(directory: Path, keep: int = 3) -> Checkpoints:
-    """Open the checkpoints of a run, wherever its directory stands for.
-
-    Raises:
-        Failed: the bucket does not answer.
-
-    """
+    """Open the checkpoints of a run, in a bucket or on a disk; raises Failed if the bucket does not answer."""
     kind = CopiedCheckpoints if mirror.address_of(directory.absolute()) else Checkpoints
     return kind(directory, keep)
 
 
 class CopiedCheckpoints(Checkpoints):
-    """Checkpoints of a directory that stands for one in a bucket, which alone says what is saved.
+    """Checkpoints of a directory that mirrors one in a bucket; a step counts as saved if the bucket has it.
 
-    The copy is made in the background, after what else the run wrote: so all that was logged up to a step is in the
-    bucket where its checkpoint is. A save that could not be copied has failed, in all processes.
+    They are copied in the background, after the other files of the run. So a bucket that has the checkpoint of a step
+    has all that was logged up to it. A save that could not be copied has failed, in all processes.
     """
 
     def __init__(self, directory: Path, keep: int = 3):
@@ -44,24 +39,24 @@ class CopiedCheckpoints(Checkpoints):
         self._copying = ThreadPoolExecutor(1, "maejax-copy")
         self._steps = mirror.saved_steps(self.directory)
         if jax.process_index() == 0:
-            mirror.prune(self.directory, len(self._steps))  # halves of saves that were cut off
+            mirror.prune(self.directory, len(self._steps))  # parts of interrupted saves
 
     @property
     def steps(self) -> list[int]:
-        """The steps that were saved whole, oldest first."""
+        """The steps with a complete checkpoint, oldest first."""
         return self._steps
 
-    def _begin(self, path: Path, parts: dict[str, dict[str, Any]], beside: dict[str, Any]) -> Saving:
+    def _start(self, path: Path, parts: dict[str, dict[str, Any]], metadata: dict[str, Any]) -> Future[None]:
         alone = jax.process_count() == 1
         if not alone:
-            parts = take_whole(parts, parts["step"]["step"].sharding.mesh)
+            parts = fetch_on_first(parts, parts["step"]["step"].sharding.mesh)
         if jax.process_index() > 0:
             nothing: Future[None] = Future()
             nothing.set_result(None)
             return nothing
         for old in self.directory.glob("*"):  # in the bucket, or of saves that failed
             shutil.rmtree(old, ignore_errors=True)
-        save = super()._begin(path, parts, beside).result if alone else partial(save_alone, path, parts, beside)
+        save = super()._start(path, parts, metadata).result if alone else partial(save_alone, path, parts, metadata)
         return self._copying.submit(self._copy, save, path)
 
     def _room(self) -> int:
@@ -76,13 +71,13 @@ class CopiedCheckpoints(Checkpoints):
         except Failed as error:
             _log.error("old checkpoints are left: %s", error)
 
-    def _finish(self, saving: Saving) -> None:
+    def _finish(self, saving: Future[None]) -> None:
         failure = None
         try:
             saving.result()
-        except Exception as error:  # whatever Orbax, TensorStore or the bucket make of it
+        except Exception as error:  # whatever Orbax, TensorStore or the bucket raise
             failure = error
-        if not everywhere(failure is None):
+        if not all_processes(failure is None):
             raise failure or Failed("the first process, which alone writes, could not")
 
     def _keep_newest(self, step: int) -> None:

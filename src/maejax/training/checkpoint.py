@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from orbax.checkpoint import Checkpointer, CompositeCheckpointHandler, Composite
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint.options import MultiprocessingOptions
 
-from maejax.distributed.processes import everywhere, first_line
+from maejax.distributed.processes import all_processes, first_line
 from maejax.errors import Failed, InputError
 from maejax.models.trees import check_arrays, named_arrays, with_arrays
 from maejax.storage import mirror
@@ -26,41 +26,34 @@ from maejax.training.state import TrainState
 _log = logging.getLogger("maejax.training")
 
 PATIENCE = 300  # seconds that processes wait for each other in a save; one of them may have failed
-TRIES = 40  # to remove what a save left behind
-COMPRESSED = 0.9  # of the size of a state is what its checkpoint takes at the least
+TRIES = 40  # to remove the files of a save that failed
+COMPRESSED = 0.9  # a checkpoint takes at least this part of the state's bytes
 
 
 class Restored(NamedTuple):
-    """What a checkpoint gives back: the state, its step, and what the task saved as `data`."""
+    """The content of a checkpoint: the state, its step, and the `data` saved with it."""
 
     state: TrainState
     step: int
     data: Any
 
 
-class Saving(Protocol):
-    """A save in the background."""
-
-    def result(self) -> None:
-        """Wait for it; raises what made it fail."""
-
-
 class Checkpoints:
     """The checkpoints of a run, `<directory>/<step>/`, of which the newest `keep` stay.
 
-    Each holds three parts that can be read alone, `step`, `model` and `opt_state`, each a flat dictionary of arrays by
-    name: readable without this package's classes. Beside them stand the task's `data` and a sum over the bits of every
-    array, by which a damaged file is found. Several processes call every method together.
+    Each has three parts, `step`, `model` and `opt_state`. Each part is a dictionary of arrays by name that can be read
+    alone, without this package's classes. The task's `data` and a sum over the bits of every array are saved with them;
+    the sums reveal a damaged file. All processes call every method together.
 
-    A save that fails (a full disk, say) is logged as an error; `failed` says why until one succeeds. Use as a context
-    manager: leaving it waits for the last save, and raises Failed if that one failed.
+    A save that fails (a full disk, say) is logged as an error; `failed` is the reason until one succeeds. Use as a
+    context manager: leaving it waits for the last save, and raises Failed if that one failed.
     """
 
     def __init__(self, directory: Path, keep: int = 3):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every step of every save
         self.directory, self.keep = directory.absolute(), keep
         self.failed: str | None = None
-        self._saving: tuple[int, Saving] | None = None
+        self._saving: tuple[int, Any] | None = None  # a step, and a future of its save
         self._tidy()
 
     def __enter__(self):
@@ -68,25 +61,25 @@ class Checkpoints:
 
     def __exit__(self, kind, *_):
         if kind is not None and jax.process_count() > 1:
-            return  # the others may be gone, and to wait for them would take minutes
+            return  # the others may be gone, and waiting for them takes minutes
         self.wait()
         if kind is None and self.failed:
             raise Failed(f"the last save failed, so the newest steps are lost: {self.failed}")
 
     @property
     def steps(self) -> list[int]:
-        """The steps that were saved whole, oldest first."""
+        """The steps with a complete checkpoint, oldest first."""
         return saved_steps(self.directory)
 
     @property
     def latest(self) -> int | None:
-        """The newest step that was saved whole, None if there is none."""
+        """The newest step with a complete checkpoint, None if there is none."""
         return self.steps[-1] if self.steps else None
 
     def save(self, state: TrainState, step: int, data: Any = None) -> None:
-        """Save a state in the background; the arrays are copied before this returns. Saved steps are not rewritten.
+        """Save a state in the background; the arrays are copied before this returns. A saved step is not rewritten.
 
-        `data` is anything that JSON holds, the same in every process, such as the position of the input.
+        `data` is any JSON value, the same in every process, such as the position of the input.
         """
         self.wait()
         if step in self.steps:
@@ -96,48 +89,44 @@ class Checkpoints:
         if full:
             self._note_failure(step, OSError(f"no room on the disk of {full}"))
             return
-        beside = {"data": data, "sums": sums_of(parts)}
+        metadata = {"data": data, "sums": sums_of(parts)}
         try:
-            self._saving = step, self._begin(self.directory / str(step), parts, beside)
+            self._saving = step, self._start(self.directory / str(step), parts, metadata)
         except (OSError, ValueError, RuntimeError) as error:
             self._note_failure(step, error)
 
-    def _begin(self, path: Path, parts: dict[str, dict[str, Any]], beside: dict[str, Any]) -> Saving:
+    def _start(self, path: Path, parts: dict[str, dict[str, Any]], metadata: dict[str, Any]) -> Any:
         with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=PATIENCE)):
-            return ocp.save_checkpointables_async(path, parts, custom_metadata=beside)
+            return ocp.save_checkpointables_async(path, parts, custom_metadata=metadata)
 
     def wait(self) -> None:
-        """Wait for the save in the background, note whether it failed, and delete what is too old."""
+        """Wait for the save in the background, note whether it failed, and delete old checkpoints."""
         if self._saving is None:
             return
         (step, saving), self._saving = self._saving, None
         try:
             self._finish(saving)
-        except Exception as error:  # whatever Orbax, TensorStore or the file system make of it
+        except Exception as error:  # whatever Orbax, TensorStore or the file system raise
             self._note_failure(step, error)
             return
         self.failed = None
         self._keep_newest(step)
 
-    def _finish(self, saving: Saving) -> None:
+    def _finish(self, saving: Any) -> None:
         saving.result()
 
     def _keep_newest(self, step: int) -> None:
-        """Delete what is too old now that a step is saved."""
+        """Delete old checkpoints now that a step is saved."""
         if jax.process_index() == 0:
             for old in self.steps[: -self.keep]:
                 self._remove(self.directory / str(old))
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored:
-        """Read a state, by default the newest that can be read, laid out as `like`, which may be abstract.
+        """Read a state, by default the newest that can be read, with the shardings of `like`, which may be abstract.
 
-        Where the newest is damaged, the log says so, the one before is read, and the damaged one is renamed.
-
-        Raises:
-            InputError: the checkpoint is of another model or optimizer, the message lists what differs; or
-                none can be read.
-            Failed: a bucket does not answer.
-
+        If the newest is damaged, an error is logged, the one before is read, and the damaged one is renamed. Raises
+        InputError if none can be read, or the checkpoint is of another model or optimizer: the message lists the
+        differences. Raises Failed if a bucket does not answer.
         """
         damaged = []
         for candidate in reversed(self.steps) if step is None else [step]:
@@ -145,11 +134,11 @@ class Checkpoints:
                 restored = self._read(like, candidate)
             except (InputError, Failed):
                 raise
-            except Exception as error:  # whatever Orbax, TensorStore or the file system make of it
+            except Exception as error:  # whatever Orbax, TensorStore or the file system raise
                 restored, reason = None, first_line(error)
             else:
                 reason = "another process cannot read it"
-            if everywhere(restored is not None) and restored is not None:
+            if all_processes(restored is not None) and restored is not None:
                 self._set_aside(damaged)
                 return restored
             damaged.append(candidate)
@@ -170,15 +159,15 @@ class Checkpoints:
                 raise InputError(f"checkpoint {mirror.shown(path)}, {part}: {error}") from None
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), parts_of(like))
         parts = ocp.load_checkpointables(path, abstract)
-        beside: dict[str, Any] = metadata.custom_metadata  # type: ignore[assignment]
-        wrong = [name for name, value in sums_of(parts).items() if beside["sums"].get(name) != value]
+        saved: dict[str, Any] = metadata.custom_metadata  # type: ignore[assignment]
+        wrong = [name for name, value in sums_of(parts).items() if saved["sums"].get(name) != value]
         if wrong:
             raise ValueError(f"{len(wrong)} arrays are not what was saved, the first: {wrong[0]}")
         rebuilt = {part: with_arrays(getattr(like, part), parts[part]) for part in ("model", "opt_state")}
-        return Restored(TrainState(step=parts["step"]["step"], **rebuilt), step, beside["data"])
+        return Restored(TrainState(step=parts["step"]["step"], **rebuilt), step, saved["data"])
 
     def _full_disks(self, parts: dict[str, dict[str, Any]]) -> str:
-        """Name the processes that cannot write a state, if any. One that fails on the way makes the others wait."""
+        """Name the processes without room for a state, if any: one that fails in a save makes the others wait."""
         if jax.process_count() == 1:
             return ""
         size = sum(array.nbytes for part in parts.values() for array in part.values())
@@ -202,20 +191,20 @@ class Checkpoints:
             for step in steps:
                 self._rename(self.directory / str(step), f"{step}.damaged")
         if steps:
-            everywhere(True)  # a barrier: nobody may look before
+            all_processes(True)  # a barrier: no process may look before
 
     def _rename(self, path: Path, name: str) -> None:
         shutil.rmtree(path.with_name(name), ignore_errors=True)
         path.rename(path.with_name(name))
 
     def _remove(self, path: Path) -> None:
-        hidden = path.with_name(f"{path.name}.deleting")  # half of a deleted checkpoint must not look like a whole one
+        hidden = path.with_name(f"{path.name}.deleting")  # a part of a checkpoint must not look like a complete one
         path.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
 
     def _tidy(self) -> None:
         if jax.process_index() == 0 and self.directory.is_dir():
-            for pattern in ("*.orbax-checkpoint-tmp", "*.deleting"):  # of saves and deletions that were cut off
+            for pattern in ("*.orbax-checkpoint-tmp", "*.deleting"):  # of interrupted saves and deletions
                 for path in self.directory.glob(pattern):
                     for _ in range(TRIES):  # a thread of a save that failed may still be writing there
                         shutil.rmtree(path, ignore_errors=True)
@@ -233,11 +222,10 @@ def parts_of(state: TrainState) -> dict[str, dict[str, Any]]:
     }
 
 
-def save_alone(path: Path, parts: dict[str, dict[str, np.ndarray]], beside: dict[str, Any]) -> None:
+def save_alone(path: Path, parts: dict[str, dict[str, np.ndarray]], metadata: dict[str, Any]) -> None:
     """Save the parts of a checkpoint from the first process, while the others do something else.
 
-    Orbax's newer interface has all processes compare their paths in every save, so this is the older one; what it
-    writes is the same.
+    In Orbax's newer interface all processes take part in every save, so this is the older one; it writes the same.
     """
     alone = MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone")
     handler = CompositeCheckpointHandler(
@@ -246,11 +234,11 @@ def save_alone(path: Path, parts: dict[str, dict[str, np.ndarray]], beside: dict
     )
     with Checkpointer(handler, multiprocessing_options=alone) as writer:
         saved = args.Composite(**{name: args.PyTreeSave(part) for name, part in parts.items()})
-        writer.save(path, saved, custom_metadata=beside)
+        writer.save(path, saved, custom_metadata=metadata)
 
 
 def sums_of(parts: dict[str, dict[str, Any]]) -> dict[str, int]:
-    """Sum the bits of every array, as 32-bit words modulo 2^32: the same in whatever way the array is split."""
+    """Sum the bits of every array, as 32-bit words modulo 2^32: the same for every sharding."""
     arrays = {f"{part}/{name}": array for part, named in parts.items() for name, array in named.items()}
     return dict(zip(arrays, jax.device_get(_sums(tuple(arrays.values()))).tolist(), strict=True))
 
@@ -261,7 +249,7 @@ def _sums(arrays):
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """List the steps saved in a `checkpoints` folder, oldest first; unfinished saves do not count."""
+    """List the steps saved in a `checkpoints` folder, oldest first, without unfinished saves."""
     if mirror.address_of(directory):
         return mirror.saved_steps(directory)
     if not directory.is_dir():

@@ -1,11 +1,11 @@
-"""What accelerators can do at most, as their makers publish it: for plans, and for the share of it that a run reaches.
+"""Published peaks of accelerators: for plans, and for the part of the peak that a run reaches.
 
 Sources: memory, its bandwidth and peak from the pages "TPU v3" to "TPU v6e" at docs.cloud.google.com/tpu/docs; so are
 the links of v5e, v5p and v6e (published per chip and for both directions: divided by 2 and by the number of links).
 Links of v3: Jouppi et al. 2020, doi:10.1145/3360307; of v4: Jouppi et al. 2023, arXiv 2304.01433. A v3
 chip is two JAX devices, so these have half of its memory, bandwidth and peak. GPUs: NVIDIA's data sheets of A100 80GB
 SXM, H100 SXM and H200 SXM, bfloat16 without sparsity. The clock is not published everywhere: it is peak / (FLOP of all
-matrix units in a cycle), whose number and size are on the same pages; for v6e that of v5p.
+matrix units in a cycle). Their number and size are on the same pages; the clock of v6e is that of v5p.
 """
 
 from typing import NamedTuple
@@ -16,8 +16,8 @@ GIB = 2**30
 class Chip(NamedTuple):
     """One JAX device: `memory` in bytes, `bandwidth` of it in bytes/s, `peak` bfloat16 FLOP/s, `clock` in Hz.
 
-    `link` is what one link to a neighbour carries in one direction, in bytes/s, and `links` their number. `clock` is 0
-    where the compiler tells no cycles. `kind` is what JAX calls it.
+    `link` is the bandwidth of one link to a neighbour in one direction, in bytes/s, and `links` their number. `clock`
+    is 0 if the compiler reports no cycles. `kind` is JAX's name of the device.
     """
 
     name: str
@@ -43,5 +43,5 @@ CHIPS = (
 
 
 def chip_of(kind: str) -> Chip | None:
-    """Find a chip by what JAX calls it (`device_kind`); None where it is not in the table."""
+    """Find a chip by JAX's name of it (`device_kind`); None if it is not in the table."""
     return next((chip for chip in CHIPS if chip.kind == kind), None)

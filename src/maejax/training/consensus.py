@@ -1,4 +1,4 @@
-"""How one process asks, and all act at the same step: to stop, to save, to halt."""
+"""Consensus of several processes: one requests to stop, save or halt, and all act at the same step."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from maejax.errors import Failed, Stopped
 from maejax.training.mesh import gather, put_rows, put_same
-from maejax.training.state import STOP, WISHES, Control
+from maejax.training.state import REQUESTS, STOP, Control
 
 Item = TypeVar("Item")
 
@@ -38,48 +38,45 @@ def stop_requests():
 
 
 class Agreement:
-    """What single processes ask for, and what is thereby agreed on by all.
+    """The requests of this process, and those on which all processes agree.
 
-    A wish travels with the next step's batch and comes back with what the step tells every process, so it costs no
-    message of its own, and all hear it at the same step. A process that is alone agrees with itself at once.
+    A request travels with the batch of the next step and comes back in the `Control` of that step. So it costs no
+    message of its own, and all processes receive it at the same step. A process that is alone agrees at once.
     """
 
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
         self._alone = jax.process_count() == 1
-        self._asked, self._agreed = np.zeros(WISHES, np.int32), np.zeros(WISHES, bool)
+        self._asked, self._agreed = np.zeros(REQUESTS, np.int32), np.zeros(REQUESTS, bool)
         self._sent: tuple[bytes, jax.Array] | None = None
 
-    def ask(self, wish: int) -> None:
-        """Ask all processes for STOP, SAVE or HALT."""
-        self._asked[wish] = 1
+    def ask(self, request: int) -> None:
+        """Request STOP, SAVE or HALT of all processes."""
+        self._asked[request] = 1
         if self._alone:
-            self._agreed[wish] = True
+            self._agreed[request] = True
 
-    def hear(self, asked: np.ndarray) -> None:
-        """Take note of what a step brought."""
-        self._agreed |= asked > 0
+    def receive(self, requested: np.ndarray) -> None:
+        """Add the requests that a step returned, int32 [3]."""
+        self._agreed |= requested > 0
 
-    def has(self, wish: int) -> bool:
-        """Tell whether all agree on a wish."""
-        return bool(self._agreed[wish])
+    def has(self, request: int) -> bool:
+        """Return whether all agree on a request."""
+        return bool(self._agreed[request])
 
     def any(self) -> bool:
-        """Tell whether all agree on some wish."""
+        """Return whether all agree on some request."""
         return bool(self._agreed.any())
 
-    def clear(self, wish: int) -> None:
-        """Forget a wish that was fulfilled."""
-        self._asked[wish], self._agreed[wish] = 0, False
+    def clear(self, request: int) -> None:
+        """Remove a request that was fulfilled."""
+        self._asked[request], self._agreed[request] = 0, False
 
     def watch(self, items: Iterable[Item], stop: threading.Event) -> Iterator[Item]:
-        """Yield `items`, of which every process has as many; before each, hear of a stop or a failure of any process.
+        """Yield `items`, of which all processes have the same number; before each, all exchange stops and failures.
 
-        Raises:
-            Stopped: some process was asked to stop.
-            Failed: the items of another process failed.
-            Exception: what this process's `items` raised.
-
+        Raises Stopped if some process was asked to stop, what this process's `items` raised, and Failed if those of
+        another process failed.
         """
         source, end = iter(items), False
         with closing(source) if hasattr(source, "close") else nullcontext():  # type: ignore[type-var]
@@ -89,27 +86,27 @@ class Agreement:
                     item = next(source)
                 except StopIteration:
                     end = True
-                except Exception as error:  # whatever it is, the others must hear of it
+                except Exception as error:  # whatever it is, the others must know
                     failure = error
-                heard = gather([stop.is_set(), failure is not None], self._mesh)
-                if any(stopping for stopping, _ in heard):
+                received = gather([stop.is_set(), failure is not None], self._mesh)
+                if any(stopping for stopping, _ in received):
                     self.ask(STOP)
-                    self.hear(self._asked)
+                    self.receive(self._asked)
                     raise Stopped
                 if failure is not None:
                     raise failure
-                if any(failed for _, failed in heard):
+                if any(failed for _, failed in received):
                     raise Failed("the input of another process failed")
                 if not end:
                     yield item  # type: ignore[misc]
 
     def first_control(self) -> Control:
-        """Give what the first step takes for the control of a step before it."""
-        nobody, no = np.zeros(WISHES, np.int32), np.zeros((), bool)
+        """Return the `Control` that the first step gets."""
+        nobody, no = np.zeros(REQUESTS, np.int32), np.zeros((), bool)
         return Control(*(put_same(value, self._mesh) for value in (nobody, no, no)))
 
-    def asks(self) -> jax.Array:
-        """Give the wishes of all processes, [devices, 3] int32, to be sent with a step."""
+    def requests(self) -> jax.Array:
+        """Return the requests of all processes, int32 [devices, 3], for the next step."""
         key = self._asked.tobytes()
         if self._sent is None or self._sent[0] != key:
             rows = np.tile(self._asked, (len(self._mesh.local_devices), 1))

@@ -1,4 +1,4 @@
-"""A running average of the weights, kept with the optimizer's slots (Polyak averaging; paper, Table 11: .9999)."""
+"""An exponential moving average of the weights, kept with the optimizer state (paper, Table 11: decay .9999)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from maejax.training.state import TrainState
 
 
 class Averaged(NamedTuple):
-    """The optimizer's own slots, and the average of the weights that it trains."""
+    """The state of the optimizer itself, and the average of the weights that it trains."""
 
     inner: Any
     average: Any
@@ -35,7 +35,7 @@ def with_average(optimizer: optax.GradientTransformation, decay: float) -> optax
 
 
 def restart_average(state: TrainState, frozen: Callable[[Any], bool] | None = None) -> TrainState:
-    """Begin the average anew at the state's weights, where one is kept; `frozen` as in `make_step`."""
+    """Restart the average, if one is kept, at the state's weights; `frozen` as in `for_trained`."""
     if not isinstance(state.opt_state, Averaged):
         return state
     trained = state.model if frozen is None else parted(state.model, frozen)[0]
@@ -43,7 +43,7 @@ def restart_average(state: TrainState, frozen: Callable[[Any], bool] | None = No
 
 
 def as_evaluated(state: TrainState) -> TrainState:
-    """Give the state whose model is judged: that of the averaged weights, where an average is kept."""
+    """Return the state with the averaged weights, which are evaluated if an average is kept."""
     if not isinstance(state.opt_state, Averaged):
         return state
     return replace(state, model=joined(state.opt_state.average, state.model))

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 AREA = (0.02, 1 / 3)  # of the image
 ASPECT = (0.3, 1 / 0.3)  # height / width
 ATTEMPTS = 10  # to find a box that fits
-STREAM = 0x0E7A5E  # apart from what else draws from the same seed
+STREAM = 0x0E7A5E  # keeps these numbers apart from others of the same seed
 
 
 class Boxes(NamedTuple):
-    """Where images are erased: all int32 [B]; a box that is not has height and width 0."""
+    """Boxes that are erased, one for each image: all int32 [B]; height and width are 0 for none."""
 
     top: jax.Array
     left: jax.Array
@@ -24,7 +24,7 @@ class Boxes(NamedTuple):
 def erase(images: jax.Array, step: jax.Array, *, seed: int, probability: float) -> jax.Array:
     """Fill a random box of some of the images [B, H, W, C], float and normalised, with Gaussian noise.
 
-    A function of the global batch, `seed` and `step` alone; every row of every step has numbers of its own. Comes
+    A function of the global batch, `seed` and `step` alone; every row of every step has numbers of its own. It comes
     before `mix`, as in timm. With `probability` 0 nothing changes.
     """
     if not probability:
@@ -47,7 +47,7 @@ def _within(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
 def draw_boxes(key: jax.Array, rows: int, size: tuple[int, int], probability: float) -> Boxes:
     """Draw the boxes of `rows` images of `size` (H, W), each erased with `probability`.
 
-    The area is uniform within `AREA`, the aspect log-uniform within `ASPECT`; of ten such boxes the first that is
+    The area is uniform within `AREA`, the aspect log-uniform within `ASPECT`. Of ten such boxes the first that is
     smaller than the image in both directions is taken, at a uniform place.
     """
     erased_key, area_key, aspect_key, place_key = jax.random.split(key, 4)

@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
+"""Log of a run: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
 
 import json
 import logging
@@ -17,18 +17,14 @@ _log = logging.getLogger("maejax.training")
 
 
 class RunLog:
-    """Metrics and progress of a run; a context manager. Of several processes the first alone writes and prints.
+    """Metrics and progress of a run from step `start` to `stop`; a context manager.
 
-    Where metrics.jsonl cannot be written (a full disk, say), the log says so, and the lines are written later.
+    Metrics are appended to `metrics.jsonl` in `directory`, one object per line. Lines beyond `start`, written by an
+    earlier process after its last checkpoint, are dropped, so that every step is logged once. If the file cannot be
+    written (a full disk, say), an error is logged and the lines are written later.
 
-    Args:
-        directory: run directory; `metrics.jsonl` is appended there, one object per line.
-        start, stop: the steps this process goes through. Lines beyond `start`, written by an earlier process after its
-            last checkpoint, are dropped, so that every step is logged once.
-        console: where to print; only a terminal gets a moving bar.
-        first: whether this is the first process of the run.
-        trackers: who else gets metrics and pictures; closed with this.
-
+    Of several processes the `first` alone writes and prints. `trackers` also get metrics and pictures, and are closed
+    with the log. Only a terminal gets a moving bar.
     """
 
     def __init__(
@@ -47,18 +43,11 @@ class RunLog:
             path = directory / "metrics.jsonl"
             keep_until(path, start)
             self._lines = Lines(path)
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[now]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-            disable=not console.is_terminal,
-            speed_estimate_period=60,
-        )
+        done = TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn()
+        left = TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False)
+        columns = *done, TextColumn("{task.fields[now]}"), TimeElapsedColumn(), *left
+        hidden = not console.is_terminal
+        self._bar = Progress(*columns, console=console, disable=hidden, speed_estimate_period=60)
         self._task = self._bar.add_task("training", total=stop, completed=start, now="compiling")
         self._stop = stop
         self._begun = False
@@ -75,7 +64,7 @@ class RunLog:
             guarded(tracker.close)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append metrics of a step to metrics.jsonl; what is not finite is left out, for JSON has no such numbers."""
+        """Append metrics of a step to metrics.jsonl, but for those that are not finite: JSON has no such numbers."""
         if self._lines is not None:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             self._lines.append(json.dumps({"step": step, **finite}) + "\n")
@@ -83,7 +72,7 @@ class RunLog:
                 guarded(tracker.write, step, finite)
 
     def picture(self, step: int, path: Path) -> None:
-        """Hand a picture of reconstructions on to the trackers."""
+        """Send a picture of reconstructions to the trackers."""
         for tracker in self._trackers:
             guarded(tracker.picture, step, path)
 
@@ -106,19 +95,19 @@ class RunLog:
             self._begun = True
         self._bar.update(self._task, completed=step)
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class Lines:
-    """A text file that grows by whole lines, or not at all; what does not fit on the disk is kept for later."""
+    """A text file that grows by whole lines or not at all; lines that do not fit on the disk are kept for later."""
 
     def __init__(self, path: Path):
         self._path, self._file, self._waiting = path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), b""
 
     def append(self, line: str) -> None:
-        """Write a line and those that wait; where that fails, log it and keep them."""
+        """Write a line and those that wait; if that fails, log it and keep them."""
         self._waiting += line.encode()
         size = os.fstat(self._file).st_size
         try:
@@ -133,14 +122,14 @@ class Lines:
             self._waiting = b""
 
     def close(self) -> None:
-        """Close the file; lines that found no room until now are lost, which the log says."""
+        """Close the file; lines that have no room even now are lost, which is logged."""
         if self._waiting:
             self.append("")
         os.close(self._file)
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file that belong to later steps, and a half-written last one."""
+    """Drop the lines of a metrics file that belong to steps after `step`, and a half-written last one."""
     if not path.exists():
         return
     kept = [line for line in path.read_text().splitlines() if (found := read_line(line)) and found["step"] <= step]
@@ -150,13 +139,13 @@ def keep_until(path: Path, step: int) -> None:
 
 
 def evaluated_at(path: Path, step: int) -> bool:
-    """Tell whether a metrics file holds an evaluation of a step."""
+    """Return whether a metrics file holds an evaluation of a step."""
     lines = map(read_line, path.read_text().splitlines()) if path.exists() else ()
     return any(line and line["step"] == step and any(name.startswith("val/") for name in line) for line in lines)
 
 
 def read_line(line: str) -> dict | None:
-    """Parse a line of metrics.jsonl; None if it was cut off."""
+    """Parse a line of metrics.jsonl; return None if it was cut off."""
     try:
         return json.loads(line)
     except ValueError:

@@ -1,11 +1,12 @@
-"""The loop that every task runs: evaluate, save, take the next batch, step, log."""
+"""The loop of every task: evaluate, save, take the next batch, step, log."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,239 +17,302 @@ from maejax.errors import Failed, Stopped
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.consensus import Agreement, stop_requests
 from maejax.training.log import RunLog
-from maejax.training.mesh import gather, put_batch
+from maejax.training.mesh import gather, put_rows
 from maejax.training.meter import Meter
-from maejax.training.state import HALT, SAVE, STOP, Control, Packed, TrainState
-from maejax.training.stragglers import Pace, describe
+from maejax.training.state import HALT, SAVE, STOP, Control, FlatState, TrainState
+from maejax.training.stragglers import WaitTimes, describe
 from maejax.training.trace import Trace
 
 QUEUED = 2  # steps handed to the device before the first of them is done; each holds a batch in its memory
 ADVICE = "try a lower --learning-rate, --clip-grad 1, or --on-nan skip"
 SKIPPED = 10  # steps in a row without a finite loss after which `--on-nan skip` gives up
 
+Watch = Callable[[Iterable], Iterator]
+# `(state, step, watch) -> metrics`. It wraps its batches, of which all processes have the same number, in `watch`,
+# which ends them on all processes when one is told to stop or fails.
+Evaluate = Callable[[TrainState, int, Watch], dict[str, float]]
+# `(state, step, rows) -> sentences` on why the step after `state` gave no finite loss or gradient.
+Explain = Callable[[TrainState, int, Any], str]
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Steps between saves, log lines and evaluations; with `evaluate` 0 the last state alone is evaluated.
+
+    A run also saves `minutes` after its last save, unless that is 0.
+    """
+
+    save: int
+    log: int
+    evaluate: int = 0
+    minutes: float = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run from step `start` to `stop`: where it writes, and how often."""
+
+    start: int
+    stop: int
+    intervals: Intervals
+    checkpoints: Checkpoints
+    log: RunLog
+    trace: Trace | None = None
+
+    def evaluates(self, step: int) -> bool:
+        """Return whether the state at a step is to be evaluated."""
+        interval = self.intervals.evaluate
+        return step == self.stop or (interval > 0 and step % interval == 0)
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Rows of this host in the global batches `start`, `start` + 1, ..., each of `batch_size` images in all.
+
+    `position` returns where the input stands, as JSON holds it. `merge` makes one position of those of all processes.
+    `metrics` returns what the host adds to every log line.
+    """
+
+    batches: Iterator[Any]
+    batch_size: int
+    position: Callable[[], Any] = lambda: None
+    merge: Callable[[list[Any]], Any] = lambda positions: positions[0]
+    metrics: Callable[[], dict[str, float]] = dict
+
 
 class Running(NamedTuple):
-    """A step that the device works on: its number (that of the state after it), what it was given, what it returns.
+    """A step that the device works on: its number (that of the state after it), its input and its results.
 
-    `rows` are those of this host, `position` that of the input before they were taken.
+    `rows` are those of this host, `position` is that of the input before they were taken.
     """
 
     step: int
-    rows: dict[str, np.ndarray]
+    rows: Any
     position: Any
     metrics: dict[str, jax.Array]
     control: Control
 
 
-Watch = Callable[[Iterable], Iterator]
-
-
-class Evaluate(Protocol):
-    """Evaluates a state, and returns metrics for the log.
-
-    `watch` is to be laid around its batches, of which every process has as many: it ends them where a process is asked
-    to stop or where the batches of one fail.
-    """
-
-    def __call__(self, state: TrainState, step: int, watch: Watch) -> dict[str, float]: ...  # noqa: D102
-
-
 def fit(
     state: TrainState,
     step_fn: Callable,
-    batches: Iterator[dict[str, np.ndarray]],
+    feed: Feed,
+    run: Run,
     *,
     mesh: Mesh,
-    start: int,
-    stop: int,
-    batch_size: int,
-    checkpoints: Checkpoints,
-    log: RunLog,
-    save_interval: int,
-    log_interval: int,
-    save_minutes: float = 0,
     evaluate: Evaluate | None = None,
-    eval_interval: int = 0,
     evaluated: bool = True,
+    explain: Explain = lambda *_: "",
     flop: float = 0,
-    extra: Callable[[], dict[str, float]] = dict,
-    position: Callable[[], Any] = lambda: None,
-    merge: Callable[[list[Any]], Any] = lambda positions: positions[0],
-    explain: Callable[[TrainState, int, dict[str, np.ndarray]], str] = lambda *_: "",
-    trace: Trace | None = None,
 ) -> tuple[TrainState, bool]:
-    """Train from step `start` to `stop`, saving and logging on the way. Several processes run this together.
+    """Train a state from step `run.start` to `run.stop`; its memory is given up. All processes call this together.
+
+    Returns the last state, and whether all is done. If not, a signal asked to stop, and the state was saved.
+
+    The order evaluate, save, next batch, step, log must not change:
+
+    - Evaluate before save: a checkpoint at the step of an evaluation then tells a resumed run that it is in the log.
+    - Save before the next batch: the input's position in a checkpoint is then that of the first batch that the state
+      has not seen. An input that fails finds a state to save.
+    - Log last, and one or two steps late: the device then never waits for the host. All processes read the same results
+      at the same step, so all of them stop, save or halt there.
 
     Args:
-        state: at step `start`; its memory is given up.
-        step_fn: `(state, batch, control, asks) -> (state, metrics, control)` on a `Packed` state, see `make_step`.
-        batches: this host's rows of the global batches `start`, `start` + 1, ...
-        mesh: the devices.
-        start, stop: steps.
-        batch_size: global, for the rates.
-        checkpoints, log: of the run.
-        save_interval, log_interval, eval_interval: in steps; `eval_interval` 0 evaluates at the end alone.
-        save_minutes: also save when the last save is so long ago; 0 switches it off.
-        evaluate: gives metrics, written to the log.
-        evaluated: whether the state at `start` needs no evaluation, even if it is the turn of its step.
+        step_fn: `(state, batch, control, requests) -> (state, metrics, control)` on a `FlatState`, see `make_step`.
+        evaluated: whether the state at `run.start` needs no evaluation.
         flop: that of one image in one step, for the share of the devices' peak; 0 leaves it out.
-        extra: more metrics for every log line, of the host's.
-        position: of this host's `batches`, anything that JSON holds.
-        merge: makes one of the positions of all processes, which every checkpoint holds as its `data`.
-        explain: `(state, step, rows) -> sentences` on why the step after `state` gave no finite loss or gradient.
-        trace: what is to be profiled.
 
-    Returns:
-        The last state, and whether all is done (False: a signal asked to stop; the state was saved).
-
-    Raises:
-        Failed: the loss or gradient is not finite, another process ended, or its input failed.
-        Exception: what `batches` or `evaluate` raised, after the state was saved.
-
+    Raises Failed if the loss or gradient is not finite, another process ended, or its input failed. Raises what
+    `feed` or `evaluate` raised, after the state was saved.
     """
-    meter = Meter(batch_size, stop, flop)
-    agreement = Agreement(mesh)
-    pace, slow = Pace(mesh), None
-    packed = Packed.of(state)
-    running: deque[Running] = deque()
-    skipped, halted_at = 0, None
-
-    def finish_one():
-        """Wait for the oldest step, and act on what it tells."""
-        nonlocal skipped, halted_at, slow
-        done = running.popleft()
-        with pace.waiting("device"):
-            asked, bad, halted = jax.device_get(done.control)
-        agreement.hear(asked)
-        if halted and agreement.has(HALT):
-            halted_at = halted_at or done
-            return
-        usual = done.step % log_interval == 0 or done.step in (start + 1, stop)
-        if bad or usual:
-            metrics = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
-            if bad and halted:
-                checkpoints.wait()
-                with jax.transfer_guard("allow"):
-                    reason = explain(packed.state, done.step, done.rows)
-                raise Failed(f"{not_finite(metrics, done.step)}; {reason}; {kept(checkpoints)}; {ADVICE}")
-            if bad:
-                log.say(f"{not_finite(metrics, done.step)}; no update was made")
-            metrics |= {"processed_samples": done.step * batch_size, **extra()}
-            if usual:
-                metrics |= meter.read(done.step)  # over a whole interval: two steps alone give no rate
-            before, slow = slow, pace.exchange()
-            if slow is not None:
-                metrics |= {"hosts/slowest": slow.process, "hosts/lag": slow.lag}
-                if before is None or before.process != slow.process:
-                    log.say(describe(slow, name_of(slow.process)))
-            log.report(done.step, metrics)
-        skipped = skipped + 1 if bad else 0
-        if skipped == SKIPPED:
-            checkpoints.wait()
-            raise Failed(f"{SKIPPED} steps in a row gave no finite loss or gradient; {kept(checkpoints)}; {ADVICE}")
-
-    def settle():
-        while running:
-            finish_one()
-
-    with jax.set_mesh(mesh), stop_requests() as stop_asked, named_peers(checkpoints):
-        step, control = start, agreement.first_control()
-        rows, failure, saved_at = {}, None, time.monotonic()
+    intervals, agreement = run.intervals, Agreement(mesh)
+    flight, reader = InFlight(run, feed, mesh, agreement, explain, flop), Reader(feed.batches, agreement)
+    flat, step, saved_at = FlatState.of(state), run.start, time.monotonic()
+    with jax.set_mesh(mesh), stop_requests() as stop, named_peers(run.checkpoints):
+        control = agreement.first_control()
         while True:
-            here, done = position(), step == stop
-            if stop_asked.is_set():
+            position, last = feed.position(), step == run.stop
+            if stop.is_set():
                 agreement.ask(STOP)
-            if save_minutes and jax.process_index() == 0 and time.monotonic() - saved_at > 60 * save_minutes:
+            if intervals.minutes and jax.process_index() == 0 and time.monotonic() - saved_at > 60 * intervals.minutes:
                 agreement.ask(SAVE)
-            turn = done or (eval_interval and step % eval_interval == 0)
-            due = evaluate is not None and turn and (step > start or not evaluated)
-            if due or done or agreement.any() or step % save_interval == 0:
-                settle()  # may bring to light what other processes ask for
+            due = evaluate is not None and run.evaluates(step) and (step > run.start or not evaluated)
+            if due or last or agreement.any() or step % intervals.save == 0:
+                flight.finish(flat)  # may bring requests of other processes
             if agreement.has(HALT):
-                step = int(jax.device_get(packed.state.step))
-                here = here if halted_at is None else halted_at.position
-                checkpoints.save(packed.state, step, merge(gather(here, mesh)))
-                checkpoints.wait()
-                raise failure or Failed(f"the input of another process failed; step {step} was saved")
-            judged, fault = not due, None
+                step = int(jax.device_get(flat.state.step))
+                position = position if flight.halted is None else flight.halted.position
+                run.checkpoints.save(flat.state, step, feed.merge(gather(position, mesh)))
+                run.checkpoints.wait()
+                raise reader.failure or Failed(f"the input of another process failed; step {step} was saved")
+
+            found, fault = None, None
             if due and evaluate is not None and not agreement.has(STOP):
-                found = None
-                try:
-                    found = evaluate(packed.state, step, partial(agreement.watch, stop=stop_asked))
-                except Stopped:
-                    pass  # whoever goes on with this run evaluates
-                except Exception as error:  # whatever it is: the state is saved before it goes its way
-                    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
-                        raise  # another process is gone, and nothing can be saved without it
-                    fault = error
-                if not agreement.has(STOP) and any(gather(fault is not None, mesh)):
-                    fault = fault or Failed("the evaluation failed in another process")
-                elif found is not None:
-                    log.write(step, found)
-                    judged = True
-                meter.restart(step)
-                pace.restart()
-            if done or agreement.any() or fault or (step > start and step % save_interval == 0):
-                checkpoints.save(packed.state, step, merge(gather(here, mesh)))
+                evaluate_all = partial(evaluate, flat.state, step, partial(agreement.watch, stop=stop))
+                found, fault = try_to_evaluate(evaluate_all, agreement, mesh)
+                if found is not None:
+                    run.log.write(step, found)
+                flight.restart_clocks(step)
+
+            if last or agreement.any() or fault or (step > run.start and step % intervals.save == 0):
+                run.checkpoints.save(flat.state, step, feed.merge(gather(position, mesh)))
                 saved_at = time.monotonic()
                 agreement.clear(SAVE)
             if fault is not None:
-                checkpoints.wait()
-                log.say(f"the evaluation of step {step} failed; {kept(checkpoints)}")
+                run.checkpoints.wait()
+                run.log.message(f"the evaluation of step {step} failed; {kept(run.checkpoints)}")
                 raise fault
-            if done or agreement.has(STOP):
-                return packed.state, done and judged
-            if trace is not None and trace.turns(step):
-                settle()
-                trace.turn(step)
+            if last or agreement.has(STOP):
+                return flat.state, last and (not due or found is not None)
+            if run.trace is not None and run.trace.changes_at(step):
+                flight.finish(flat)
+                run.trace.start_or_stop(step)
+
             with jax.transfer_guard("disallow"):
-                before = time.monotonic()
-                try:
-                    with pace.waiting("input"):
-                        rows = next(batches) if failure is None else rows
-                except Exception as error:  # whatever it is: the state is saved before it goes its way
-                    if not rows:
-                        raise  # nothing was done yet
-                    failure, rows = error, {name: np.zeros_like(values) for name, values in rows.items()}
-                    agreement.ask(HALT)  # other processes are at this step, so it is made, but counts for nothing
+                with flight.waiting_for_input():
+                    rows = reader.next()
                 if agreement.has(HALT):
                     continue
-                last: Any = running[-1].control.bad if running else None
-                if last is not None and last.is_ready():  # else the device had work while the host waited
-                    meter.wait(time.monotonic() - before)
-                if len(running) == QUEUED:
-                    finish_one()
-                batch, asks = put_batch(rows, mesh), agreement.asks()
-                with pace.waiting("device"):
-                    packed, metrics, control = step_fn(packed, batch, control, asks)
+                flight.finish(flat, leave=QUEUED - 1)
+                batch, requests = put_rows(rows, mesh), agreement.requests()
+                with flight.waits.waiting("device"):
+                    flat, metrics, control = step_fn(flat, batch, control, requests)
                 step += 1
-                running.append(Running(step, rows, here, metrics, control))
-            if step == start + 1:
+                flight.running.append(Running(step, rows, position, metrics, control))
+            if step == run.start + 1:
                 jax.block_until_ready(metrics)
-                meter.restart(step)  # compilation is no part of the rate
-                pace.restart()
-            log.advance(step)
+                flight.restart_clocks(step)  # compilation is no part of the rate
+            run.log.advance(step)
+
+
+class InFlight:
+    """The steps that the device works on, and the results of those that it has finished.
+
+    `halted` is the first step that counted for nothing because a process had no batch for it. `skipped` is the number
+    of the last steps in a row whose loss or gradient was not finite.
+    """
+
+    def __init__(self, run: Run, feed: Feed, mesh: Mesh, agreement: Agreement, explain: Explain, flop: float):
+        self._run, self._feed, self._agreement, self._explain = run, feed, agreement, explain
+        self._meter, self.waits, self._slow = Meter(feed.batch_size, run.stop, flop), WaitTimes(mesh), None
+        self.running: deque[Running] = deque()
+        self.halted: Running | None = None
+        self.skipped = 0
+
+    def restart_clocks(self, step: int) -> None:
+        """Measure rates and waiting from a step on."""
+        self._meter.restart(step)
+        self.waits.restart()
+
+    @contextmanager
+    def waiting_for_input(self):
+        """Count the time in a `with` as waiting for input, and as idle time if the device has no work after it."""
+        before = time.monotonic()
+        with self.waits.waiting("input"):
+            yield
+        newest: Any = self.running[-1].control.bad if self.running else None
+        if newest is not None and newest.is_ready() and not self._agreement.has(HALT):
+            self._meter.wait(time.monotonic() - before)
+
+    def finish(self, flat: FlatState, leave: int = 0) -> None:
+        """Wait for the oldest steps until `leave` are left, and act on their results; `flat` is the newest state."""
+        while len(self.running) > leave:
+            self._finish_one(flat)
+
+    def _finish_one(self, flat: FlatState) -> None:
+        done, run = self.running.popleft(), self._run
+        with self.waits.waiting("device"):
+            requested, bad, halted = jax.device_get(done.control)
+        self._agreement.receive(requested)
+        if halted and self._agreement.has(HALT):
+            self.halted = self.halted or done
+            return
+        regular = done.step % run.intervals.log == 0 or done.step in (run.start + 1, run.stop)
+        if bad or regular:
+            metrics = {name: float(value) for name, value in jax.device_get(done.metrics).items()}
+            if bad and halted:
+                run.checkpoints.wait()
+                with jax.transfer_guard("allow"):
+                    reason = self._explain(flat.state, done.step, done.rows)
+                raise Failed(f"{not_finite(metrics, done.step)}; {reason}; {kept(run.checkpoints)}; {ADVICE}")
+            if bad:
+                run.log.message(f"{not_finite(metrics, done.step)}; no update was made")
+            self._report(done.step, metrics, regular)
+        self.skipped = self.skipped + 1 if bad else 0
+        if self.skipped == SKIPPED:
+            run.checkpoints.wait()
+            raise Failed(f"{SKIPPED} steps in a row gave no finite loss or gradient; {kept(run.checkpoints)}; {ADVICE}")
+
+    def _report(self, step: int, metrics: dict[str, float], regular: bool) -> None:
+        metrics |= {"processed_samples": step * self._feed.batch_size, **self._feed.metrics()}
+        if regular:
+            metrics |= self._meter.read(step)  # over a whole interval: two steps alone give no rate
+        before, self._slow = self._slow, self.waits.exchange()
+        if self._slow is not None:
+            metrics |= {"hosts/slowest": self._slow.process, "hosts/lag": self._slow.lag}
+            if before is None or before.process != self._slow.process:
+                self._run.log.message(describe(self._slow, name_of(self._slow.process)))
+        self._run.log.report(step, metrics)
+
+
+class Reader:
+    """Takes batches until one fails; `failure` is then what was raised, and all processes are asked to halt.
+
+    The failed batch is replaced by zeros: other processes are at this step, so it is made, but counts for nothing.
+    """
+
+    def __init__(self, batches: Iterator[Any], agreement: Agreement):
+        self._batches, self._agreement, self._rows, self.failure = batches, agreement, None, None
+
+    def next(self) -> Any:
+        """Return the next rows of this host; raises what `batches` raises if none came before."""
+        try:
+            if self.failure is None:
+                self._rows = next(self._batches)
+        except Exception as error:  # whatever it is: the state is saved before it goes its way
+            if self._rows is None:
+                raise
+            self.failure, self._rows = error, jax.tree.map(np.zeros_like, self._rows)
+            self._agreement.ask(HALT)
+        return self._rows
+
+
+def try_to_evaluate(
+    evaluate: Callable[[], dict[str, float]], agreement: Agreement, mesh: Mesh
+) -> tuple[dict[str, float] | None, Exception | None]:
+    """Evaluate a state; return its metrics, and the error if the evaluation failed in any process.
+
+    After a stop both results are None: a resumed run evaluates. The error is returned so that the state can be
+    saved first. JAX's own is raised if another process is gone: nothing can be saved without it.
+    """
+    found, fault = None, None
+    try:
+        found = evaluate()
+    except Stopped:
+        pass
+    except Exception as error:  # whatever it is: the state is saved before it goes its way
+        if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+            raise
+        fault = error
+    if not agreement.has(STOP) and any(gather(fault is not None, mesh)):
+        return None, fault or Failed("the evaluation failed in another process")
+    return found, fault
 
 
 def not_finite(metrics: dict[str, float], step: int) -> str:
-    """Say what is not finite at a step."""
+    """Return a sentence on what is not finite at a step."""
     return f"the loss is {metrics['train/loss']} at step {step}, the gradient's norm {metrics['train/grad_norm']}"
 
 
 def kept(checkpoints: Checkpoints) -> str:
-    """Say what a run that ends leaves."""
+    """Return a sentence on what a run that ends leaves."""
     latest = checkpoints.latest
     return "nothing was saved before" if latest is None else f"checkpoint {latest} is kept"
 
 
 @contextmanager
 def named_peers(checkpoints: Checkpoints):
-    """Turn the error that a dead process causes in the others into a sentence.
-
-    Raises:
-        Failed: instead of JAX's error, where there are several processes.
-
-    """
+    """Turn JAX's error about a dead process into a sentence; raises Failed if there are several processes."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

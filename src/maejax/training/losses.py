@@ -1,13 +1,12 @@
-"""Losses of a classifier, and how a linear probe is trained: on features that the frozen encoder made beforehand."""
+"""Losses of a classifier and of a linear probe, whose batch holds features of the frozen encoder."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from maejax.models.classifier import Classifier
 from maejax.models.trees import array_name
-from maejax.training.state import Batch
 
 Criterion = Literal["ce", "bce"]
 
@@ -23,15 +22,23 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, criterion: Criterion) -
 
 
 def is_encoder(path) -> bool:
-    """Tell whether an array belongs to what linear probing freezes: all but the head."""
+    """Return whether linear probing freezes an array: all but the head."""
     return not array_name(path).startswith(("head.", "head_norm."))
 
 
-def probe_losses(model: Classifier, batch: Batch, turn: jax.Array) -> jax.Array:
-    """Compute the loss [B] of a linear probe, whose batch holds `features` [B, D] and `targets` [B, labels]."""
-    return cross_entropy(model.classify(batch["features"], batch["valid"]), batch["targets"], "ce")
+class Features(NamedTuple):
+    """A batch of a linear probe: encoder `features` [B, D] and `targets` [B, labels] float32, `valid` bool [B]."""
+
+    features: jax.Array
+    targets: jax.Array
+    valid: jax.Array
 
 
-def observe_features(model: Classifier, batch: Batch) -> Classifier:
-    """Move the running statistics of a linear probe's batch normalisation."""
-    return model.observed(batch["features"], batch["valid"])
+def probe_losses(model: Classifier, batch: Features, microstep: jax.Array) -> jax.Array:
+    """Compute the loss [B] of a linear probe."""
+    return cross_entropy(model.classify(batch.features, batch.valid), batch.targets, "ce")
+
+
+def update_stats(model: Classifier, batch: Features) -> Classifier:
+    """Update the running statistics of a linear probe's batch normalisation."""
+    return model.observed(batch.features, batch.valid)

@@ -9,10 +9,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what XLA frees; call before the first computation. MAEJAX_KEEP_MEMORY=0 leaves it as it is.
+    """Make glibc keep what XLA frees; call before the first computation. MAEJAX_KEEP_MEMORY=0 changes nothing.
 
     XLA on CPU returns its large buffers after every step, and the kernel clears every page anew at the next one.
-    Without glibc nothing happens. The price is memory: the process keeps its peak.
+    Without glibc nothing happens. The process then keeps its peak of memory.
     """
     if platform.libc_ver()[0] != "glibc" or os.environ.get("MAEJAX_KEEP_MEMORY") == "0":
         return

@@ -1,4 +1,4 @@
-"""How fast a run goes, how long it waits for input, how long it will take, and what memory it uses."""
+"""Rates of a run: images per second, the part of the time spent waiting for input, time left, memory."""
 
 import resource
 import sys
@@ -10,9 +10,9 @@ from maejax.training.chips import chip_of
 
 
 class Meter:
-    """The rates between two readings; `batch_size` images make a step, and the run ends at step `stop`.
+    """Rates between two readings of a run that ends at step `stop`; a step has `batch_size` images.
 
-    `flop` is the arithmetic that an image is worth in a step; 0 where it is not known.
+    `flop` is the arithmetic of one image in a step; 0 if it is not known.
     """
 
     def __init__(self, batch_size: int, stop: int, flop: float = 0):
@@ -23,18 +23,18 @@ class Meter:
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """Begin to count at a step."""
+        """Count from a step on."""
         self._clock, self._waited, self._since = time.monotonic(), 0.0, step
 
     def wait(self, seconds: float) -> None:
-        """Add time in which the device was idle for want of a batch."""
+        """Add time in which the device was idle because it had no batch."""
         self._waited += seconds
 
     def read(self, step: int) -> dict[str, float]:
-        """Return rates and memory since the last reading, and begin anew; nothing where no step was made.
+        """Return rates and memory since the last reading, and count anew; return nothing if no step was made.
 
-        `train/input_wait` is the share of the time in which the device had to wait for input, on this host.
-        `train/mfu` is the share of the devices' published bfloat16 peak, where the table of chips has them.
+        `train/input_wait` is the part of the time in which the device waited for input, on this host. `train/mfu` is
+        the model's arithmetic as a part of the devices' published bfloat16 peak, if the table of chips has them.
         """
         elapsed, steps, waited = time.monotonic() - self._clock, step - self._since, self._waited
         if steps <= 0:
@@ -55,7 +55,7 @@ class Meter:
 
 
 def memory() -> dict[str, float]:
-    """Measure peak memory in bytes, of this process and, where the device tells, of its first device."""
+    """Measure peak memory in bytes, of this process and of its first device, if that reports it."""
     device = jax.local_devices()[0].memory_stats() or {}
     unit = 1.0 if sys.platform == "darwin" else 1024.0
     peak = {"host/peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}

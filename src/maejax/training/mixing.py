@@ -8,14 +8,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-SWITCH = 0.5  # how often cutmix takes the place of mixup where both are on: timm's switch_prob
+SWITCH = 0.5  # probability of cutmix if mixup is on too: timm's switch_prob
 
 
 class Mixture(NamedTuple):
-    """What a step keeps of an image; its partner gives the rest.
+    """Weights of an image in a mixture with its partner, whose weights are 1 minus these.
 
-    `pixels` float32 [H, W], 0..1: the weight of the image at each pixel. `target` float32 scalar, 0..1: that of its
-    targets, and the mean of `pixels`.
+    `pixels` float32 [H, W], 0..1: at each pixel. `target` float32 scalar, 0..1: of its targets, the mean of `pixels`.
     """
 
     pixels: jax.Array
@@ -25,10 +24,9 @@ class Mixture(NamedTuple):
 def mix(
     images: jax.Array, targets: jax.Array, valid: jax.Array, step: jax.Array, *, seed: int, mixup: float, cutmix: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Mix every image and its targets with those of its partner, as `draw_mixture` says; see `blend`.
+    """Mix every image and its targets with those of its partner by a drawn mixture; see `draw_mixture` and `blend`.
 
-    A function of the global batch, `seed` and `step` alone. With `mixup` and `cutmix` 0 images and targets stay as
-    they are.
+    A function of the global batch, `seed` and `step` alone. With `mixup` and `cutmix` 0 nothing changes.
     """
     if not mixup and not cutmix:
         return images, targets
@@ -37,9 +35,9 @@ def mix(
 
 
 def draw_mixture(step: jax.Array, *, seed: int, size: tuple[int, int], mixup: float, cutmix: float) -> Mixture:
-    """Draw how a step mixes images of `size` (H, W): by mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019).
+    """Draw a step's mixture of images of `size` (H, W): mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019).
 
-    `mixup` and `cutmix` are the alphas of lambda ~ Beta(alpha, alpha), 0 switches one of them off; where both are on,
+    `mixup` and `cutmix` are the alphas of lambda ~ Beta(alpha, alpha); 0 switches one of them off. If both are on,
     each has one half of the steps. A function of (seed, step).
     """
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 4)
@@ -60,7 +58,7 @@ def draw_mixture(step: jax.Array, *, seed: int, size: tuple[int, int], mixup: fl
 def cut_box(lam: jax.Array, row: jax.Array, column: jax.Array, size: tuple[int, int]) -> Mixture:
     """Cut a box around a pixel, of the shape of the image and 1 - `lam` of its area, out of images of `size` (H, W).
 
-    What lies beyond the border is lost, and the weight of the targets is that of the box that remains.
+    The part beyond the border is lost; the weight of the targets is that of the rest of the box.
     """
     inside = [_span(lam, centre, length) for centre, length in zip((row, column), size, strict=True)]
     pixels = 1.0 - (inside[0][:, None] & inside[1][None, :])
@@ -76,19 +74,19 @@ def _span(lam: jax.Array, centre: jax.Array, length: int) -> jax.Array:
 def blend(images: jax.Array, targets: jax.Array, valid: jax.Array, mixture: Mixture) -> tuple[jax.Array, jax.Array]:
     """Mix rows with their partners: images [B, H, W, C], uint8 or float, and targets [B, labels] become float32.
 
-    A row stays as it is where its partner is not `valid` [B], or it is not itself. Values keep their scale; mixing is
-    linear, so that it may come before or after normalisation.
+    A row is not changed if it or its partner is not `valid` [B]. Values keep their scale; mixing is linear, so it may
+    come before or after normalisation.
     """
     pairs = (valid & valid[::-1])[:, None]
     weight = jnp.where(pairs[..., None, None], mixture.pixels[None, :, :, None], 1.0)
     images = images.astype(jnp.float32)
-    share = jnp.where(pairs, mixture.target, 1.0)
-    return weight * images + (1 - weight) * images[::-1], share * targets + (1 - share) * targets[::-1]
+    part = jnp.where(pairs, mixture.target, 1.0)
+    return weight * images + (1 - weight) * images[::-1], part * targets + (1 - part) * targets[::-1]
 
 
 def soft_targets(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
     """Turn labels [B] int32 into targets [B, classes] float32 with label smoothing (Szegedy et al. 2016).
 
-    Every class has `smoothing` / `classes`, the label the rest as well; a label of -1 has no rest.
+    Every class gets `smoothing` / `classes`, and the label also 1 - `smoothing`; a label of -1 gets no more.
     """
     return (1 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes

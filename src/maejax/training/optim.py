@@ -5,6 +5,7 @@ The layers of a model are one stack, so a bias has two dimensions here: every ru
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +23,19 @@ OPTIMIZERS = ("adamw", "lamb", "sgd", "lars")
 MOMENTUM = 0.9  # SGD and LARS: the paper's Table 10 and the original
 
 
+@dataclass(frozen=True)
+class ParameterRules:
+    """How an optimizer treats single parameters: those named in `decayed` decay, and have trust ratios in LARS, LAMB.
+
+    `lr_decay`: layer-wise decay of the rate in the encoder, see `layer_rates`; 1 switches it off. `tuned_blocks`: how
+    many of the encoder's last blocks are trained, see `tuned_factors`; None for all of it.
+    """
+
+    decayed: tuple[str, ...] = DECAYED
+    lr_decay: float = 1.0
+    tuned_blocks: float | None = None
+
+
 def build_optimizer(
     name: str,
     rate: optax.Schedule,
@@ -31,27 +45,16 @@ def build_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     clip_grad: float = 0.0,
-    lr_decay: float = 1.0,
-    decayed: tuple[str, ...] = DECAYED,
-    tuned_blocks: float | None = None,
+    rules: ParameterRules | None = None,
 ) -> optax.GradientTransformation:
-    """Build an optimizer for a model of this package; fixed tables get no update and no slots.
+    """Build one of `OPTIMIZERS` for a model of this package; fixed tables get no update and no optimizer state.
 
-    Args:
-        name: "adamw", "lamb", "sgd" or "lars".
-        rate: learning rate by step.
-        weight_decay: decoupled for AdamW and LAMB, added to the gradient for SGD and LARS, on `decayed` only.
-        b1, b2, eps: of Adam, for AdamW and LAMB.
-        clip_grad: largest global gradient norm; 0 switches it off.
-        lr_decay: layer-wise decay of the rate in the encoder, see `layer_rates`; 1 switches it off.
-        decayed: names of the parameters that decay; LARS and LAMB give trust ratios to these alone.
-        tuned_blocks: how many of the encoder's last blocks are trained, see `tuned_factors`; None for all of it.
-
-    Raises:
-        ValueError: unknown name.
-
+    `weight_decay` is decoupled for AdamW and LAMB, and added to the gradient for SGD and LARS. `b1`, `b2` and `eps` are
+    those of Adam, for AdamW and LAMB. `clip_grad` is the largest global norm of the gradient; 0 switches it off.
+    Raises ValueError if the name is unknown.
     """
-    mask = partial(decay_mask, decayed=decayed)
+    rules = rules or ParameterRules()
+    mask = partial(decay_mask, decayed=rules.decayed)
     decay = optax.add_decayed_weights(weight_decay, mask=mask)
     match name:
         case "adamw":
@@ -66,60 +69,57 @@ def build_optimizer(
             raise ValueError(f"the optimizer is one of {', '.join(OPTIMIZERS)}, not {name}")
     # LARS keeps the rate inside the momentum in the authors' code (buffer of unscaled updates): the rate comes last.
     steps.append(optax.scale_by_learning_rate(rate))
-    if lr_decay != 1:
-        steps.append(scale_by_factors(partial(layer_rates, decay=lr_decay)))
+    if rules.lr_decay != 1:
+        steps.append(scale_by_factors(partial(layer_rates, decay=rules.lr_decay)))
     if clip_grad:
         steps.insert(0, optax.clip_by_global_norm(clip_grad))
-    if tuned_blocks is not None:
-        tuned = scale_by_factors(partial(tuned_factors, blocks=tuned_blocks))
+    if rules.tuned_blocks is not None:
+        tuned = scale_by_factors(partial(tuned_factors, blocks=rules.tuned_blocks))
         steps = [tuned, *steps, tuned]  # first for the gradient's norm, last for the decay of the weights
     update = optax.chain(*steps)
     return optax.partition({"trained": update, "fixed": optax.set_to_zero()}, trained_or_fixed)
 
 
-class AdamSlots(NamedTuple):
-    """The slots of `scale_by_adam`, named as Optax's; a type of its own, since these alone mind a void step."""
+class AdamState(NamedTuple):
+    """The state of `scale_by_adam`, with Optax's names. A type of its own, so that `select` can leave it out."""
 
     count: jax.Array
     mu: Any
     nu: Any
 
 
-def choose(void: Any, old: Any, new: Any) -> Any:
-    """Choose the old arrays of a tree where a step is `void`, a bool scalar; but `AdamSlots` have chosen already."""
+def select(skip: jax.Array | bool, old: Any, new: Any) -> Any:
+    """Select the old arrays of a tree where `skip`, a bool scalar, is true; `scale_by_adam` did so for `AdamState`."""
 
     def one(old, new):
-        return new if isinstance(new, AdamSlots) else jnp.where(void, old, new)
+        return new if isinstance(new, AdamState) else jnp.where(skip, old, new)
 
-    return jax.tree.map(one, old, new, is_leaf=lambda node: isinstance(node, AdamSlots))
+    return jax.tree.map(one, old, new, is_leaf=lambda node: isinstance(node, AdamState))
 
 
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """Scale by Adam's moments exactly as `optax.scale_by_adam`, but leave its slots as they are where `void` is given.
+    """Scale by Adam's moments exactly as `optax.scale_by_adam`, but keep the old state where `skip` is true.
 
-    The slots are chosen before they are read: afterwards, XLA on CPU needs old and new ones at once and copies them
+    The state is selected before it is read. Selected later, XLA on CPU needs old and new arrays at once and copies them
     all, and an update takes half as long again.
     """
 
     def init(params):
-        return AdamSlots(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+        return AdamState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
-    def update(updates, state, params=None, *, void=False, **extra):
-        moments = (
-            optax.tree.update_moment(updates, state.mu, b1, 1),
-            optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2),
-        )
-        kept = choose(void, (state.count, state.mu, state.nu), (optax.safe_increment(state.count), *moments))
-        slots = AdamSlots(*kept)
+    def update(updates, state, params=None, *, skip=False, **extra):
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        new = AdamState(*select(skip, tuple(state), (optax.safe_increment(state.count), mu, nu)))
         count = optax.safe_increment(state.count)
-        mu, nu = optax.tree.bias_correction(slots.mu, b1, count), optax.tree.bias_correction(slots.nu, b2, count)
-        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), slots
+        mu, nu = optax.tree.bias_correction(new.mu, b1, count), optax.tree.bias_correction(new.nu, b2, count)
+        return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu), new
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def for_trained(optimizer: optax.GradientTransformation, frozen: Callable[[Any], bool]) -> optax.GradientTransformation:
-    """Keep an optimizer from making slots for the arrays of a model whose path is `frozen`; see `make_step`."""
+    """Keep an optimizer from holding state for the arrays of a model whose path is `frozen`; see `Frozen`."""
     return optax.GradientTransformationExtraArgs(
         lambda params: optimizer.init(parted(params, frozen)[0]), optax.with_extra_args_support(optimizer).update
     )
@@ -140,17 +140,17 @@ def decay_mask(model: nnx.Module, decayed: tuple[str, ...] = DECAYED):
 
 
 def leaf_name(path) -> str:
-    """Name a parameter by the last attribute of its path: kernel, bias, scale, cls_token, ..."""
+    """Return the last attribute of a parameter's path: kernel, bias, scale, cls_token, ..."""
     names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey) and key.name != "value"]
     return names[-1]
 
 
 def is_stacked(path) -> bool:
-    """Tell whether an array carries the leading depth axis of a stack of layers."""
+    """Return whether an array carries the leading depth axis of a stack of layers."""
     return any(isinstance(key, jax.tree_util.GetAttrKey) and key.name == "blocks" for key in path)
 
 
-def layer_rates(model: nnx.Module, decay: float):
+def layer_rates(model: Any, decay: float):
     """Compute the factor on every parameter's rate (BEiT, Bao et al. 2022; authors' fine-tuning code).
 
     With d layers in the encoder: block i (from 0) has decay^(d - i), the patch embedding, cls token and positions
@@ -163,22 +163,17 @@ def layer_rates(model: nnx.Module, decay: float):
             depth = array.shape[0]
             return (decay ** (depth - jnp.arange(depth))).reshape(-1, *[1] * (array.ndim - 1))
         if name.startswith(("encoder.embed.", "encoder.cls_token", "encoder.positions")):
-            return decay ** (encoder_depth(model) + 1)
+            return decay ** (model.encoder.transformer.layers + 1)
         return 1.0
 
     return jax.tree_util.tree_map_with_path(factor, model)
 
 
-def encoder_depth(model) -> int:
-    """Count the layers of a model's encoder."""
-    return model.encoder.transformer.layers
+def tuned_factors(model: Any, blocks: float):
+    """Mark the parameters that partial fine-tuning trains by 1, the others by 0 (paper, Figure 9).
 
-
-def tuned_factors(model: nnx.Module, blocks: float):
-    """Mark what partial fine-tuning trains, by 1, and what stays, by 0 (paper, Figure 9).
-
-    The head and its norms always; with `blocks` > 0 the encoder's final norm and the last `blocks` blocks, of which .5
-    is the MLP with its norm of the last one; embedding, cls token and positions only where all blocks are trained.
+    The head and its norms are always trained. With `blocks` > 0 the encoder's final norm and the last `blocks` blocks
+    are, of which .5 is the last MLP with its norm. Embedding, cls token and positions are if all blocks are.
     """
 
     def factor(path, array):
@@ -188,7 +183,7 @@ def tuned_factors(model: nnx.Module, blocks: float):
         if name.startswith("encoder.norm."):
             return float(blocks > 0)
         if not name.startswith("encoder.transformer.blocks."):
-            return float(blocks >= encoder_depth(model))
+            return float(blocks >= model.encoder.transformer.layers)
         depth = array.shape[0]
         mlp = name.split(".")[3] in ("norm2", "fc1", "fc2", "scale2")
         first = depth - (math.ceil(blocks) if mlp else int(blocks))
@@ -198,7 +193,7 @@ def tuned_factors(model: nnx.Module, blocks: float):
 
 
 def scale_by_factors(factors: Callable[[Any], Any]) -> optax.GradientTransformation:
-    """Multiply every update by its factor, such as those of `layer_rates`, which `factors(model)` gives."""
+    """Multiply every update by its factor in `factors(model)`, such as `layer_rates`."""
 
     def update(updates, state, params=None):
         return jax.tree.map(jnp.multiply, updates, factors(params)), state

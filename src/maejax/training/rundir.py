@@ -1,4 +1,4 @@
-"""A run directory that explains itself: what config.json holds, and whether a run may continue there."""
+"""A run directory: its config.json, and whether a run may start or resume there."""
 
 import json
 from pathlib import Path
@@ -8,20 +8,8 @@ from maejax.errors import InputError
 from maejax.storage import mirror
 from maejax.training.checkpoint import saved_steps
 
-
-def config_path(directory: Path) -> Path:
-    """Where a run keeps its configuration."""
-    return directory / "config.json"
-
-
-def checkpoints_path(directory: Path) -> Path:
-    """Where a run keeps its checkpoints."""
-    return directory / "checkpoints"
-
-
-def best_path(directory: Path) -> Path:
-    """Where a run keeps the checkpoint with the best validation loss."""
-    return directory / "best"
+# In the directory of a run; BEST holds the checkpoint with the best validation.
+CONFIG, CHECKPOINTS, BEST = "config.json", "checkpoints", "best"
 
 
 def open_run(
@@ -32,20 +20,13 @@ def open_run(
     resume: Literal["auto", "never", "must"],
     first: bool = True,
 ) -> int:
-    """Decide where a run starts, write config.json, and return the step to start from.
+    """Write config.json of a run, and return the step to start from. The directory is made if it is missing.
 
-    Args:
-        directory: of the run; made where it is missing.
-        config: what config.json is to hold.
-        differences: flags that differ from the run that is there and may not change within a run.
-        resume: "auto" continues where there is a checkpoint, "never" refuses to, "must" refuses to start anew.
-        first: whether this is the first of the run's processes, which alone writes.
-
-    Raises:
-        InputError: the run that is there is another one, or `resume` forbids what would happen.
-
+    `differences` are the flags that differ from the run in the directory and may not change within a run. `resume`:
+    "auto" resumes if there is a checkpoint, "never" refuses to, "must" refuses to start anew. Of several processes the
+    `first` alone writes. Raises InputError if the directory holds another run, or `resume` refuses.
     """
-    steps, name = saved_steps(checkpoints_path(directory)), mirror.shown(directory)
+    steps, name = saved_steps(directory / CHECKPOINTS), mirror.shown(directory)
     if steps and resume == "never":
         raise InputError(f"{name} has checkpoints up to step {steps[-1]}; choose another --name, or --resume auto")
     if not steps and resume == "must":
@@ -58,7 +39,7 @@ def open_run(
     if first:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            write_json(config_path(directory), config)
+            write_json(directory / CONFIG, config)
             mirror.publish(directory)
         except OSError as error:
             raise InputError(f"{name} cannot be written ({error.strerror}); choose another --output-dir") from None
@@ -66,13 +47,13 @@ def open_run(
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:
-    """Read config.json of a run; None where there is none."""
-    path = config_path(directory)
+    """Read config.json of a run; return None if there is none."""
+    path = directory / CONFIG
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that readers see the old one or the new one, never half of it."""
+    """Write a JSON file so that readers see the old one or the new one, never a part of it."""
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(value, indent=2) + "\n")
     new.replace(path)

@@ -1,9 +1,9 @@
-"""The train state, how it is born on the mesh, and one step of training."""
+"""The train state, its creation on the mesh, and one step of training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,175 +13,182 @@ from jax.sharding import Mesh
 
 from maejax.models.trees import joined, parted
 from maejax.ops.platform import platform_ahead
-from maejax.training.mesh import Sharding, gather_unstacked, hold_split, place_state
-from maejax.training.optim import choose
+from maejax.training.mesh import Sharding, constrain, gather_unstacked, state_sharding
+from maejax.training.optim import select
 
-Batch = dict[str, jax.Array]
 OnNan = Literal["stop", "skip"]
+Init = Callable[[], nnx.Module]
+Optimizer = optax.GradientTransformation
 
-STOP, SAVE, HALT = 0, 1, 2  # what a process may ask of all; HALT: it has no batch, so this step must not count
-WISHES = 3
+STOP, SAVE, HALT = 0, 1, 2  # what a process may request of all; HALT: it has no batch, so this step must not count
+REQUESTS = 3
 
-# Else the compiler makes of a product whose result is split over many chips a loop of small messages (docs/plan.md).
+# Without it, the compiler turns a product that is split over many chips into a loop of small messages
+# (docs/notes/plan.md).
 TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that training changes: the number of steps taken, the model, the optimizer's slots. Nothing random."""
+    """All that training changes: the number of steps taken, the model, the optimizer state. Nothing random."""
 
     step: jax.Array
     model: nnx.Module
     opt_state: optax.OptState
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Packed:
-    """A state as the list of its arrays, and its tree: to take modules apart and join them costs a host 5 ms a step."""
-
-    arrays: list[jax.Array]
-    tree: Any = field(metadata={"static": True})
-
-    @classmethod
-    def of(cls, state: TrainState) -> "Packed":
-        """Pack a state; the arrays are the same."""
-        return cls(*jax.tree.flatten(state))
-
-    @property
-    def state(self) -> TrainState:
-        """The state whose arrays these are."""
-        return jax.tree.unflatten(self.tree, self.arrays)
-
-
 class Control(NamedTuple):
-    """What a step tells every process alike, and the next step: int32 and bool scalars on all devices.
+    """Results of a step that are the same in every process, for the loop and the next step.
 
-    `asked` int32 [3]: which of STOP, SAVE, HALT some process asked for. `bad`: the loss or the gradient was not finite,
-    and no update was made. `halted`: this and all later steps change nothing.
+    `requested` int32 [3]: which of STOP, SAVE, HALT some process requested. `bad`: the loss or the gradient was not
+    finite, and no update was made. `halted`: this and all later steps change nothing. All lie on every device.
     """
 
-    asked: jax.Array
+    requested: jax.Array
     bad: jax.Array
     halted: jax.Array
 
 
-class Losses(Protocol):
-    """The loss of every sample, [B] float32, of a batch; `turn`, never the same twice in a run, seeds dropout."""
-
-    def __call__(self, model: Any, batch: Batch, turn: jax.Array) -> jax.Array: ...  # noqa: D102
-
-
-def new_state(init: Callable[[], nnx.Module], optimizer: optax.GradientTransformation) -> TrainState:
-    """Make a state at step 0 with a fresh model and fresh slots."""
+def new_state(init: Init, optimizer: Optimizer) -> TrainState:
+    """Build a state at step 0 with a fresh model and a fresh optimizer state."""
     model = init()
     return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))  # type: ignore[arg-type]
 
 
-def abstract_state(
-    init: Callable[[], nnx.Module],
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    sharding: Sharding = "replicated",
-) -> TrainState:
-    """Describe a state on the mesh, placed as `place_state` says: shapes, types and shardings, no memory."""
+def abstract_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
+    """Describe a state on the mesh by shapes, types and shardings (see `state_sharding`); takes no memory."""
     shapes = jax.eval_shape(partial(new_state, init, optimizer))
     return jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
         shapes,
-        place_state(shapes, mesh, sharding),
+        state_sharding(shapes, mesh, sharding),
     )
 
 
-def create_state(
-    init: Callable[[], nnx.Module],
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    sharding: Sharding = "replicated",
-) -> TrainState:
-    """Make a state at step 0, created in its place on the devices rather than moved there."""
+def create_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
+    """Build a state at step 0 in its place on the devices, rather than move it there."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(init, optimizer, mesh, sharding))
     return jax.jit(partial(new_state, init, optimizer), out_shardings=shardings)()
 
 
-def make_step(
-    losses: Losses,
-    optimizer: optax.GradientTransformation,
-    rate: optax.Schedule,
-    grad_accum: int = 1,
-    draw: Callable[[Batch, jax.Array], Batch] = lambda batch, step: batch,
-    on_nan: OnNan = "stop",
-    sharding: Sharding = "replicated",
-    frozen: Callable[[Any], bool] = lambda path: False,
-    prepare: Callable[[Any, Batch], Batch] = lambda model, batch: batch,
-    observe: Callable[[Any, Batch], Any] = lambda model, batch: model,
-):
-    """Compile `(state, batch) -> (state, metrics, control)`: mean loss over the valid rows, its gradient, one update.
+@dataclass(frozen=True)
+class Frozen:
+    """The part of a model that a step does not train: arrays for whose path `holds` is true. No gradient passes it.
 
-    A state that is `Packed` comes back packed. The compiler's options are those for the mesh that is set, or for this
-    machine's devices.
-
-    A batch has `images`, `valid` and what else `losses` reads, each with B rows; `draw(batch, step)` adds what is
-    random for every row, such as its mask, before the batch is taken apart. With `grad_accum` k it is taken in k
-    parts, one after the other, and the gradients are summed before the update: that of the whole batch, up to float
-    order. Dropout differs from part to part. Metrics are float32 scalars: `train/loss`, `train/grad_norm`,
-    `train/param_norm` (after the update), `train/learning_rate`.
-
-    A loss or gradient that is not finite changes no weights: with `on_nan` "skip" the step merely counts, with "stop"
-    neither it nor any later step does, so that the state stays that before it. `before` is the control of the step
-    before, and `asks` [devices, 3] int32 what the processes ask for; both may be left out. `sharding` is that with
-    which the state was created.
-
-    Arrays whose path is `frozen` get no gradient and no update; the optimizer must be made `for_trained` of them.
-    `prepare(model, batch)` adds what they alone make of the batch, and `observe(model, batch)` gives the model with the
-    statistics that it keeps of what it saw; both get the whole batch, and no gradient passes them.
+    The optimizer must be made `for_trained` of it. `prepare(model, batch)` adds what this part computes from the whole
+    batch. `update_stats(model, batch)` returns the model with new running statistics.
     """
 
-    def share(trained, rest, batch, turn):
-        # Each row counts its share of the mean, so that nothing as large as the weights is scaled afterwards.
-        model = gather_unstacked(joined(trained, rest))
-        return jnp.sum(losses(model, batch, turn) * batch["share"])
+    holds: Callable[[Any], bool] = lambda path: False
+    prepare: Callable[[Any, Any], Any] = lambda model, batch: batch
+    update_stats: Callable[[Any, Any], Any] = lambda model, batch: model
 
-    def gradient(trained, rest, batch, step):
-        if grad_accum == 1:
-            return jax.value_and_grad(share)(trained, rest, batch, step)
-        # Strided, so that every part has its share of every device's rows.
-        parts = jax.tree.map(lambda a: a.reshape(-1, grad_accum, *a.shape[1:]).swapaxes(0, 1), batch)
 
-        def add(sums, part):
-            batch, turn = part
-            return jax.tree.map(jnp.add, sums, jax.value_and_grad(share)(trained, rest, batch, turn)), None
+def make_step(
+    losses: Callable[[Any, Any, jax.Array], jax.Array],
+    optimizer: Optimizer,
+    rate: optax.Schedule,
+    *,
+    grad_accum: int = 1,
+    draw: Callable[[Any, jax.Array], Any] = lambda batch, step: batch,
+    on_nan: OnNan = "stop",
+    sharding: Sharding = "replicated",
+    frozen: Frozen | None = None,
+):
+    """Compile `(state, batch, control, requests) -> (state, metrics, control)`, one update of a state.
 
-        zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), trained))
-        return jax.lax.scan(add, zeros, (parts, step * grad_accum + jnp.arange(grad_accum)))[0]
+    The loss is the mean over the valid rows of `losses(model, batch, microstep)`, [B] float32. `microstep` is the same
+    only once in a run, and seeds dropout. `draw(batch, step)` first adds what is random for every row, such as masks. A
+    batch is a pytree of arrays [B, ...] with a field `valid`.
 
-    update = optax.with_extra_args_support(optimizer).update
+    With `grad_accum` k the batch is taken in k parts, one after the other, and the gradients are summed: they are
+    those of the whole batch, up to float order. Metrics are float32 scalars: `train/loss`, `train/grad_norm`,
+    `train/param_norm` (after the update), `train/learning_rate`.
 
-    def step(given: TrainState | Packed, batch: Batch, before: Control | None = None, asks: jax.Array | None = None):
-        state = given.state if isinstance(given, Packed) else given
-        batch = prepare(state.model, draw(batch, state.step))
+    A loss or gradient that is not finite changes no weights: with `on_nan` "skip" the step merely counts. With "stop"
+    neither it nor any later step does, so that the state stays that before it. `control` is that of the step before,
+    and `requests` int32 [devices, 3] are those of all processes; both may be left out. `sharding` is that of the state.
+    """
+    update, frozen = optax.with_extra_args_support(optimizer).update, frozen or Frozen()
+
+    def step(state: TrainState, batch: Any, before: Control | None = None, requests: jax.Array | None = None):
+        batch = frozen.prepare(state.model, draw(batch, state.step))
         trained: Any
-        trained, rest = parted(state.model, frozen)
-        batch = {**batch, "share": batch["valid"] / jnp.maximum(1, jnp.sum(batch["valid"]))}
-        loss, grads = gradient(trained, rest, batch, state.step)
-        grads = hold_split(grads, sharding)
+        trained, rest = parted(state.model, frozen.holds)
+        loss, grads = mean_gradient(losses, trained, rest, batch, state.step, grad_accum)
+        grads = constrain(grads, sharding)
         norm = optax.tree.norm(grads)
         bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
-        asked = jnp.zeros(WISHES, jnp.int32) if asks is None else asks.max(axis=0)
-        halted = (asked[HALT] > 0) | (bad if on_nan == "stop" else False)
+        requested = jnp.zeros(REQUESTS, jnp.int32) if requests is None else requests.max(axis=0)
+        halted = (requested[HALT] > 0) | (bad if on_nan == "stop" else False)
         halted = halted if before is None else halted | before.halted
-        void = bad | halted
-        updates, opt_state = update(grads, state.opt_state, trained, void=void)
-        new = observe(joined(optax.apply_updates(trained, updates), rest), batch)
-        model, opt_state = choose(void, (state.model, state.opt_state), (new, opt_state))
+        skip = bad | halted
+        updates, opt_state = update(grads, state.opt_state, trained, skip=skip)
+        new = frozen.update_stats(joined(optax.apply_updates(trained, updates), rest), batch)
+        model, opt_state = select(skip, (state.model, state.opt_state), (new, opt_state))
         metrics = {
             "train/loss": loss,
             "train/grad_norm": norm,
             "train/param_norm": optax.tree.norm(nnx.state(model, nnx.Param)),
             "train/learning_rate": jnp.asarray(rate(state.step), jnp.float32),
         }
-        kept = hold_split(TrainState(state.step + ~halted, model, opt_state), sharding)
-        return Packed.of(kept) if isinstance(given, Packed) else kept, metrics, Control(asked, bad, halted)
+        kept = constrain(TrainState(state.step + ~halted, model, opt_state), sharding)
+        return kept, metrics, Control(requested, bad, halted)
+
+    return compile_step(step)
+
+
+def mean_gradient(losses: Callable, trained: Any, rest: Any, batch: Any, step: jax.Array, parts: int):
+    """Compute the mean loss over the valid rows of a batch and its gradient, the batch taken in `parts`.
+
+    `trained` and `rest` are the two parts of the model; the gradient is that of `trained`.
+    """
+
+    def weighted_loss(trained, batch, weight, microstep):
+        # Each row has its weight in the mean, so that nothing as large as the parameters is scaled afterwards.
+        model = gather_unstacked(joined(trained, rest))
+        return jnp.sum(losses(model, batch, microstep) * weight)
+
+    weight = batch.valid / jnp.maximum(1, jnp.sum(batch.valid))
+    if parts == 1:
+        return jax.value_and_grad(weighted_loss)(trained, batch, weight, step)
+    # Strided, so that every part has as many of every device's rows.
+    split = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]).swapaxes(0, 1), (batch, weight))
+
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, jax.value_and_grad(weighted_loss)(trained, *part)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros(()), trained))
+    return jax.lax.scan(add, zeros, (*split, step * parts + jnp.arange(parts)))[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FlatState:
+    """A state as a list of its arrays: to flatten and rebuild its modules takes a host 5 ms at every step."""
+
+    arrays: list[jax.Array]
+    tree: Any = field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, state: TrainState) -> "FlatState":
+        """Flatten a state; the arrays are the same."""
+        return cls(*jax.tree.flatten(state))
+
+    @property
+    def state(self) -> TrainState:
+        """The state of these arrays."""
+        return jax.tree.unflatten(self.tree, self.arrays)
+
+
+def compile_step(update: Callable):
+    """Compile a step for the mesh that is set, or for this machine's devices. It also takes a `FlatState`."""
+
+    def step(state, *more):
+        if not isinstance(state, FlatState):
+            return update(state, *more)
+        new, metrics, control = update(state.state, *more)
+        return FlatState.of(new), metrics, control
 
     return jax.jit(step, donate_argnums=0, compiler_options=TPU_OPTIONS if platform_ahead() == "tpu" else None)

@@ -1,4 +1,4 @@
-"""Traces of a few steps, for TensorBoard's profiler or xprof."""
+"""Profiler traces of a few steps, for TensorBoard or xprof."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import jax
 
 
 class Trace:
-    """Writes a trace of steps `start` .. `stop` into a folder, which is to be this process's own; a context manager."""
+    """A trace of steps `start` .. `stop`, written to a folder of this process alone; a context manager."""
 
     def __init__(self, directory: Path, start: int, stop: int):
         self.directory, self.start, self.stop = directory, start, stop
@@ -18,12 +18,12 @@ class Trace:
     def __exit__(self, *_):
         self._end()
 
-    def turns(self, step: int) -> bool:
-        """Tell whether the trace begins or ends before the step after `step`."""
+    def changes_at(self, step: int) -> bool:
+        """Return whether the trace starts or stops after step `step`."""
         return step in (self.start, self.stop)
 
-    def turn(self, step: int) -> None:
-        """Begin or end the trace; to be called where no step is under way."""
+    def start_or_stop(self, step: int) -> None:
+        """Start or stop the trace; to be called when no step is in flight."""
         if step == self.start:
             jax.profiler.start_trace(str(self.directory))
             self._running = True

@@ -1,4 +1,4 @@
-"""Where metrics and pictures go besides metrics.jsonl: Weights & Biases and TensorBoard, where a run asks for them."""
+"""Trackers get metrics and pictures besides metrics.jsonl: Weights & Biases and TensorBoard, each by a flag."""
 
 import importlib.util
 import logging
@@ -6,30 +6,17 @@ import sys
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from maejax.errors import InputError
+from maejax.errors import InputError, install
 
 _log = logging.getLogger("maejax.training")
 
 
-class Tracker(Protocol):
-    """Something that shows a run to people."""
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Take the metrics of a step."""
-
-    def picture(self, step: int, path: Path) -> None:
-        """Take a picture of reconstructions, a PNG file."""
-
-    def close(self) -> None:
-        """Write what is left."""
-
-
 class WandB:
-    """Weights & Biases. It learns the flags and the metrics, nothing of the machine: no host, command, code or keys.
+    """Weights & Biases. It gets the flags and the metrics, nothing of the machine: no host, command, code or keys.
 
-    `WANDB_MODE=offline` keeps everything in the run directory. A run that goes on is the same run there.
+    `WANDB_MODE=offline` keeps everything in the run directory. A resumed run is the same run there.
     """
 
     def __init__(self, directory: Path, project: str, name: str, config: dict[str, Any]):
@@ -38,44 +25,32 @@ class WandB:
         known = directory / "wandb-run.txt"
         if not known.exists():
             known.write_text(uuid.uuid4().hex[:8] + "\n")
+        machine: dict[str, Any] = {f"x_disable_{what}": True for what in ("meta", "stats", "machine_info")}
         settings = wandb.Settings(
-            disable_git=True,
-            disable_code=True,
-            save_code=False,
-            console="off",
-            silent=True,
-            host="-",
-            x_disable_meta=True,
-            x_disable_stats=True,
-            x_disable_machine_info=True,
+            disable_git=True, disable_code=True, save_code=False, console="off", silent=True, host="-", **machine
         )
+        project, run_id = project or "maejax", known.read_text().strip()
         self._run = wandb.init(
-            project=project or "maejax",
-            name=name,
-            dir=directory,
-            config=config,
-            id=known.read_text().strip(),
-            resume="allow",
-            settings=settings,
+            project=project, name=name, dir=directory, config=config, id=run_id, resume="allow", settings=settings
         )
         self._run.define_metric("*", step_metric="step")  # its own counter does not go back when a run does
         self._image = wandb.Image
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Take the metrics of a step."""
+        """Add the metrics of a step."""
         self._run.log({"step": step, **metrics})
 
     def picture(self, step: int, path: Path) -> None:
-        """Take a picture of reconstructions, a PNG file."""
+        """Add a picture of reconstructions, a PNG file."""
         self._run.log({"step": step, "reconstructions": self._image(str(path))})
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest."""
         self._run.finish()
 
 
 class TensorBoard:
-    """Event files in `<directory>/tensorboard`; of a run that goes on, TensorBoard hides what is beyond `start`."""
+    """Event files in `<directory>/tensorboard`; of a resumed run, TensorBoard hides steps beyond `start`."""
 
     def __init__(self, directory: Path, start: int):
         from tensorboardX import SummaryWriter
@@ -87,12 +62,12 @@ class TensorBoard:
             path.rename(path.with_name(f"events.out.tfevents.{time.time_ns()}.maejax"))
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Take the metrics of a step."""
+        """Add the metrics of a step."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def picture(self, step: int, path: Path) -> None:
-        """Take a picture of reconstructions, a PNG file."""
+        """Add a picture of reconstructions, a PNG file."""
         import numpy as np
         from PIL import Image
 
@@ -100,20 +75,18 @@ class TensorBoard:
             self._writer.add_image("reconstructions", np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest."""
         self._writer.close()
 
 
+Tracker = WandB | TensorBoard
+
+
 def check_installed(*, wandb: bool, tensorboard: bool) -> None:
-    """See that the libraries that a run asks for are there.
-
-    Raises:
-        InputError: one is not; the message says how to install it.
-
-    """
+    """Check that the libraries of the trackers that a run uses are installed; raises InputError if one is not."""
     for flag, wanted, library in (("wandb", wandb, "wandb"), ("tensorboard", tensorboard, "tensorboardX")):
         if wanted and importlib.util.find_spec(library) is None:
-            raise InputError(f"--{flag} needs a library that is not installed: pip install 'maejax[{flag}]'")
+            raise InputError(f"--{flag} needs a library that is not installed: {install(flag)}")
     if wandb:
         check_login()
 
@@ -131,7 +104,7 @@ def check_login() -> None:
 
 
 def guarded(call, *args) -> None:
-    """Call a tracker; a failure is logged and costs nothing else."""
+    """Call a tracker; a failure is only logged."""
     try:
         call(*args)
     except Exception as error:  # of a service or a disk: training must not depend on it

@@ -1,18 +1,20 @@
 """Weights at an address: fetched once, and then a path on this host."""
 
 import hashlib
-import os
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 from maejax.errors import FetchError, WeightsError
 from maejax.storage import mirror
+from maejax.storage.atomic import write_atomically
+from maejax.storage.cache import cache_folder
+from maejax.storage.read import read_address
 from maejax.storage.redact import redact
-from maejax.storage.retry import Patience
-from maejax.storage.spool import read_address, stem_of
+from maejax.storage.retry import RetryPolicy
+from maejax.storage.spool import stem_of
 
-CACHE = "~/.cache/maejax/weights"
 FILES = (".safetensors", ".msgpack", ".pth", ".pt", ".bin")  # what else lies in a bucket is a run, a folder
 
 
@@ -29,43 +31,27 @@ def fetch_weights(address: str, cache_dir: str = "") -> Fetched:
 
     Args:
         address: http(s)://, hf://OWNER/NAME/FILE, gs://, s3:// or what else fsspec knows.
-        cache_dir: where it is kept; empty: ~/.cache/maejax/weights.
+        cache_dir: where it is kept; empty: `weights` in the cache folder, ~/.cache/maejax or $XDG_CACHE_HOME/maejax.
 
     Raises:
         WeightsError: it cannot be had.
 
     """
-    folder = Path(cache_dir or CACHE).expanduser()
+    folder = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "weights"
     folder.mkdir(parents=True, exist_ok=True)
     shown = redact(address)
     name = shown.split("?")[0].rpartition("/")[2]
     path = folder / f"{stem_of(address).rpartition('.')[2]}-{name}"
     if not path.exists():
-        part = path.with_name(path.name + f".{threading.get_ident()}.part")
         try:
-            with part.open("wb") as file:
-                for chunk in read_address(web_address(address), Patience(), threading.Event()):
+            with write_atomically(path) as part, part.open("wb") as file:
+                for chunk in read_address(address, RetryPolicy()):
                     file.write(chunk)
-            part.replace(path)
         except FetchError as error:
             raise WeightsError(f"{shown}: {error}") from None
-        finally:
-            part.unlink(missing_ok=True)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Fetched(path, path.stat().st_size, digest)
-
-
-def web_address(address: str) -> str:
-    """Turn hf://OWNER/NAME[@REVISION]/FILE, a model's file, into its http address; others stay as they are."""
-    if not address.startswith("hf://") or address.startswith("hf://datasets/"):
-        return address
-    parts = address.removeprefix("hf://").removeprefix("models/").split("/", 2)
-    if len(parts) < 3:
-        raise WeightsError(f"{address} is no address of a file; write hf://OWNER/NAME/FILE")
-    name, _, revision = parts[1].partition("@")
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    return f"{endpoint}/{parts[0]}/{name}/resolve/{revision or 'main'}/{parts[2]}"
 
 
 def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
@@ -79,7 +65,7 @@ def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
     if "://" not in str(path):
         return Path(path).expanduser(), ""
     if not str(path).startswith(("http://", "https://", "hf://")) and not str(path).split("#")[0].endswith(FILES):
-        return mirror.read_folder(str(path)), ""
+        return mirror.read_folder(str(path), jax.process_index()), ""
     fetched = fetch_weights(str(path), cache_dir)
     if fetched.path.name.endswith("model.safetensors") and str(path).startswith("hf://"):
         head = str(path).rpartition("/")[0]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from maejax.errors import WeightsError
+from maejax.errors import WeightsError, install
 
-INSTALL = "needs PyTorch: pip install 'maejax[interop]'"
+INSTALL = f"needs PyTorch: {install('interop')}"
 
 
 def read_pickled(path: Path) -> tuple[dict[str, np.ndarray], bool]:

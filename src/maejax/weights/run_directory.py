@@ -16,7 +16,7 @@ from maejax.models.trees import named_arrays, with_arrays
 from maejax.models.vit import VisionTransformer
 from maejax.storage import mirror
 from maejax.training.checkpoint import read_model_arrays, saved_steps
-from maejax.training.rundir import best_path, checkpoints_path, read_config
+from maejax.training.rundir import BEST, CHECKPOINTS, read_config
 from maejax.weights.weights import Weights, check_shapes, kind_of
 
 
@@ -104,7 +104,7 @@ def locate(path: str | Path) -> tuple[Path, Path]:
     if run is None:
         hint = "does not exist" if not path.exists() else "has no config.json"
         raise InputError(f"{path} {hint}: name a run directory of maejax (such as runs/demo) or one of its checkpoints")
-    folders = {folder.absolute(): folder for folder in (checkpoints_path(run), best_path(run))}
+    folders = {folder.absolute(): folder for folder in (run / CHECKPOINTS, run / BEST)}
     if path.name.isdigit() and path.absolute().parent in folders:
         saved = saved_steps(path.parent)
         if int(path.name) not in saved:
@@ -112,7 +112,7 @@ def locate(path: str | Path) -> tuple[Path, Path]:
                 f"there is no checkpoint {mirror.shown(path)}; {mirror.shown(path.parent)} has {saved or 'none'}"
             )
         return run, path
-    folder = folders.get(path.absolute(), checkpoints_path(run))
+    folder = folders.get(path.absolute(), run / CHECKPOINTS)
     steps = saved_steps(folder)
     if not steps:
         raise InputError(f"{mirror.shown(run)} has no checkpoint yet")

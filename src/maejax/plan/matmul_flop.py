@@ -1,4 +1,4 @@
-"""Matrix products in a module, and their arithmetic."""
+"""FLOP of the matrix products in a module."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from maejax.plan.hlo import Computation, Instruction, Module, Shape, bits
 def matmuls(module: Module, computation: Computation, instruction: Instruction) -> Iterator[tuple[str, int]]:
     """Yield operand type and FLOP of every matrix product in an instruction and what it fuses.
 
-    A kernel that is not the compiler's own, such as `models/attention_kernel.py`, counts as what it says of itself.
+    A kernel, such as that of `ops/attention_tpu.py`, counts as the FLOP that it declares.
     """
     if instruction.opcode in ("dot", "convolution"):
         shapes = [computation.instructions[name].shapes[0] for name in instruction.operands[:2]]
@@ -28,14 +28,14 @@ def matmuls(module: Module, computation: Computation, instruction: Instruction) 
 
 
 def dot_flop(dot: Instruction, left: Shape, right: Shape) -> int:
-    """Count the FLOP of a `dot`: two for each element of the result and each contracted one."""
+    """Return the FLOP of a `dot`: two for each element of the result and each contracted index."""
     found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
     contracted = math.prod(left.sizes[int(axis)] for axis in found[1].split(",") if axis) if found else 1
     return 2 * dot.shapes[0].elements * contracted
 
 
 def convolution_flop(convolution: Instruction, left: Shape, right: Shape) -> int:
-    """Count the FLOP of a `convolution`, which on TPU is every matrix product; padding and holes cost nothing."""
+    """Return the FLOP of a `convolution`, as which TPUs run every matrix product; padding and holes cost nothing."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
     assert labels, convolution.name
     window = dict(re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{([^}]*)\}", convolution.attributes) or [""])[0]))

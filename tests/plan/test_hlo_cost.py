@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from maejax.plan.estimate import KERNEL_SHARE, estimate
 from maejax.plan.hlo import parse, parse_instruction, parse_shapes
-from maejax.plan.products import convolution_flop
-from maejax.plan.walk import walk
+from maejax.plan.hlo_cost import module_cost
+from maejax.plan.matmul_flop import convolution_flop
+from maejax.plan.roofline import KERNEL_UTILISATION, step_time
 from maejax.training.chips import CHIPS
 
 TEXT = Path(__file__).with_name("step.hlo").read_text()
@@ -37,8 +37,8 @@ def test_shapes_take_whole_tiles(text, plain, padded, space):
 
 
 def test_traffic_counts_tiles_slices_and_turns():
-    walked = walk(parse(TEXT))
-    each = {work.name: (work.times, work.nbytes) for work in walked.work if work.nbytes}
+    cost = module_cost(parse(TEXT))
+    each = {work.name: (work.times, work.nbytes) for work in cost.work if work.nbytes}
     assert each == {
         "copy-start": (1, X),  # read once; it goes to on-chip memory
         "product": (TURNS, LAYER),  # one layer of the stack; x and the product are on the chip
@@ -46,19 +46,19 @@ def test_traffic_counts_tiles_slices_and_turns():
         "scattered": (1, GRADIENT + PART),
         "kernel": (1, 2 * X),  # given the same array twice, of which it reads one part each
     }
-    assert walked.unknown_loops == walked.kernels == []
-    assert walked.nbytes == X + TURNS * (LAYER + SAVED) + GRADIENT + PART + 2 * X
+    assert cost.unknown_loops == cost.kernels == []
+    assert cost.nbytes == X + TURNS * (LAYER + SAVED) + GRADIENT + PART + 2 * X
 
 
 def test_a_kernel_that_does_not_say_what_it_computes_is_named():
-    walked = walk(parse(TEXT.replace('"flops":"40000000",', "")))
-    assert walked.kernels == ["tpu_custom_call"]
+    cost = module_cost(parse(TEXT.replace('"flops":"40000000",', "")))
+    assert cost.kernels == ["tpu_custom_call"]
 
 
 def test_arithmetic_and_messages():
-    walked = walk(parse(TEXT))
-    assert walked.flop_by_type == {"bf16": TURNS * 2 * 100 * 200 * 64 + KERNEL}
-    assert walked.messages == {("reduce-scatter", "f32"): (1, 512 * 128 * 4)}
+    cost = module_cost(parse(TEXT))
+    assert cost.flop_by_type == {"bf16": TURNS * 2 * 100 * 200 * 64 + KERNEL}
+    assert cost.messages == {("reduce-scatter", "f32"): (1, 512 * 128 * 4)}
 
 
 def test_batched_products_on_tpu_are_convolutions_with_holes():
@@ -70,12 +70,12 @@ def test_batched_products_on_tpu_are_convolutions_with_holes():
 
 def test_time_takes_the_slower_of_memory_and_arithmetic():
     chip = next(chip for chip in CHIPS if chip.name == "v4")
-    times = estimate(walk(parse(TEXT)), chip, devices=4)
+    times = step_time(module_cost(parse(TEXT)), chip, devices=4)
     flop, memory = 2 * 100 * 200 * 64 / chip.peak, LAYER / chip.bandwidth
     rest = (X + TURNS * SAVED + GRADIENT + PART) / chip.bandwidth
     kernel = KERNEL / chip.peak
     assert flop < memory < 1000 / chip.clock and kernel > 2 * X / chip.bandwidth
     assert times.roof == pytest.approx(TURNS * memory + rest + kernel)
-    assert times.mix == pytest.approx(TURNS * 1000 / chip.clock + rest + kernel / KERNEL_SHARE)
+    assert times.mix == pytest.approx(TURNS * 1000 / chip.clock + rest + kernel / KERNEL_UTILISATION)
     assert times.mix - times.in_kernels == pytest.approx(TURNS * 1000 / chip.clock + rest + kernel)
     assert times.messages == pytest.approx(GRADIENT * 3 / 4 / (2 * chip.link))

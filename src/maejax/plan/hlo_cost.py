@@ -1,15 +1,15 @@
-"""What a scheduled module does when it runs once: memory traffic, arithmetic and messages, loops counted in full.
+"""The cost of a scheduled HLO module in one run: memory traffic, arithmetic and messages.
 
-XLA's own `cost_analysis` counts a loop's body once and copies that never leave the chip, so it is not used. Rules here:
+XLA's own `cost_analysis` counts a loop's body once, and copies that stay on the chip, so it is not used. The rules are:
 
 - Only arrays in memory space 0 (HBM) count, each by its size in whole tiles. An instruction reads each of its operands
-  once and writes its result. What only renames (tuples, bitcasts) or waits (`-done`) costs nothing.
-- A fusion that reads an operand by slices alone reads those slices; one that writes a slice into its operand in place
-  writes that slice. So do `slice-start` and `dynamic-slice`.
-- A loop's body counts as often as its condition says; a branch counts as the dearest of its cases.
-- FLOP are those of matrix products (`dot`, `convolution`), two for each multiplication that does not meet padding, and
-  those that a kernel says it has (`cost_estimate` of a Pallas call). Its bytes are its operands and results.
-- A collective that runs while fusions compute appears in each of them; it counts where it starts.
+  once and writes its result. Renaming (tuples, bitcasts) and waiting (`-done`) are free.
+- A fusion that only reads slices of an operand reads those slices. A fusion that writes a slice into its operand in
+  place writes that slice. The same holds for `slice-start` and `dynamic-slice`.
+- The body of a loop counts as often as its condition allows. A conditional counts as its most expensive branch.
+- FLOP are those of matrix products (`dot`, `convolution`): two for each multiplication that does not meet padding. A
+  kernel has the FLOP of its `cost_estimate` (Pallas), and the bytes of its operands and results.
+- A collective that runs beside several fusions appears in each of them; it counts where it starts.
 """
 
 import re
@@ -17,35 +17,22 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from maejax.plan.hlo import Computation, Instruction, Module, Shape
-from maejax.plan.products import matmuls
+from maejax.plan.matmul_flop import matmuls
 
-FREE = {
-    "parameter",
-    "constant",
-    "tuple",
-    "get-tuple-element",
-    "bitcast",
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "opt-barrier",
-    "iota",
-    "domain",
-}
-FREE_CALLS = {
-    "AllocateBuffer",
-    "ConcatBitcast",
-    "AsyncCollectiveDone",
-    "AsyncCollectiveStart",
-    "AssumeGatherIndicesInBound",
-    "GatherScatterIndicesBitpacked",
-}
+FREE = set(
+    "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier iota "
+    "domain".split()
+)
+FREE_CALLS = set(
+    "AllocateBuffer ConcatBitcast AsyncCollectiveDone AsyncCollectiveStart AssumeGatherIndicesInBound "
+    "GatherScatterIndicesBitpacked".split()
+)
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 SLICES = {"dynamic-slice", "slice", "gather"}
 
 
 class Collective(NamedTuple):
-    """A message between devices: `nbytes` is the larger of what goes in and what comes out on one device."""
+    """A message between devices: `nbytes` is the larger of its input and its output on one device."""
 
     kind: str
     dtype: str
@@ -54,7 +41,7 @@ class Collective(NamedTuple):
 
 
 class InstructionCost(NamedTuple):
-    """What one instruction costs each of the `times` it runs: bytes of HBM, FLOP by operand type, compiler's cycles."""
+    """The cost of one of `times` runs of an instruction: bytes of HBM, FLOP by operand type, compiler's cycles."""
 
     name: str
     opcode: str
@@ -64,11 +51,11 @@ class InstructionCost(NamedTuple):
     cycles: int | None
 
 
-class Walk(NamedTuple):
-    """All work and messages of a module, and what could not be read.
+class ModuleCost(NamedTuple):
+    """The work and the messages of a module, and the parts that are not counted in full.
 
-    `unknown_loops`: loops whose number of turns is not written down; they count once. `kernels`: calls of what the
-    compiler did not make, by target, that do not say how many FLOP they have.
+    `unknown_loops` are loops without a known trip count, which count once. `kernels` are targets of custom calls that
+    declare no FLOP.
     """
 
     work: list[InstructionCost]
@@ -88,7 +75,7 @@ class Walk(NamedTuple):
 
     @property
     def flop_by_type(self) -> dict[str, int]:
-        """FLOP of matrix products by the type of their operands, such as "bf16", or "f32 x bf16" where they differ."""
+        """FLOP of matrix products by the type of their operands, such as "bf16", or "f32 x bf16" if they differ."""
         total: dict[str, int] = {}
         for work in self.work:
             for dtype, flop in work.flop.items():
@@ -105,25 +92,25 @@ class Walk(NamedTuple):
         return dict(sorted(total.items()))
 
 
-def walk(module: Module) -> Walk:
-    """Count all that a module does in one run."""
-    result = Walk([], [], [], [])
+def module_cost(module: Module) -> ModuleCost:
+    """Count the work and the messages of one run of a module."""
+    result = ModuleCost([], [], [], [])
     _visit(module, module.entry, 1, result)
     return result
 
 
-def _visit(module: Module, name: str, times: int, result: Walk) -> None:
+def _visit(module: Module, name: str, times: int, result: ModuleCost) -> None:
     computation = module.computations[name]
     for instruction in computation.instructions.values():
         if instruction.opcode == "while":
-            turns = loop_turns(module, computation, instruction)
-            if turns is None:
+            trips = trip_count(module, computation, instruction)
+            if trips is None:
                 result.unknown_loops.append(instruction.name)
-            _visit(module, instruction.called_by("body"), times * (turns or 1), result)
+            _visit(module, instruction.called_by("body"), times * (trips or 1), result)
         elif instruction.opcode == "conditional":
             cases = []
             for case in instruction.called:
-                cases.append(Walk([], [], [], []))
+                cases.append(ModuleCost([], [], [], []))
                 _visit(module, case, times, cases[-1])
             dearest = max(cases, key=lambda case: (case.flop, case.nbytes))
             for ours, theirs in zip(result, dearest, strict=True):
@@ -133,7 +120,7 @@ def _visit(module: Module, name: str, times: int, result: Walk) -> None:
                 _visit(module, called, times, result)
         elif instruction.opcode not in FREE:
             for kind, found, where in _collectives(module, computation, instruction):
-                result.collectives.extend(_sent(where, kind, found, times))
+                result.collectives.extend(_messages(where, kind, found, times))
             target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
             work = _work(module, computation, instruction, times)
             if target and target[1] not in FREE_CALLS and not work.flop:
@@ -151,8 +138,8 @@ def _work(module: Module, computation: Computation, instruction: Instruction, ti
     )
 
 
-def loop_turns(module: Module, computation: Computation, loop: Instruction) -> int | None:
-    """Read how often a loop's body runs: what the compiler says, or the limit of a counter that starts at 0."""
+def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
+    """Return how often the body of a loop runs: as the compiler notes, or the limit of a counter that starts at 0."""
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
         return int(known[1])
@@ -177,14 +164,14 @@ def _reached(module: Module, name: str) -> Iterator[str]:
 
 
 def traffic(module: Module, computation: Computation, instruction: Instruction) -> int:
-    """Count the bytes of HBM that an instruction reads and writes."""
+    """Return the bytes of HBM that an instruction reads and writes."""
     opcode = instruction.opcode
     if opcode.endswith(("-done", "-update")) or (
         opcode == "custom-call" and any(f'"{name}"' in instruction.attributes for name in FREE_CALLS)
     ):
         return 0
     if instruction.name.startswith(("async-collective-start", "async-collective-done")):
-        return 0  # its bytes are the operands and results of what it starts, whose fusions follow
+        return 0  # the fusions that follow hold its operands and results
     operands = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
     if opcode == "copy-start":
         return _hbm(operands[0].shapes) + _hbm(instruction.shapes[:1])
@@ -198,13 +185,13 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
     if opcode.endswith("-start"):  # a collective: its result holds its operands too
         return _hbm(instruction.shapes)
     if opcode != "fusion":
-        # A kernel that is given one array several times reads another part of it each time.
+        # A kernel with one array as several operands reads a different part through each.
         distinct = {operand.name: operand for operand in operands}.values()
         return sum(_hbm(operand.shapes) for operand in distinct) + _hbm(instruction.shapes)
     called, first, last = instruction.called[0], 0, len(operands)
     results = range(len(instruction.shapes))
     passing = instruction.number("operand_original_start"), instruction.number("operand_original_end")
-    if passing[0] is not None and passing[1] is not None:  # the rest of them belong to a collective that goes on
+    if passing[0] is not None and passing[1] is not None:  # the other operands belong to a running collective
         first, last, results = passing[0], passing[1], range(1)
     total = 0
     for number in range(first, last):
@@ -219,12 +206,13 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
 
 
 def _read(module: Module, name: str, number: int) -> int:
-    """Bytes that a computation reads of a parameter: all of it, or the slices that it takes of it."""
+    """Return the bytes that a computation reads of a parameter: all of it, or only its slices."""
     computation = module.computations[name]
     parameter = computation.parameter(number)
     whole = _padded(computation.instructions[parameter].shapes)
 
     def of(value: str) -> int:
+        """Return the bytes read of a value that is the parameter, or a bitcast of it."""
         if value == computation.root:
             return whole
         total = 0
@@ -245,10 +233,11 @@ def _read(module: Module, name: str, number: int) -> int:
 
 
 def _written(module: Module, name: str) -> list[int]:
-    """Bytes that a fused computation writes of each array of its result."""
+    """Return the bytes that a fused computation writes of each array of its result."""
     computation = module.computations[name]
 
     def of(instruction: Instruction) -> list[int]:
+        """Return the bytes written of each array of an instruction's result."""
         if instruction.opcode == "tuple":
             return [of(computation.instructions[operand])[0] for operand in instruction.operands]
         if instruction.opcode == "bitcast" and instruction.operands[0] in computation.instructions:
@@ -277,24 +266,24 @@ def _in_hbm(instruction: Instruction) -> bool:
 def _collectives(
     module: Module, computation: Computation, instruction: Instruction
 ) -> Iterator[tuple[str, Instruction, Computation]]:
-    """Find the collectives that start in an instruction, or in what it fuses: kind, instruction, where it stands."""
+    """Yield kind, instruction and computation of each collective that starts in an instruction or in its fusion."""
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
         yield kind, instruction, computation
     elif instruction.opcode == "fusion" and not instruction.name.startswith("async-collective-done"):
         name = instruction.called[0]
         if name.startswith("async_collective_fusion"):
-            return  # it began before
+            return  # it started before
         for inner in module.computations[name].instructions.values():
             for kind, found, where in _collectives(module, module.computations[name], inner):
-                # What the TPU compiler makes of a reduce-scatter: an all-reduce of which each device keeps a slice.
+                # The TPU compiler writes a reduce-scatter as an all-reduce of which each device keeps a slice.
                 yield "reduce-scatter" if name.startswith("all-reduce-scatter") else kind, found, where
 
 
-def _sent(computation: Computation, kind: str, found: Instruction, times: int) -> Iterator[Collective]:
-    """Say what a collective sends, once for each element type: the compiler puts many arrays into one message."""
+def _messages(computation: Computation, kind: str, found: Instruction, times: int) -> Iterator[Collective]:
+    """Yield the messages of a collective, one for each element type; the compiler combines many arrays."""
     results = found.shapes
-    if found.opcode.endswith("-start") and len(results) > 1:  # operands and signals stand beside the results
+    if found.opcode.endswith("-start") and len(results) > 1:  # the result also holds operands and signals
         results = (max(results, key=lambda shape: shape.nbytes),)
     inputs = [computation.instructions[name].shapes for name in found.operands if name in computation.instructions]
     sides = [results, tuple(shape for shapes in inputs for shape in shapes)]
