@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maejax.cli import COMMANDS, help_of
+from maejax.cli import COMMANDS
+from maejax.commands.command import help_of
 from maejax.config import Config
 from maejax.models import mae
 

@@ -1,17 +1,16 @@
 """The command line: the table of commands, `--json`, the exit codes, and one sentence for every error."""
 
 import argparse
-import ast
 import dataclasses
 import errno
 import inspect
 import json
 import logging
+import os
 import sys
 import typing
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Annotated, Any, Union
 
 import tyro
@@ -20,7 +19,7 @@ from rich.logging import RichHandler
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from maejax import __version__
-from maejax.commands.command import DONE, FAILED, WRONG_INPUT, Command
+from maejax.commands.command import DONE, FAILED, WRONG_INPUT, Command, help_of
 from maejax.commands.convert import ConvertCommand
 from maejax.commands.data import DataCommand
 from maejax.commands.demo import DemoCommand
@@ -71,10 +70,11 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             command.show(Console(), result)
         return command.exit_code(result)
-    except (InputError, FetchError) as error:
-        code, sentence = WRONG_INPUT, str(error)
-    except Failed as error:
-        code, sentence = FAILED, str(error)
+    except (InputError, FetchError, Failed) as error:
+        code, sentence = FAILED if isinstance(error, Failed) else WRONG_INPUT, str(error)
+    except BrokenPipeError:  # whoever read the output has ended; nothing more can be printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except OSError as error:
         code = WRONG_INPUT if errno.errorcode.get(error.errno or 0) in WRONG_PATH else FAILED
         sentence = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -137,15 +137,3 @@ def arguments_of(info: StructTypeInfo) -> StructConstructorSpec | None:
             annotated: Any = Annotated[(types[field.name], *marks)] if marks else types[field.name]
             specs.append(StructFieldSpec(field.name, annotated, default, partial(help_of, kind, field.name)))
     return StructConstructorSpec(instantiate=kind, fields=tuple(specs))
-
-
-def help_of(kind: type, name: str) -> str:
-    """Return the docstring below a field, in this class or a base; for a group of flags, that of the group."""
-    for owner in kind.__mro__[:-1]:
-        (node,) = ast.parse(inspect.cleandoc(inspect.getsource(owner))).body
-        for statement, after in pairwise(node.body):  # type: ignore[attr-defined]
-            if isinstance(statement, ast.AnnAssign) and statement.target.id == name:  # type: ignore[union-attr]
-                if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                    return " ".join(str(after.value.value).split())
-                return str(typing.get_type_hints(owner)[name].__doc__)
-    return ""

@@ -18,17 +18,17 @@ MODES = ("pretrain", "linear", "finetune")
 
 
 def flag(default: Any, *, least: float | None = None, free: bool = False, written: bool = True) -> Any:
-    """Declare what is to be known of a flag besides its type and help.
+    """Declare the facts about a flag besides its type and help.
 
     `least` is its smallest value. A run may continue with another value of a `free` flag: it changes nothing that is
-    computed. One that is not `written` belongs to this process and its machine, and is left out of config.json.
+    computed. A flag that is not `written` belongs to this process and its machine; config.json leaves it out.
     """
     return field(default=default, metadata={"least": least, "free": free, "written": written})
 
 
 @dataclass(frozen=True)
 class Run:
-    """What to do, where the results go, how often to save and report."""
+    """Task, place of the results, and intervals of saving and reporting."""
 
     mode: Literal["pretrain", "linear", "finetune"] = "pretrain"
     """pretrain: masked-autoencoder pre-training. linear: linear probing. finetune: end-to-end fine-tuning."""
@@ -43,9 +43,9 @@ class Run:
     save_interval: int = flag(1000, least=1, free=True)
     """Steps between checkpoints; one is also written at the end and when the run is stopped."""
     save_minutes: float = flag(0.0, free=True)
-    """Also save where the last checkpoint is this many minutes old; 0 switches it off."""
+    """Also save if the last checkpoint is this many minutes old; 0 switches it off."""
     keep_checkpoints: int = flag(3, least=1, free=True)
-    """How many of the newest checkpoints are kept."""
+    """Number of the newest checkpoints that are kept."""
     log_interval: int = flag(50, least=1, free=True)
     """Steps between log lines."""
     eval_interval: int = flag(0, least=0, free=True)
@@ -63,8 +63,8 @@ class Run:
     eval_only: bool = flag(False, free=True)
     """Train nothing: print the loss and accuracy of the classifier in --pretrained-ckpt on --valid-dataset-shards."""
     cache_features: int = 0
-    """For --mode linear: let the encoder see this many augmented epochs once, keep its features, and train heads of
-    several learning rates on them together; the best one is kept. 0: encode at every step."""
+    """For --mode linear: encode this many augmented epochs once, keep the features, and train heads of several learning
+    rates on them together; the best one is kept. 0: encode at every step."""
     pretrained_ckpt: str = ""
     """Weights to start from: run directory or checkpoint, .safetensors, .msgpack, .pth, a Hugging Face directory, or
     the address of a file, such as hf://OWNER/NAME/FILE. Strict; positions are interpolated to --image-size."""
@@ -101,7 +101,7 @@ class Data:
     """Images per validation batch, over all devices and hosts."""
     train_loader_workers: int = flag(os.cpu_count() or 1, least=0, free=True)
     """Cores of each host that read and decode training images: up to 16 are threads, more are processes of up to 16
-    threads each; 0: none beside the main one. Never changes the order."""
+    threads each; 0: the main thread alone. Never changes the order."""
     valid_loader_workers: int = flag(os.cpu_count() or 1, least=0, free=True)
     """The same for validation."""
     channels: int = 3
@@ -161,20 +161,20 @@ class Encoder:
     posemb: Literal["learnable", "sincos2d"] = "sincos2d"
     """Positional embeddings: learnable, or fixed sine-cosine."""
     pooling: Literal["cls", "gap"] = "cls"
-    """What a classifier reads: the cls token, or the mean of the patch tokens with a norm of its own."""
+    """Input of a classifier: the cls token, or the mean of the patch tokens with a norm of its own."""
     dropout: float = 0.0
     """Dropout rate."""
     droppath: float = 0.0
     """Stochastic depth, rising linearly from 0 to this rate over the layers."""
     grad_ckpt: bool = False
-    """Keep of every block only what enters it, and compute the rest again in the backward pass: least memory, a third
-    more time. Without it everything is kept; with --scan-layers or --sharding fsdp, only the queries, keys and values,
-    what attention gives, what enters the MLP and its hidden layer before the GELU."""
+    """Keep only the input of every block and compute the rest again in the backward pass: least memory, a third more
+    time. Without it everything is kept; with --scan-layers or --sharding fsdp, only queries, keys and values, the
+    output of attention, the input of the MLP and its hidden layer before the GELU."""
     scan_layers: bool = False
     """Run the layers as one loop: compiles faster, runs slower."""
     attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
-    """How attention is computed, never what: pallas, a kernel for TPU from v4 on; cudnn, NVIDIA's for GPU; xla, plain
-    products. auto: pallas on TPU from v4 on, else xla."""
+    """Implementation of attention: pallas, a kernel for TPU from v4 on; cudnn, NVIDIA's for GPU; xla, plain products.
+    All compute the same. auto: pallas on TPU from v4 on, else xla."""
 
 
 @dataclass(frozen=True)
@@ -222,16 +222,16 @@ class Optimization:
     lr_decay: float = 1.0
     """Layer-wise decay: head and final norm 1, block i decay^(depth - i), embedding decay^(depth + 1)."""
     finetune_blocks: str = "all"
-    """How much of the encoder --mode finetune trains: all, a number of its last blocks, half or .5 (the last MLP), or
+    """Part of the encoder that --mode finetune trains: all, a number of its last blocks, half or .5 (the last MLP), or
     0."""
     ema: float = 0.0
-    """Decay of a running average of the weights, which is then what is validated and kept as best; 0: none."""
+    """Decay of an exponential moving average of the weights, which is then validated and kept as best; 0: none."""
     clip_grad: float = 0.0
     """Largest global gradient norm; 0 switches clipping off."""
     grad_accum: int = 1
-    """Parts into which a batch is split, one after the other; the result is that of the whole batch."""
+    """Number of parts of a batch, computed one after the other; the result is that of the whole batch."""
     min_learning_rate: float = 0.0
-    """Where the learning rate ends, as it is: not per 256 images."""
+    """Final learning rate; absolute, not per 256 images."""
     warmup_steps: int = flag(10_000, least=0)
     """Steps over which the learning rate rises from 0 to its peak."""
     training_steps: int = flag(200_000, least=1)
@@ -261,17 +261,17 @@ class Machine:
     distributed: bool = flag(False, free=True)
     """This is one of several processes that a TPU pod, SLURM, Open MPI or Kubernetes started; fails if it is not."""
     coordinator: str = flag("", free=True, written=False)
-    """HOST:PORT of process 0, where nothing starts the processes together; with --num-processes and --process-id."""
+    """HOST:PORT of process 0, if no launcher starts the processes; also give --num-processes and --process-id."""
     num_processes: int = flag(0, free=True, written=False)
-    """How many processes there are, for --coordinator."""
+    """Number of processes, for --coordinator."""
     process_id: int = flag(-1, free=True, written=False)
-    """Which of them this is, from 0, for --coordinator."""
+    """Number of this process, from 0, for --coordinator."""
     sharding: Literal["replicated", "fsdp"] = flag("replicated", free=True)
-    """replicated: every device holds the whole model and optimizer. fsdp: each holds its part (ZeRO-3), and one layer
-    at a time is whole; the layers run as with --scan-layers."""
+    """replicated: every device holds the whole model and optimizer. fsdp: each holds its part and gathers one layer at
+    a time (ZeRO-3); the layers run as with --scan-layers."""
     on_nan: Literal["stop", "skip"] = flag("stop", free=True)
-    """What to do where the loss or gradient is not finite. stop: write the batch, name the layer and end. skip: make
-    no update."""
+    """What to do if the loss or gradient is not finite. stop: write the batch, name the layer and end. skip: make no
+    update."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ class Transfer:
 
     channel_rule: Literal["", "sum", "repeat"] = ""
     """What to do with a --pretrained-ckpt for another number of channels. sum: add its filters up, for grey images.
-    repeat: use them over and over, scaled. Empty: an error."""
+    repeat: use them in turn, scaled. Empty: an error."""
 
     label_mapping: str = ""
     """JSON file: for every new class the index of the old one, -1 for none; re-uses the pre-trained head's rows."""

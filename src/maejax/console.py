@@ -1,4 +1,4 @@
-"""What is printed for people: plain lines, and the progress of a job."""
+"""Output for people: plain lines, and the progress of a job."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +41,7 @@ def progress(console: Console, what: str, unit: str, scale: float = 1.0) -> Iter
         return
 
     def report(done: int, total: int) -> None:
+        """Print a line if it is time."""
         nonlocal reported, first
         first = done if first is None else first
         if (now := time.monotonic()) - reported >= EVERY:

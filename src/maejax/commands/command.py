@@ -1,12 +1,16 @@
-"""What every command is: a value that can be run, with a result that is printed for people or as JSON."""
+"""The base of every command: a value with `run`, whose result is printed for people or as JSON."""
 
+import ast
 import errno
+import inspect
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 from rich.console import Console
 
@@ -39,6 +43,23 @@ class Command:
     def exit_code(self, result: Any) -> int:
         """Return the exit code that goes with a result."""
         return DONE
+
+
+def help_of(kind: type, name: str) -> str:
+    """Return the docstring below a field, of this class or a base; for a group of flags, that of the group."""
+    owner = next(owner for owner in kind.__mro__ if name in inspect.get_annotations(owner))
+    return docstrings(owner).get(name) or str(get_type_hints(owner)[name].__doc__)
+
+
+@cache
+def docstrings(owner: type) -> dict[str, str]:
+    """Read the docstrings below the fields of a class."""
+    body: list[Any] = ast.parse(inspect.getsource(owner)).body[0].body  # type: ignore[attr-defined]
+    return {
+        ast.unparse(field.target): " ".join(ast.literal_eval(below.value).split())
+        for field, below in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
 
 
 def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:

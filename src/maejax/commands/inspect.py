@@ -38,7 +38,7 @@ USES = {
 
 @dataclass(frozen=True)
 class Unstated(Command):
-    """What a file of weights does not always hold, as flags of the commands that read one."""
+    """Flags of the commands that read a file of weights, for facts that it does not always hold."""
 
     heads: int | None = field(default=None, kw_only=True)
     """Attention heads, if neither the file nor a head size of 64 determines them."""
