@@ -3,12 +3,20 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; don
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test peers lint seeds faults clothing clean
+.PHONY: demo test processors peers lint seeds faults clothing clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maejax demo
 
 test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n auto
+
+# The same as other processors compute it, each as wide as this one allows, then beside two busy loops: hours on 2 cores.
+# XLA_FLAGS turns off the quick compiler of tests/conftest.py.
+ISAS = SSE4_2 $(shell grep -qw avx2 /proc/cpuinfo && echo AVX2; grep -qw avx512f /proc/cpuinfo && echo AVX512)
+processors: $(VENV)/.installed-test
+	for isa in $(ISAS); do XLA_FLAGS=--xla_cpu_max_isa=$$isa $(BIN)/python -m pytest -n auto || exit; done
+	(while :; do :; done) & first=$$!; (while :; do :; done) & trap "kill $$first $$!" EXIT INT TERM; \
 	$(BIN)/python -m pytest -n auto
 
 # The same against PyTorch, timm and transformers themselves.
@@ -27,7 +35,8 @@ seeds: $(VENV)/.installed
 
 # The table of docs/faults.md, tried: 24 kills, damaged checkpoints, full disks, processes that die.
 faults: $(VENV)/.installed-test
-	MAEJAX_KILLS=24 $(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/training tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py
+	MAEJAX_KILLS=24 $(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/training tests/distributed \
+		tests/storage/test_mirror.py tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py
 
 # The table of docs/clothing.md: pre-trained against untrained and from scratch on real photos, within an hour on 2 cores.
 # DATA names other photos: a tar, or a folder, with train, validation and test in it, each with a folder per class.

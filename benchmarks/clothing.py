@@ -19,7 +19,6 @@ from rich.console import Console
 from maejax.config import recipe, with_flags
 from maejax.data.packing import pack
 from maejax.data.sources import open_source
-from maejax.evaluate.encoding import encoder_of
 from maejax.evaluate.protocols import pair, score, untrained_like
 from maejax.tasks import classify, eval_only, pretrain
 from maejax.training.memory import keep_freed_memory
@@ -89,7 +88,7 @@ def measure(kind: str, seed: int, out: Path, shards: dict[str, str], share: floa
     with (out / f"{kind}-{seed}.log").open("a") as log:
         console, start = Console(file=log, width=120), time.monotonic()
         if kind == "frozen":
-            return {"scores": frozen(encoder_of(load(pretrained)), shards, seed), "seconds": {}}
+            return {"scores": frozen(load(pretrained).encoder, shards, seed), "seconds": {}}
         epochs = share * (PRETRAIN_EPOCHS if kind == "mae" else TUNE_EPOCHS)
         if kind == "mae":
             run = pretrain.run(flags(out, "pretrain", kind, seed, images, epochs, shards), console)

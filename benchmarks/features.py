@@ -15,12 +15,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 
 from maejax.data.sources import open_source
 from maejax.evaluate.encoding import encode
 from maejax.evaluate.feature_file import write_features
-from maejax.models.vit import VisionTransformer
+from maejax.models.build import initial_model
+from maejax.models.description import ViT
 
 
 def bare(model, images, batch_size):
@@ -42,7 +42,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
-    model = VisionTransformer(dim=768, layers=12, heads=12, rngs=nnx.Rngs(0))
+    model = initial_model(ViT())
     images = np.random.default_rng(0).integers(0, 256, (args.images, 224, 224, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder) / "images.npz", images=images)

@@ -20,17 +20,18 @@ from rich.console import Console
 
 from maejax.commands.demo import DemoCommand
 from maejax.data.pipeline import Batch
-from maejax.tasks.pretrain import draw_masks, geometry, sample_losses
+from maejax.models.build import initial_model
+from maejax.models.description import PLAIN
+from maejax.tasks.pretrain import draw_masks, model_config, sample_losses
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.consensus import Agreement
 from maejax.training.log import RunLog
-from maejax.training.loop import Feed, Intervals, Run, fit
+from maejax.training.loop import Feed, Intervals, RunContext, fit
 from maejax.training.memory import keep_freed_memory
 from maejax.training.mesh import make_mesh, put_rows
 from maejax.training.optim import build_optimizer
 from maejax.training.schedule import warmup_cosine
 from maejax.training.state import FlatState, create_state, make_step
-from maejax.weights.run_directory import abstract_model, initial_model
 
 WARM = 5  # steps before the clock runs
 
@@ -42,17 +43,17 @@ def main():
     given = arguments.parse_args()
     keep_freed_memory()
     config = DemoCommand().config()
-    model, batch_size, mesh = geometry(config), config.data.train_batch_size, make_mesh()
+    model, batch_size, mesh = model_config(config), config.data.train_batch_size, make_mesh()
     rate = warmup_cosine(1e-3, 200, 4000)
     optimizer = build_optimizer("adamw", rate, weight_decay=0.05, b2=0.95)
-    draw = partial(draw_masks, noise_seed=0, patches=abstract_model(model).patches)
+    draw = partial(draw_masks, noise_seed=0, patches=model.encoder.patches)
     step = make_step(partial(sample_losses, dropout_seed=0), optimizer, rate, draw=draw)
     rng = np.random.default_rng(0)
-    shape = (batch_size, *model["image_size"], model["channels"])
+    shape = (batch_size, *model.encoder.image_size, model.encoder.channels)
     images, labels = rng.integers(0, 256, shape, np.uint8), np.full(batch_size, -1, np.int32)
     rows = Batch(images, labels, np.ones(batch_size, bool), np.arange(batch_size))
 
-    first = create_state(partial(initial_model, model, 0), optimizer, mesh)
+    first = create_state(partial(initial_model, model, PLAIN, 0), optimizer, mesh)
 
     def new():
         return jax.tree.map(jnp.copy, first)
@@ -70,7 +71,7 @@ def main():
         with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder) / "checkpoints") as saves:
             log = RunLog(Path(folder), 0, stop, Console(quiet=True))
             with log:
-                run = Run(0, stop, Intervals(save=10**9, log=50), saves, log)
+                run = RunContext(0, stop, Intervals(save=10**9, log=50), saves, log)
                 fit(new(), step_fn, Feed(batches(), batch_size), run, mesh=mesh)
         return (times[-1] - times[WARM]) / (len(times) - 1 - WARM)
 

@@ -13,22 +13,22 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
-from maejax.models.mae import MaskedAutoencoder
+from maejax.models.build import initial_model
+from maejax.models.description import MAE, Compute, ViT
 from maejax.tasks.pretrain import Masked
 from maejax.training.mesh import make_mesh, split
 from maejax.training.optim import build_optimizer
 from maejax.training.state import abstract_state, make_step
 
-VIT_L = {"dim": 1024, "layers": 24, "heads": 16, "dec_dim": 512, "dec_layers": 8, "dec_heads": 16}
+VIT_L = MAE(encoder=ViT(dim=1024, layers=24, heads=16))
 IMAGES = 8
 
 
 def measure(sharding: str) -> dict[str, float]:
     """Compile a step for the devices that are there; return GiB on each."""
     mesh = make_mesh()
-    init = partial(_model, remat="named", scan=True)
+    init = partial(initial_model, VIT_L, Compute(scan=True))
     rate = optax.constant_schedule(1e-4)
     optimizer = build_optimizer("adamw", rate, weight_decay=0.05, b2=0.95)
     state = abstract_state(init, optimizer, mesh, sharding)
@@ -42,10 +42,6 @@ def measure(sharding: str) -> dict[str, float]:
         found = step.compile().memory_analysis()
     images = IMAGES // jax.device_count() * (224 * 224 * 3 + 1 + 4 * 196)
     return {"state": (found.argument_size_in_bytes - images) / 2**30, "temporary": found.temp_size_in_bytes / 2**30}
-
-
-def _model(**how):
-    return MaskedAutoencoder(**VIT_L, **how, rngs=nnx.Rngs(0))
 
 
 def _losses(model, batch, _microstep):

@@ -48,11 +48,11 @@ def jax_step(sizes, batch, dtype, attention="auto"):
     """Make a function that takes one step as `maejax train` does, on the same random batch, and returns the loss."""
     import jax
     import numpy as np
-    from flax import nnx
 
     from maejax.data.pipeline import Batch
     from maejax.models import masking
-    from maejax.models.mae import MaskedAutoencoder
+    from maejax.models.build import initial_model
+    from maejax.models.description import Compute, from_json
     from maejax.tasks.pretrain import Masked
     from maejax.training.mesh import make_mesh, put_rows
     from maejax.training.optim import build_optimizer
@@ -73,8 +73,8 @@ def jax_step(sizes, batch, dtype, attention="auto"):
     images = rng.integers(0, 256, (batch, *sizes["image_size"], 3), np.uint8)
     with jax.set_mesh(mesh):
         optimizer = build_optimizer("adamw", lambda step: 1e-4, weight_decay=0.05, b1=0.9, b2=0.95)
-        shape = {**sizes, "dtype": jax.numpy.dtype(dtype), "attention": attention}
-        state = create_state(lambda: MaskedAutoencoder(**shape, rngs=nnx.Rngs(0)), optimizer, mesh)
+        config, compute = from_json(sizes), Compute(dtype=dtype, attention=attention)
+        state = create_state(lambda: initial_model(config, compute), optimizer, mesh)
         rows = put_rows(Batch(images, None, np.ones(batch, bool), None), mesh)
         step = make_step(losses, optimizer, lambda step: 1e-4, draw=draw)
     return stepping(step, state, rows, mesh)
@@ -96,7 +96,7 @@ def jax_tune_step(sizes, batch, dtype):
     images = rng.integers(0, 256, (batch, *sizes["image_size"], 3), np.uint8)
     labels = rng.integers(0, sizes["labels"], batch, np.int32)
     with jax.set_mesh(mesh):
-        init, optimizer, step = classify.build_step(config, classify.geometry(config, sizes["labels"]))
+        init, optimizer, step = classify.build_step(config, classify.model_config(config, sizes["labels"]))
         state = create_state(init, optimizer, mesh)
         rows = put_rows(Batch(images, labels, np.ones(batch, bool), None), mesh)
     return stepping(step, state, rows, mesh)

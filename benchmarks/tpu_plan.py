@@ -26,7 +26,8 @@ from flax import nnx
 
 from maejax.commands.planner import compile_step
 from maejax.config import Config, with_flags
-from maejax.models.flops import train_flop
+from maejax.models.description import Compute
+from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder, Output
 from maejax.models.patches import patchify, take_patches
 from maejax.models.vit import frozen_if_constant
@@ -35,7 +36,7 @@ from maejax.plan.hlo import parse
 from maejax.plan.hlo_cost import module_cost
 from maejax.plan.roofline import step_time
 from maejax.plan.target import find_target
-from maejax.tasks.pretrain import draw_masks, geometry
+from maejax.tasks.pretrain import draw_masks, model_config
 from maejax.training.optim import build_optimizer
 from maejax.training.state import abstract_state, make_step
 
@@ -68,7 +69,7 @@ class OriginalLike(MaskedAutoencoder):
     """The published algorithm written as its codes write it: tokens gathered, put back in order, all of them scored."""
 
     def __call__(self, x, order, key=None):  # noqa: D102
-        encoder, dtype = self.encoder, self.encoder.dtype
+        encoder, dtype = self.encoder, self.compute.dtype
         tokens = encoder.tokens(x)
         cls, patches = tokens[:, :1], jnp.take_along_axis(tokens[:, 1:], order[:, : self.visible, None], axis=1)
         latent = self.dec_embed(encoder.norm(encoder.transformer(jnp.concatenate([cls, patches], axis=1))))
@@ -80,15 +81,14 @@ class OriginalLike(MaskedAutoencoder):
         in_order = jnp.take_along_axis(shuffled, back[:, :, None], axis=1)
         tokens = jnp.concatenate([latent[:, :1], in_order], axis=1) + frozen_if_constant(self.dec_positions)
         prediction = self.predict(self.dec_norm(self.decoder(tokens)))[:, 1:]
-        error = ((prediction - patchify(x, self.patch_size)) ** 2).mean(-1)
+        error = ((prediction - patchify(x, self.config.encoder.patch_size)) ** 2).mean(-1)
         hidden = (back >= self.visible).astype(jnp.float32)
         return Output((error * hidden).sum(1) / hidden.sum(1), take_patches(prediction, order[:, self.visible :]))
 
 
 def original_step(config, target):
     """Compile the step of the original-like graph: float32, AdamW, data parallel."""
-    arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in geometry(config).items()}
-    arguments |= {"dtype": jnp.float32, "attention": "xla"}
+    model = model_config(config)
 
     def losses(model, batch, microstep):
         return model(model.normalize(batch.images), batch.order).loss
@@ -97,8 +97,11 @@ def original_step(config, target):
         return 1e-3
 
     mesh, optimizer = target.mesh, build_optimizer("adamw", rate, weight_decay=0.05)
-    init = partial(lambda: OriginalLike(**arguments, rngs=nnx.Rngs(0)))
-    draw = partial(draw_masks, noise_seed=0, patches=jax.eval_shape(init).patches)
+    draw = partial(draw_masks, noise_seed=0, patches=model.encoder.patches)
+
+    def init():
+        return OriginalLike(model, Compute(attention="xla"), nnx.Rngs(0))
+
     inputs = abstract_inputs(mesh, config.data.train_batch_size, (*config.image_shape, 3))
     step = make_step(losses, optimizer, rate, draw=draw)
     with patch("maejax.ops.dense.tpu_ahead", lambda: False):  # else its MLP would be in pieces
@@ -116,12 +119,7 @@ def measure(name: str) -> dict:
     if compiled.memory is None:
         return row | {"needs": compiled.needs, "has": compiled.has}
     cost = module_cost(parse(compiled.text))
-    model, devices = geometry(config), len(target.devices)
-    side = config.image_shape[0] // config.encoder.patch_size
-    flop = train_flop(
-        patches=side**2, visible=side**2 // 4, pixels=3 * config.encoder.patch_size**2, dim=model["dim"],
-        layers=model["layers"], dec_dim=model["dec_dim"], dec_layers=model["dec_layers"],
-    )  # fmt: skip
+    devices, flop = len(target.devices), pretrain_flop(model_config(config))
     times = step_time(cost, target.chip, devices)
     ideal = flop * batch / devices / target.chip.peak
     gathers = [c.nbytes for c in cost.collectives if c.kind == "all-gather"]

@@ -1,6 +1,7 @@
 """Shared by all tests: CPU devices, strictness, golden files."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -96,3 +97,22 @@ def maejax(tmp_path, monkeypatch, capsys):
 def train(maejax, images):
     """Train a tiny model on tiny images; later flags win."""
     return lambda *args: maejax("train", "--train-dataset-shards", images, *TINY, *args)
+
+
+@pytest.fixture(scope="session")
+def trained_once(images, tmp_path_factory):
+    """Train the run of `trained`, once in a session; return its folder."""
+    from maejax.cli import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert not main(["train", "--train-dataset-shards", str(images), *TINY])
+    return folder / "runs/pretrain"
+
+
+@pytest.fixture
+def trained(maejax, trained_once):
+    """Copy the run that `train()` makes into the empty folder; return its name."""
+    shutil.copytree(trained_once, "runs/pretrain")
+    return "runs/pretrain"

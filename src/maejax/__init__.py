@@ -7,7 +7,8 @@
 
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from maejax.version import __version__ as __version__
+
 __all__ = ["load", "masking", "normalize", "reconstruct"]
 
 if TYPE_CHECKING:

@@ -6,16 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet
 import pytest
-from flax import nnx
 
 from maejax.data.sources import open_source
 from maejax.evaluate import feature_file
 from maejax.evaluate.feature_file import write_features
-from maejax.models.mae import MaskedAutoencoder
+from maejax.models.build import initial_model
+from maejax.models.description import MAE, Stack, ViT
 
 from ..bounds import assert_close, rounding
 
-GEOMETRY = {"image_size": (16, 16), "patch_size": 4, "layers": 2, "dim": 16, "heads": 2, "dec_layers": 1, "dec_dim": 8}
+CONFIG = MAE(
+    encoder=ViT(image_size=(16, 16), patch_size=4, dim=16, layers=2, heads=2), decoder=Stack(dim=8, layers=1, heads=2)
+)
 # The sums that a value passes through: two norms, queries and keys, scores, softmax, values, projection, the MLP.
 BLOCK = 16 + 16 + 8 + 17 + 17 + 16 + 16 + 16 + 64
 SUMS = 48 + 2 * BLOCK + 16  # a patch's pixels, the blocks, the last norm
@@ -23,7 +25,7 @@ SUMS = 48 + 2 * BLOCK + 16  # a patch's pixels, the blocks, the last norm
 
 @pytest.fixture(scope="module")
 def model():
-    return MaskedAutoencoder(**GEOMETRY, dec_heads=2, rngs=nnx.Rngs(0))
+    return initial_model(CONFIG)
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def test_a_stopped_call_goes_on_where_it_was(model, source, tmp_path, monkeypatc
         np.testing.assert_array_equal(file["features"], whole["features"])
     with pytest.raises(KeyboardInterrupt):
         write_features(model, source, path, batch_size=5, progress=stop)
-    other = MaskedAutoencoder(**GEOMETRY, dec_heads=2, rngs=nnx.Rngs(1))
+    other = initial_model(CONFIG, seed=1)
     assert write_features(other, source, path, batch_size=5).resumed_at == 0
 
 
@@ -127,14 +129,13 @@ def test_attention_is_a_distribution_and_explains_the_tokens(model, source):
         model.attention(pixels, layer=2)
 
 
-def test_the_command(train, maejax, images):
-    assert train()[0] == 0
-    code, printed = maejax("features", "runs/pretrain", images, "--out", "f.npz", "--layers", 0, "--json")
+def test_the_command(trained, maejax, images):
+    code, printed = maejax("features", trained, images, "--out", "f.npz", "--layers", 0, "--json")
     assert code == 0 and '"images": 24' in printed, printed
     for flags, sentence in (
         (["--out", "f.csv"], "ends in .npz, .safetensors, .parquet"),
         (["--out", "f.npz", "--pool", "max"], "--pool max: choose"),
         (["--out", "f.npz", "--layers", 2], "there is no layer 2"),
     ):
-        code, printed = maejax("features", "runs/pretrain", images, *flags)
+        code, printed = maejax("features", trained, images, *flags)
         assert code == 2 and sentence in printed, printed

@@ -9,35 +9,33 @@ import numpy as np
 import pytest
 
 from maejax.evaluate.reconstruction import draw_grid, reconstruct
+from maejax.models.description import MAE, ViT
 from maejax.models.patches import patchify
 
 SIZE, ROWS, COLUMNS, VISIBLE = 4, 3, 5, 4
 MEAN, STD = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.25, 0.3])
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["prediction"],
-    meta_fields=["norm_pix", "mean", "std", "patch_size", "grid", "visible"],
-)
+@partial(jax.tree_util.register_dataclass, data_fields=["prediction"], meta_fields=["config"])
 @dataclass(frozen=True)
 class Oracle:
     """Predicts what it was given, whatever the images say."""
 
     prediction: Any
-    norm_pix: bool
-    mean: tuple = tuple(MEAN)
-    std: tuple = tuple(STD)
-    patch_size: int = SIZE
-    grid: tuple = (ROWS, COLUMNS)
-    visible: int = VISIBLE
+    config: MAE
 
     def normalize(self, images):
-        mean, std = (jnp.array(values)[None, None, None] for values in (self.mean, self.std))
+        mean, std = (jnp.array(values)[None, None, None] for values in (MEAN, STD))
         return (images.astype(jnp.float32) / 255 - mean) / std
 
     def __call__(self, x, order):
         return SimpleNamespace(prediction=self.prediction)
+
+
+def described(norm_pix):
+    size = (ROWS * SIZE, COLUMNS * SIZE)
+    encoder = ViT(image_size=size, patch_size=SIZE, dim=4, heads=1, mean=tuple(MEAN), std=tuple(STD))
+    return MAE(encoder=encoder, mask_ratio=1 - (VISIBLE + 0.1) / (ROWS * COLUMNS), norm_pix_loss=norm_pix)
 
 
 def example(norm_pix):
@@ -46,11 +44,11 @@ def example(norm_pix):
     waves = [128 + 60 * np.sin(rows / 6 + k) + 50 * np.cos(columns / 7 - k) for k in range(6)]
     images = np.stack(waves, axis=-1).reshape(*rows.shape, 2, 3).transpose(2, 0, 1, 3).astype(np.uint8)
     order = np.stack([np.random.default_rng(k).permutation(ROWS * COLUMNS) for k in range(2)])
-    patches = np.asarray(patchify(jnp.asarray(Oracle(None, False).normalize(images)), SIZE))
+    patches = np.asarray(patchify(jnp.asarray(Oracle(None, described(norm_pix)).normalize(images)), SIZE))
     target = np.take_along_axis(patches, order[:, VISIBLE:, None], axis=1)
     if norm_pix:
         target = (target - target.mean(-1, keepdims=True)) / target.std(-1, ddof=1, keepdims=True)
-    return Oracle(jnp.asarray(target), norm_pix), images, order
+    return Oracle(jnp.asarray(target), described(norm_pix)), images, order
 
 
 def hidden_pixels(order):

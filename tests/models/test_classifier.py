@@ -4,36 +4,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from maejax.models.classifier import BATCH_NORM_EPS, Classifier
+from maejax.models.build import initial_model
+from maejax.models.classifier import BATCH_NORM_EPS, ImageClassifier
+from maejax.models.description import Classifier, ViT
 from maejax.models.trees import named_arrays, with_arrays
 from maejax.tasks.classify import Drawn, encode_batch
 from maejax.training.losses import cross_entropy, is_encoder, probe_losses, update_stats
 from maejax.training.optim import FINETUNE_DECAYED, ParameterRules, build_optimizer, for_trained
 from maejax.training.state import Frozen, TrainState, make_step
-from maejax.weights import fair
+from maejax.weights import torch_names
 
 from ..bounds import assert_close, assert_trained_alike
+
+
+def authors_model(g, **options):
+    size, patch, dim, layers, heads, labels, _ = (int(v) for v in g["config"])
+    encoder = ViT(image_size=(size, size), patch_size=patch, dim=dim, layers=layers, heads=heads, posemb="learnable")
+    return initial_model(Classifier(encoder=encoder, labels=labels, **options))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "gap"])
 def test_logits_equal_the_authors(golden, pooling):
     g = golden(f"fair_finetune_{pooling}")
-    size, patch, dim, layers, heads, labels, _ = (int(v) for v in g["config"])
-    model = Classifier(
-        labels=labels, pooling=pooling, image_size=(size, size), patch_size=patch, dim=dim, layers=layers,
-        heads=heads, posemb="learnable", rngs=nnx.Rngs(0),
-    )  # fmt: skip
-    model = with_arrays(model, fair.to_ours(g["weights"]))
+    model = authors_model(g, pooling=pooling)
+    model = with_arrays(model, torch_names.to_ours(g["weights"]))
     x = jnp.asarray(g["images"][0].transpose(0, 2, 3, 1))
-    assert_close(jax.jit(Classifier.__call__)(model, x), g["logits"])
+    assert_close(jax.jit(ImageClassifier.__call__)(model, x), g["logits"])
 
     def loss(model):
         return -(jax.nn.log_softmax(model(x)) * g["soft_targets"][0]).sum(-1).mean()
 
     ours = named_arrays(jax.jit(jax.grad(loss))(model))
-    theirs = fair.to_ours(g["grads"])
+    theirs = torch_names.to_ours(g["grads"])
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
         assert_close(ours[name], expected, name=name)
@@ -63,11 +66,7 @@ def close(ours, theirs):
 @pytest.mark.parametrize("pooling", ["cls", "gap"])
 def test_fine_tuning_equals_the_authors(golden, pooling):
     g = golden(f"fair_finetune_{pooling}")
-    size, patch, dim, layers, heads, labels, _ = (int(v) for v in g["config"])
-    model = Classifier(
-        labels=labels, pooling=pooling, image_size=(size, size), patch_size=patch, dim=dim, layers=layers,
-        heads=heads, posemb="learnable", rngs=nnx.Rngs(0),
-    )  # fmt: skip
+    model = authors_model(g, pooling=pooling)
     optimizer = build_optimizer(
         "adamw", lambda step: 1e-3, weight_decay=0.05, b1=0.9, b2=0.999, rules=ParameterRules(FINETUNE_DECAYED, 0.65)
     )
@@ -76,9 +75,9 @@ def test_fine_tuning_equals_the_authors(golden, pooling):
         return cross_entropy(model(batch.x), batch.targets, "ce")
 
     step = make_step(losses, optimizer, lambda step: 1e-3)
-    found, arrays, after = step_by_step(g, g["soft_targets"], model, step, optimizer, fair.to_ours(g["weights"]))
+    found, arrays, after = step_by_step(g, g["soft_targets"], model, step, optimizer, torch_names.to_ours(g["weights"]))
     assert_close(found, list(g["losses"]))
-    close(arrays, fair.to_ours(g["after"]))
+    close(arrays, torch_names.to_ours(g["after"]))
     x = jnp.asarray(g["images"][0].transpose(0, 2, 3, 1))
     assert_close(after(x), g["eval_logits_after"])
 
@@ -87,22 +86,18 @@ def linear_names(weights):
     """Translate the authors' linear probe, whose head is (batch norm, linear)."""
     encoder = {name: value for name, value in weights.items() if not name.startswith("head.")}
     return {
-        **fair.to_ours(encoder), "head.kernel": weights["head.1.weight"].T, "head.bias": weights["head.1.bias"],
+        **torch_names.to_ours(encoder), "head.kernel": weights["head.1.weight"].T, "head.bias": weights["head.1.bias"],
         "head_norm.mean": weights["head.0.running_mean"], "head_norm.var": weights["head.0.running_var"],
     }  # fmt: skip
 
 
 def test_linear_probing_equals_the_authors(golden):
     g = golden("fair_linear")
-    size, patch, dim, layers, heads, labels, _ = (int(v) for v in g["config"])
-    model = Classifier(
-        labels=labels, head_norm=BATCH_NORM_EPS, image_size=(size, size), patch_size=patch, dim=dim, layers=layers,
-        heads=heads, posemb="learnable", rngs=nnx.Rngs(0),
-    )  # fmt: skip
+    model = authors_model(g, head_norm=BATCH_NORM_EPS)
     optimizer = for_trained(build_optimizer("lars", lambda step: 0.1, weight_decay=0.0), is_encoder)
     step = make_step(probe_losses, optimizer, lambda step: 0.1, frozen=Frozen(is_encoder, encode_batch, update_stats))
     found, arrays, after = step_by_step(
-        g, np.eye(labels)[g["labels"]], model, step, optimizer, linear_names(g["weights"])
+        g, np.eye(model.config.labels)[g["labels"]], model, step, optimizer, linear_names(g["weights"])
     )
     assert_close(found, list(g["losses"]))
     close(arrays, linear_names(g["after"]))
@@ -116,4 +111,4 @@ def test_linear_probing_equals_the_authors(golden):
 
 def test_unknown_pooling_is_refused():
     with pytest.raises(ValueError, match="pooling is cls or gap, not max"):
-        Classifier(labels=2, pooling="max", rngs=nnx.Rngs(0))
+        Classifier(labels=2, pooling="max")

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from maejax.models import masking
-from maejax.models.mae import MaskedAutoencoder
+from maejax.models.build import initial_model
+from maejax.models.description import MAE, Compute, Stack, ViT
 from maejax.models.patches import patchify
 from maejax.models.trees import named_arrays, with_arrays
 from maejax.training.optim import build_optimizer
-from maejax.weights import fair
+from maejax.weights import torch_names
 
 from ..bounds import assert_close, assert_trained_alike, rounding
 
@@ -26,18 +26,19 @@ SUMS = 48 + 4 * 170 + 48
 def authors(request, golden):
     g = golden(request.param)
     size, patch, dim, layers, heads, dec_dim, dec_layers, dec_heads, _ = (int(v) for v in g["config"])
-    model = MaskedAutoencoder(
-        image_size=(size, size), patch_size=patch, dim=dim, layers=layers, heads=heads, dec_dim=dec_dim,
-        dec_layers=dec_layers, dec_heads=dec_heads, mask_ratio=float(g["mask_ratio"]),
-        norm_pix_loss=bool(g["norm_pix"]), rngs=nnx.Rngs(0),
-    )  # fmt: skip
-    return with_arrays(model, fair.to_ours(g["weights"])), g
+    config = MAE(
+        encoder=ViT(image_size=(size, size), patch_size=patch, dim=dim, layers=layers, heads=heads),
+        decoder=Stack(dim=dec_dim, layers=dec_layers, heads=dec_heads),
+        mask_ratio=float(g["mask_ratio"]),
+        norm_pix_loss=bool(g["norm_pix"]),
+    )
+    return with_arrays(initial_model(config), torch_names.to_ours(g["weights"])), g
 
 
-def tiny(**changes):
-    sizes = {"image_size": (16, 24), "patch_size": 4, "dim": 16, "layers": 2, "heads": 2}
-    sizes |= {"dec_dim": 8, "dec_layers": 2, "dec_heads": 2}
-    return MaskedAutoencoder(**{**sizes, **changes}, rngs=nnx.Rngs(0))
+def tiny(encoder=(), decoder=(), compute=(), **changes):
+    vit = ViT(**{"image_size": (16, 24), "patch_size": 4, "dim": 16, "layers": 2, "heads": 2} | dict(encoder))
+    stack = Stack(**{"dim": 8, "layers": 2, "heads": 2} | dict(decoder))
+    return initial_model(MAE(encoder=vit, decoder=stack, **changes), Compute(**dict(compute)))
 
 
 def batch(g, i):
@@ -65,7 +66,7 @@ def test_forward_equals_the_authors(authors):
 def test_gradients_equal_the_authors(authors):
     model, g = authors
     ours = named_arrays(jax.jit(jax.grad(mean_loss))(model, *batch(g, 0)))
-    theirs = fair.to_ours(g["grads"])
+    theirs = torch_names.to_ours(g["grads"])
     for name, expected in theirs.items():
         assert_close(ours[name], expected, name=name)
     assert ours.keys() - theirs.keys() == {"encoder.positions", "dec_positions"}
@@ -90,28 +91,29 @@ def test_ten_adamw_steps_equal_the_authors(authors):
     assert_close(losses, list(g["losses"]))
     ours = named_arrays(model)
     for theirs, expected in g["after"].items():
-        name, layer = fair.our_name(theirs)
+        name, layer = torch_names.our_name(theirs)
         array = np.asarray(ours[name] if layer is None else ours[name][layer])
-        expected = fair.our_value(theirs, expected)
+        expected = torch_names.our_value(theirs, expected)
         if theirs.endswith("qkv.bias"):
             # Softmax ignores what all scores share: the keys' bias has no gradient, and Adam blows its rounding up.
             array, expected = (np.delete(a, slice(len(a) // 3, 2 * len(a) // 3)) for a in (array, expected))
         assert_trained_alike(array, expected, name=theirs)
 
 
-@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": True}, {"scan": True, "remat": "named"}])
+@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": True}, {"scan": True, "remat": True}])
 def test_scan_and_remat_change_nothing(changes):
     x = jax.random.normal(jax.random.key(1), (2, 16, 24, 3))
     order = masking.random(jax.random.key(2), 2, 24)
     key = jax.random.key(3)
     results = []
-    for model in (tiny(droppath=0.3, dropout=0.2), tiny(droppath=0.3, dropout=0.2, **changes)):
-        results.append(jax.jit(jax.value_and_grad(lambda m: m(x, order, key).loss.mean()))(model))
+    for compute in ({}, changes):
+        model = tiny({"droppath": 0.3, "dropout": 0.2}, compute=compute)
+        results.append(named_arrays(jax.jit(jax.value_and_grad(lambda m: m(x, order, key).loss.mean()))(model)))
     assert_close(results[1], results[0], rounding(2 * SUMS + 2 * 24))
 
 
 def test_a_scan_keeps_no_scores():
-    model = jax.eval_shape(lambda: tiny(scan=True, layers=3))
+    model = jax.eval_shape(lambda: tiny({"layers": 3}, compute={"scan": True}))
     x, order = jax.ShapeDtypeStruct((5, 16, 24, 3), jnp.float32), jax.ShapeDtypeStruct((5, 24), jnp.int32)
     text = str(jax.make_jaxpr(jax.grad(mean_loss))(model, x, order))
     assert "f32[3,5,7,48]" in text  # queries, keys and values of all layers, cls and 6 patches
@@ -121,8 +123,8 @@ def test_a_scan_keeps_no_scores():
 @pytest.mark.parametrize("scan", [False, True])
 def test_gradients_are_never_summed_over_samples_in_half_precision(scan):
     """What is widened to float32 still has a row for every sample: a sum that was rounded would have none."""
-    learned = {"posemb": "learnable", "dec_posemb": "learnable", "layerscale": True, "dec_layerscale": True}
-    model = jax.eval_shape(lambda: tiny(dtype=jnp.bfloat16, scan=scan, **learned))
+    learned = {"posemb": "learnable", "layerscale": True}
+    model = jax.eval_shape(lambda: tiny(learned, learned, {"dtype": "bfloat16", "scan": scan}))
     x, order = jax.ShapeDtypeStruct((7, 16, 24, 3), jnp.float32), jax.ShapeDtypeStruct((7, 24), jnp.int32)
 
     def loss(model, x, order):
@@ -150,7 +152,7 @@ def test_only_masked_patches_are_scored_and_visible_ones_are_seen():
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_bytes_give_what_normalised_images_give(norm_pix_loss):
-    model = tiny(norm_pix_loss=norm_pix_loss, mean=(0.2, 0.5, 0.7), std=(0.1, 0.3, 0.2))
+    model = tiny({"mean": (0.2, 0.5, 0.7), "std": (0.1, 0.3, 0.2)}, norm_pix_loss=norm_pix_loss)
     images = jax.random.randint(jax.random.key(1), (2, 16, 24, 3), 0, 256).astype(jnp.uint8)
     order = masking.random(jax.random.key(2), 2, model.patches)
     ours, theirs = model(images, order), model(model.normalize(images), order)
@@ -163,7 +165,7 @@ def test_every_sample_has_its_own_mask_and_any_ratio_is_exact():
     assert len({tuple(sorted(row)) for row in np.asarray(order)[:, :49].tolist()}) == 64
     for percent in range(5, 100, 5):
         ratio = percent / 100
-        model = jax.eval_shape(lambda: tiny(image_size=(56, 56), mask_ratio=ratio))  # noqa: B023
+        model = jax.eval_shape(lambda: tiny({"image_size": (56, 56)}, mask_ratio=ratio))  # noqa: B023
         kept = int(196 * (1 - ratio))
         assert model.visible == kept
         out = jax.eval_shape(lambda m, x, o: m(x, o), model, jnp.zeros((1, 56, 56, 3)), order[:1])
@@ -173,20 +175,20 @@ def test_every_sample_has_its_own_mask_and_any_ratio_is_exact():
 @pytest.mark.parametrize(
     "changes",
     [
-        {"channels": 1, "mean": (0.5,), "std": (0.2,)},
-        {"channels": 7, "mean": (0.5,) * 7, "std": (0.2,) * 7},
-        {"posemb": "learnable", "dec_posemb": "learnable"},
-        {"layerscale": True, "dec_layerscale": True},
-        {"dropout": 0.1, "droppath": 0.2, "dec_dropout": 0.1, "dec_droppath": 0.2},
-        {"dtype": jnp.bfloat16},
+        {"encoder": {"channels": 1, "mean": (0.5,), "std": (0.2,)}},
+        {"encoder": {"channels": 7, "mean": (0.5,) * 7, "std": (0.2,) * 7}},
+        {"encoder": {"posemb": "learnable"}, "decoder": {"posemb": "learnable"}},
+        {"encoder": {"layerscale": True}, "decoder": {"layerscale": True}},
+        {"encoder": {"dropout": 0.1, "droppath": 0.2}, "decoder": {"dropout": 0.1, "droppath": 0.2}},
+        {"compute": {"dtype": "bfloat16"}},
         {"norm_pix_loss": True},
-        {"dec_layers": 1},
+        {"decoder": {"layers": 1}},
     ],
-    ids=lambda c: next(iter(c)),
+    ids=str,
 )
 def test_every_option_trains(changes):
     model = tiny(**changes)
-    images = jax.random.randint(jax.random.key(0), (2, 16, 24, model.encoder.channels), 0, 256).astype(jnp.uint8)
+    images = jax.random.randint(jax.random.key(0), (2, 16, 24, model.config.encoder.channels), 0, 256).astype(jnp.uint8)
     order = masking.random(jax.random.key(1), 2, 24)
 
     def loss(model):
@@ -194,7 +196,7 @@ def test_every_option_trains(changes):
 
     value, grads = jax.jit(jax.value_and_grad(loss))(model)
     assert np.isfinite(value) and value.dtype == jnp.float32
-    fixed = {"encoder.positions", "dec_positions"} if "posemb" not in changes else set()
+    fixed = {"encoder.positions", "dec_positions"} if "posemb" not in changes.get("encoder", {}) else set()
     for name, grad in named_arrays(grads).items():
         assert grad.dtype == jnp.float32
         if name not in fixed and not name.endswith("qkv.bias"):  # the key's bias has no effect
@@ -202,11 +204,8 @@ def test_every_option_trains(changes):
 
 
 def test_dropout_needs_a_key_and_follows_it():
-    model, x, order = (
-        tiny(droppath=0.5, dropout=0.5),
-        jnp.ones((2, 16, 24, 3)),
-        masking.random(jax.random.key(0), 2, 24),
-    )
+    model = tiny({"droppath": 0.5, "dropout": 0.5})
+    x, order = jnp.ones((2, 16, 24, 3)), masking.random(jax.random.key(0), 2, 24)
     forward = jax.jit(type(model).__call__)
     evaluation = forward(model, x, order).loss
     np.testing.assert_array_equal(evaluation, forward(model, x, order).loss)
@@ -217,8 +216,8 @@ def test_dropout_needs_a_key_and_follows_it():
 
 def test_a_size_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="patches of 5 pixels do not divide an image of 16 x 24"):
-        tiny(patch_size=5)
+        tiny({"patch_size": 5})
     with pytest.raises(ValueError, match="3 heads do not divide a width of 16"):
-        tiny(heads=3)
+        tiny({"heads": 3})
     with pytest.raises(ValueError, match=r"mask ratio 0\.99 leaves 0 of 24"):
         tiny(mask_ratio=0.99)

@@ -4,17 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
+from maejax.models.build import initial_model
+from maejax.models.description import Compute, ViT
 from maejax.models.patches import patchify, sincos_table, unpatchify
 from maejax.models.trees import named_arrays, with_arrays
-from maejax.models.vit import VisionTransformer, normalize
+from maejax.models.vit import normalize
 
 from ..bounds import assert_close, rounding
 
 
 def test_weights_start_as_the_authors_do():
-    model = VisionTransformer(image_size=(32, 32), dim=768, layers=2, posemb="learnable", rngs=nnx.Rngs(0))
+    model = initial_model(ViT(image_size=(32, 32), dim=768, layers=2, posemb="learnable"))
     arrays = named_arrays(model)
     blocks = "transformer.blocks."
     for name, fans in {
@@ -65,23 +66,22 @@ def test_normalize_uses_mean_and_std_of_every_channel():
     assert_close(x[0, 0, 0], np.array([1.0, 4.0]), rounding(2))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_features_do_not_depend_on_the_batch(dtype):
-    model = VisionTransformer(
-        image_size=(16, 8), patch_size=4, dim=16, layers=2, heads=2, dtype=dtype, rngs=nnx.Rngs(0)
-    )
+    model = initial_model(ViT(image_size=(16, 8), patch_size=4, dim=16, layers=2, heads=2), Compute(dtype=dtype))
     x = jax.random.normal(jax.random.key(0), (5, 16, 8, 3))
     cls, mean, tokens = (model.encode(x, pool) for pool in ("cls", "mean", None))
     assert cls.shape == mean.shape == (5, 16) and tokens.shape == (5, 9, 16) and tokens.dtype == jnp.float32
     assert_close(mean, tokens[:, 1:].mean(1), rounding(8))
     # A patch's pixels, about 170 terms in each of two blocks, the last norm.
     assert_close(model.encode(x[2:3]), cls[2:3], rounding(48 + 2 * 170 + 16))
-    with pytest.raises(ValueError, match='pool must be "cls", "mean" or None'):
+    np.testing.assert_array_equal(model.encode(x, "cls+mean"), jnp.concatenate([cls, mean], axis=1))
+    with pytest.raises(ValueError, match='pool is "cls", "mean", "cls\\+mean" or None'):
         model.encode(x, "max")
 
 
 def test_weights_that_do_not_fit_are_listed():
-    model = VisionTransformer(image_size=(8, 8), patch_size=4, dim=16, layers=1, heads=2, rngs=nnx.Rngs(0))
+    model = initial_model(ViT(image_size=(8, 8), patch_size=4, dim=16, layers=1, heads=2))
     arrays = dict(named_arrays(model))
     arrays["head.kernel"] = arrays.pop("norm.bias")
     arrays["cls_token"] = arrays["cls_token"][..., :3]

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from maejax.data.pipeline import Batch
 from maejax.models import masking
-from maejax.models.mae import MaskedAutoencoder
-from maejax.models.vit import VisionTransformer
+from maejax.models.build import abstract_model, initial_model
+from maejax.models.description import MAE, Compute, Stack, ViT
 from maejax.ops import attention
 from maejax.ops.attention import attend, chosen_form
 from maejax.ops.attention_tpu import attend_on_chip, attend_packed_on_chip
@@ -112,10 +111,8 @@ def test_every_device_attends_for_its_own_samples(interpreted):
 @pytest.mark.parametrize("scan", [False, True])
 def test_all_layers_of_a_model_use_the_kernel(interpreted, scan):
     def build():
-        return MaskedAutoencoder(
-            image_size=(16, 16), patch_size=4, dim=128, layers=2, heads=2, dec_dim=128, dec_layers=2, dec_heads=4,
-            scan=scan, rngs=nnx.Rngs(0),
-        )  # fmt: skip
+        encoder = ViT(image_size=(16, 16), patch_size=4, dim=128, layers=2, heads=2)
+        return initial_model(MAE(encoder=encoder, decoder=Stack(dim=128, layers=2, heads=4)), Compute(scan=scan))
 
     images, order = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32), jax.ShapeDtypeStruct((8, 16), jnp.int32)
     loss = jax.grad(lambda m, x, order: m(x, order).loss.mean())
@@ -180,10 +177,9 @@ def test_a_training_step_over_four_gpus_lowers_with_cudnn_attention(cudnn, monke
     monkeypatch.setattr(attention, "platform_ahead", lambda: "gpu")
 
     def build():
-        return MaskedAutoencoder(
-            image_size=(16, 16), patch_size=4, dim=64, layers=1, heads=2, dec_dim=64, dec_layers=1, dec_heads=4,
-            dtype=jnp.bfloat16, attention="cudnn", rngs=nnx.Rngs(0),
-        )  # fmt: skip
+        encoder = ViT(image_size=(16, 16), patch_size=4, dim=64, layers=1, heads=2)
+        config = MAE(encoder=encoder, decoder=Stack(dim=64, layers=1, heads=4))
+        return initial_model(config, Compute(dtype="bfloat16", attention="cudnn"))
 
     def losses(model, batch, microstep):
         return model(model.normalize(batch.images), masking.random(jax.random.key(0), 8, 16)).loss
@@ -202,14 +198,14 @@ def test_a_training_step_over_four_gpus_lowers_with_cudnn_attention(cudnn, monke
 
 
 def test_an_encoder_for_any_batch_has_no_kernel():
-    model = jax.eval_shape(lambda: VisionTransformer(image_size=(16, 16), dim=128, heads=2, layers=1, rngs=nnx.Rngs(0)))
+    model = abstract_model(ViT(image_size=(16, 16), dim=128, heads=2, layers=1))
     (batch,) = jax.export.symbolic_shape("B")
     images = jax.ShapeDtypeStruct((batch, 16, 16, 3), jnp.float32)
     with described("tpu"):
-        text = jax.export.export(jax.jit(VisionTransformer.__call__), platforms=["tpu", "cpu"])(model, images)
+        text = jax.export.export(jax.jit(type(model).__call__), platforms=["tpu", "cpu"])(model, images)
     assert "tpu_custom_call" not in text.mlir_module()
 
 
 def test_unknown_attention_is_refused():
     with pytest.raises(ValueError, match="attention is one of auto, xla, pallas, cudnn, not flash"):
-        VisionTransformer(attention="flash", rngs=nnx.Rngs(0))
+        initial_model(ViT(), Compute(attention="flash"))

@@ -8,16 +8,17 @@ from flax import nnx
 from maejax.commands.planner import compile_apart
 from maejax.config import Config, with_flags
 from maejax.data.pipeline import Batch
+from maejax.models.build import abstract_model
+from maejax.models.description import Compute, Stack
 from maejax.models.vit import Transformer
 from maejax.plan.compiled import compile_for, read_shortage
 from maejax.plan.hlo import parse
 from maejax.plan.hlo_cost import module_cost
 from maejax.plan.target import find_target
-from maejax.tasks.pretrain import geometry
+from maejax.tasks.pretrain import model_config
 from maejax.training.mesh import split
 from maejax.training.optim import build_optimizer
 from maejax.training.state import abstract_state, make_step
-from maejax.weights.run_directory import abstract_model
 
 SMALL = {
     "image_size": "32", "patch_size": 8, "dim": 128, "layers": 2, "heads": 2, "dec_dim": 128, "dec_layers": 1,
@@ -53,7 +54,9 @@ def test_step_on_four_chips(sharding, monkeypatch):
     largest = max((c.nbytes for c in cost.collectives if c.kind == "all-gather"), default=0)
     if sharding == "replicated":
         # Every gradient is summed over the chips once, and nothing else is sent.
-        gradients = sum(array.size for array in jax.tree.leaves(nnx.state(abstract_model(geometry(config)), nnx.Param)))
+        gradients = sum(
+            array.size for array in jax.tree.leaves(nnx.state(abstract_model(model_config(config)), nnx.Param))
+        )
         assert set(sent) <= {"all-reduce f32", "all-reduce s32"}
         assert sent["all-reduce f32"] / 4 == pytest.approx(gradients, rel=0.001)
     else:
@@ -71,10 +74,7 @@ def test_a_product_split_over_many_chips_is_no_loop_of_messages(monkeypatch):
     mesh, optimizer = find_target("v4-64").mesh, build_optimizer("adamw", lambda step: 1e-3, weight_decay=0.05)
 
     def init():
-        return Transformer(
-            1, 512, 4, layerscale=False, dropout=0.0, droppath=0.0, remat=False, scan=True, dtype=jnp.bfloat16,
-            rngs=nnx.Rngs(0),
-        )  # fmt: skip
+        return Transformer(Stack(dim=512, layers=1, heads=4), Compute(dtype="bfloat16", scan=True), nnx.Rngs(0))
 
     def losses(model, batch, microstep):
         return jnp.mean(model(batch.images).astype(jnp.float32) ** 2, axis=(1, 2))

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from maejax.models import masking
-from maejax.models.mae import MaskedAutoencoder
+from maejax.models.build import initial_model
+from maejax.models.description import MAE, Stack, ViT
 from maejax.tasks.diagnosis import first_bad_layer
 
 
@@ -23,10 +23,8 @@ from maejax.tasks.diagnosis import first_bad_layer
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_first_bad_layer_is_named(change, named):
-    model = MaskedAutoencoder(
-        image_size=(8, 8), patch_size=4, dim=8, layers=2, heads=2, dec_dim=8, dec_layers=1, dec_heads=2,
-        rngs=nnx.Rngs(0),
-    )  # fmt: skip
+    encoder = ViT(image_size=(8, 8), patch_size=4, dim=8, layers=2, heads=2)
+    model = initial_model(MAE(encoder=encoder, decoder=Stack(dim=8, layers=1, heads=2)))
     change(model)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     assert first_bad_layer(model, images, np.asarray(masking.random(jax.random.key(0), 2, 4))) == named

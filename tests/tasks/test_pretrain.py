@@ -40,7 +40,7 @@ def test_a_run_directory_explains_itself(train, images):
     assert code == 0, printed
     config = json.loads((RUN / "config.json").read_text())
     assert config["flags"]["norm_pix_loss"] is True and config["flags"]["project"] == "p"
-    assert config["flags"]["adam_b2"] == 0.95 and config["model"]["dim"] == 16
+    assert config["flags"]["adam_b2"] == 0.95 and config["model"]["encoder"]["dim"] == 16
     assert list(losses()) == [1, 2, 3, 4, 5, 6]
     assert [step for step, _ in read_metrics(RUN / "metrics.jsonl", "val/loss")] == [3, 6]
     last = json.loads((RUN / "metrics.jsonl").read_text().splitlines()[-2])
@@ -49,6 +49,18 @@ def test_a_run_directory_explains_itself(train, images):
     with Image.open(RUN / "images" / "6.png") as picture:
         assert picture.width > 4 * 64
     assert "6 steps = 2.0 epochs" in printed and "peak 0.00156 = 0.05 x 8 / 256" in printed
+
+
+def test_training_from_scratch_loads_no_converter(images, tmp_path):
+    program = (
+        "import sys; from maejax.cli import main\n"
+        "for mode in ('pretrain', 'linear', 'finetune'):\n"
+        "    assert main(['train', '--mode', mode, *sys.argv[1:]]) == 0\n"
+        "loaded = [name for name in sys.modules if name.startswith('maejax.weights')]\n"
+        "assert not loaded, loaded"
+    )
+    flags = ["--train-dataset-shards", images, *conftest.TINY, "--training-steps", "1"]
+    subprocess.run([sys.executable, "-c", program, *map(str, flags)], cwd=tmp_path, check=True)
 
 
 def test_the_same_command_goes_on_bit_for_bit(train):
@@ -119,17 +131,15 @@ def test_validation_counts_every_image_once_under_fixed_masks(train, images):
     assert len(np.unique(np.sort(order[:, :4], axis=1), axis=0)) > 12  # every image has its own mask
 
 
-def test_weights_of_another_run_can_be_the_start(train):
-    train("--name", "first")
-    code, printed = train("--name", "second", "--pretrained-ckpt", "runs/first", "--learning-rate", 0)
+def test_weights_of_another_run_can_be_the_start(train, trained):
+    code, printed = train("--name", "second", "--pretrained-ckpt", trained, "--learning-rate", 0)
     assert code == 0, printed
-    first, second = arrays_of("runs/first"), arrays_of("runs/second")
+    first, second = arrays_of(trained), arrays_of("runs/second")
     assert all((first[name] == second[name]).all() for name in first)
 
 
-def test_public_names_work_on_a_run(train, images):
-    train()
-    model = maejax.load(RUN / "checkpoints" / "4")
+def test_public_names_work_on_a_run(trained, images):
+    model = maejax.load(Path(trained) / "checkpoints" / "4")
     with np.load(images) as file:
         pixels = file["images"][:3]
     x = maejax.normalize(pixels, model.mean, model.std)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from maejax.errors import Failed, InputError
-from maejax.models.mae import MaskedAutoencoder
+from maejax.models.build import initial_model
+from maejax.models.description import MAE, Stack, ViT
 from maejax.models.trees import named_arrays
 from maejax.training.checkpoint import Checkpoints, read_model_arrays, saved_steps
 from maejax.training.mesh import make_mesh
@@ -18,10 +18,8 @@ from maejax.training.state import TrainState, abstract_state, create_state
 
 
 def model(dim=16):
-    return MaskedAutoencoder(
-        image_size=(8, 8), patch_size=4, dim=dim, layers=2, heads=2, dec_dim=8, dec_layers=1, dec_heads=2,
-        rngs=nnx.Rngs(0),
-    )  # fmt: skip
+    encoder = ViT(image_size=(8, 8), patch_size=4, dim=dim, layers=2, heads=2)
+    return initial_model(MAE(encoder=encoder, decoder=Stack(dim=8, layers=1, heads=2)))
 
 
 OPTIMIZER = build_optimizer("adamw", lambda step: 1e-3, weight_decay=0.1)

@@ -13,7 +13,7 @@ from rich.console import Console
 from maejax.errors import Failed
 from maejax.training.checkpoint import Checkpoints, saved_steps
 from maejax.training.log import RunLog, evaluated_at, read_metrics
-from maejax.training.loop import Feed, Intervals, Run, fit
+from maejax.training.loop import Feed, Intervals, RunContext, fit
 from maejax.training.mesh import make_mesh
 from maejax.training.optim import build_optimizer
 from maejax.training.state import create_state, make_step
@@ -65,7 +65,7 @@ def train(folder, batches, stop=6, on_nan="stop", step=None, start=0, position=l
     with Checkpoints(folder / "checkpoints") as saves, RunLog(folder, start, stop, Console(quiet=True)) as log:
         state, _ = fit(
             create_state(Line, OPTIMIZER, mesh), step or STEP[on_nan], Feed(give(), 4, position),
-            Run(start, stop, intervals, saves, log), mesh=mesh, **options,
+            RunContext(start, stop, intervals, saves, log), mesh=mesh, **options,
         )  # fmt: skip
     return np.asarray(state.model.kernel[...])
 

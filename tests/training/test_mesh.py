@@ -5,9 +5,9 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
-from maejax.models.mae import MaskedAutoencoder
+from maejax.models.build import initial_model
+from maejax.models.description import MAE, Compute, Stack, ViT
 from maejax.tasks.pretrain import Masked
 from maejax.training import mesh as placement
 from maejax.training.mesh import make_mesh, split
@@ -18,10 +18,8 @@ LAYERS = 3
 
 
 def model():
-    return MaskedAutoencoder(
-        image_size=(16, 16), patch_size=4, dim=48, layers=LAYERS, heads=2, dec_dim=32, dec_layers=1, dec_heads=2,
-        scan=True, remat="named", rngs=nnx.Rngs(0),
-    )  # fmt: skip
+    encoder = ViT(image_size=(16, 16), patch_size=4, dim=48, layers=LAYERS, heads=2)
+    return initial_model(MAE(encoder=encoder, decoder=Stack(dim=32, layers=1, heads=2)), Compute(scan=True))
 
 
 def losses(model, batch, microstep):

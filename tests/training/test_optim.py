@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
-from maejax.models.classifier import Classifier
-from maejax.models.mae import MaskedAutoencoder
+from maejax.models.build import initial_model
+from maejax.models.description import MAE, Classifier, Stack, ViT
 from maejax.models.trees import named_arrays, with_arrays
 from maejax.training.optim import build_optimizer, decay_mask, layer_rates
 from maejax.training.schedule import peak_rate, warmup_cosine
-from maejax.weights import fair
+from maejax.weights import torch_names
 
 from ..bounds import assert_close, rounding
 
@@ -20,24 +19,20 @@ RATES, DECAY = (1e-3, 3e-3, 2e-3, 2e-3, 1e-3), 0.05  # of the trajectories in op
 
 
 def classifier():
-    return Classifier(
-        labels=7, pooling="gap", image_size=(32, 32), patch_size=8, dim=48, layers=3, heads=3, posemb="learnable",
-        rngs=nnx.Rngs(0),
-    )  # fmt: skip
+    encoder = ViT(image_size=(32, 32), patch_size=8, dim=48, layers=3, heads=3, posemb="learnable")
+    return initial_model(Classifier(encoder=encoder, labels=7, pooling="gap"))
 
 
 def autoencoder():
-    return MaskedAutoencoder(
-        image_size=(8, 8), patch_size=4, dim=16, layers=2, heads=2, dec_dim=8, dec_layers=1, dec_heads=2,
-        layerscale=True, rngs=nnx.Rngs(0),
-    )  # fmt: skip
+    encoder = ViT(image_size=(8, 8), patch_size=4, dim=16, layers=2, heads=2, layerscale=True)
+    return initial_model(MAE(encoder=encoder, decoder=Stack(dim=8, layers=1, heads=2)))
 
 
 def test_rates_and_decay_of_fine_tuning_are_the_authors(golden):
     g = golden("fair_finetune_gap")
     rates, decays = (named_arrays(tree) for tree in (layer_rates(classifier(), 0.65), decay_mask(classifier())))
     for theirs, scale in g["lr_scale"].items():
-        name, layer = fair.our_name(theirs)
+        name, layer = torch_names.our_name(theirs)
         ours = rates[name] if layer is None else rates[name][layer]
         assert_close(np.ravel(ours), scale, rounding(4), name=theirs)  # a power of .65
         if theirs != "cls_token":  # the fine-tuning code spares it, the pre-training code does not

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from maejax.data.pipeline import Batch
 from maejax.models import masking
-from maejax.models.mae import MaskedAutoencoder
+from maejax.models.build import initial_model
+from maejax.models.description import MAE, Stack, ViT
 from maejax.training.mesh import make_mesh, put_rows
 from maejax.training.optim import build_optimizer
 from maejax.training.state import create_state, make_step
@@ -20,10 +20,8 @@ SUMS = 2 * (48 + 3 * 170) + 8 * 4
 
 
 def model():
-    return MaskedAutoencoder(
-        image_size=(8, 8), patch_size=4, dim=16, layers=2, heads=2, dec_dim=8, dec_layers=1, dec_heads=2,
-        rngs=nnx.Rngs(0),
-    )  # fmt: skip
+    encoder = ViT(image_size=(8, 8), patch_size=4, dim=16, layers=2, heads=2)
+    return initial_model(MAE(encoder=encoder, decoder=Stack(dim=8, layers=1, heads=2)))
 
 
 def losses(model, batch, microstep):

@@ -3,36 +3,32 @@
 import numpy as np
 import pytest
 
+from maejax.models.description import MAE, Classifier, Stack, ViT
 from maejax.models.patches import sincos_table
-from maejax.weights.run_directory import model_shapes
-from maejax.weights.weights import Weights, decoder_arguments, encoder_arguments
+from maejax.weights.weights import Weights, blank_arrays
 
-ENCODER = {
-    "image_size": [16, 24], "patch_size": 4, "channels": 3, "dim": 64, "layers": 2, "heads": 1, "layerscale": False,
-}  # fmt: skip
+ENCODER = {"image_size": (16, 24), "patch_size": 4, "dim": 64, "layers": 2, "heads": 1}
 
 
 @pytest.fixture(scope="session")
 def weights():
-    """Make weights: `(kind, seed, **changed encoder arguments)`."""
+    """Make weights: `(kind, posemb, seed, **changed fields of the encoder)`."""
 
     def make(kind, posemb="sincos2d", seed=0, **changes):
-        arguments = encoder_arguments(**{**ENCODER, **changes, "posemb": posemb})
+        config = encoder = ViT(**ENCODER | changes, posemb=posemb)
         if kind == "mae":
-            arguments |= decoder_arguments(dim=32, layers=2, heads=2, posemb=posemb, norm_pix_loss=True)
+            config = MAE(encoder=encoder, decoder=Stack(dim=32, layers=2, heads=2, posemb=posemb), norm_pix_loss=True)
         elif kind in ("cls", "gap", "probe"):
-            arguments |= {"labels": 5, "pooling": "gap" if kind == "gap" else "cls"}
-        if kind == "probe":
-            arguments |= {"head_norm": 1e-6}
+            pooling, eps = "gap" if kind == "gap" else "cls", 1e-6 if kind == "probe" else 0.0
+            config = Classifier(encoder=encoder, labels=5, pooling=pooling, head_norm=eps)
         rng = np.random.default_rng(seed)
-        arrays = {n: rng.normal(0, 0.2, s).astype(np.float32) for n, s in model_shapes(arguments).items()}
+        arrays = {n: rng.normal(0, 0.2, a.shape).astype(np.float32) for n, a in blank_arrays(config).items()}
         for name in arrays:
             if name.endswith("positions") and posemb == "sincos2d":
-                grid = [s // arguments["patch_size"] for s in arguments["image_size"]]
-                arrays[name] = sincos_table((grid[0], grid[1]), arrays[name].shape[-1])[None]
+                arrays[name] = sincos_table(encoder.grid, arrays[name].shape[-1])[None]
             if name.endswith((".scale", "head_norm.var")):
                 arrays[name] = np.abs(arrays[name]) + 0.5
-        return Weights(arrays, arguments, "maejax", "a test")
+        return Weights(arrays, config, "maejax", "a test")
 
     return make
 

@@ -11,9 +11,10 @@ import pytest
 
 from maejax.errors import WeightsError
 from maejax.evaluate.encoding import extract
-from maejax.weights import files, run_directory
+from maejax.weights import files
 from maejax.weights.addresses import fetch_weights
-from maejax.weights.pretrained import load_encoder_arrays
+from maejax.weights.pretrained import fetch_pretrained
+from maejax.weights.weights import model_of
 from tests.bounds import assert_close
 from tests.data.server import Server
 
@@ -55,7 +56,7 @@ def test_a_run_is_exported_inspected_converted_and_gone_on_from(train, maejax, i
     assert code == 0 and json.loads(printed)["notices"] == []
     same(files.read("first.safetensors").arrays, trained.arrays)
     last = files.read("runs/first/first-last.msgpack", norm_pix_loss=True)
-    assert last.arguments["posemb"] == "learnable" and last.arguments["gelu"] == "tanh"
+    assert last.config.encoder.posemb == "learnable" and last.config.encoder.gelu == "tanh"
     same(*({n: a for n, a in w.arrays.items() if n != "dec_positions"} for w in (trained, last)))
 
     served = Path("first.safetensors").read_bytes()
@@ -76,7 +77,7 @@ def test_a_run_is_exported_inspected_converted_and_gone_on_from(train, maejax, i
             assert f"{len(served):,} bytes, sha256 {hashlib.sha256(served).hexdigest()}" in printed.replace("\n", "")
         after = files.read(f"runs/next{i}")
         same(*({n: a for n, a in w.arrays.items() if n != "dec_positions"} for w in (trained, after)))
-        assert after.arguments.get("gelu", "erf") == ("tanh" if "msgpack" in source else "erf")
+        assert after.config.encoder.gelu == ("tanh" if "msgpack" in source else "erf")
 
 
 def test_a_compiled_encoder_runs_without_us(maejax, weights):
@@ -92,7 +93,7 @@ def test_a_compiled_encoder_runs_without_us(maejax, weights):
         "np.save('features.npy', f.call(np.load('images.npy')))"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-    assert_close(np.load("features.npy"), extract(run_directory.model_of(made), images, 2))
+    assert_close(np.load("features.npy"), extract(model_of(made), images, 2))
 
 
 def test_what_does_not_fit_is_said_before_anything_runs(train, maejax, weights):
@@ -125,8 +126,8 @@ def test_weights_are_fetched_once(server, tmp_path, weights, same, monkeypatch):
     for name in ("config.json", "model.safetensors"):
         server.files[f"/owner/name/resolve/main/{name}"] = (tmp_path / "hf" / name).read_bytes()
     monkeypatch.setenv("HF_ENDPOINT", server.url)
-    arrays, _ = load_encoder_arrays("hf://owner/name/model.safetensors", cache_dir=str(tmp_path))
-    same(arrays, weights("encoder").arrays)
+    fetched, _ = fetch_pretrained("hf://owner/name/model.safetensors", (16, 24), 3, str(tmp_path))
+    same(fetched.arrays, weights("encoder").arrays)
 
 
 def test_fsspec_addresses_are_read(tmp_path):

@@ -1,15 +1,16 @@
 """Every layout that needs no other package: parity with golden files, exact round trips, strictness."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import serialization
 
 from maejax.errors import WeightsError
-from maejax.weights import fair, files, huggingface, original, torch_names
-from maejax.weights.pretrained import fit_channels, load_encoder_arrays, resize_positions
-from maejax.weights.run_directory import model_of
-from maejax.weights.weights import sincos_table, table_kind
+from maejax.weights import files, huggingface, original, torch_names
+from maejax.weights.pretrained import fetch_pretrained, fit_channels, resize_positions
+from maejax.weights.weights import model_of, positions_kind, sincos_table
 from tests.bounds import assert_close, rounding
 from tests.conftest import GOLDEN
 
@@ -17,8 +18,8 @@ from tests.conftest import GOLDEN
 @pytest.mark.parametrize("table", ["sincos2d", "learnable"])
 def test_the_originals_probe_gives_its_logits(golden, table):
     weights = files.read(GOLDEN / f"seed_linear_{table}.msgpack", image_size=(32, 32))
-    assert (weights.kind, weights.arguments["gelu"], weights.arguments["heads"]) == ("classifier", "tanh", 3)
-    kind = table_kind(weights.arrays["encoder.positions"], (4, 4))
+    assert (weights.config.kind, weights.config.encoder.gelu, weights.config.encoder.heads) == ("classifier", "tanh", 3)
+    kind = positions_kind(weights.arrays["encoder.positions"], (4, 4))
     assert kind == {"sincos2d": "original", "learnable": "learned"}[table]
     expected = golden(f"seed_linear_{table}_expected")
     model = model_of(weights)
@@ -49,7 +50,7 @@ def test_the_authors_tensors_come_back_bit_by_bit(golden, same, tmp_path, name):
     files.write(weights, tmp_path / "neutral.safetensors", "maejax")
     again = files.read(tmp_path / "neutral.safetensors")
     same(again.arrays, weights.arrays)
-    assert (again.arguments, again.notices) == (weights.arguments, weights.notices)
+    assert (again.config, again.notices) == (weights.config, weights.notices)
 
 
 def test_the_authors_probe_gives_its_logits(golden):
@@ -62,7 +63,7 @@ def test_the_authors_probe_gives_its_logits(golden):
 
 def test_the_authors_mae_gives_its_loss(golden):
     g, weights = fair_weights(golden, "fair_mae_norm_pix", norm_pix_loss=True)
-    weights.arguments["mask_ratio"] = float(g["mask_ratio"])
+    weights = replace(weights, config=replace(weights.config, mask_ratio=float(g["mask_ratio"])))
     order = jnp.argsort(jnp.asarray(g["noise"][0]), axis=1)
     out = model_of(weights)(jnp.asarray(g["images"][0].transpose(0, 2, 3, 1)), order)
     assert_close(out.loss.mean(), g["losses"][0])
@@ -82,7 +83,7 @@ def test_hugging_face_directories_come_back_bit_by_bit(weights, same, tmp_path, 
     files.write(made, tmp_path / "hf", "hf")
     back = files.read(tmp_path / "hf")
     same(back.arrays, made.arrays)
-    assert {**back.arguments, "mask_ratio": 0} == {**made.arguments, "mask_ratio": 0}
+    assert back.config == made.config
 
 
 def test_the_names_of_transformers_5_are_those_of_4():
@@ -127,14 +128,15 @@ def test_what_is_not_in_the_file_is_asked_for(weights, golden):
     with pytest.raises(WeightsError, match="no LayerScale"):
         torch_names.to_fair(weights("encoder", layerscale=True))
     with pytest.raises(WeightsError, match="mean pooling"):
-        huggingface.to_hf(fair.to_theirs(weights("gap").arrays, weights("gap").arguments))
+        huggingface.to_hf(torch_names.to_theirs(weights("gap").arrays, weights("gap").config.encoder))
 
 
 def test_positions_are_interpolated_and_the_cls_row_stays(weights, tmp_path):
     files.write(weights("encoder"), tmp_path / "w.safetensors", "maejax")
-    arrays, arguments = load_encoder_arrays(str(tmp_path / "w.safetensors"), image_size=(32, 24))
+    found, _ = fetch_pretrained(str(tmp_path / "w.safetensors"), (32, 24), 3)
+    arrays = found.arrays
     table = weights("encoder").arrays["encoder.positions"]
-    assert arguments["image_size"] == [32, 24] and arrays["encoder.positions"].shape == (1, 49, 64)
+    assert found.config.encoder.image_size == (32, 24) and arrays["encoder.positions"].shape == (1, 49, 64)
     np.testing.assert_array_equal(arrays["encoder.positions"][:, 0], table[:, 0])
     constant = np.concatenate([table[:, :1], np.ones((1, 24, 64), np.float32)], axis=1)
     assert_close(resize_positions(constant, (4, 6), (7, 3))[:, 1:], 1, rounding(4 + 4))
@@ -142,17 +144,18 @@ def test_positions_are_interpolated_and_the_cls_row_stays(weights, tmp_path):
     line = np.concatenate([np.zeros((1, 1, 1)), np.array([0, 1, 4, 9.0]).reshape(1, 4, 1)], axis=1).astype(np.float32)
     expected = [-0.086806, 0.21875, 1.430555, 3.152778, 6.78125, 9.434029]
     assert_close(resize_positions(line, (1, 4), (1, 6))[0, 1:, 0], expected, rounding(4 + 4))
-    assert table_kind(sincos_table((4, 6), 64)[None], (4, 6)) == "authors"
+    assert positions_kind(sincos_table((4, 6), 64)[None], (4, 6)) == "authors"
 
 
 def test_channels_change_by_a_rule_alone(weights, tmp_path):
     files.write(weights("encoder"), tmp_path / "w.safetensors", "maejax")
     path = str(tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match="for 3 channels, not 1: give --channel-rule sum or repeat"):
-        load_encoder_arrays(path, channels=1)
+        fetch_pretrained(path, (16, 24), 1)
     kernel = weights("encoder").arrays["encoder.embed.kernel"]
-    grey, arguments = load_encoder_arrays(path, channels=1, channel_rule="sum")
-    assert arguments["channels"] == 1 and len(arguments["mean"]) == 1
+    found, _ = fetch_pretrained(path, (16, 24), 1, channel_rule="sum")
+    grey = found.arrays
+    assert found.config.encoder.channels == 1 and len(found.config.encoder.mean) == 1
     x = np.random.default_rng(0).normal(size=(1, 16, 1)).astype(np.float32)
     colour = np.repeat(x, 3, axis=2).reshape(1, -1)
     assert_close(x.reshape(1, -1) @ grey["encoder.embed.kernel"], colour @ kernel, rounding(48))

@@ -11,7 +11,7 @@ import pytest
 
 from maejax.weights import files, hub
 from maejax.weights.pretrained import resize_positions
-from maejax.weights.run_directory import model_of
+from maejax.weights.weights import model_of
 from tests.bounds import assert_close
 from tests.conftest import ROOT
 

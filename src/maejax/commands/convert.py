@@ -34,7 +34,7 @@ class ConvertCommand(Unstated):
         return {
             "in": self.src,
             "from": weights.layout,
-            "kind": weights.kind,
+            "kind": weights.config.kind,
             "out": self.dst,
             "to": self.to,
             "fetched": fetched or None,

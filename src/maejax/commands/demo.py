@@ -121,7 +121,7 @@ class DemoCommand(Command):
             return {}
         console.print("[bold]3  Evaluating[/] the frozen encoder: kNN and linear probes on 2,000 test images")
         with timed(seconds, "evaluate"):
-            scores = evaluate(config, directory, trained.model)
+            scores = evaluate(config, trained.model)
         return write_results(config, directory, scores, seconds)
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
@@ -155,24 +155,19 @@ def read_split(config: Config, spec: str) -> Split:
     return Split(*(np.concatenate([getattr(b, field) for b in batches])[valid] for field in Split._fields))
 
 
-def evaluate(config: Config, directory: Path, model: Any) -> dict[str, dict[str, float]]:
+def evaluate(config: Config, model: Any) -> dict[str, dict[str, float]]:
     """Score the features of a model, of the same model untrained, and the pixels themselves, in percent."""
     import numpy as np
 
     from maejax.evaluate.encoding import extract
-    from maejax.models.vit import normalize
-    from maejax.training.rundir import read_config
-    from maejax.weights.run_directory import initial_model
+    from maejax.models.build import initial_model
 
-    written = read_config(directory)
-    assert written is not None  # the run wrote it
-    untrained = initial_model(written["model"], config.seeds.init_seed)
-    mean, std = config.data.mean, config.data.std
+    untrained = initial_model(model.config, model.compute, config.seeds.init_seed)
     # Pixels are centred by their normalisation, which makes them the stronger control for kNN.
     features: dict[str, Callable[[Split], np.ndarray]] = {
         "pretrained": lambda split: extract(model, split.images, pool=FEATURES),
         "untrained": lambda split: extract(untrained, split.images, pool=FEATURES),
-        "pixels": lambda split: np.asarray(normalize(split.images, mean, std)).reshape(len(split.images), -1),
+        "pixels": lambda split: np.asarray(model.normalize(split.images)).reshape(len(split.images), -1),
     }
     data = config.data
     train, test = (read_split(config, spec) for spec in (data.train_dataset_shards, data.valid_dataset_shards))

@@ -59,9 +59,9 @@ class EvaluateCommand(Encode):
         from maejax.weights.files import load
 
         data = pair(*(sources.open_source(spec, labels=self.labels or None) for spec in shards.values()))
-        encoders = {"pretrained": encoding.encoder_of(load(self.ckpt))}
+        encoders = {"pretrained": load(self.ckpt).encoder}
         for source in (data.train, data.test):
-            pipeline.check_readable(source, encoders["pretrained"].channels)
+            pipeline.check_readable(source, encoders["pretrained"].config.channels)
         if not self.no_control:
             encoders["untrained"] = untrained_like(encoders["pretrained"], self.seed)
         scores: dict[str, dict[str, float]] = {}

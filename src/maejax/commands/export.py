@@ -56,8 +56,7 @@ class ExportCommand(Command):
         notices = [fetched] if fetched else []
         if compiled:
             target.parent.mkdir(parents=True, exist_ok=True)
-            model = run_directory.model_of(weights)
-            notices.append(write_compiled(model, target, None if self.pool == "none" else self.pool))
+            notices.append(write_compiled(weights, target, None if self.pool == "none" else self.pool))
             written = [target.name]
         else:
             facts = run_facts(here) if is_run else {"data": {}, "recipe": {}, "numbers": {}}
@@ -65,7 +64,7 @@ class ExportCommand(Command):
             notices += hub.write_folder(weights, target, hub.describe(weights, self.name or target.name, **facts))
             notices.append("add to README.md the licence of the weights, which depends on that of the data")
             written = sorted(path.name for path in target.iterdir())
-        return {"out": str(target), "to": self.to, "kind": weights.kind, "files": written, "notices": notices}
+        return {"out": str(target), "to": self.to, "kind": weights.config.kind, "files": written, "notices": notices}
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print what was written, and on the error stream what a reader must know."""
@@ -74,15 +73,16 @@ class ExportCommand(Command):
         plain(console, f"{result['kind']} written to {result['out']}: {', '.join(result['files'])}")
 
 
-def write_compiled(model: Any, path: Path, pool: Any) -> str:
+def write_compiled(weights: Any, path: Path, pool: Any) -> str:
     """Write StableHLO, run it back on random images and return a sentence; raises InputError if features differ."""
     import numpy as np
 
     from maejax.evaluate import stablehlo
-    from maejax.evaluate.encoding import encoder_of
+    from maejax.weights.weights import model_of
 
-    size, encoder = stablehlo.write_compiled(model, path, pool=pool), encoder_of(model)
-    shape = (3, *(side * encoder.patch_size for side in encoder.grid), encoder.channels)
+    model, encoder = model_of(weights), weights.config.encoder
+    size = stablehlo.write_compiled(model, path, pool=pool)
+    shape = (3, *encoder.image_size, encoder.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     apart = stablehlo.difference(model, path, images, pool)
     if not apart <= TOLERANCE:

@@ -67,13 +67,12 @@ class FeaturesCommand(Encode):
         self.check(self.pool, (*encoding.POOLS, "none"))
         source = sources.open_source(self.images, labels=self.labels or None)
         model = files.load(self.ckpt)
-        encoder = encoding.encoder_of(model)
         try:
             for layer in self.layers:
-                encoder.layer_number(layer)
+                model.layer_number(layer)
         except ValueError as error:
             raise InputError(f"--layers: {error}") from None
-        pipeline.check_readable(source, encoder.channels)
+        pipeline.check_readable(source, model.config.encoder.channels)
         out.parent.mkdir(parents=True, exist_ok=True)
         with progress(console, "encoding", "images") as report:
             written = feature_file.write_features(

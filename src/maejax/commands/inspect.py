@@ -94,33 +94,34 @@ class InspectCommand(Unstated):
 
 def describe(path: str, weights: "Weights") -> dict[str, Any]:
     """Collect the facts about a file of weights, as JSON can hold them."""
-    from maejax.weights.weights import grid_of, table_kind
+    from maejax.models.description import MAE, Classifier
+    from maejax.weights.weights import positions_kind
 
-    told, arrays = weights.arguments, weights.arrays
-    table = arrays["encoder.positions"]
-    decoder = weights.kind == "mae"
-    target = ("pixels normalised per patch" if told["norm_pix_loss"] else "pixels") if decoder else None
-    if decoder and any("targets" in notice for notice in weights.notices):
-        target = "not in the file"
-    head = None
-    if weights.kind == "classifier":
-        norm = " after a BatchNorm" if "head_norm" in told else ""
-        head = f"{told['labels']} classes on {'the mean of the patches' if told['pooling'] == 'gap' else 'cls'}{norm}"
+    config, encoder, arrays = weights.config, weights.config.encoder, weights.arrays
+    target = head = decoder = None
+    if isinstance(config, MAE):
+        decoder = {name: getattr(config.decoder, name) for name in ("layers", "dim", "heads")}
+        target = "pixels normalised per patch" if config.norm_pix_loss else "pixels"
+        if any("targets" in notice for notice in weights.notices):
+            target = "not in the file"
+    if isinstance(config, Classifier):
+        norm = " after a BatchNorm" if config.head_norm else ""
+        head = f"{config.labels} classes on {'the mean of the patches' if config.pooling == 'gap' else 'cls'}{norm}"
     return {
         "layout": weights.layout,
         "writer": weights.writer,
-        "kind": weights.kind,
-        "image_size": told["image_size"],
-        "patch_size": told["patch_size"],
-        "channels": told["channels"],
-        "encoder": {name: told[name] for name in ("layers", "dim", "heads")},
-        "decoder": {name: told[f"dec_{name}"] for name in ("layers", "dim", "heads")} if decoder else None,
+        "kind": config.kind,
+        "image_size": list(encoder.image_size),
+        "patch_size": encoder.patch_size,
+        "channels": encoder.channels,
+        "encoder": {name: getattr(encoder, name) for name in ("layers", "dim", "heads")},
+        "decoder": decoder,
         "head": head,
-        "positions": TABLES[table_kind(table, grid_of(told))],
+        "positions": TABLES[positions_kind(arrays["encoder.positions"], encoder.grid)],
         "target": target,
-        "layerscale": told["layerscale"],
-        "gelu": told.get("gelu", "erf"),
+        "layerscale": encoder.layerscale,
+        "gelu": encoder.gelu,
         "parameters": sum(array.size for array in arrays.values()),
         "notices": list(weights.notices),
-        "uses": [{"for": what, "command": command.format(path)} for what, command in USES[weights.kind]],
+        "uses": [{"for": what, "command": command.format(path)} for what, command in USES[config.kind]],
     }

@@ -16,12 +16,13 @@ from maejax.commands.plan import PlanCommand
 from maejax.config import Config, with_flags
 from maejax.console import plain
 from maejax.errors import Failed, InputError
+from maejax.models.description import MAE, Classifier
+from maejax.models.flops import pretrain_flop
 from maejax.plan import summary
 from maejax.plan.compiled import Compiled, abstract_inputs, compile_for, waiting
 from maejax.plan.target import Target, find_target
 from maejax.tasks import classify, pretrain
 from maejax.training.state import abstract_state
-from maejax.weights.run_directory import abstract_model
 
 # In the order of what they cost: a message a layer, a third more arithmetic, smaller products. Unrolled layers keep the
 # weights that they gathered until the backward pass; scanned ones gather them anew.
@@ -136,36 +137,33 @@ def checked(config: Config, target: Target) -> Config:
         )
     if config.run.precision == "auto":
         config = with_flags(config, precision="float32" if target.name == "cpu" else "bfloat16")
-    try:
-        abstract_model(model_arguments(config))
-    except ValueError as error:
-        raise InputError(f"the model's flags do not fit together: {error}") from None
+    model_config(config)
     return config
 
 
 def task_of(config: Config):
-    """Return the module of what is planned, `pretrain` or `classify`: its flags, geometry, step and arithmetic."""
+    """Return the module of what is planned, `pretrain` or `classify`: its flags, model, step and arithmetic."""
     return pretrain if config.run.mode == "pretrain" else classify
 
 
-def model_arguments(config: Config) -> dict[str, Any]:
-    """Collect the model's keyword arguments; without `--labels` a classifier has the classes of ImageNet."""
+def model_config(config: Config) -> MAE | Classifier:
+    """Describe the model of the flags; without `--labels` a classifier has the 1000 classes of ImageNet."""
     if config.run.mode == "pretrain":
-        return pretrain.geometry(config)
-    return classify.geometry(config, config.encoder.labels if config.encoder.labels > 0 else 1000)
+        return pretrain.model_config(config)
+    return classify.model_config(config, config.encoder.labels if config.encoder.labels > 0 else 1000)
 
 
 def image_flop(config: Config) -> int:
     """Count the FLOP of one step on one image, of the published algorithm."""
-    model: Any = abstract_model(model_arguments(config))
-    return pretrain.step_flop(model) if config.run.mode == "pretrain" else classify.step_flop(model, config.run.mode)
+    model = model_config(config)
+    return pretrain_flop(model) if isinstance(model, MAE) else classify.step_flop(model, config.run.mode)
 
 
 def compile_step(config: Config, target: Target) -> Compiled:
     """Compile the step that training would run on the target."""
     mesh = target.mesh
     with jax.set_mesh(mesh):
-        init, optimizer, step = task_of(config).build_step(config, model_arguments(config))
+        init, optimizer, step = task_of(config).build_step(config, model_config(config))  # type: ignore[arg-type]
     state = abstract_state(init, optimizer, mesh, config.machine.sharding)
     inputs = abstract_inputs(mesh, config.data.train_batch_size, (*config.image_shape, config.data.channels))
     return compile_for(mesh, step, (state, *inputs))

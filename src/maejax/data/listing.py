@@ -75,21 +75,17 @@ def in_tar(path: Path, title: str) -> Listing:
     `.json`; the parent folder is kept in case there are no such labels. Keys read `title:member`. Damage ends the
     listing and is described in `problems`.
     """
-    listing = Listing()
-    group = _Group(path)
+    listing, group = Listing(), _Group(path)
     try:
         for member in members(path):
-            key = _key(member)
-            if key is not None:
+            if (key := _key(member)) is not None:
                 listing.suffixes[group.add(key, member)] += 1
     except (FormatError, OSError) as error:
         listing.problems.append(f"{path}: {error}")
         listing.lost[str(path)] = str(error)
     listing.samples = list(group.samples(title))
-    if group.bad_labels:
-        listing.problems.append(
-            f"{path}: {len(group.bad_labels)} labels are no class numbers, the first is {group.bad_labels[0]}"
-        )
+    if bad := group.bad_labels:
+        listing.problems.append(f"{path}: {len(bad)} labels are no class numbers, the first is {bad[0]}")
     if not listing.samples and not listing.problems:
         listing.problems.append(f"{path}: holds no image")
     return listing
@@ -128,35 +124,32 @@ class _Group:
 
     def add(self, key: str, member: Member) -> str:
         """Add a member and return its suffix."""
-        suffix = _suffix(member.name.rpartition("/")[2])
-        extension = member.name[len(key) + 1 :]
+        suffix, extension = _suffix(member.name.rpartition("/")[2]), member.name[len(key) + 1 :]
         if suffix in IMAGE_SUFFIXES:
             self._images.setdefault(key, []).append(member)
         elif extension == "cls" or (extension == "json" and key not in self._labels):
+            whole = member.size <= len(member.head)
+            content = member.head if whole else ByteRange(self._path, member.offset, member.size).read()
             try:
-                label = _label(extension, _content(self._path, member))
+                self._labels[key] = _label(extension, content)
             except ValueError:
                 self.bad_labels.append(member.name)
-            else:
-                if label is not None:
-                    self._labels[key] = label
         return suffix
 
     def samples(self, title: str) -> Iterator[Sample]:
         for key, candidates in self._images.items():
             plain = [member for member in candidates if member.name.count(".", len(key)) == 1]
             folder = key.rpartition("/")[0].rpartition("/")[2].removeprefix(".") or None  # "./1.jpg" lies in no folder
+            label = self._labels.get(key, -1)
             for name, offset, size, _ in plain or candidates:
-                yield Sample(f"{title}:{name}", ByteRange(self._path, offset, size), self._labels.get(key, -1), folder)
+                yield Sample(f"{title}:{name}", ByteRange(self._path, offset, size), label, folder)
 
 
 def _key(member: Member) -> str | None:
     """Return the path of a member up to the first dot of its file name, None for a member to skip."""
     # Plain strings: a million members pass here, and paths would take most of the time.
     folder, slash, name = member.name.rpartition("/")
-    if _hidden(name) or "__MACOSX" in folder:
-        return None
-    return folder + slash + name.partition(".")[0]
+    return None if _hidden(name) or "__MACOSX" in folder else folder + slash + name.partition(".")[0]
 
 
 def in_folder(root: Path) -> Listing:
@@ -165,12 +158,9 @@ def in_folder(root: Path) -> Listing:
     for directory, folders, names in os.walk(root, followlinks=True):
         folders[:] = sorted(name for name in folders if not _hidden(name) and name != "__MACOSX")
         below = Path(directory).relative_to(root).parts
-        for name in sorted(names):
-            if _hidden(name):
-                continue
-            suffix = _suffix(name)
-            listing.suffixes[suffix] += 1
-            if suffix in IMAGE_SUFFIXES:
+        for name in sorted(name for name in names if not _hidden(name)):
+            listing.suffixes[_suffix(name)] += 1
+            if _suffix(name) in IMAGE_SUFFIXES:
                 path = str(Path(directory, name))
                 listing.samples.append(Sample(path, ByteRange(path, 0, -1), folder=below[0] if below else None))
     if not listing.samples:
@@ -187,20 +177,15 @@ def _suffix(name: str) -> str:
     return dot + suffix.lower() if stem else ""
 
 
-def _content(path: str, member: Member) -> bytes:
-    if member.size <= len(member.head):
-        return member.head
-    with open(path, "rb") as file:
-        file.seek(member.offset)
-        return file.read(member.size)
-
-
-def _label(extension: str, content: bytes) -> int | None:
+def _label(extension: str, content: bytes) -> int:
+    """Read a label, -1 if a .json has none; raises ValueError if it is no class number."""
     if extension == "cls":
         label = int(content)
     else:
         fields = json.loads(content)
         label = fields.get("label", fields.get("cls")) if isinstance(fields, dict) else None
-    if label is None or (type(label) is int and 0 <= label < 2**31):
+        if label is None:
+            return -1
+    if type(label) is int and 0 <= label < 2**31:
         return label
     raise ValueError(label)

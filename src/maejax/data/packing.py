@@ -68,22 +68,21 @@ def pack(
         "image_size": image_size,
         **{name: value for name, value in (("quality", quality), ("labels", labels)) if value is not None},
     }
-    if (finished := _finished(folder, arguments)) is not None:
-        return finished
-    records = _claim(folder, arguments)
+    index = next(iter(_lines(folder / "index.json", whole=True)), {})
+    if index.get("pack") == arguments and all(_is_there(folder, shard) for shard in index["shards"]):
+        return index  # this very pack is finished
+    records = _claim(folder, arguments, index)
     order = np.arange(len(source)) if shuffle_seed is None else epoch_order(len(source), shuffle_seed, 0)
     count = -(-len(source) // shard_size)
-    digits = max(4, len(str(count - 1)))
-    names = [f"{folder.resolve().name}-{number:0{digits}d}.tar" for number in range(count)]
+    names = [f"{folder.resolve().name}-{n:0{max(4, len(str(count - 1)))}d}.tar" for n in range(count)]
     run = _Run(folder, workers or os.cpu_count() or 1, len(source), progress)
     shards = run.write(source, names, np.array_split(order, count), Encoding(image_size, quality).encode, records)
     skipped = {key: reason for shard in shards for key, reason in shard.pop("skipped").items()}
     sizes = [shard["samples"] for shard in shards]
     if not any(sizes):
         key, reason = next(iter(skipped.items()))
-        raise InputError(
-            f"{src}: none of {len(source)} images can be read; the first, {key}: {reason}; check the files"
-        )
+        what = f"none of {len(source)} images can be read; the first, {key}: {reason}"
+        raise InputError(f"{src}: {what}; check the files")
     if max(sizes) - min(sizes) > 1:
         shards = _level(run, shards, shard_size)
     index = {
@@ -101,22 +100,14 @@ def pack(
     return index
 
 
-def _finished(folder: Path, arguments: dict) -> dict | None:
-    """Return the index of a pack with these arguments that is finished and complete."""
-    index = next(iter(_lines(folder / "index.json", whole=True)), {})
-    complete = index.get("pack") == arguments and all(_is_there(folder, shard) for shard in index["shards"])
-    return index if complete else None
-
-
 def _is_there(folder: Path, record: dict) -> bool:
     path = folder / record["name"]
     return path.is_file() and path.stat().st_size == record["bytes"]
 
 
-def _claim(folder: Path, arguments: dict) -> dict[str, dict]:
+def _claim(folder: Path, arguments: dict, index: dict) -> dict[str, dict]:
     """Start the journal of a pack in the folder; returns the records of the shards that are done already, by name."""
     journal = _lines(folder / _JOURNAL)
-    index = next(iter(_lines(folder / "index.json", whole=True)), {})
     if journal and journal[0].get("pack") == arguments:
         for path in (folder / _UNEVEN).glob("*.tar"):  # the dealing out was interrupted; it starts again
             path.replace(folder / path.name)
@@ -242,7 +233,7 @@ class _Run:
             file.flush()
             os.fsync(file.fileno())  # a record says that the shard is there, also after the power was cut
         record = {"name": name, "samples": samples, "bytes": size, "sha256": hashed.digest.hexdigest()}
-        record["skipped"] = skipped
+        record |= {"skipped": skipped}
         if journaled:
             with self.lock, (self.folder / _JOURNAL).open("a") as journal:
                 journal.write(json.dumps(record) + "\n")

@@ -12,16 +12,7 @@ from maejax.data.expand import PACKED, expand
 from maejax.data.labels import LABEL_FILES, assign, read_labels
 from maejax.data.listing import IMAGE_SUFFIXES, ByteRange, Listing, Sample, in_folder, in_tar
 from maejax.data.order import epoch_order
-from maejax.data.stream import (
-    LocalShard,
-    RemoteShard,
-    Stream,
-    fetch_all,
-    first_images,
-    name_shards,
-    open_folder,
-    read_index,
-)
+from maejax.data.stream import LocalShard, Stream, fetch_all, first_images, open_shards, read_index
 from maejax.data.tables import TABLE_SUFFIXES, in_table
 from maejax.errors import FormatError, InputError
 from maejax.storage.redact import redact
@@ -130,18 +121,17 @@ def open_source(
     if not addresses:
         return _open_local(specs, local, labels)
     _refuse_arrays(specs, local)
-    shards, folder = name_shards(addresses), open_folder(cache_dir)
-    found = _look(local)
-    stream = Stream([*shards], folder, bool(cache_dir), RetryPolicy())
+    found, stream = _look(local), open_shards(addresses, cache_dir, patience)
     usable = next(first_images(stream, found.problems), None) is not None
-    fetched, lost = fetch_all(shards, folder, patience or RetryPolicy()) if usable else ([], {})
+    fetched, lost = fetch_all(stream) if usable else ([], {})
     for path, title in fetched:
         found.extend(in_tar(path, title))
     found.problems += [f"{name}: {reason}" for name, reason in lost.items()]
     found.lost |= lost
-    if not usable or not found.samples:
-        raise InputError(_nothing_in(specs, len(local) + len(addresses), found))
-    return _labelled(_gather(found), [*local, *(path for path, _ in fetched)], labels)
+    if not usable:
+        found.samples = []
+    source = _gather(specs, len(local) + len(addresses), found)
+    return _labelled(source, [*local, *(path for path, _ in fetched)], labels)
 
 
 def open_stream(
@@ -157,20 +147,16 @@ def open_stream(
     if not addresses:
         return _open_local(specs, local)
     _refuse_arrays(specs, local)
-    total, classes = read_index(addresses)
-    shards: list[RemoteShard | LocalShard] = [*name_shards(addresses)]
-    stream = Stream(shards, open_folder(cache_dir), bool(cache_dir), patience or RetryPolicy(), total, classes)
+    stream = open_shards(addresses, cache_dir, patience)
+    stream.total, stream.classes = read_index(addresses)
     if local:
         source = _open_local(specs, local)
-        parts = np.array_split(epoch_order(len(source), 0, 0), -(-len(source) // LOCAL_SHARD))
-        stream.shards += [LocalShard(f"local images, part {n}", _samples(source, part)) for n, part in enumerate(parts)]
+        for n, part in enumerate(np.array_split(epoch_order(len(source), 0, 0), -(-len(source) // LOCAL_SHARD))):
+            samples = [Sample(source.keys[i], source.stored(i), int(source.labels[i])) for i in part.tolist()]
+            stream.shards.append(LocalShard(f"local images, part {n}", samples))
         stream.problems, stream.lost = source.problems, source.lost
-        stream.total = None if total is None else total + len(source)
+        stream.total = None if stream.total is None else stream.total + len(source)
     return stream
-
-
-def _samples(source: Source, numbers: np.ndarray) -> list[Sample]:
-    return [Sample(source.keys[i], source.stored(i), int(source.labels[i])) for i in numbers.tolist()]
 
 
 def _places(spec: str | Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
@@ -194,10 +180,7 @@ def _open_local(specs: list[str], paths: list[Path], labels: str | Path | None =
     if len(paths) == 1 and paths[0].suffix == ".npz":
         return _labelled(_open_arrays(paths[0]), paths, labels)
     _refuse_arrays(specs, paths)
-    found = _look(paths)
-    if not found.samples:
-        raise InputError(_nothing_in(specs, len(paths), found))
-    return _labelled(_gather(found), paths, labels)
+    return _labelled(_gather(specs, len(paths), _look(paths)), paths, labels)
 
 
 def _look(paths: list[Path]) -> Listing:
@@ -239,9 +222,16 @@ def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> S
     return source
 
 
-def _gather(found: Listing) -> FileSource:
-    """Turn the samples of a listing into columns."""
+def _gather(specs: list[str], paths: int, found: Listing) -> FileSource:
+    """Turn the samples of a listing into columns; raises InputError if there are none in so many paths."""
     samples = found.samples
+    if not samples:
+        seen = ", ".join(f"{suffix or '(none)'} x {count}" for suffix, count in found.suffixes.most_common(8))
+        raise InputError(
+            f"{' '.join(specs)}: no image found; looked at {paths} path{'s' * (paths > 1)} with "
+            f"{found.suffixes.total()} files, suffixes seen: {seen or 'none'}; {'; '.join(found.problems[:3])}; "
+            f"give tar shards or folders with {' '.join(IMAGE_SUFFIXES)} files"
+        )
     images = [image for sample in samples if isinstance(image := sample.image, ByteRange)]
     files = list(dict.fromkeys(image.path for image in images))
     number = {path: i for i, path in enumerate(files)}
@@ -288,13 +278,3 @@ def _open_arrays(path: Path) -> ArraySource:
         raise InputError(f"{path}: labels are {labels.dtype} {list(labels.shape)}; they must be int [{len(images)}]")
     keys = [f"{path.name}:{i}" for i in range(len(images))]
     return ArraySource(keys=keys, labels=labels.astype(np.int32), classes=classes, problems=[], images=images)
-
-
-def _nothing_in(specs: list[str], paths: int, found: Listing) -> str:
-    seen = ", ".join(f"{suffix or '(none)'} x {count}" for suffix, count in found.suffixes.most_common(8))
-    looked = f"looked at {paths} path{'s' * (paths > 1)} with {found.suffixes.total()} files"
-    problems = "; ".join(found.problems[:3])
-    return (
-        f"{' '.join(specs)}: no image found; {looked}, suffixes seen: {seen or 'none'}; {problems}; "
-        f"give tar shards or folders with {' '.join(IMAGE_SUFFIXES)} files"
-    )

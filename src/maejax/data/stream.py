@@ -112,7 +112,7 @@ class Stream:
         shard = self.shards[number]
         if isinstance(shard, LocalShard):
             return OpenShard(iter(shard.samples))
-        spool = Spool(shard.address, self.folder, shard.stem, keep=self.keep, patience=patience or self.patience)
+        spool = Spool(shard.address, self.folder, shard.stem, keep=self.keep, policy=patience or self.patience)
         return OpenShard(along_tar(spool.path, shard.title, spool.wait), spool)
 
 
@@ -139,50 +139,50 @@ def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, Byte
             reading.close()
 
 
-def name_shards(addresses: Sequence[str]) -> list[RemoteShard]:
-    """Name the shards of addresses: in messages, in the keys of their images, in the folder where they are kept."""
-    names = [*map(redact, addresses)]
+def open_shards(addresses: Sequence[str], cache_dir: str, patience: RetryPolicy | None) -> Stream:
+    """Open the tar shards of addresses as a stream, which keeps them in `cache_dir` if that is given."""
+    names = [redact(address) for address in addresses]
     unique = len(set(names)) == len(set(addresses))  # else two shards would share a file
     titles = [name if name.startswith("pipe:") else name.partition("?")[0].rpartition("/")[2] for name in names]
     count = Counter(titles)
-    return [
+    shards: list[RemoteShard | LocalShard] = [
         RemoteShard(address, name, title if count[title] == 1 else name, stem_of(address, with_secrets=not unique))
         for address, name, title in zip(addresses, names, titles, strict=True)
     ]
+    return Stream(shards, _open_folder(cache_dir), keep=bool(cache_dir), patience=patience or RetryPolicy())
 
 
-def open_folder(cache_dir: str) -> Path:
+def _open_folder(cache_dir: str) -> Path:
     """Return the folder for fetched files: `cache_dir`, or a temporary one that is removed when this process ends."""
-    if cache_dir:
-        folder = Path(cache_dir).expanduser()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--cache-dir {cache_dir}: {error.strerror}; give a folder that can be written") from None
-        remove_leftovers(folder)
+    if not cache_dir:
+        folder = Path(tempfile.mkdtemp(prefix="maejax-shards-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return folder
-    folder = Path(tempfile.mkdtemp(prefix="maejax-shards-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = Path(cache_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--cache-dir {cache_dir}: {error.strerror}; give a folder that can be written") from None
+    remove_leftovers(folder)
     return folder
 
 
-def fetch_all(
-    shards: Sequence[RemoteShard], folder: Path, patience: RetryPolicy
-) -> tuple[list[tuple[Path, str]], dict[str, str]]:
-    """Fetch shards to local files: (path, title) of each fetched one, and the reason by name for each lost one."""
+def fetch_all(stream: Stream) -> tuple[list[tuple[Path, str]], dict[str, str]]:
+    """Fetch the shards to local files: (path, title) of each fetched one, and the reason by name for each lost one."""
+    remote = [shard for shard in stream.shards if isinstance(shard, RemoteShard)]
 
     def fetch(shard: RemoteShard) -> Path | FetchError:
-        spool = Spool(shard.address, folder, shard.stem, keep=True, patience=patience)
+        spool = Spool(shard.address, stream.folder, shard.stem, keep=True, policy=stream.patience)
         try:
             spool.wait(1 << 62)
         except FetchError as error:
             return error
         finally:
             spool.close()
-        return kept_file(folder, shard.stem) or FetchError(f"{folder}: the fetched file is gone")
+        return kept_file(stream.folder, shard.stem) or FetchError(f"{stream.folder}: the fetched file is gone")
 
     with ThreadPoolExecutor(PARALLEL, thread_name_prefix="maejax-fetch") as executor:
-        results = list(zip(shards, executor.map(fetch, shards), strict=True))
+        results = list(zip(remote, executor.map(fetch, remote), strict=True))
     fetched = [(result, shard.title) for shard, result in results if isinstance(result, Path)]
     return fetched, {shard.name: str(result) for shard, result in results if isinstance(result, FetchError)}
 

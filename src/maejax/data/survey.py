@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -32,22 +33,20 @@ def survey(
     chosen = sorted(epoch_order(len(source), 0, 0)[:count].tolist())
     sizes: list[tuple[int, int, int]] = []  # width, height, bytes
     formats, modes, bad = Counter(), Counter(), {}
-    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="maejax-survey") as executor:
-        try:
-            looks = executor.map(lambda i: _look(source, i, channels), chosen)
-            for done, (i, look) in enumerate(zip(chosen, looks, strict=True), 1):
-                if isinstance(look, str):
-                    bad[source.keys[i]] = look
-                else:
-                    format, mode, size = look
-                    formats[format] += 1
-                    modes[mode] += 1
-                    sizes.append(size)
-                if progress is not None:
-                    progress(done, count)
-        except BaseException:
-            executor.shutdown(cancel_futures=True)
-            raise
+    with (
+        ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="maejax-survey") as executor,
+        closing(executor.map(lambda i: _look(source, i, channels), chosen)) as looks,  # type: ignore[type-var]
+    ):
+        for done, (i, look) in enumerate(zip(chosen, looks, strict=True), 1):
+            if isinstance(look, str):
+                bad[source.keys[i]] = look
+            else:
+                format, mode, size = look
+                formats[format] += 1
+                modes[mode] += 1
+                sizes.append(size)
+            if progress is not None:
+                progress(done, count)
     return {
         "images": len(source),
         "shards": _shards(source),

@@ -47,9 +47,7 @@ def table_files(folder: Path) -> list[Path]:
     if (folder / "state.json").is_file():
         state = _json(folder / "state.json")
         if state.get("_indices_data_files"):
-            raise InputError(
-                f"{folder}: its rows are chosen by an index file; call flatten_indices() and save it again"
-            )
+            raise InputError(f"{folder}: an index file chooses its rows; call flatten_indices() and save it again")
         return [folder / entry["filename"] for entry in state.get("_data_files", [])]
     for place in (folder, folder / "data"):  # a repository of the hub keeps its parquet files in data/
         files = sorted(path for suffix in TABLE_SUFFIXES for path in place.glob(f"[!.]*{suffix}"))
@@ -99,10 +97,8 @@ def in_table(path: Path, title: str) -> Listing:
             batches = map(reader.get_batch, range(reader.num_record_batches)) if file_form else iter(reader)
             missing = 0
             for sample in _samples(batches, columns, arrow, title, whole):
-                if sample is None:
-                    missing += 1
-                else:
-                    listing.samples.append(sample)
+                missing += sample is None
+                listing.samples += [sample] if sample is not None else []
         if missing:
             listing.problems.append(f"{path}: {missing} rows hold no image")
     except (pa.ArrowException, FormatError, OSError) as error:
@@ -158,31 +154,28 @@ def _choose(schema: Any, beside: Path) -> _Columns:
     if not features and beside.is_file():
         features = _json(beside).get("features") or {}
 
-    def kind(field: Any) -> str:
-        feature = features.get(field.name)
-        return feature.get("_type", "") if isinstance(feature, dict) else ""
+    def typed(name: str) -> list[Any]:
+        return [f for f in schema if isinstance(features.get(f.name), dict) and features[f.name].get("_type") == name]
 
-    def holds_bytes(type: Any) -> bool:
+    def holds_image(type: Any) -> bool:
+        if pa.types.is_struct(type):
+            return any(child.name == "bytes" and holds_image(child.type) for child in type)
         return pa.types.is_binary(type) or pa.types.is_large_binary(type)
 
-    def holds_image(field: Any) -> bool:
-        if not pa.types.is_struct(field.type):
-            return holds_bytes(field.type)
-        return any(child.name == "bytes" and holds_bytes(child.type) for child in field.type)
+    def is_label(type: Any) -> bool:
+        return pa.types.is_integer(type) or pa.types.is_string(type) or pa.types.is_large_string(type)
 
     def first(fields: list[Any], names: tuple[str, ...]) -> str | None:
         by_name = {field.name.lower(): field.name for field in reversed(fields)}
         return next((by_name[name] for name in names if name in by_name), fields[0].name if fields else None)
 
-    fields = [field for field in schema if holds_image(field)]
-    image = first([field for field in fields if kind(field) == "Image"] or fields, _IMAGES)
+    fields = [field for field in schema if holds_image(field.type)]
+    image = first([field for field in typed("Image") if field in fields] or fields, _IMAGES)
     if image is None:
         seen = ", ".join(f"{field.name} {field.type}" for field in schema)
         raise FormatError(f"has no column of encoded images (binary, or a struct of bytes and path), but {seen[:200]}")
-    named = [field for field in schema if field.name.lower() in _LABELS]
-    is_label = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
-    named = [field for field in named if any(test(field.type) for test in is_label)]
-    label = first([field for field in schema if kind(field) == "ClassLabel"] or named, _LABELS)
+    named = [field for field in schema if field.name.lower() in _LABELS and is_label(field.type)]
+    label = first(typed("ClassLabel") or named, _LABELS)
     classes = (features.get(label) or {}).get("names") if label else None
     return _Columns(image, label, tuple(map(str, classes or ())))
 
@@ -194,8 +187,7 @@ def _as_arrow(path: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    stat = path.stat()
-    identity = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    identity = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
     folder = cache_folder()
     copy = folder / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.arrow"
     if copy.is_file():

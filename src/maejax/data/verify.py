@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,16 +48,15 @@ def verify(
     wrong = [(path.name, "is not in the index") for path in sorted(folder.glob("[!.]*.tar")) if path.name not in named]
     total = sum((folder / entry["name"]).stat().st_size for entry in entries if (folder / entry["name"]).is_file())
     done = images = 0
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="maejax-verify") as executor:
-        try:
-            for size, count, reasons in executor.map(lambda entry: _check(folder, entry, deep), entries):
-                done, images = done + size, images + count
-                wrong += reasons
-                if progress is not None:
-                    progress(done, total)
-        except BaseException:
-            executor.shutdown(cancel_futures=True)
-            raise
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="maejax-verify") as executor,
+        closing(executor.map(lambda entry: _check(folder, entry, deep), entries)) as checks,  # type: ignore[type-var]
+    ):
+        for size, count, reasons in checks:
+            done, images = done + size, images + count
+            wrong += reasons
+            if progress is not None:
+                progress(done, total)
     if "total" in index and index["total"] != images and not wrong:
         wrong.append(("index.json", f"tells of {index['total']} images, the shards hold {images}"))
     return Verified(len(entries), images, done, wrong)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,7 @@ import numpy as np
 
 from maejax.data.pipeline import Batch, evaluation_loader
 from maejax.data.sources import Source
-
-Pool = Literal["cls", "mean", "cls+mean"]
-POOLS = ("cls", "mean", "cls+mean")
+from maejax.models.vit import POOLS, Pool, pooled
 
 
 def extract(
@@ -56,10 +54,14 @@ def encode_source(
 
     Images are resized to the model's size / `crop_ratio` and cropped at the centre. Rows of padding have index -1.
     """
-    encoder = encoder_of(model)
-    size = image_size(encoder)
+    encoder = model.config.encoder
     loader = evaluation_loader(
-        source, size, crop_ratio=crop_ratio, channels=encoder.channels, batch_size=batch_size, workers=workers
+        source,
+        encoder.image_size,
+        crop_ratio=crop_ratio,
+        channels=encoder.channels,
+        batch_size=batch_size,
+        workers=workers,
     )
     batches = ((batch, batch.images) for batch in loader.iterate(first))
     return _encode_all(model, batches, batch_size, pool, layers)
@@ -100,21 +102,3 @@ def encode(model: Any, images: Any, pool: Pool | None, layers: tuple[int, ...] |
     """Encode uint8 images [B, H, W, C] in one pass; see `extract`."""
     chosen = {} if layers is None else {"layers": layers}
     return pooled(model.encode(model.normalize(images), pool=None, **chosen).astype(jnp.float32), pool)
-
-
-def pooled(tokens: Any, pool: Pool | None) -> Any:
-    """Reduce tokens [..., 1 + N, D] to [..., D], or to [..., 2 D] for "cls+mean"; None returns the tokens."""
-    if pool is None:
-        return tokens
-    parts = {"cls": tokens[..., 0, :], "mean": tokens[..., 1:, :].mean(axis=-2)}
-    return jnp.concatenate([*parts.values()], axis=-1) if pool == "cls+mean" else parts[pool]
-
-
-def encoder_of(model: Any) -> Any:
-    """Return the encoder of a masked autoencoder or a classifier; an encoder is its own."""
-    return getattr(model, "encoder", model)
-
-
-def image_size(encoder: Any) -> tuple[int, int]:
-    """Return height and width of the images of an encoder in pixels."""
-    return encoder.grid[0] * encoder.patch_size, encoder.grid[1] * encoder.patch_size

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from maejax.data.sources import Source
 from maejax.errors import InputError, install
-from maejax.evaluate.encoding import Pool, encode_source, encoder_of, image_size
+from maejax.evaluate.encoding import Pool, encode_source
 from maejax.models.trees import named_arrays
 from maejax.training.rundir import write_json
 
@@ -74,9 +74,8 @@ def write_features(
     start = time.monotonic()
     check_path(path)
     part = path.with_name(path.name + ".part")
-    encoder = encoder_of(model)
     recipe = {
-        "encoder": fingerprint(encoder),
+        "encoder": fingerprint(model.encoder),
         "images": len(source),
         "first": source.keys[0],
         "last": source.keys[-1],
@@ -84,7 +83,7 @@ def write_features(
         "layers": None if layers is None else list(layers),
         "crop_ratio": crop_ratio,
         "batch_size": batch_size,
-        "size": list(image_size(encoder)),
+        "size": list(model.config.encoder.image_size),
     }
     first, kept = _resume_point(part, recipe)
     rows: np.memmap | None = np.load(part / "features.npy", mmap_mode="r+") if first else None
@@ -152,8 +151,8 @@ def _columns(source: Source, valid: np.ndarray) -> tuple[np.ndarray, list[str]]:
 # NumPy and safetensors (from 0.8 on) write a memory-mapped array without reading all of it into memory.
 def _write_npz(path: Path, rows: np.ndarray, source: Source, valid: np.ndarray, recipe: dict[str, Any]) -> None:
     labels, names = _columns(source, valid)
-    texts = {"names": np.array(names, np.str_), "classes": np.array(source.classes, np.str_)}
-    np.savez(path, features=rows, labels=labels, **texts)
+    classes = np.array(source.classes, np.str_)
+    np.savez(path, features=rows, labels=labels, names=np.array(names, np.str_), classes=classes)
 
 
 def _write_safetensors(path: Path, rows: np.ndarray, source: Source, valid: np.ndarray, recipe: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from maejax.data.augment import build_eval
 from maejax.data.decode import decode
 from maejax.errors import InputError, UnreadableImage
-from maejax.evaluate.encoding import image_size
 from maejax.evaluate.reconstruction import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
@@ -25,13 +24,14 @@ def write_pictures(
     """
     if mask not in ("random", "block", "grid"):
         raise InputError(f"--mask {mask}: choose random, block or grid")
-    crop = build_eval(image_size(model), 1.0)
-    pixels = np.stack([crop(read(name, len(model.mean)), np.random.default_rng(0)) for name in images])
+    encoder = model.config.encoder
+    crop = build_eval(encoder.image_size, 1.0)
+    pixels = np.stack([crop(read(name, encoder.channels), np.random.default_rng(0)) for name in images])
     key = jax.random.key(seed)
     orders = {
-        "random": lambda: masking.random(key, len(images), model.patches),
-        "block": lambda: masking.block(key, len(images), model.grid),
-        "grid": lambda: masking.grid(key, len(images), model.grid),
+        "random": lambda: masking.random(key, len(images), encoder.patches),
+        "block": lambda: masking.block(key, len(images), encoder.grid),
+        "grid": lambda: masking.grid(key, len(images), encoder.grid),
     }
     order = np.asarray(orders[mask]())
     folder.mkdir(parents=True, exist_ok=True)

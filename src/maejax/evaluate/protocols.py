@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 
 from maejax.data.sources import Source
 from maejax.errors import InputError
 from maejax.evaluate.attentive import attentive_probe
-from maejax.evaluate.encoding import Pool, encode_source, pooled
+from maejax.evaluate.encoding import encode_source
 from maejax.evaluate.fewshot import few_shot
 from maejax.evaluate.knn import knn_accuracy
 from maejax.evaluate.probe import linear_probe
-from maejax.models.vit import Constant, VisionTransformer
+from maejax.models.build import initial_model
+from maejax.models.vit import Pool, VisionTransformer, pooled
 
 PROTOCOLS = ("knn", "fewshot", "linear", "attentive")
 NEIGHBOURS = (10, 20, 100, 200)  # as DINO
@@ -60,25 +60,9 @@ def pair(train: Source, test: Source) -> EvalSplits:
 
 
 def untrained_like(encoder: VisionTransformer, seed: int = 0) -> VisionTransformer:
-    """Build an encoder of the same geometry with fresh weights; fixed positions are those of `encoder`."""
-    stack, height = encoder.transformer, encoder.grid[0] * encoder.patch_size
-    fixed = isinstance(encoder.positions, Constant)
-    fresh = VisionTransformer(
-        image_size=(height, encoder.grid[1] * encoder.patch_size),
-        patch_size=encoder.patch_size,
-        channels=encoder.channels,
-        dim=encoder.dim,
-        layers=stack.layers,
-        heads=stack.blocks.attention.heads,
-        posemb="sincos2d" if fixed else "learnable",
-        layerscale=stack.blocks.scale1 is not None,
-        final_norm=encoder.norm is not None,
-        mean=encoder.mean,
-        std=encoder.std,
-        dtype=encoder.dtype,
-        rngs=nnx.Rngs(seed),
-    )
-    if fixed:
+    """Build the same encoder with fresh weights; fixed positions are those of `encoder`."""
+    fresh = initial_model(encoder.config, encoder.compute, seed)
+    if encoder.config.posemb == "sincos2d":
         fresh.positions = encoder.positions
     return fresh
 
@@ -126,7 +110,7 @@ def score(
         if "attentive" in protocols:
             log("attentive probe")
             assert train_tokens is not None and test_tokens is not None
-            heads = encoder.transformer.blocks.attention.heads
+            heads = encoder.config.heads
             scores["attentive"] = attentive_probe(train_tokens, train_y, test_tokens, test_y, heads=heads, seed=seed)
             del train_tokens, test_tokens, sides  # unmap the files before their folder is removed
     return {measure: round(float(value), 2) for measure, value in scores.items()}
@@ -138,7 +122,7 @@ def _encode(
     """Return features and labels of a source's labelled images and, mapped into memory, all tokens in float16."""
     features, labels, tokens, done = [], [], None, 0
     if tokens_path is not None:
-        shape = (len(source), 1 + encoder.patches, encoder.dim)
+        shape = (len(source), 1 + encoder.patches, encoder.config.dim)
         tokens = np.lib.format.open_memmap(tokens_path, mode="w+", dtype=np.float16, shape=shape)
     for batch, rows in encode_source(encoder, source, pool=pool if tokens is None else None, **reading):
         used = batch.valid & (batch.labels >= 0)

@@ -39,28 +39,29 @@ def reconstruct(model: Any, images: np.ndarray, order: np.ndarray) -> Reconstruc
     """Predict hidden patches of images and draw them.
 
     `images` is uint8 [B, H, W, C]. `order` is int [B, N], a permutation of the patches for each image; the first
-    `model.visible` stay visible. For a model trained on normalised patches, mean and standard deviation come from
+    K stay visible. For a model trained on normalised patches, mean and standard deviation come from
     `hidden_statistics`: only `original` shows hidden pixels.
 
     Raises ValueError if `order` is no permutation of the N patches for each of the B images.
     """
-    (rows, columns), size, channels = model.grid, model.patch_size, images.shape[-1]
+    config, encoder = model.config, model.config.encoder
+    (rows, columns), size = encoder.grid, encoder.patch_size
     if order.shape != (len(images), rows * columns) or np.any(np.sort(order, axis=1) != np.arange(rows * columns)):
         raise ValueError(f"order is a permutation of {rows * columns} patches for each of {len(images)} images")
-    seen, guessed = np.split(np.asarray(order), [model.visible], axis=1)
+    seen, guessed = np.split(np.asarray(order), [config.visible], axis=1)
     x, prediction = _predict(model, images, order.astype(np.int32))
 
     patches = np.array(patchify(x, size))
     np.put_along_axis(patches, guessed[..., None], np.asarray(prediction, patches.dtype), axis=1)
     visible = np.zeros(order.shape, bool)
     np.put_along_axis(visible, seen, True, axis=1)
-    if model.norm_pix:
+    if config.norm_pix_loss:
         for sample, shown in zip(patches, visible, strict=True):
-            mean, std = hidden_statistics(sample.reshape(-1, size, size, channels), shown, model.grid)
+            mean, std = hidden_statistics(sample.reshape(-1, size, size, encoder.channels), shown, encoder.grid)
             sample[:] = mean[:, None] + std[:, None] * sample
 
-    pixels = np.asarray(unpatchify(jax.numpy.asarray(patches), model.grid, size))
-    pixels = np.clip(np.rint(255 * (pixels * np.array(model.std) + np.array(model.mean))), 0, 255).astype(np.uint8)
+    pixels = np.asarray(unpatchify(jax.numpy.asarray(patches), encoder.grid, size))
+    pixels = np.clip(np.rint(255 * (pixels * np.array(encoder.std) + np.array(encoder.mean))), 0, 255).astype(np.uint8)
     tiles = visible.reshape(-1, rows, columns, 1)
     shown = tiles.repeat(size, axis=1).repeat(size, axis=2)
     grey = np.uint8(_GREY)
@@ -69,7 +70,7 @@ def reconstruct(model: Any, images: np.ndarray, order: np.ndarray) -> Reconstruc
         masked=np.where(shown, images, grey),
         reconstruction=np.where(shown, grey, pixels),
         pasted=np.where(shown, images, pixels),
-        note=_NORM_PIX_NOTE if model.norm_pix else _RAW_NOTE,
+        note=_NORM_PIX_NOTE if config.norm_pix_loss else _RAW_NOTE,
     )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from maejax.evaluate.encoding import Pool, encode, encoder_of, image_size
+from maejax.evaluate.encoding import Pool, encode
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -19,9 +19,9 @@ def write_compiled(model: Any, path: Path, *, pool: Pool | None = "cls", platfor
     Weights and normalisation are inside; features are those of `encoding.extract`.
     `jax.export.deserialize(bytes).call(images)` runs the file.
     """
-    encoder = encoder_of(model)
+    config = model.config.encoder
     (batch,) = export.symbolic_shape("B")
-    images = jax.ShapeDtypeStruct((batch, *image_size(encoder), encoder.channels), jnp.uint8)
+    images = jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.uint8)
     exported = export.export(jax.jit(lambda images: encode(model, images, pool)), platforms=platforms)(images)
     path.write_bytes(exported.serialize())
     return path.stat().st_size

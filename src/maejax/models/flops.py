@@ -1,17 +1,30 @@
-"""The arithmetic that a masked autoencoder is worth, whatever a program does for it."""
+"""The arithmetic of the published algorithm, which a program may do in another way."""
+
+from maejax.models.description import MAE, Classifier, Stack, ViT
 
 
-def vit_flop(tokens: int, dim: int, layers: int) -> int:
-    """Count the FLOP of the matrix products of a stack of blocks on one sample: 24 D^2 a token, 4 T D for attention."""
-    return layers * tokens * (24 * dim * dim + 4 * tokens * dim)
+def stack_flop(stack: Stack, tokens: int) -> int:
+    """Count the FLOP of the matrix products of a stack on one sample: 24 D^2 a token, 4 T D for attention."""
+    return stack.layers * tokens * (24 * stack.dim**2 + 4 * tokens * stack.dim)
 
 
-def train_flop(*, patches: int, visible: int, pixels: int, dim: int, layers: int, dec_dim: int, dec_layers: int) -> int:
-    """Count the FLOP of one training step on one image, of the published algorithm: forward, and twice that backward.
+def embed_flop(encoder: ViT) -> int:
+    """Count the FLOP of embedding all patches of one image."""
+    return 2 * encoder.patches * encoder.pixels * encoder.dim
 
-    All N patches are embedded and predicted, as the paper has it, though a program may leave out what nobody reads; no
-    recomputation counts. ViT-B/16 at 224 pixels: 58.7 GFLOP, L 124.5, H/14 291.
+
+def pretrain_flop(model: MAE) -> int:
+    """Count the FLOP of one training step on one image: forward, and twice that backward.
+
+    All N patches are embedded and predicted, as in the paper, though a program may leave out values that nobody reads.
+    Recomputation does not count. ViT-B/16 at 224 pixels: 58.7 GFLOP, L 124.5, H/14 291.
     """
-    encoder = 2 * patches * pixels * dim + vit_flop(1 + visible, dim, layers)
-    decoder = 2 * (1 + visible) * dim * dec_dim + vit_flop(1 + patches, dec_dim, dec_layers)
-    return 3 * (encoder + decoder + 2 * patches * dec_dim * pixels)
+    encoder, decoder = model.encoder, model.decoder
+    forward = embed_flop(encoder) + stack_flop(encoder, 1 + model.visible)
+    forward += 2 * (1 + model.visible) * encoder.dim * decoder.dim + stack_flop(decoder, 1 + encoder.patches)
+    return 3 * (forward + 2 * encoder.patches * decoder.dim * encoder.pixels)
+
+
+def classify_flop(model: Classifier) -> int:
+    """Count the FLOP of the encoder of a classifier on one image, forward."""
+    return embed_flop(model.encoder) + stack_flop(model.encoder, 1 + model.encoder.patches)

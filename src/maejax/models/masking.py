@@ -1,7 +1,7 @@
 """Masks as data: an order of the patches per sample, of which the first K stay visible.
 
 Every function returns `order [B, N]` int32, a permutation of 0..N-1 in each row. The strategies are those of the
-paper's Figure 6 and Table 1f; whatever the strategy, a model keeps exactly its K first patches.
+paper's Figure 6 and Table 1f. With each of them, a model keeps exactly the first K patches of the order.
 """
 
 import jax
@@ -11,18 +11,13 @@ import jax.numpy as jnp
 BLOCKS = 64
 
 
-def visible_patches(patches: int, mask_ratio: float) -> int:
-    """Count the patches that stay visible of `patches`: int(N * (1 - ratio)), as in the authors' code."""
-    return int(patches * (1 - mask_ratio))
-
-
 def random(key: jax.Array, batch: int, patches: int) -> jax.Array:
     """Draw uniformly random orders [B, N]: the argsort of uniform noise, as in the authors' code."""
     return order_of(jax.random.uniform(key, (batch, patches)))
 
 
 def order_of(noise: jax.Array) -> jax.Array:
-    """Turn noise [B, N] into the order [B, N] that the authors' code makes of it: small noise stays visible."""
+    """Turn noise [B, N] into an order [B, N] as the authors' code does: patches of small noise stay visible."""
     return jnp.argsort(noise, axis=1).astype(jnp.int32)
 
 
@@ -36,8 +31,8 @@ def grid(key: jax.Array, batch: int, shape: tuple[int, int]) -> jax.Array:
 def block(key: jax.Array, batch: int, shape: tuple[int, int]) -> jax.Array:
     """Order the patches of a (rows, columns) grid so that large random blocks come last and are hidden.
 
-    Blocks as in BEiT (Bao et al. 2022, Algorithm 1): at least 16 patches or an eighth of a smaller grid, aspect ratio
-    log-uniform in .3..1/.3. Patches of the blocks drawn first are hidden first, whatever number is to be hidden.
+    Blocks are those of BEiT (Bao et al. 2022, Algorithm 1): at least 16 patches or an eighth of a smaller grid, aspect
+    ratio log-uniform in .3..1/.3. For any number of hidden patches, those of the blocks drawn first are hidden first.
     """
     height, width = shape
     patches = height * width

@@ -1,4 +1,4 @@
-"""Images to patches and back, and the fixed position table of a patch grid."""
+"""Images to patches and back, and the fixed positions of a patch grid."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ import numpy as np
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     """Cut images [B, H, W, C] into flattened patches [B, N, P].
 
-    Patches run row by row; inside one, pixels are flattened (row, column, channel) with the channel last, as in the
-    authors' code. H and W must be multiples of `patch_size`.
+    Patches run row by row. A patch is flattened as (row, column, channel), the channel last, as in the authors' code.
+    H and W must be multiples of `patch_size`.
     """
     batch, height, width, channels = images.shape
     rows, columns = height // patch_size, width // patch_size
@@ -18,7 +18,7 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, grid: tuple[int, int], patch_size: int) -> jax.Array:
-    """Put flattened patches [B, N, P] of a (rows, columns) grid back together as images [B, H, W, C]."""
+    """Join flattened patches [B, N, P] of a (rows, columns) grid to images [B, H, W, C]."""
     batch, _, pixels = patches.shape
     rows, columns = grid
     tiles = patches.reshape(batch, rows, columns, patch_size, patch_size, pixels // patch_size**2)
@@ -26,17 +26,11 @@ def unpatchify(patches: jax.Array, grid: tuple[int, int], patch_size: int) -> ja
 
 
 def sincos_table(grid: tuple[int, int], dim: int) -> np.ndarray:
-    """Compute the fixed sine-cosine positions [1 + N, D], float32, of a (rows, columns) grid.
+    """Compute the fixed sine-cosine positions [1 + N, D], float32, of a (rows, columns) grid; D is a multiple of 4.
 
-    As in the authors' code: frequencies 10000^-(i / (D/4)) for i in 0..D/4-1, the first half of the channels encodes
-    the column and the second half the row, each as (sines, cosines); the row of the cls token is zero.
-
-    Raises:
-        ValueError: `dim` is not a multiple of 4.
-
+    As in the authors' code, the frequencies are 10000^-(i / (D/4)) for i in 0..D/4-1. The first half of the channels
+    encodes the column and the second half the row, each as (sines, cosines). The row of the cls token is zero.
     """
-    if dim % 4:
-        raise ValueError(f"sine-cosine positions need a width divisible by 4, not {dim}")
     frequencies = 10000.0 ** -(np.arange(dim // 4) / (dim / 4))
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     angles = [np.outer(axis.reshape(-1), frequencies) for axis in (columns, rows)]
@@ -45,7 +39,7 @@ def sincos_table(grid: tuple[int, int], dim: int) -> np.ndarray:
 
 
 def take_patches(patches: jax.Array, order: jax.Array) -> jax.Array:
-    """Pick patches by index, [B, N, D] by [B, K] to [B, K, D]; a table [1, N, D] serves every sample."""
+    """Take patches by index: [B, N, D] by [B, K] to [B, K, D]; [1, N, D] serves every sample."""
     if patches.shape[0] == 1:
         return patches[0][order]
     return jnp.take_along_axis(patches, order[..., None], axis=1)

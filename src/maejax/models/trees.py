@@ -1,4 +1,4 @@
-"""A model's arrays by name, and strict replacement of all of them: what checkpoints and foreign layouts speak."""
+"""Arrays of a model by name, their comparison with others, and the split of a tree in two."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -15,47 +15,39 @@ def array_name(path) -> str:
 
 
 def named_arrays(tree: Any) -> dict[str, jax.Array]:
-    """List the arrays of a model (or any pytree) by name; those of a stack of layers carry a leading depth axis."""
+    """List the arrays of a model (or any pytree) by name; those of a stack of layers have a leading depth axis."""
     return {array_name(path): array for path, array in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def check_arrays(tree: Any, arrays: Mapping[str, Any]) -> None:
-    """Check that `arrays` (or descriptions of them) are exactly those of a model, by name and shape.
-
-    Raises:
-        ValueError: a missing, extra or misshapen array; the message lists them all.
-
-    """
-    wanted = named_arrays(tree)
-    wrong = [f"missing {name} {wanted[name].shape}" for name in wanted.keys() - arrays.keys()]
-    wrong += [f"extra {name} {arrays[name].shape}" for name in arrays.keys() - wanted.keys()]
+def mismatches(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Compare arrays (or descriptions of them) by name and shape; return each difference in words, sorted."""
+    wrong = [f"missing {name} {tuple(wanted[name].shape)}" for name in wanted.keys() - given.keys()]
+    wrong += [f"extra {name} {tuple(given[name].shape)}" for name in given.keys() - wanted.keys()]
     wrong += [
-        f"{name} is {arrays[name].shape}, the model's {wanted[name].shape}"
-        for name in wanted.keys() & arrays.keys()
-        if tuple(wanted[name].shape) != tuple(arrays[name].shape)
+        f"{name} is {tuple(given[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in wanted.keys() & given.keys()
+        if tuple(given[name].shape) != tuple(wanted[name].shape)
     ]
-    if wrong:
-        raise ValueError("the weights do not fit the model: " + "; ".join(sorted(wrong)))
+    return sorted(wrong)
 
 
 def with_arrays(tree: Tree, arrays: Mapping[str, Any]) -> Tree:
     """Replace all arrays of a model, or of its abstract shape, by `arrays`, cast to the model's types.
 
-    Raises:
-        ValueError: as `check_arrays`.
-
+    Raises ValueError, with all of `mismatches`, if they are not exactly those of the model.
     """
-    check_arrays(tree, arrays)
+    if wrong := mismatches(named_arrays(tree), arrays):
+        raise ValueError("the weights do not fit the model: " + "; ".join(wrong))
     return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(arrays[array_name(path)], leaf.dtype), tree)
 
 
-def parted(tree: Tree, apart: Callable[[Any], bool]) -> tuple[Tree, Tree]:
-    """Part a model's arrays in two by path: those not `apart`, and those `apart`; None where the other has one."""
-    first = jax.tree_util.tree_map_with_path(lambda path, leaf: None if apart(path) else leaf, tree)
-    second = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if apart(path) else None, tree)
+def partition(tree: Tree, chosen: Callable[[Any], bool]) -> tuple[Tree, Tree]:
+    """Split a tree in two by path: the arrays that are not `chosen`, and those that are; None in the other's place."""
+    first = jax.tree_util.tree_map_with_path(lambda path, leaf: None if chosen(path) else leaf, tree)
+    second = jax.tree_util.tree_map_with_path(lambda path, leaf: leaf if chosen(path) else None, tree)
     return first, second
 
 
-def joined(first: Tree, second: Tree) -> Tree:
-    """Join what `parted` has parted."""
+def combine(first: Tree, second: Tree) -> Tree:
+    """Join the two trees of `partition`."""
     return jax.tree.map(lambda a, b: b if a is None else a, first, second, is_leaf=lambda leaf: leaf is None)

@@ -19,8 +19,8 @@ from maejax.console import progress
 from maejax.data.order import epoch_order
 from maejax.errors import InputError
 from maejax.evaluate.curve import write_curve
-from maejax.models.classifier import Classifier
-from maejax.models.trees import joined, parted
+from maejax.models.classifier import ImageClassifier
+from maejax.models.trees import combine, partition
 from maejax.tasks.accuracy import Accuracy, score_logits
 from maejax.tasks.checks import refuse_ignored
 from maejax.tasks.run import Input
@@ -49,7 +49,7 @@ class Sweep(NamedTuple):
     """
 
     rate: float
-    model: Classifier
+    model: ImageClassifier
     scores: dict[float, dict[str, float]]
     speed: dict[str, dict[str, float]]
 
@@ -82,13 +82,15 @@ def encoder_on(mesh: Mesh) -> Callable[[Any, np.ndarray], np.ndarray]:
     return lambda model, images: np.asarray(encode(model, put_rows(images, mesh)))
 
 
-def fill_cache(model: Classifier, loader: Input, steps: int, mesh: Mesh, tell: Callable[[int, int], None]) -> Cache:
+def fill_cache(
+    model: ImageClassifier, loader: Input, steps: int, mesh: Mesh, tell: Callable[[int, int], None]
+) -> Cache:
     """Encode the batches of the first `steps` steps of a run, as live probing sees them."""
     encode = encoder_on(mesh)
     parts: list[tuple[np.ndarray, ...]] = []
     batches = loader.iterate(0, steps)
     for step, batch in enumerate(batches):
-        check_labels(batch.labels, model.labels)
+        check_labels(batch.labels, model.config.labels)
         parts.append((encode(model, batch.images), batch.labels.copy(), batch.valid & (batch.labels >= 0)))
         tell(step + 1, steps)
     batches.close()
@@ -117,19 +119,19 @@ def sweep(
     Returns what of a classifier is trained, with a leading axis [rates]. BatchNorm's statistics depend on the features
     alone, so they are those of live probing too.
     """
-    trained, rest = parted(model, is_encoder)
+    trained, rest = partition(model, is_encoder)
     many = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(factors), *a.shape)), trained)
-    states = jax.vmap(lambda t: optimizer.init(joined(t, rest)))(many)
+    states = jax.vmap(lambda t: optimizer.init(combine(t, rest)))(many)
     table = Cache(*(jnp.asarray(column) for column in cache))
 
     def one(trained: Any, state: Any, factor: jax.Array, batch: Features):
         def loss(trained):
-            losses = probe_losses(joined(trained, rest), batch, jnp.zeros((), jnp.int32))
+            losses = probe_losses(combine(trained, rest), batch, jnp.zeros((), jnp.int32))
             return jnp.sum(losses * batch.valid) / jnp.maximum(1, jnp.sum(batch.valid))
 
         updates, state = optimizer.update(jax.grad(loss)(trained), state, trained)
         new = optax.apply_updates(trained, jax.tree.map(lambda u: factor * u, updates))  # type: ignore[arg-type]
-        return parted(update_stats(joined(new, rest), batch), is_encoder)[0], state
+        return partition(update_stats(combine(new, rest), batch), is_encoder)[0], state
 
     def step(carry, index):
         targets = soft_targets(table.labels[index], labels, smoothing)
@@ -144,9 +146,9 @@ def sweep(
     return carry[0]
 
 
-def score(model: Classifier, many: Any, judge: Accuracy) -> list[dict[str, float]]:
+def score(model: ImageClassifier, many: Any, judge: Accuracy) -> list[dict[str, float]]:
     """Score every head on the validation images, which the encoder sees once; accuracies in percent."""
-    rest = parted(model, is_encoder)[1]
+    rest = partition(model, is_encoder)[1]
     encode = encoder_on(judge.mesh)
     found = []
     for batch in judge.loader.iterate():
@@ -154,7 +156,7 @@ def score(model: Classifier, many: Any, judge: Accuracy) -> list[dict[str, float
     features, labels, valid = (jnp.asarray(np.concatenate(column)) for column in zip(*found, strict=True))
 
     def one(trained):
-        values = score_logits(joined(trained, rest).classify(features), labels, "ce")
+        values = score_logits(combine(trained, rest).classify(features), labels, "ce")
         return {name: jnp.sum(jnp.where(valid, value, 0)) for name, value in values.items()}
 
     sums, count = jax.device_get(jax.jit(jax.vmap(one))(many)), max(1, int(valid.sum()))
@@ -169,7 +171,7 @@ def score(model: Classifier, many: Any, judge: Accuracy) -> list[dict[str, float
 
 
 def choose(
-    model: Classifier,
+    model: ImageClassifier,
     many: Any,
     rates: tuple[float, ...],
     scores: list[dict[str, float]],
@@ -177,9 +179,9 @@ def choose(
 ) -> Sweep:
     """Take the head of the rate that validates best; of equal ones the smaller rate's."""
     best = max(range(len(rates)), key=lambda i: (scores[i]["val/acc1"], -rates[i]))
-    rest = parted(model, is_encoder)[1]
-    whole = joined(jax.tree.map(lambda a: a[best], many), rest)
-    return Sweep(rates[best], whole, dict(zip(rates, scores, strict=True)), speed)
+    rest = partition(model, is_encoder)[1]
+    chosen = combine(jax.tree.map(lambda a: a[best], many), rest)
+    return Sweep(rates[best], chosen, dict(zip(rates, scores, strict=True)), speed)
 
 
 def write_sweep(directory: Path, found: Sweep) -> None:

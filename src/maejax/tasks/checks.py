@@ -1,15 +1,16 @@
 """What every task checks of its flags, and what of them is written down."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from maejax.config import Config, declarations, differences, flags
+from maejax.config import Config, declarations, differences, flags, recipe
 from maejax.data.policies import check_policy
 from maejax.errors import InputError
-from maejax.models.vit import IMAGENET_MEAN, IMAGENET_STD
+from maejax.models.description import Compute, Stack, ViT
 from maejax.storage.redact import redact
 
 
@@ -52,43 +53,38 @@ def refuse_ignored(config: Config, neutral: Mapping[str, Any], why: str) -> None
             raise InputError(f"--{name.replace('_', '-')} {given[name]}: {why}")
 
 
-def encoder_arguments(config: Config) -> dict[str, Any]:
-    """Collect the encoder's keyword arguments, as JSON can hold them."""
-    encoder, data = config.encoder, config.data
-    imagenet = data.channels == 3
-    return {
-        "image_size": list(config.image_shape),
-        "patch_size": encoder.patch_size,
-        "channels": data.channels,
-        "mean": list(data.mean or (IMAGENET_MEAN if imagenet else (0.5,) * data.channels)),
-        "std": list(data.std or (IMAGENET_STD if imagenet else (0.5,) * data.channels)),
-        "dim": encoder.dim,
-        "layers": encoder.layers,
-        "heads": encoder.heads,
-        "posemb": encoder.posemb,
-        "layerscale": encoder.layerscale,
-        "dropout": encoder.dropout,
-        "droppath": encoder.droppath,
-        "remat": kept_of_blocks(config),
-        "scan": looped(config),
-        "dtype": precision(config),
-        "attention": encoder.attention,
-    }
+def encoder_config(config: Config) -> ViT:
+    """Describe the encoder that the flags ask for; fields have the names of their flags.
+
+    Raises ValueError if its sizes do not fit together.
+    """
+    return ViT(**_fields(ViT, flags(config) | {"image_size": config.image_shape}))
 
 
-def kept_of_blocks(config: Config) -> bool | str:
-    """Say what of each block is kept for the backward pass, as `Transformer` calls it: see the help of --grad-ckpt."""
-    if config.encoder.grad_ckpt:
-        return True
-    return "named" if looped(config) else False
+def decoder_config(config: Config) -> Stack:
+    """Describe the decoder that the flags ask for; fields have the names of their flags, after `dec_`.
+
+    Raises ValueError if its sizes do not fit together.
+    """
+    return Stack(**_fields(Stack, {name.removeprefix("dec_"): value for name, value in vars(config.mae).items()}))
 
 
-def looped(config: Config) -> bool:
-    """Tell whether the layers run as a loop: in one, weights that are split cannot be whole for two layers at once."""
-    return config.encoder.scan_layers or config.machine.sharding == "fsdp"
+def _fields(description: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: given[field.name] for field in dataclasses.fields(description) if field.name in given}
 
 
-def precision(config: Config) -> str:
+def compute_of(config: Config) -> Compute:
+    """Choose how the flags compute a model on the devices of this machine."""
+    return Compute(
+        dtype=precision(config),
+        remat=config.encoder.grad_ckpt,
+        # In a loop alone, layers that are split over the devices are gathered one at a time.
+        scan=config.encoder.scan_layers or config.machine.sharding == "fsdp",
+        attention=config.encoder.attention,
+    )
+
+
+def precision(config: Config) -> Literal["float32", "bfloat16"]:
     """Resolve `--precision auto` for the devices that are there."""
     if config.run.precision != "auto":
         return config.run.precision
@@ -139,11 +135,15 @@ def safe_flags(config: Config) -> dict[str, Any]:
 
 
 def run_differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
-    """List what differs from an earlier run's config.json and may not change within a run: flags, number of images."""
+    """List what differs from an earlier run's config.json and may not change within a run: flags, number of images.
+
+    Flags that an earlier version did not have count as their defaults.
+    """
     if old is None:
         return []
+    usual = flags(recipe(old["flags"]["mode"]))
     free = {name for name, declared in declarations().items() if declared.get("free")}
-    before, now = ({k: v for k, v in c["flags"].items() if k not in free} for c in (old, new))
+    before, now = ({k: v for k, v in (usual | c["flags"]).items() if k not in free} for c in (old, new))
     changed = differences(before, now)
     if None not in (old["images"], new["images"]) and old["images"] != new["images"]:
         changed.append(f"{old['images']} training images -> {new['images']}")

@@ -18,13 +18,15 @@ from maejax.data.pipeline import Batch
 from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.errors import InputError
-from maejax.models.classifier import BATCH_NORM_EPS, Classifier
-from maejax.models.flops import vit_flop
+from maejax.models.build import abstract_model, initial_model
+from maejax.models.classifier import BATCH_NORM_EPS, ImageClassifier
+from maejax.models.description import Classifier
+from maejax.models.flops import classify_flop
 from maejax.models.vit import normalize
 from maejax.storage import mirror
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
-from maejax.tasks.checks import check_run_flags, encoder_arguments, refuse_ignored
+from maejax.tasks.checks import check_run_flags, compute_of, encoder_config, refuse_ignored
 from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
 from maejax.tasks.run import (
     Finished,
@@ -53,13 +55,19 @@ from maejax.training.optim import DECAYED, FINETUNE_DECAYED, for_trained
 from maejax.training.rundir import CHECKPOINTS
 from maejax.training.state import Frozen, TrainState, abstract_state, create_state, make_step
 from maejax.training.trackers import check_installed
-from maejax.weights.run_directory import abstract_model, initial_model
 
 
-def geometry(config: Config, labels: int) -> dict[str, Any]:
-    """Collect the classifier's keyword arguments, as JSON can hold them; a probe normalises before its head."""
-    arguments = {**encoder_arguments(config), "labels": labels, "pooling": config.encoder.pooling}
-    return arguments | ({"head_norm": BATCH_NORM_EPS} if config.run.mode == "linear" else {})
+def model_config(config: Config, labels: int) -> Classifier:
+    """Describe the classifier that the flags ask for; a probe normalises before its head.
+
+    Raises InputError if its sizes do not fit together.
+    """
+    eps = BATCH_NORM_EPS if config.run.mode == "linear" else 0.0
+    try:
+        encoder = encoder_config(config)
+        return Classifier(encoder=encoder, labels=labels, pooling=config.encoder.pooling, head_norm=eps)
+    except ValueError as error:
+        raise InputError(f"the model's flags do not fit together: {error}") from None
 
 
 def check_flags(config: Config) -> None:
@@ -137,33 +145,29 @@ def run(config: Config, console: Console) -> Finished:
     mirror.check(config.run.output_dir)
     check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
     train_source, valid_source = open_sources(config)
-    arguments = geometry(config, count_classes(config.encoder.labels, train_source, config.data.train_dataset_shards))
+    model = model_config(config, count_classes(config.encoder.labels, train_source, config.data.train_dataset_shards))
     if valid_source is not None:
-        match_classes(valid_source, train_source.classes, arguments["labels"], config.data.valid_dataset_shards)
-    try:
-        shape = abstract_model(arguments)
-    except ValueError as error:
-        raise InputError(f"the model's flags do not fit together: {error}") from None
-    given = Transferred({}, {}, ())
+        match_classes(valid_source, train_source.classes, model.labels, config.data.valid_dataset_shards)
+    given = Transferred({}, model, ())
     if config.run.pretrained_ckpt:
-        mapping = read_mapping(config.transfer.label_mapping, arguments["labels"])
-        given = transfer(config, arguments, shape, mapping)
-        arguments |= given.arguments
+        mapping = read_mapping(config.transfer.label_mapping, model.labels)
+        given = transfer(config, model, abstract_model(model), mapping)
+        model = given.model
     elif config.transfer.label_mapping:
         raise InputError("--label-mapping re-uses the head of a --pretrained-ckpt: give one")
-    init, optimizer, step = build_step(config, arguments)
+    init, optimizer, step = build_step(config, model)
     frozen, peak = is_encoder if config.run.mode == "linear" else None, configured_rate(config)[1]
-    transform = configured_transform(config, arguments["mean"])
+    transform = configured_transform(config, model.encoder.mean)
 
     def start(state: TrainState) -> TrainState:
         return restart_average(place_weights(state, given.arrays), frozen)
 
     if config.run.cache_features:
-        return probe_cached(config, console, arguments, init, start, (train_source, valid_source), transform)
+        return probe_cached(config, console, model, init, start, (train_source, valid_source), transform)
     trained = train(
         config,
         Recipe(
-            model=arguments,
+            model=model,
             init=init,
             optimizer=optimizer,
             step=step,
@@ -171,10 +175,10 @@ def run(config: Config, console: Console) -> Finished:
             weights="; ".join(given.notices),
             source=train_source,
             loader=partial(train_loader, config, train_source, transform),
-            check=partial(check_batch, labels=arguments["labels"]),
-            flop=step_flop(shape, config.run.mode),
+            check=partial(check_batch, labels=model.labels),
+            flop=step_flop(model, config.run.mode),
             judge=None if valid_source is None else partial(open_accuracy, config, valid_source),
-            describe=partial(describe, config, train_source, peak, arguments),
+            describe=partial(describe, config, train_source, peak, model),
             explain=partial(explain, train_source),
         ),
         console,
@@ -185,7 +189,7 @@ def run(config: Config, console: Console) -> Finished:
 def probe_cached(
     config: Config,
     console: Console,
-    arguments: dict[str, Any],
+    model: Classifier,
     init: Callable[[], Any],
     start: Callable[[TrainState], TrainState],
     sources: tuple[Source | Stream, Source | None],
@@ -196,7 +200,7 @@ def probe_cached(
     directory, steps = run_directory(config), config.optimization.training_steps
     if train_source.total is None or valid_source is None:
         raise InputError("--cache-features: shards that arrive while training have no known number; fetch them before")
-    newest, _ = open_directory(config, arguments, train_source)
+    newest, _ = open_directory(config, model, train_source)
     optimizer, _, peak = build(config)
     mesh = make_mesh()
     with mirror.published(directory), open_checkpoints(directory / CHECKPOINTS, 1) as checkpoints, jax.set_mesh(mesh):
@@ -205,7 +209,7 @@ def probe_cached(
             shape = abstract_state(init, optimizer, mesh)
             return Finished(directory, checkpoints.restore(shape).state.model, True)  # type: ignore[arg-type]
         state = start(create_state(init, optimizer, mesh))
-        console.print(describe(config, train_source, peak, arguments, state), highlight=False)
+        console.print(describe(config, train_source, peak, model, state), highlight=False)
         judge = open_accuracy(config, valid_source, directory, mesh, 0)
         found = cached_probe.probe(
             config,
@@ -214,7 +218,7 @@ def probe_cached(
             optimizer,
             train_loader(config, train_source, transform),
             judge,
-            arguments["labels"],
+            model.labels,
             config.augment.label_smoothing,
             train_source.total,
         )
@@ -243,10 +247,10 @@ def build(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule,
     return (for_trained(optimizer, is_encoder) if linear else optimizer), rate, peak
 
 
-def build_step(config: Config, arguments: dict[str, Any]):
+def build_step(config: Config, model: Classifier):
     """Build what trains: a function that makes the model, the optimizer, and the step of `make_step`."""
     optimizer, rate, _ = build(config)
-    init = partial(initial_model, arguments, config.seeds.init_seed)
+    init = partial(initial_model, model, compute_of(config), config.seeds.init_seed)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed, criterion=config.augment.criterion)
     parts, frozen = config.optimization.grad_accum, None
     if config.run.mode == "linear":
@@ -257,7 +261,7 @@ def build_step(config: Config, arguments: dict[str, Any]):
         optimizer,
         rate,
         grad_accum=parts,
-        draw=partial(draw_batch, config=config, arguments=arguments),
+        draw=partial(draw_batch, config=config, model=model),
         on_nan=config.machine.on_nan,
         sharding=config.machine.sharding,
         frozen=frozen,
@@ -284,27 +288,27 @@ class Drawn(NamedTuple):
     valid: jax.Array
 
 
-def draw_batch(batch: Batch, step: jax.Array, *, config: Config, arguments: dict[str, Any]) -> Drawn:
+def draw_batch(batch: Batch, step: jax.Array, *, config: Config, model: Classifier) -> Drawn:
     """Normalise, erase and mix the images of a global batch, in the order of timm; unlabelled images are not valid.
 
     A function of the batch, the seeds and the step alone.
     """
     augment, seeds, valid = config.augment, config.seeds, batch.valid & (batch.labels >= 0)
-    targets = soft_targets(batch.labels, arguments["labels"], augment.label_smoothing)
-    x = normalize(batch.images, tuple(arguments["mean"]), tuple(arguments["std"]))
+    targets = soft_targets(batch.labels, model.labels, augment.label_smoothing)
+    x = normalize(batch.images, model.encoder.mean, model.encoder.std)
     # Behind a barrier, else XLA draws noise anew for an image and for its partner, and mixes for each product.
     x = jax.lax.optimization_barrier(erase(x, step, seed=seeds.shuffle_seed, probability=augment.random_erasing))
     x, targets = mix(x, targets, valid, step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix)
     return Drawn(jax.lax.optimization_barrier(x), targets, valid)
 
 
-def sample_losses(model: Classifier, batch: Drawn, microstep: jax.Array, *, dropout_seed: int, criterion) -> jax.Array:
+def sample_losses(model: ImageClassifier, batch: Drawn, microstep: Any, *, dropout_seed: int, criterion) -> jax.Array:
     """Compute the loss of every sample [B]; dropout is a function of (seed, microstep) alone."""
     dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), microstep)
     return cross_entropy(model(batch.x, dropout_key), batch.targets, criterion)
 
 
-def encode_batch(model: Classifier, batch: Drawn, *, parts: int = 1) -> Features:
+def encode_batch(model: ImageClassifier, batch: Drawn, *, parts: int = 1) -> Features:
     """Compute the features [B, D] of a batch by the frozen encoder, as in evaluation, in `parts` one after the other.
 
     The head's BatchNorm sees the whole batch.
@@ -335,15 +339,13 @@ def explain(source: Source | Stream, directory: Path, mesh: Mesh, state: TrainSt
 
 def step_flop(model: Classifier, mode: str) -> int:
     """Count the FLOP of one step on one image: forward, and twice that backward where the encoder is trained."""
-    encoder, patches = model.encoder, model.encoder.patches
-    embed = 2 * patches * encoder.patch_size**2 * encoder.channels * encoder.dim
-    return (1 if mode == "linear" else 3) * (embed + vit_flop(1 + patches, encoder.dim, encoder.transformer.layers))
+    return (1 if mode == "linear" else 3) * classify_flop(model)
 
 
-def describe(config: Config, source: Source | Stream, peak: float, arguments: dict[str, Any], state: TrainState) -> str:
+def describe(config: Config, source: Source | Stream, peak: float, model: Classifier, state: TrainState) -> str:
     """Say in a few lines what is about to be trained, on what, where."""
-    read = "the mean of the patches" if arguments["pooling"] == "gap" else "cls"
-    head = f"head of {arguments['labels']} classes on {read}"
+    read = "the mean of the patches" if model.pooling == "gap" else "cls"
+    head = f"head of {model.labels} classes on {read}"
     frozen = ", encoder frozen" if config.run.mode == "linear" else ""
     encoder = f"{config.encoder.layers} x {config.encoder.dim} encoder{frozen}"
     return describe_run(config, source, peak, state, f"{encoder}, {head}")

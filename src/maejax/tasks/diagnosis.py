@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maejax.models.classifier import Classifier
+from maejax.models.classifier import ImageClassifier
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.trees import named_arrays
 from maejax.models.vit import Transformer
@@ -40,7 +40,7 @@ def first_bad_layer(model: MaskedAutoencoder, images: np.ndarray, order: np.ndar
     return f"the gradient of {wrong[-1]}" if wrong else "no layer without dropout"
 
 
-def first_bad_part(model: Classifier, images: np.ndarray, labels: jax.Array) -> str:
+def first_bad_part(model: ImageClassifier, images: np.ndarray, labels: jax.Array) -> str:
     """Name the first part of a classifier that is not finite on images uint8 [B, H, W, C] with labels int32 [B]."""
     wrong = [name for name, array in named_arrays(model).items() if not finite(array)]
     if wrong:

@@ -1,6 +1,5 @@
 """The numbers of a classifier that is there already, whoever trained it (`maejax train --eval-only`)."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,8 @@ from maejax.config import Config
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source
 from maejax.errors import InputError, WeightsError
-from maejax.models.classifier import Classifier
+from maejax.models.classifier import ImageClassifier
+from maejax.models.description import Compute
 from maejax.storage import mirror
 from maejax.storage.redact import redact
 from maejax.tasks.accuracy import Accuracy
@@ -23,7 +23,7 @@ from maejax.training.rundir import read_config, write_json
 from maejax.weights import run_directory as runs
 from maejax.weights.addresses import local
 from maejax.weights.pretrained import fetch_pretrained
-from maejax.weights.weights import Weights
+from maejax.weights.weights import Weights, model_of
 
 
 def run(config: Config, console: Console) -> dict[str, Any]:
@@ -46,15 +46,15 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     source = open_source(data.valid_dataset_shards, cache_dir=data.cache_dir)
     check_readable(source, data.channels)
     weights, said = read_whole(config)
-    model = runs.model_of(weights)
-    if not isinstance(model, Classifier):
+    model = model_of(weights, Compute(dtype=precision(config)))
+    if not isinstance(model, ImageClassifier):
         raise InputError(f"--pretrained-ckpt {path} has no head; train one with --mode linear or finetune")
     mapped = known_classes(path)
-    match_classes(source, mapped or source.classes, model.labels, data.valid_dataset_shards)
+    match_classes(source, mapped or source.classes, model.config.labels, data.valid_dataset_shards)
     mesh = make_mesh()
     judge = Accuracy(config, source, run_directory(config), mesh, faults_allowed(config))
     console.print(f"weights  {said or path}: {weights.writer}", highlight=False)
-    console.print(f"data     {len(source):,} images, {model.labels} classes", highlight=False)
+    console.print(f"data     {len(source):,} images, {model.config.labels} classes", highlight=False)
     with jax.set_mesh(mesh):
         scores = judge.score(jax.tree.map(lambda a: put_same(a, mesh), model))
     result = {
@@ -62,7 +62,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         "writer": weights.writer,
         "data": redact(data.valid_dataset_shards),
         "images": judge.images,
-        "classes": model.labels,
+        "classes": model.config.labels,
         **scores,
     }
     if jax.process_index() == 0:
@@ -96,10 +96,10 @@ def read_whole(config: Config) -> tuple[Weights, str]:
         weights, said = fetch()
     except WeightsError:  # perhaps since nothing tells the heads
         weights, said = fetch(heads=config.encoder.heads)
-    told, flags = weights.arguments, config.encoder
-    if told["dim"] == flags.dim and told["heads"] != flags.heads:
-        weights, said = fetch(heads=config.encoder.heads)
-    return replace(weights, arguments={**weights.arguments, "dtype": precision(config)}), said
+    found, flags = weights.config.encoder, config.encoder
+    if found.dim == flags.dim and found.heads != flags.heads:
+        weights, said = fetch(heads=flags.heads)
+    return weights, said
 
 
 def known_classes(path: str) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Masked-autoencoder pre-training (He et al. 2022): the recipe behind `maejax train --mode pretrain`."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +16,12 @@ from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.errors import InputError
 from maejax.models import masking
-from maejax.models.flops import train_flop
+from maejax.models.build import initial_model
+from maejax.models.description import MAE
+from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
 from maejax.storage import mirror
-from maejax.tasks.checks import check_run_flags, encoder_arguments, refuse_ignored
+from maejax.tasks.checks import check_run_flags, compute_of, decoder_config, encoder_config, refuse_ignored
 from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
 from maejax.tasks.run import (
     Finished,
@@ -39,26 +42,18 @@ from maejax.training.mesh import first_device, local_copy
 from maejax.training.rundir import BEST
 from maejax.training.state import TrainState, make_step
 from maejax.training.trackers import check_installed
-from maejax.weights import files, run_directory
-from maejax.weights.pretrained import load_pretrained
-from maejax.weights.run_directory import abstract_model, initial_model
 
 
-def geometry(config: Config) -> dict[str, Any]:
-    """Collect the model's keyword arguments, as JSON can hold them; kept in config.json to load the model again."""
-    mae = config.mae
-    return {
-        **encoder_arguments(config),
-        "mask_ratio": mae.image_mask_ratio,
-        "norm_pix_loss": mae.norm_pix_loss,
-        "dec_dim": mae.dec_dim,
-        "dec_layers": mae.dec_layers,
-        "dec_heads": mae.dec_heads,
-        "dec_posemb": mae.dec_posemb,
-        "dec_layerscale": mae.dec_layerscale,
-        "dec_dropout": mae.dec_dropout,
-        "dec_droppath": mae.dec_droppath,
-    }
+def model_config(config: Config) -> MAE:
+    """Describe the model that the flags ask for; kept in config.json to load it again.
+
+    Raises InputError if its sizes do not fit together.
+    """
+    masking = {"mask_ratio": config.mae.image_mask_ratio, "norm_pix_loss": config.mae.norm_pix_loss}
+    try:
+        return MAE(encoder=encoder_config(config), decoder=decoder_config(config), **masking)
+    except ValueError as error:
+        raise InputError(f"the model's flags do not fit together: {error}") from None
 
 
 def check_flags(config: Config) -> None:
@@ -103,34 +98,30 @@ def run(config: Config, console: Console, *, sources: tuple[Source | Stream, Sou
     check_flags(config)
     mirror.check(config.run.output_dir)
     check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
-    model_arguments = geometry(config)
-    try:
-        abstract_model(model_arguments)
-    except ValueError as error:
-        raise InputError(f"the model's flags do not fit together: {error}") from None
+    model = model_config(config)
     train_source, valid_source = sources or open_sources(config)
-    start_from = config.run.pretrained_ckpt
-    weights = None
+    start_from, said, arrays = config.run.pretrained_ckpt, "", None
     if start_from:
-        rule = config.transfer.channel_rule
-        weights = load_pretrained(start_from, model_arguments, config.data.cache_dir, rule)
-    if weights is not None and weights.gelu != "erf":
-        model_arguments |= {"gelu": weights.gelu}
+        from maejax.weights.pretrained import load_pretrained  # training from scratch reads no weights
+
+        weights, said = load_pretrained(start_from, model, config.data.cache_dir, config.transfer.channel_rule)
+        arrays, gelu = weights.arrays, weights.config.encoder.gelu
+        model = replace(model, encoder=replace(model.encoder, gelu=gelu), decoder=replace(model.decoder, gelu=gelu))
     _, peak = configured_rate(config)
-    init, optimizer, step = build_step(config, model_arguments)
-    transform = configured_transform(config, model_arguments["mean"])
+    init, optimizer, step = build_step(config, model)
+    transform = configured_transform(config, model.encoder.mean)
     trained = train(
         config,
         Recipe(
-            model=model_arguments,
+            model=model,
             init=init,
             optimizer=optimizer,
             step=step,
-            start=lambda state: state if weights is None else with_weights(state, weights.arrays),
-            weights="" if weights is None else weights.said or start_from,
+            start=lambda state: state if arrays is None else with_weights(state, arrays),
+            weights=said or start_from,
             source=train_source,
             loader=partial(train_loader, config, train_source, transform),
-            flop=step_flop(abstract_model(model_arguments)),
+            flop=pretrain_flop(model),
             judge=None if valid_source is None else partial(open_validation, config, valid_source),
             describe=partial(describe, config, train_source, peak),
             explain=partial(explain, config, train_source),
@@ -144,13 +135,13 @@ def run(config: Config, console: Console, *, sources: tuple[Source | Stream, Sou
     return Finished(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
 
 
-def build_step(config: Config, model_arguments: dict[str, Any]):
+def build_step(config: Config, model: MAE):
     """Build what trains: a function that makes the model, the optimizer, and the step of `make_step`."""
     rate, _ = configured_rate(config)
     optimizer = configured_optimizer(config, rate)
-    init = partial(initial_model, model_arguments, config.seeds.init_seed)
+    init = partial(initial_model, model, compute_of(config), config.seeds.init_seed)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
-    draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=abstract_model(model_arguments).patches)
+    draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=model.encoder.patches)
     step = make_step(
         losses,
         optimizer,
@@ -187,20 +178,6 @@ def explain(
     return f"first not finite: {where}; on {keys}; {write_batch(path, {**rows._asdict(), 'order': order})}"
 
 
-def step_flop(model: MaskedAutoencoder) -> int:
-    """Count the FLOP of one step on one image."""
-    encoder, decoder = model.encoder.transformer, model.decoder
-    return train_flop(
-        patches=model.patches,
-        visible=model.visible,
-        pixels=model.patch_size**2 * model.encoder.channels,
-        dim=model.encoder.dim,
-        layers=encoder.layers,
-        dec_dim=model.mask_token.shape[-1],
-        dec_layers=decoder.layers,
-    )
-
-
 class Masked(NamedTuple):
     """A batch with masks: `images` uint8 [B, H, W, C], `order` int32 [B, N] of the patches, `valid` bool [B]."""
 
@@ -235,6 +212,8 @@ def describe(config: Config, source: Source | Stream, peak: float, state: TrainS
 
 def export_original(directory: Path) -> list[Path]:
     """Write a run's newest and best checkpoint as `<name>-last.msgpack` and `<name>-best.msgpack` into its folder."""
+    from maejax.weights import files, run_directory
+
     found = {"last": directory} | ({"best": directory / BEST} if saved_steps(directory / BEST) else {})
     paths = [directory / f"{directory.name}-{which}.msgpack" for which in found]
     for path, source in zip(paths, found.values(), strict=True):

@@ -1,7 +1,7 @@
 """What every task does around the loop: open the data, the run and its checkpoints, start or go on, tell, clean up."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
-from maejax import __version__
 from maejax.config import Config
 from maejax.data.augment import Transform, build_train
 from maejax.data.batch_plan import BatchConfig
@@ -24,14 +23,15 @@ from maejax.data.sources import Source, open_source, open_stream
 from maejax.data.stream import Stream
 from maejax.distributed.processes import all_processes, broadcast_from_0
 from maejax.errors import InputError
-from maejax.models.trees import array_name, check_arrays
+from maejax.models.description import MAE, Classifier
+from maejax.models.trees import array_name, mismatches, named_arrays
 from maejax.storage import mirror
-from maejax.tasks.checks import precision, run_differences, safe_flags, traced_steps
+from maejax.tasks.checks import compute_of, precision, run_differences, safe_flags, traced_steps
 from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.ema import as_evaluated
 from maejax.training.log import RunLog, evaluated_at
-from maejax.training.loop import Feed, Intervals, Run, Watch, fit
+from maejax.training.loop import Feed, Intervals, RunContext, Watch, fit
 from maejax.training.mesh import make_mesh
 from maejax.training.optim import ParameterRules, build_optimizer
 from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, open_run, read_config
@@ -39,6 +39,7 @@ from maejax.training.schedule import peak_rate, warmup_cosine
 from maejax.training.state import TrainState, abstract_state, create_state
 from maejax.training.trace import Trace
 from maejax.training.trackers import TensorBoard, Tracker, WandB
+from maejax.version import __version__
 
 
 class Judge(Protocol):
@@ -87,7 +88,7 @@ class Recipe:
     """All in which tasks differ.
 
     Args:
-        model: its arguments, for config.json.
+        model: its description.
         init: makes it.
         optimizer, step: see `make_step`.
         start: puts pre-trained weights into a new state.
@@ -102,7 +103,7 @@ class Recipe:
 
     """
 
-    model: dict[str, Any]
+    model: MAE | Classifier
     init: Callable[[], nnx.Module]
     optimizer: optax.GradientTransformation
     step: Callable
@@ -201,7 +202,7 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
                     merge_if_any,
                     partial(count_faults, loader),
                 ),
-                Run(
+                RunContext(
                     start,
                     optimization.training_steps,
                     Intervals(given.save_interval, given.log_interval, given.eval_interval, given.save_minutes),
@@ -223,7 +224,7 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
     return Trained(directory, state, done)
 
 
-def open_directory(config: Config, model: dict[str, Any], source: Source | Stream) -> tuple[int, dict[str, Any]]:
+def open_directory(config: Config, model: MAE | Classifier, source: Source | Stream) -> tuple[int, dict[str, Any]]:
     """Open the folder of a run, new or old: the step of its newest checkpoint, and what config.json holds.
 
     Raises:
@@ -235,7 +236,8 @@ def open_directory(config: Config, model: dict[str, Any], source: Source | Strea
     written = {
         "maejax": __version__,
         "flags": safe_flags(config),
-        "model": model,
+        "model": model.to_json(),
+        "compute": asdict(compute_of(config)),
         "images": source.total,
         "classes": source.classes,
     }
@@ -326,10 +328,8 @@ def train_loader(config: Config, source: Source | Stream, transform: Transform) 
 
 def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
     """Start from given weights instead of random ones; strict."""
-    try:
-        check_arrays(state.model, weights)
-    except ValueError as error:
-        raise InputError(f"--pretrained-ckpt: {error}") from None
+    if wrong := mismatches(named_arrays(state.model), weights):
+        raise InputError(f"--pretrained-ckpt: the weights do not fit the model: {'; '.join(wrong)}")
     return place_weights(state, weights)
 
 

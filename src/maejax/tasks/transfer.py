@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,66 +12,59 @@ from maejax.config import Config
 from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.errors import InputError, WeightsError
-from maejax.models.trees import named_arrays
-from maejax.weights.pretrained import load_pretrained
-from maejax.weights.run_directory import fold_head_norm
-from maejax.weights.weights import listed
+from maejax.models.description import Classifier
+from maejax.models.trees import mismatches, named_arrays
 
 NEW = -1  # in a label mapping: a class that the old head does not know
 
 
 class Transferred(NamedTuple):
-    """Arrays by our names to start from, arguments that the model takes over, and what is to be said of them."""
+    """Arrays by our names to start from, the model with what it takes over, and sentences on them."""
 
     arrays: dict[str, np.ndarray]
-    arguments: dict[str, Any]
+    model: Classifier
     notices: tuple[str, ...]
 
 
-def transfer(config: Config, arguments: dict[str, Any], shape: Any, mapping: Sequence[int] | None) -> Transferred:
+def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[int] | None) -> Transferred:
     """Read `--pretrained-ckpt` for a classifier: all of the encoder, and of the head what fits.
 
-    Args:
-        config: of the run.
-        arguments: of the classifier.
-        shape: the abstract classifier.
-        mapping: for every class the old one's number, or -1; None where there is no `--label-mapping`.
-
-    Raises:
-        InputError: the file cannot be had, lacks a tensor of the encoder, or has it in another shape.
-        InputError: the mapping needs a head that the file has not.
-
+    `shape` is the abstract model. `mapping` has the old class's number, or -1, of every class; None without
+    `--label-mapping`. Raises InputError if the file cannot be had, if its encoder is another one, or if the mapping
+    needs a head that the file lacks.
     """
+    from maejax.weights.pretrained import load_pretrained  # training from scratch reads no weights
+    from maejax.weights.weights import fold_head_norm
+
     path = config.run.pretrained_ckpt
-    found = load_pretrained(path, arguments, config.data.cache_dir, config.transfer.channel_rule)
-    wanted = {name: tuple(array.shape) for name, array in named_arrays(shape).items()}
-    if "head_norm.mean" in found.arrays and "head_norm.mean" not in wanted:
-        found = found._replace(arrays=fold_head_norm(found.arrays, found.head_norm))  # a probe that is fine-tuned
-    found = found._replace(arrays=without_affine(found.arrays))
-    arrays = {name: array for name, array in found.arrays.items() if name.startswith(("encoder.", "norm."))}
-    check_encoder(path, arrays, wanted, arguments["pooling"])
+    weights, fetched = load_pretrained(path, model, config.data.cache_dir, config.transfer.channel_rule)
+    given, wanted = weights.arrays, named_arrays(shape)
+    if isinstance(weights.config, Classifier) and not model.head_norm and "head_norm.mean" in given:
+        given, _ = fold_head_norm(given, weights.config)  # a probe that is fine-tuned
+    given = without_affine(given)
+    arrays = {name: array for name, array in given.items() if name.startswith(("encoder.", "norm."))}
+    check_encoder(path, arrays, wanted, model.pooling)
     arrays = {name: array for name, array in arrays.items() if name in wanted}
-    notices = [found.said or path]
-    if "mask_token" in found.arrays:
+    notices = [fetched or path]
+    if "mask_token" in given:
         notices.append("its decoder is left out")
-    head = {name: a for name, a in found.arrays.items() if name.startswith(("head.", "head_norm.")) and name in wanted}
+    head = {name: a for name, a in given.items() if name.startswith(("head.", "head_norm.")) and name in wanted}
     complete = head.keys() == {name for name in wanted if name.startswith(("head.", "head_norm."))}
-    old = len(found.arrays["head.bias"]) if "head.bias" in found.arrays else 0
+    old = len(given["head.bias"]) if "head.bias" in given else 0
     if mapping is not None:
         if not old:
             raise InputError(f"--label-mapping: {path} has no head to take rows from")
-        arrays |= mapped_head(found.arrays, mapping, arguments)
+        arrays |= mapped_head(given, mapping, model)
         notices.append(f"{sum(i != NEW for i in mapping)} of {len(mapping)} classes start from its head")
-    elif complete and old == arguments["labels"]:
+    elif complete and old == model.labels:
         arrays |= head
         notices.append(f"its head of {old} classes is taken over")
     elif old:
         notices.append(f"its head of {old} classes is left out (--label-mapping FILE takes rows of it)")
-    taken: dict[str, Any] = {} if found.gelu == "erf" else {"gelu": found.gelu}
-    for name in ("mean", "std"):
-        if not getattr(config.data, name):
-            taken[name] = found.normalization[name]
-    return Transferred(arrays, taken, tuple(notices))
+    found = weights.config.encoder
+    taken = {name: getattr(found, name) for name in ("mean", "std") if not getattr(config.data, name)}
+    encoder = replace(model.encoder, gelu=found.gelu, **taken)
+    return Transferred(arrays, replace(model, encoder=encoder), tuple(notices))
 
 
 def without_affine(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -85,36 +79,20 @@ def without_affine(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {n: a for n, a in arrays.items() if n not in ("head_norm.scale", "head_norm.bias")} | moved
 
 
-def check_encoder(path: str, arrays: dict[str, np.ndarray], wanted: dict[str, tuple[int, ...]], pooling: str) -> None:
-    """Refuse a file whose encoder is not the one that is asked for.
-
-    Raises:
-        WeightsError: every missing, extra or misshapen tensor.
-
-    """
-    encoder = {name: size for name, size in wanted.items() if name.startswith("encoder.")}
+def check_encoder(path: str, arrays: dict[str, np.ndarray], wanted: dict[str, Any], pooling: str) -> None:
+    """Check that the encoder of a file is the one that the flags describe; raises WeightsError with all differences."""
     if pooling == "cls" and "encoder.norm.scale" not in arrays and "norm.scale" in arrays:
         raise WeightsError(
             f"{path} was fine-tuned on the mean of the patches and has no final norm: give --pooling gap"
         )
-    wrong = [f"missing {name} {size}" for name, size in encoder.items() if name not in arrays]
-    wrong += [
-        f"{name} is {array.shape}, not {encoder[name]}"
-        for name, array in arrays.items()
-        if name in encoder and array.shape != encoder[name]
-    ]
-    wrong += [
-        f"extra {name}"
-        for name in arrays
-        if name.startswith("encoder.") and name not in encoder and not name.startswith("encoder.norm.")
-    ]
-    if wrong:
+    encoder = {name: array for name, array in wanted.items() if name.startswith("encoder.")}
+    unused = () if "encoder.norm.scale" in encoder else ("encoder.norm.scale", "encoder.norm.bias")
+    given = {n: a for n, a in arrays.items() if n.startswith("encoder.") and n not in unused}
+    if wrong := mismatches(encoder, given):
         raise WeightsError(f"--pretrained-ckpt {path} is not the encoder that the flags describe: {'; '.join(wrong)}")
 
 
-def mapped_head(
-    found: dict[str, np.ndarray], mapping: Sequence[int], arguments: dict[str, Any]
-) -> dict[str, np.ndarray]:
+def mapped_head(found: dict[str, np.ndarray], mapping: Sequence[int], model: Classifier) -> dict[str, np.ndarray]:
     """Make a head [D, labels] of an old one's columns; classes that it does not know start at zero.
 
     Raises:
@@ -127,7 +105,7 @@ def mapped_head(
     known = np.array(mapping) != NEW
     columns = np.where(known, mapping, 0)
     head = {"head.kernel": kernel[:, columns] * known, "head.bias": bias[columns] * known}
-    if "head_norm" in arguments:
+    if model.head_norm:
         head |= {name: found[name] for name in ("head_norm.mean", "head_norm.var") if name in found}
     return head
 
@@ -191,6 +169,6 @@ def match_classes(source: Source, classes: Sequence[str], labels: int, spec: str
     if (source.labels < 0).all():
         raise InputError(f"--valid-dataset-shards {spec}: its images have no labels")
     if unknown := source.number_classes_as(classes):
-        raise InputError(f"--valid-dataset-shards {spec}: training has no class {listed(unknown)}")
+        raise InputError(f"--valid-dataset-shards {spec}: training has no class {', '.join(sorted(unknown)[:8])}")
     if source.labels.max() >= labels:
         raise InputError(f"--valid-dataset-shards {spec}: has class {source.labels.max()}, and there are {labels}")

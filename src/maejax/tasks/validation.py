@@ -94,8 +94,7 @@ def best_so_far(directory: Path, metric: str, start: int, sign: int = 1) -> tupl
 
     It is infinite, and the step 0, where the run has none. All processes call this and get what the first one reads.
     """
-    metrics = directory / "metrics.jsonl"
-    earlier = read_metrics(metrics, metric) if metrics.exists() else []
+    earlier = read_metrics(directory / "metrics.jsonl", metric)
     best = min(((sign * value, step) for step, value in earlier if step <= start), default=(float("inf"), 0))
     return sign * broadcast_from_0(best[0]), int(broadcast_from_0(best[1]))
 

@@ -13,7 +13,7 @@ import jax
 from maejax.distributed.processes import all_processes
 from maejax.errors import Failed
 from maejax.storage import mirror
-from maejax.training.checkpoint import Checkpoints, save_alone
+from maejax.training.checkpoint import Checkpoints, Parts, save_alone
 from maejax.training.mesh import fetch_on_first
 
 UNUSED = 1 << 62  # bytes free on the disk of a process that writes nothing
@@ -46,7 +46,7 @@ class CopiedCheckpoints(Checkpoints):
         """The steps with a complete checkpoint, oldest first."""
         return self._steps
 
-    def _start(self, path: Path, parts: dict[str, dict[str, Any]], metadata: dict[str, Any]) -> Future[None]:
+    def _start(self, path: Path, parts: Parts, metadata: dict[str, Any]) -> Future[None]:
         alone = jax.process_count() == 1
         if not alone:
             parts = fetch_on_first(parts, parts["step"]["step"].sharding.mesh)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import Checkpointer, CompositeCheckpointHandler, CompositeOptions, PyTreeCheckpointHandler, args
 from orbax.checkpoint import v1 as ocp
@@ -18,7 +17,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 
 from maejax.distributed.processes import all_processes, first_line
 from maejax.errors import Failed, InputError
-from maejax.models.trees import check_arrays, named_arrays, with_arrays
+from maejax.models.trees import mismatches, named_arrays, with_arrays
 from maejax.storage import mirror
 from maejax.training.mesh import gather
 from maejax.training.state import TrainState
@@ -28,6 +27,9 @@ _log = logging.getLogger("maejax.training")
 PATIENCE = 300  # seconds that processes wait for each other in a save; one of them may have failed
 TRIES = 40  # to remove the files of a save that failed
 COMPRESSED = 0.9  # a checkpoint takes at least this part of the state's bytes
+
+
+Parts = dict[str, dict[str, Any]]  # arrays by name, by part
 
 
 class Restored(NamedTuple):
@@ -87,7 +89,7 @@ class Checkpoints:
         parts = parts_of(state)
         full = self._full_disks(parts)
         if full:
-            self._note_failure(step, OSError(f"no room on the disk of {full}"))
+            self._note_failure(step, OSError(f"no room on the disk of {', '.join(full)}"))
             return
         metadata = {"data": data, "sums": sums_of(parts)}
         try:
@@ -95,7 +97,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             self._note_failure(step, error)
 
-    def _start(self, path: Path, parts: dict[str, dict[str, Any]], metadata: dict[str, Any]) -> Any:
+    def _start(self, path: Path, parts: Parts, metadata: dict[str, Any]) -> Any:
         with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=PATIENCE)):
             return ocp.save_checkpointables_async(path, parts, custom_metadata=metadata)
 
@@ -153,10 +155,10 @@ class Checkpoints:
         path = mirror.bring(self.directory / str(step))
         metadata = ocp.checkpointables_metadata(path)
         for part in ("model", "opt_state"):
-            try:
-                check_arrays(getattr(like, part), metadata.metadata[part])
-            except ValueError as error:
-                raise InputError(f"checkpoint {mirror.shown(path)}, {part}: {error}") from None
+            if wrong := mismatches(named_arrays(getattr(like, part)), metadata.metadata[part]):
+                raise InputError(
+                    f"checkpoint {mirror.shown(path)}, {part}: the weights do not fit the model: {'; '.join(wrong)}"
+                )
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), parts_of(like))
         parts = ocp.load_checkpointables(path, abstract)
         saved: dict[str, Any] = metadata.custom_metadata  # type: ignore[assignment]
@@ -166,16 +168,13 @@ class Checkpoints:
         rebuilt = {part: with_arrays(getattr(like, part), parts[part]) for part in ("model", "opt_state")}
         return Restored(TrainState(step=parts["step"]["step"], **rebuilt), step, saved["data"])
 
-    def _full_disks(self, parts: dict[str, dict[str, Any]]) -> str:
-        """Name the processes without room for a state, if any: one that fails in a save makes the others wait."""
+    def _full_disks(self, parts: Parts) -> list[str]:
+        """Name the processes without room for a state: one that fails in a save makes the others wait."""
         if jax.process_count() == 1:
-            return ""
-        size = sum(array.nbytes for part in parts.values() for array in part.values())
-        mesh = parts["step"]["step"].sharding.mesh
-        room = gather(self._room(), mesh)
-        return ", ".join(
-            f"process {i} ({free >> 20} MiB free)" for i, free in enumerate(room) if free < COMPRESSED * size
-        )
+            return []
+        least = COMPRESSED * sum(array.nbytes for part in parts.values() for array in part.values())
+        room = gather(self._room(), parts["step"]["step"].sharding.mesh)
+        return [f"process {i} ({free >> 20} MiB free)" for i, free in enumerate(room) if free < least]
 
     def _room(self) -> int:
         existing = next(path for path in (self.directory, *self.directory.parents) if path.is_dir())
@@ -213,16 +212,13 @@ class Checkpoints:
                         time.sleep(0.05)
 
 
-def parts_of(state: TrainState) -> dict[str, dict[str, Any]]:
+def parts_of(state: TrainState) -> Parts:
     """Split a state into the parts of a checkpoint."""
-    return {
-        "step": {"step": state.step},
-        "model": named_arrays(state.model),
-        "opt_state": named_arrays(state.opt_state),
-    }
+    model, opt_state = named_arrays(state.model), named_arrays(state.opt_state)
+    return {"step": {"step": state.step}, "model": model, "opt_state": opt_state}
 
 
-def save_alone(path: Path, parts: dict[str, dict[str, np.ndarray]], metadata: dict[str, Any]) -> None:
+def save_alone(path: Path, parts: Parts, metadata: dict[str, Any]) -> None:
     """Save the parts of a checkpoint from the first process, while the others do something else.
 
     In Orbax's newer interface all processes take part in every save, so this is the older one; it writes the same.
@@ -237,7 +233,7 @@ def save_alone(path: Path, parts: dict[str, dict[str, np.ndarray]], metadata: di
         writer.save(path, saved, custom_metadata=metadata)
 
 
-def sums_of(parts: dict[str, dict[str, Any]]) -> dict[str, int]:
+def sums_of(parts: Parts) -> dict[str, int]:
     """Sum the bits of every array, as 32-bit words modulo 2^32: the same for every sharding."""
     arrays = {f"{part}/{name}": array for part, named in parts.items() for name, array in named.items()}
     return dict(zip(arrays, jax.device_get(_sums(tuple(arrays.values()))).tolist(), strict=True))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from maejax.models.trees import joined, parted
+from maejax.models.trees import combine, partition
 from maejax.training.state import TrainState
 
 
@@ -38,7 +38,7 @@ def restart_average(state: TrainState, frozen: Callable[[Any], bool] | None = No
     """Restart the average, if one is kept, at the state's weights; `frozen` as in `for_trained`."""
     if not isinstance(state.opt_state, Averaged):
         return state
-    trained = state.model if frozen is None else parted(state.model, frozen)[0]
+    trained = state.model if frozen is None else partition(state.model, frozen)[0]
     return replace(state, opt_state=state.opt_state._replace(average=jax.tree.map(lambda a: a.copy(), trained)))
 
 
@@ -46,4 +46,4 @@ def as_evaluated(state: TrainState) -> TrainState:
     """Return the state with the averaged weights, which are evaluated if an average is kept."""
     if not isinstance(state.opt_state, Averaged):
         return state
-    return replace(state, model=joined(state.opt_state.average, state.model))
+    return replace(state, model=combine(state.opt_state.average, state.model))

@@ -1,5 +1,6 @@
 """Log of a run: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
 
+import contextlib
 import json
 import logging
 import math
@@ -7,10 +8,12 @@ import os
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from maejax.storage.atomic import write_atomically
 from maejax.training.trackers import Tracker, guarded
 
 _log = logging.getLogger("maejax.training")
@@ -130,29 +133,25 @@ class Lines:
 
 def keep_until(path: Path, step: int) -> None:
     """Drop the lines of a metrics file that belong to steps after `step`, and a half-written last one."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text().splitlines() if (found := read_line(line)) and found["step"] <= step]
-    new = path.with_suffix(".new")
-    new.write_text("".join(line + "\n" for line in kept))
-    new.replace(path)
+    if path.exists():
+        with write_atomically(path) as new:
+            new.write_text("".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step))
 
 
 def evaluated_at(path: Path, step: int) -> bool:
     """Return whether a metrics file holds an evaluation of a step."""
-    lines = map(read_line, path.read_text().splitlines()) if path.exists() else ()
-    return any(line and line["step"] == step and any(name.startswith("val/") for name in line) for line in lines)
-
-
-def read_line(line: str) -> dict | None:
-    """Parse a line of metrics.jsonl; return None if it was cut off."""
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
+    return any(line["step"] == step and any(name.startswith("val/") for name in line) for line in read_lines(path))
 
 
 def read_metrics(path: Path, name: str) -> list[tuple[int, float]]:
-    """Read one metric from metrics.jsonl as (step, value) pairs."""
-    lines = (read_line(line) for line in path.read_text().splitlines())
-    return [(line["step"], line[name]) for line in lines if line and name in line]
+    """Read one metric from a metrics file as (step, value) pairs; none if there is no file."""
+    return [(line["step"], line[name]) for line in read_lines(path) if name in line]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Parse the lines of a metrics file, but for one that was cut off."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found

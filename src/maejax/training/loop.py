@@ -49,7 +49,7 @@ class Intervals:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """A run from step `start` to `stop`: where it writes, and how often."""
 
     start: int
@@ -97,7 +97,7 @@ def fit(
     state: TrainState,
     step_fn: Callable,
     feed: Feed,
-    run: Run,
+    run: RunContext,
     *,
     mesh: Mesh,
     evaluate: Evaluate | None = None,
@@ -111,10 +111,10 @@ def fit(
 
     The order evaluate, save, next batch, step, log must not change:
 
-    - Evaluate before save: a checkpoint at the step of an evaluation then tells a resumed run that it is in the log.
-    - Save before the next batch: the input's position in a checkpoint is then that of the first batch that the state
-      has not seen. An input that fails finds a state to save.
-    - Log last, and one or two steps late: the device then never waits for the host. All processes read the same results
+    - Evaluate before save: an evaluation that fails or is stopped is then followed by a save. The metrics of a saved
+      step are in the log before its checkpoint.
+    - Save before the next batch: the position in a checkpoint is then that of the first batch unknown to the state.
+    - Log last, and up to two steps late: the device then never waits for the host. All processes read the same results
       at the same step, so all of them stop, save or halt there.
 
     Args:
@@ -192,7 +192,7 @@ class InFlight:
     of the last steps in a row whose loss or gradient was not finite.
     """
 
-    def __init__(self, run: Run, feed: Feed, mesh: Mesh, agreement: Agreement, explain: Explain, flop: float):
+    def __init__(self, run: RunContext, feed: Feed, mesh: Mesh, agreement: Agreement, explain: Explain, flop: float):
         self._run, self._feed, self._agreement, self._explain = run, feed, agreement, explain
         self._meter, self.waits, self._slow = Meter(feed.batch_size, run.stop, flop), WaitTimes(mesh), None
         self.running: deque[Running] = deque()

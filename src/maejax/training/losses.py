@@ -5,14 +5,14 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maejax.models.classifier import Classifier
+from maejax.models.classifier import ImageClassifier
 from maejax.models.trees import array_name
 
 Criterion = Literal["ce", "bce"]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, criterion: Criterion) -> jax.Array:
-    """Compute the loss [B] of logits against targets, both [B, labels], the targets soft or one-hot.
+    """Compute the loss [B] of logits against soft or one-hot targets, both [B, labels].
 
     "ce": softmax cross-entropy. "bce": sigmoid cross-entropy, the mean over the classes.
     """
@@ -34,11 +34,11 @@ class Features(NamedTuple):
     valid: jax.Array
 
 
-def probe_losses(model: Classifier, batch: Features, microstep: jax.Array) -> jax.Array:
+def probe_losses(model: ImageClassifier, batch: Features, microstep: jax.Array) -> jax.Array:
     """Compute the loss [B] of a linear probe."""
     return cross_entropy(model.classify(batch.features, batch.valid), batch.targets, "ce")
 
 
-def update_stats(model: Classifier, batch: Features) -> Classifier:
+def update_stats(model: ImageClassifier, batch: Features) -> ImageClassifier:
     """Update the running statistics of a linear probe's batch normalisation."""
-    return model.observed(batch.features, batch.valid)
+    return model.update_stats(batch.features, batch.valid)

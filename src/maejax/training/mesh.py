@@ -40,11 +40,8 @@ def state_sharding(state: Any, mesh: Mesh | AbstractMesh, sharding: Sharding) ->
     """
 
     def place(path, array) -> NamedSharding:
-        if sharding == "replicated" or array.size < SMALL:
-            return replicated(mesh)
-        first = 1 if is_stacked(path) else 0
-        axes = [axis for axis in range(first, array.ndim) if array.shape[axis] % mesh.size == 0]
-        if not axes:
+        axes = [axis for axis in range(is_stacked(path), array.ndim) if array.shape[axis] % mesh.size == 0]
+        if sharding == "replicated" or array.size < SMALL or not axes:
             return replicated(mesh)
         axis = max(axes, key=lambda axis: array.shape[axis])
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
@@ -63,10 +60,10 @@ def gather_unstacked(model: Tree) -> Tree:
     if jax.sharding.get_abstract_mesh().empty:
         return model
 
-    def gather(path, array):
+    def gather_one(path, array):
         return array if is_stacked(path) else jax.lax.with_sharding_constraint(array, PartitionSpec())
 
-    return jax.tree_util.tree_map_with_path(gather, model)
+    return jax.tree_util.tree_map_with_path(gather_one, model)
 
 
 def put_rows(rows: Any, mesh: Mesh) -> Any:

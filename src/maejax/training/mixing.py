@@ -58,7 +58,7 @@ def draw_mixture(step: jax.Array, *, seed: int, size: tuple[int, int], mixup: fl
 def cut_box(lam: jax.Array, row: jax.Array, column: jax.Array, size: tuple[int, int]) -> Mixture:
     """Cut a box around a pixel, of the shape of the image and 1 - `lam` of its area, out of images of `size` (H, W).
 
-    The part beyond the border is lost; the weight of the targets is that of the rest of the box.
+    The part of the box beyond the border is lost; the weight of the targets follows from the rest of it.
     """
     inside = [_span(lam, centre, length) for centre, length in zip((row, column), size, strict=True)]
     pixels = 1.0 - (inside[0][:, None] & inside[1][None, :])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from maejax.models.trees import array_name, parted
+from maejax.models.trees import array_name, partition
 from maejax.models.vit import Constant
 
 DECAYED = ("kernel", "cls_token", "mask_token")  # authors' pre-training: all but biases, norms and LayerScale
@@ -108,6 +108,7 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
         return AdamState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
     def update(updates, state, params=None, *, skip=False, **extra):
+        """Compute the scaled updates and the new state."""
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         new = AdamState(*select(skip, tuple(state), (optax.safe_increment(state.count), mu, nu)))
@@ -121,7 +122,7 @@ def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformat
 def for_trained(optimizer: optax.GradientTransformation, frozen: Callable[[Any], bool]) -> optax.GradientTransformation:
     """Keep an optimizer from holding state for the arrays of a model whose path is `frozen`; see `Frozen`."""
     return optax.GradientTransformationExtraArgs(
-        lambda params: optimizer.init(parted(params, frozen)[0]), optax.with_extra_args_support(optimizer).update
+        lambda params: optimizer.init(partition(params, frozen)[0]), optax.with_extra_args_support(optimizer).update
     )
 
 
@@ -153,11 +154,12 @@ def is_stacked(path) -> bool:
 def layer_rates(model: Any, decay: float):
     """Compute the factor on every parameter's rate (BEiT, Bao et al. 2022; authors' fine-tuning code).
 
-    With d layers in the encoder: block i (from 0) has decay^(d - i), the patch embedding, cls token and positions
-    decay^(d + 1), everything else (final norm, head, decoder) 1. A stack gets one factor per layer.
+    With d layers in the encoder: block i (from 0) has decay^(d - i). The patch embedding, cls token and positions have
+    decay^(d + 1), all others (final norm, head, decoder) 1. A stack gets one factor per layer.
     """
 
     def factor(path, array):
+        """Compute the factor of one array."""
         name = array_name(path)
         if name.startswith("encoder.transformer.blocks."):
             depth = array.shape[0]
@@ -177,6 +179,7 @@ def tuned_factors(model: Any, blocks: float):
     """
 
     def factor(path, array):
+        """Compute the factor of one array."""
         name = array_name(path)
         if not name.startswith("encoder."):
             return 1.0

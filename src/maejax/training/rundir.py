@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from maejax.errors import InputError
 from maejax.storage import mirror
+from maejax.storage.atomic import write_atomically
 from maejax.training.checkpoint import saved_steps
 
 # In the directory of a run; BEST holds the checkpoint with the best validation.
@@ -53,7 +54,6 @@ def read_config(directory: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file so that readers see the old one or the new one, never a part of it."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(value, indent=2) + "\n")
-    new.replace(path)
+    """Write a JSON file whole or not at all."""
+    with write_atomically(path) as new:
+        new.write_text(json.dumps(value, indent=2) + "\n")

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from maejax.models.trees import joined, parted
+from maejax.models.trees import combine, partition
 from maejax.ops.platform import platform_ahead
 from maejax.training.mesh import Sharding, constrain, gather_unstacked, state_sharding
 from maejax.training.optim import select
@@ -113,9 +113,10 @@ def make_step(
     update, frozen = optax.with_extra_args_support(optimizer).update, frozen or Frozen()
 
     def step(state: TrainState, batch: Any, before: Control | None = None, requests: jax.Array | None = None):
+        """Compute one update of a state."""
         batch = frozen.prepare(state.model, draw(batch, state.step))
         trained: Any
-        trained, rest = parted(state.model, frozen.holds)
+        trained, rest = partition(state.model, frozen.holds)
         loss, grads = mean_gradient(losses, trained, rest, batch, state.step, grad_accum)
         grads = constrain(grads, sharding)
         norm = optax.tree.norm(grads)
@@ -125,7 +126,7 @@ def make_step(
         halted = halted if before is None else halted | before.halted
         skip = bad | halted
         updates, opt_state = update(grads, state.opt_state, trained, skip=skip)
-        new = frozen.update_stats(joined(optax.apply_updates(trained, updates), rest), batch)
+        new = frozen.update_stats(combine(optax.apply_updates(trained, updates), rest), batch)
         model, opt_state = select(skip, (state.model, state.opt_state), (new, opt_state))
         metrics = {
             "train/loss": loss,
@@ -147,7 +148,7 @@ def mean_gradient(losses: Callable, trained: Any, rest: Any, batch: Any, step: j
 
     def weighted_loss(trained, batch, weight, microstep):
         # Each row has its weight in the mean, so that nothing as large as the parameters is scaled afterwards.
-        model = gather_unstacked(joined(trained, rest))
+        model = gather_unstacked(combine(trained, rest))
         return jnp.sum(losses(model, batch, microstep) * weight)
 
     weight = batch.valid / jnp.maximum(1, jnp.sum(batch.valid))

@@ -1,4 +1,4 @@
-"""Weights at an address: fetched once, and then a path on this host."""
+"""Weights at an address: fetched once to a path on this host."""
 
 import hashlib
 from pathlib import Path
@@ -15,7 +15,7 @@ from maejax.storage.redact import redact
 from maejax.storage.retry import RetryPolicy
 from maejax.storage.spool import stem_of
 
-FILES = (".safetensors", ".msgpack", ".pth", ".pt", ".bin")  # what else lies in a bucket is a run, a folder
+FILES = (".safetensors", ".msgpack", ".pth", ".pt", ".bin")  # anything else in a bucket is a run, a folder
 
 
 class Fetched(NamedTuple):
@@ -25,17 +25,16 @@ class Fetched(NamedTuple):
     size: int
     sha256: str
 
+    def told(self, address: str) -> str:
+        """Describe the file in a line."""
+        return f"{redact(address)}: {self.size:,} bytes, sha256 {self.sha256}"
+
 
 def fetch_weights(address: str, cache_dir: str = "") -> Fetched:
-    """Fetch a file of weights once, and tell its size and checksum.
+    """Fetch a file of weights once, from http(s)://, hf://OWNER/NAME/FILE, gs://, s3:// or any address of fsspec.
 
-    Args:
-        address: http(s)://, hf://OWNER/NAME/FILE, gs://, s3:// or what else fsspec knows.
-        cache_dir: where it is kept; empty: `weights` in the cache folder, ~/.cache/maejax or $XDG_CACHE_HOME/maejax.
-
-    Raises:
-        WeightsError: it cannot be had.
-
+    `cache_dir` keeps it; empty: `weights` in the cache folder, ~/.cache/maejax or $XDG_CACHE_HOME/maejax. Raises
+    WeightsError if it cannot be had.
     """
     folder = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "weights"
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,25 +54,21 @@ def fetch_weights(address: str, cache_dir: str = "") -> Fetched:
 
 
 def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
-    """Give a path on this host for a path or address, and a line that tells what file was fetched, empty if none.
+    """Return a path on this host for a path or address, and a line on the file that was fetched, empty if none was.
 
-    Raises:
-        InputError: nothing lies there, or it cannot be had.
-        Failed: a bucket with a run does not answer.
-
+    Raises InputError if nothing lies there or it cannot be had, and Failed if a bucket with a run does not answer.
     """
     if "://" not in str(path):
         return Path(path).expanduser(), ""
     if not str(path).startswith(("http://", "https://", "hf://")) and not str(path).split("#")[0].endswith(FILES):
         return mirror.read_folder(str(path), jax.process_index()), ""
     fetched = fetch_weights(str(path), cache_dir)
-    if fetched.path.name.endswith("model.safetensors") and str(path).startswith("hf://"):
-        head = str(path).rpartition("/")[0]
-        config = fetch_weights(f"{head}/config.json", cache_dir)
-        together = fetched.path.with_name(fetched.path.name.removesuffix(".safetensors"))
-        together.mkdir(exist_ok=True)
-        for source, name in ((fetched.path, "model.safetensors"), (config.path, "config.json")):
-            (together / name).unlink(missing_ok=True)
-            (together / name).symlink_to(source.absolute())
-        return together, f"{redact(str(path))}: {fetched.size:,} bytes, sha256 {fetched.sha256}"
-    return fetched.path, f"{redact(str(path))}: {fetched.size:,} bytes, sha256 {fetched.sha256}"
+    if not (fetched.path.name.endswith("model.safetensors") and str(path).startswith("hf://")):
+        return fetched.path, fetched.told(str(path))
+    config = fetch_weights(f"{str(path).rpartition('/')[0]}/config.json", cache_dir)
+    folder = fetched.path.with_name(fetched.path.name.removesuffix(".safetensors"))
+    folder.mkdir(exist_ok=True)
+    for source, name in ((fetched.path, "model.safetensors"), (config.path, "config.json")):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(source.absolute())
+    return folder, fetched.told(str(path))

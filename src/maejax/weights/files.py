@@ -1,14 +1,23 @@
-"""Weights from any path: what kind of file it is, read; and written in another layout."""
+"""Weights of any layout: recognised by the content and read; and written."""
 
 from pathlib import Path
 from typing import Any
 
-from maejax.errors import WeightsError
+from maejax.errors import InputError, WeightsError
 from maejax.weights import huggingface, native, original, pickled, run_directory, torch_names
 from maejax.weights.addresses import local
-from maejax.weights.weights import Weights
+from maejax.weights.weights import Weights, model_of
 
 LAYOUTS = {"maejax": ".safetensors", "original": ".msgpack", "fair": ".pth", "timm": ".pth", "hf": ""}
+
+
+def load(path: str | Path, **known: Any) -> Any:
+    """Load a model from any weights that `read` knows, or their address: an nnx.Module, computed in float32.
+
+    A `MaskedAutoencoder` if there is a decoder, an `ImageClassifier` if there is a head, else a `VisionTransformer`.
+    Raises InputError as `read` does.
+    """
+    return model_of(read(local(str(path))[0], **known))
 
 
 def read(
@@ -19,77 +28,59 @@ def read(
     image_size: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,
 ) -> Weights:
-    """Read weights in any known layout, told by the content.
+    """Read weights in any known layout, recognised by the content.
+
+    Raises InputError, with every wrong tensor, if it is none of these or not whole.
 
     Args:
         path: run directory or checkpoint, Hugging Face directory, .safetensors, .msgpack or .pth file.
-        heads, dec_heads, image_size, norm_pix_loss: what the file does not tell: heads are inferred from a head size
-            of 64 (the decoder's are 16), images are square, targets are pixels.
-
-    Raises:
-        InputError: it is none of these, or not whole; the message lists every wrong tensor.
+        heads, dec_heads, image_size, norm_pix_loss: facts that the file may lack. Without them heads are inferred from
+            a head size of 64 (the decoder's are 16), images are square, targets are pixels.
 
     """
     path = Path(path).expanduser()
-    known: dict[str, Any] = {
-        "heads": heads,
-        "dec_heads": dec_heads,
-        "image_size": image_size,
-        "norm_pix_loss": norm_pix_loss,
-    }
-    if path.is_dir():
-        return huggingface.read(path) if huggingface.is_directory(path) else run_directory.read(path)
     if not path.exists():
         raise WeightsError(f"{path} does not exist: name a run directory, such as runs/demo, or a file of weights")
-    with path.open("rb") as file:
-        start = file.read(16)
-    if start[8:9] == b"{":
-        state, metadata = native.read_safetensors(path)
-        if "maejax" in metadata:
-            return native.from_neutral(state, metadata, path)
-        if (path.parent / "config.json").exists() and huggingface.knows(state):
-            return huggingface.read(path.parent)
-        return torch_names.from_state(state, str(path), "timm", **known)
-    if start[:2] == b"PK" or (start[:1] == b"\x80" and path.suffix in (".pth", ".pt", ".bin")):
-        state, wrapped = pickled.read_pickled(path)
-        decoder = any(name.startswith("decoder_") for name in state)
-        return torch_names.from_state(state, str(path), "fair" if wrapped or decoder else "timm", **known)
-    return original.read(path, image_size=image_size, norm_pix_loss=norm_pix_loss)
-
-
-def load(path: str | Path, **known: Any) -> Any:
-    """Load a model from any weights that `read` knows, or their address: an nnx.Module, float32 parameters.
-
-    A `MaskedAutoencoder` where there is a decoder, a `Classifier` where there is a head, else a `VisionTransformer`.
-
-    Raises:
-        InputError: as `read`.
-
-    """
-    return run_directory.model_of(read(local(str(path))[0], **known))
+    sizes = {"image_size": image_size, "norm_pix_loss": norm_pix_loss}
+    try:
+        if path.is_dir():
+            return huggingface.read(path) if huggingface.is_directory(path) else run_directory.read(path)
+        with path.open("rb") as file:
+            start = file.read(16)
+        if start[8:9] == b"{":
+            state, metadata = native.read_safetensors(path)
+            if "maejax" in metadata:
+                return native.from_neutral(state, metadata, path)
+            if (path.parent / "config.json").exists() and huggingface.knows(state):
+                return huggingface.read(path.parent)
+            return torch_names.from_state(state, str(path), "timm", heads=heads, dec_heads=dec_heads, **sizes)
+        if start[:2] == b"PK" or (start[:1] == b"\x80" and path.suffix in (".pth", ".pt", ".bin")):
+            state, wrapped = pickled.read_pickled(path)
+            layout = "fair" if wrapped or any(name.startswith("decoder_") for name in state) else "timm"
+            return torch_names.from_state(state, str(path), layout, heads=heads, dec_heads=dec_heads, **sizes)
+        return original.read(path, **sizes)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise WeightsError(f"{path} describes no model that is known here: {error}") from None
 
 
 def write(weights: Weights, path: str | Path, layout: str, *, identity: bool = False) -> list[str]:
-    """Write weights in a layout, and return what a reader must know.
+    """Write weights in a layout, and return sentences that a reader must know.
+
+    Raises WeightsError if the layout cannot express the model.
 
     Args:
-        weights: what to write.
+        weights: the model.
         path: of the file; for hf of the directory. A timm file is .pth or, by its name, .safetensors.
         layout: maejax, original, fair, timm or hf.
         identity: for timm, see `torch_names.to_timm`.
 
-    Raises:
-        WeightsError: the layout cannot express the model.
-
     """
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
-    if layout == "maejax":
-        return native.write(weights, path)
-    if layout == "original":
-        return original.write(weights, path)
-    if layout == "hf":
-        return huggingface.write(weights, path)
+    if layout in ("maejax", "original", "hf"):
+        return {"maejax": native, "original": original, "hf": huggingface}[layout].write(weights, path)
     if layout == "fair":
         state, notices = torch_names.to_fair(weights)
     elif layout == "timm":

@@ -1,9 +1,11 @@
-"""A folder for the Hugging Face hub: weights for transformers and for timm, and a card that says what they are."""
+"""A folder for the Hugging Face hub: weights for transformers and for timm, and a model card."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maejax.errors import WeightsError
+from maejax.models.description import MAE, Classifier
 from maejax.weights import huggingface, native, torch_names
 from maejax.weights.weights import Weights
 
@@ -14,20 +16,19 @@ TIMM_NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge
 def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
     """Write config.json, model.safetensors, preprocessor_config.json, timm.safetensors and README.md.
 
-    Args:
-        weights: what to write; the file for timm lacks a decoder.
-        path: of the folder; made where it is missing.
-        card: the text of README.md, such as `describe` makes.
+    The file for timm lacks a decoder. Returns sentences that a reader must know.
 
-    Returns:
-        What a reader must know.
+    Args:
+        weights: the model.
+        path: of the folder; made if it is missing.
+        card: the text of README.md, such as `describe` returns.
 
     """
     path.mkdir(parents=True, exist_ok=True)
     if for_transformers(weights):
         notices = huggingface.write(weights, path)
     else:
-        notices = ["transformers' ViT has neither mean pooling nor LayerScale: the folder is for timm alone"]
+        notices = ["transformers' ViT has no place for some of these weights: the folder is for timm alone"]
     state, _ = torch_names.to_timm(weights)
     native.write_safetensors(state, path / TIMM_FILE)
     (path / "README.md").write_text(card, encoding="utf-8")
@@ -35,9 +36,12 @@ def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
 
 
 def for_transformers(weights: Weights) -> bool:
-    """Tell whether transformers' models can hold weights."""
-    told = weights.arguments
-    return not (told["layerscale"] or told.get("dec_layerscale") or told.get("pooling") == "gap")
+    """Check whether the models of transformers have a place for all weights."""
+    try:
+        huggingface.state_of(weights)
+    except WeightsError:
+        return False
+    return True
 
 
 def describe(
@@ -48,30 +52,28 @@ def describe(
     Args:
         weights: the model.
         name: of the folder on the hub.
-        data, recipe, numbers: rows of the card's tables, as text; an empty one is said to be unknown.
+        data, recipe, numbers: rows of the card's tables, as text; the card says so if one is empty.
 
     """
-    told = weights.arguments
-    size = "x".join(map(str, told["image_size"]))
-    what = {
-        "mae": "masked autoencoder (encoder and decoder)",
-        "encoder": "vision transformer (encoder alone)",
-        "classifier": f"vision transformer with a head of {told.get('labels')} classes",
-    }[weights.kind]
+    config, encoder = weights.config, weights.config.encoder
+    kind = "masked autoencoder (encoder and decoder)" if isinstance(config, MAE) else "vision transformer"
+    if isinstance(config, Classifier):
+        kind += f" with a head of {config.labels} classes"
     facts = {
-        "model": what,
-        "images": f"{size}, {told['channels']} channels, mean {rounded(told['mean'])}, "
-        f"deviation {rounded(told['std'])} on the 0..1 scale",
-        "encoder": f"{told['layers']} layers, width {told['dim']}, {told['heads']} heads, patches of "
-        f"{told['patch_size']} pixels",
+        "model": kind + (" (encoder alone)" if config is encoder else ""),
+        "images": f"{'x'.join(map(str, encoder.image_size))}, {encoder.channels} channels, "
+        f"mean {rounded(encoder.mean)}, deviation {rounded(encoder.std)} on the 0..1 scale",
+        "encoder": f"{encoder.layers} layers, width {encoder.dim}, {encoder.heads} heads, patches of "
+        f"{encoder.patch_size} pixels",
         "parameters": f"{sum(a.size for a in weights.arrays.values()):,}",
         "written by": weights.writer,
     }
-    if weights.kind == "mae":
-        facts["decoder"] = f"{told['dec_layers']} layers, width {told['dec_dim']}, {told['dec_heads']} heads"
-        facts["target"] = "pixels normalised per patch" if told["norm_pix_loss"] else "pixels"
+    if isinstance(config, MAE):
+        decoder = config.decoder
+        facts["decoder"] = f"{decoder.layers} layers, width {decoder.dim}, {decoder.heads} heads"
+        facts["target"] = "pixels normalised per patch" if config.norm_pix_loss else "pixels"
     library = "transformers" if for_transformers(weights) else "timm"
-    task = "image-classification" if weights.kind == "classifier" else "image-feature-extraction"
+    task = "image-classification" if isinstance(config, Classifier) else "image-feature-extraction"
     parts = [
         f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- masked-autoencoder\n- vision-transformer\n"
         f"- timm\n- maejax\n---\n\n# {name}\n",
@@ -91,41 +93,27 @@ def describe(
 
 def loading(weights: Weights, name: str) -> list[str]:
     """Write the code that loads a folder in transformers, and in timm."""
-    told = weights.arguments
+    options = torch_names.timm_options(weights.config)
+    timm = (
+        "import timm\nfrom huggingface_hub import hf_hub_download\nfrom safetensors.torch import load_file\n\n"
+        f'model = timm.create_model("vit_{TIMM_NAMES.get(options["embed_dim"], "base")}_patch16_224", '
+        f"{', '.join(f'{key}={value!r}' for key, value in options.items())})\n"
+        f'model.load_state_dict(load_file(hf_hub_download("{name}", "{TIMM_FILE}")))\n'
+    )
+    if not for_transformers(weights):
+        return [timm]
     model, extra = {
         "mae": ("ViTMAEForPreTraining", ""),
         "encoder": ("ViTModel", ", add_pooling_layer=False"),
         "classifier": ("ViTForImageClassification", ""),
-    }[weights.kind]
+    }[weights.config.kind]
     transformers = f'from transformers import {model}\n\nmodel = {model}.from_pretrained("{name}"{extra})\n'
-    if weights.kind == "mae":
+    if isinstance(weights.config, MAE):
         transformers += (
             "\n# The encoder alone, without masks:\nfrom transformers import ViTModel\n\n"
             f'encoder = ViTModel.from_pretrained("{name}", add_pooling_layer=False)\n'
         )
-    standard = TIMM_NAMES.get(told["dim"], "base")
-    options = {
-        "num_classes": told.get("labels", 0),
-        "img_size": tuple(told["image_size"]),
-        "patch_size": told["patch_size"],
-        "in_chans": told["channels"],
-        "embed_dim": told["dim"],
-        "depth": told["layers"],
-        "num_heads": told["heads"],
-    }
-    if told["layerscale"]:
-        options["init_values"] = 1e-4
-    if told.get("pooling") == "gap":
-        options["global_pool"] = "avg"
-    if told.get("gelu", "erf") == "tanh":
-        options["act_layer"] = "gelu_tanh"
-    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
-    timm = (
-        "import timm\nfrom huggingface_hub import hf_hub_download\nfrom safetensors.torch import load_file\n\n"
-        f'model = timm.create_model("vit_{standard}_patch16_224", {given})\n'
-        f'model.load_state_dict(load_file(hf_hub_download("{name}", "{TIMM_FILE}")))\n'
-    )
-    return [transformers, timm] if for_transformers(weights) else [timm]
+    return [transformers, timm]
 
 
 def rounded(values: Any) -> str:

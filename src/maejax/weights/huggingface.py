@@ -1,4 +1,4 @@
-"""Hugging Face directories of ViTMAE and ViT: config.json and model.safetensors, by the names of transformers 4 and 5.
+"""Hugging Face directories of ViTMAE and ViT: config.json and model.safetensors, in the names of transformers 4 and 5.
 
 Names are brought to those of transformers 4, which are the hub's and which both versions load; these files are written.
 """
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from maejax.errors import WeightsError
-from maejax.weights import fair, native
-from maejax.weights.run_directory import fold_head_norm, model_shapes
-from maejax.weights.weights import Weights, anchor, check_shapes, decoder_arguments, encoder_arguments, table_kind
+from maejax.models.description import MAE, Classifier, Network, Stack, ViT
+from maejax.weights import native, torch_names
+from maejax.weights.weights import PROBE_FOLDED, Weights, anchor, blank_arrays, check, fold_head_norm, posemb_of
 
 # the authors' name: Hugging Face's
 BLOCK = {
@@ -24,7 +24,7 @@ BLOCK = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-WHOLE = {
+SINGLE = {
     "cls_token": "vit.embeddings.cls_token",
     "pos_embed": "vit.embeddings.position_embeddings",
     "patch_embed.proj.weight": "vit.embeddings.patch_embeddings.projection.weight",
@@ -46,18 +46,23 @@ NEW_NAMES = [  # of transformers 5, in memory and in files, to those of 4
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 ]
-GELU = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
+GELU: dict[str, Any] = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
 WRITTEN_GELU = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
+# Fields of a `Stack` and a `ViT`, and their names and defaults in config.json.
+STACK = {"dim": ("hidden_size", 768), "layers": ("num_hidden_layers", 12), "heads": ("num_attention_heads", 12)}
+DECODER = {name: (f"decoder_{key}", {"dim": 512, "layers": 8, "heads": 16}[name]) for name, (key, _) in STACK.items()}
+IMAGES = {"patch_size": ("patch_size", 16), "channels": ("num_channels", 3)}
+MASKING = {"mask_ratio": ("mask_ratio", 0.75), "norm_pix_loss": ("norm_pix_loss", False)}
 
 
 def is_directory(path: Path) -> bool:
-    """Tell whether a directory is one of Hugging Face's, by its config.json."""
+    """Recognise a directory of Hugging Face by its config.json."""
     config = path / "config.json"
     return config.exists() and "model_type" in json.loads(config.read_text())
 
 
 def knows(names: Iterable[str]) -> bool:
-    """Tell whether tensors' names are Hugging Face's."""
+    """Recognise Hugging Face's names of tensors."""
     return any("embeddings.patch_embeddings" in name for name in names)
 
 
@@ -73,23 +78,20 @@ def old_name(name: str) -> str:
 def to_hf(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rename a state dict of the authors' code, its packed projections split in three.
 
-    Raises:
-        WeightsError: Hugging Face's models have no place for a tensor.
-
+    Raises WeightsError if Hugging Face's models have no place for a tensor.
     """
     theirs = {}
     for name, array in state.items():
         match = re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.+)\.(weight|bias)", name)
-        if match:
-            prefix = ("decoder.decoder_layers." if match[1] else "vit.encoder.layer.") + match[2]
-            if match[3] == "attn.qkv":
-                for which, piece in zip(("query", "key", "value"), np.split(array, 3), strict=True):
-                    theirs[f"{prefix}.attention.attention.{which}.{match[4]}"] = piece
-            else:
-                theirs[f"{prefix}.{BLOCK[match[3]]}.{match[4]}"] = array
-        elif name in WHOLE:
-            theirs[WHOLE[name]] = array
-        elif name.startswith("decoder_"):
+        prefix = match and ("decoder.decoder_layers." if match[1] else "vit.encoder.layer.") + match[2]
+        if match and match[3] == "attn.qkv":
+            for which, piece in zip(("query", "key", "value"), np.split(array, 3), strict=True):
+                theirs[f"{prefix}.attention.attention.{which}.{match[4]}"] = piece
+        elif match and match[3] in BLOCK:
+            theirs[f"{prefix}.{BLOCK[match[3]]}.{match[4]}"] = array
+        elif name in SINGLE:
+            theirs[SINGLE[name]] = array
+        elif name.startswith("decoder_") and not match:
             theirs["decoder." + name] = array
         else:
             raise WeightsError(
@@ -102,12 +104,12 @@ def to_hf(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def from_hf(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rename a state dict of Hugging Face's, in the names of transformers 4; the inverse of `to_hf`."""
     block = {theirs: name for name, theirs in BLOCK.items()}
-    whole = {theirs: name for name, theirs in WHOLE.items()}
+    single = {theirs: name for name, theirs in SINGLE.items()}
     ours = {}
     for name, array in state.items():
         match = re.fullmatch(r"(vit\.encoder\.layer|decoder\.decoder_layers)\.(\d+)\.(.+)\.(weight|bias)", name)
         if not match:
-            ours[whole.get(name, name.removeprefix("decoder."))] = array
+            ours[single.get(name, name.removeprefix("decoder."))] = array
             continue
         prefix = ("decoder_blocks." if match[1].startswith("decoder") else "blocks.") + match[2]
         if match[3] in block:
@@ -118,131 +120,104 @@ def from_hf(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return ours
 
 
-def geometry(config: Mapping[str, Any], state: Mapping[str, np.ndarray], what: str) -> dict[str, Any]:
-    """Read a model's arguments from config.json.
-
-    Raises:
-        WeightsError: it is another kind of model, or one that cannot be expressed here.
-
-    """
-    if config.get("model_type") not in ("vit_mae", "vit"):
-        raise WeightsError(f"{what} is a {config.get('model_type')} model; only vit_mae and vit are known here")
-    size = config.get("image_size", 224)
-    size, patch = ([size, size] if isinstance(size, int) else list(size)), config.get("patch_size", 16)
-    grid = (size[0] // patch, size[1] // patch)
-    if config.get("hidden_act", "gelu") not in GELU or not config.get("qkv_bias", True):
+def config_of(told: Mapping[str, Any], state: Mapping[str, np.ndarray], what: str) -> Network:
+    """Read a model's description from config.json; raises WeightsError if it cannot be expressed here."""
+    if told.get("model_type") not in ("vit_mae", "vit"):
+        raise WeightsError(f"{what} is a {told.get('model_type')} model; only vit_mae and vit are known here")
+    gelu = GELU.get(told.get("hidden_act", "gelu"))
+    if gelu is None or not told.get("qkv_bias", True):
         raise WeightsError(f"{what} has another activation or no bias on queries: it cannot be expressed here")
-    dim = config.get("hidden_size", 768)
-    if config.get("intermediate_size", 3072) != 4 * dim:
-        raise WeightsError(f"{what} has an MLP of width {config.get('intermediate_size', 3072)}, not 4 x {dim}")
 
-    def kind(name):
-        return "learnable" if table_kind(anchor(state, name, what), grid) == "learned" else "sincos2d"
+    def fields(names):
+        return {field: told.get(key, default) for field, (key, default) in names.items()}
 
-    arguments = encoder_arguments(
-        image_size=size,
-        patch_size=patch,
-        channels=config.get("num_channels", 3),
-        dim=dim,
-        layers=config.get("num_hidden_layers", 12),
-        heads=config.get("num_attention_heads", 12),
-        posemb=kind(WHOLE["pos_embed"]),
-        layerscale=False,
-        gelu=GELU[config.get("hidden_act", "gelu")],
-    )
+    size = told.get("image_size", 224)
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    blocks, images = fields(STACK), fields(IMAGES)
+    grid = (size[0] // images["patch_size"], size[1] // images["patch_size"])
+    if told.get("intermediate_size", 3072) != 4 * blocks["dim"]:
+        raise WeightsError(f"{what} has an MLP of width {told.get('intermediate_size', 3072)}, not 4 x {blocks['dim']}")
+
+    def posemb(name):
+        return posemb_of(anchor(state, SINGLE[name], what), grid)
+
+    encoder = ViT(image_size=size, posemb=posemb("pos_embed"), gelu=gelu, **blocks, **images)
     if any(name.startswith("decoder.") for name in state):
-        arguments |= decoder_arguments(
-            dim=config.get("decoder_hidden_size", 512),
-            layers=config.get("decoder_num_hidden_layers", 8),
-            heads=config.get("decoder_num_attention_heads", 16),
-            posemb=kind(WHOLE["decoder_pos_embed"]),
-            norm_pix_loss=config.get("norm_pix_loss", False),
-            mask_ratio=config.get("mask_ratio", 0.75),
-        )
-    elif "classifier.weight" in state:
-        arguments |= {"labels": len(state["classifier.weight"]), "pooling": "cls"}
-    return arguments
+        decoder = Stack(posemb=posemb("decoder_pos_embed"), gelu=gelu, **fields(DECODER))
+        return MAE(encoder=encoder, decoder=decoder, **fields(MASKING))
+    if "classifier.weight" in state:
+        return Classifier(encoder=encoder, labels=len(state["classifier.weight"]))
+    return encoder
 
 
 def read(path: Path) -> Weights:
     """Read a directory with config.json and model.safetensors.
 
-    Raises:
-        WeightsError: it is of another model, or not whole; the message lists every wrong tensor.
-
+    Raises WeightsError, with every wrong tensor, if it is of another model or not whole.
     """
     file = path / "model.safetensors"
     if not file.exists():
         raise WeightsError(f"{path} has no model.safetensors; save the model with safe_serialization and in one file")
-    config = json.loads((path / "config.json").read_text())
+    told = json.loads((path / "config.json").read_text())
     state, _ = native.read_safetensors(file)
-    state = {old_name(name): array for name, array in state.items()}
-    pooler = [name for name in state if name.startswith("vit.pooler.")]
-    for name in pooler:
-        state.pop(name)
-    arguments = geometry(config, state, str(path))
-    blank = {name: np.broadcast_to(np.float32(0), shape) for name, shape in model_shapes(arguments).items()}
-    wanted = {name: array.shape for name, array in to_hf(fair.to_theirs(blank, arguments)).items()}
-    check_shapes(state, wanted, str(path))
+    named = {old_name(name): array for name, array in state.items()}
+    state = {name: array for name, array in named.items() if not name.startswith("vit.pooler.")}
+    config = config_of(told, state, str(path))
+    check(to_hf(torch_names.to_theirs(blank_arrays(config), config.encoder)), state, str(path))
     notices = []
-    if pooler:
+    if len(state) < len(named):
         notices.append("its pooler (a layer after the cls token) is not part of these models and is left out")
-    if (eps := config.get("layer_norm_eps", 1e-12)) != 1e-6:
+    if (eps := told.get("layer_norm_eps", 1e-12)) != 1e-6:
         notices.append(f"its config says LayerNorm eps {eps:g}; here it is 1e-6, with which MAE models were trained")
-    writer = f"Hugging Face transformers {config.get('transformers_version', '')}".rstrip()
-    return Weights(fair.to_ours(from_hf(state)), arguments, "hf", writer, tuple(notices))
+    writer = f"Hugging Face transformers {told.get('transformers_version', '')}".rstrip()
+    return Weights(torch_names.to_ours(from_hf(state)), config, "hf", writer, tuple(notices))
+
+
+def state_of(weights: Weights) -> dict[str, np.ndarray]:
+    """Return a state dict of transformers 4; raises WeightsError if its models cannot express this one."""
+    arrays, config = weights.arrays, weights.config
+    if isinstance(config, Classifier):
+        arrays, config = fold_head_norm(arrays, config)
+    if isinstance(config, MAE) and config.decoder.gelu != config.encoder.gelu:
+        raise WeightsError("Hugging Face's ViT has one activation for encoder and decoder; convert to maejax")
+    return to_hf(torch_names.to_theirs(arrays, config.encoder))
 
 
 def write(weights: Weights, path: Path) -> list[str]:
     """Write a directory that `from_pretrained` of ViTMAEForPreTraining, ViTForImageClassification or ViTModel loads.
 
-    Raises:
-        WeightsError: those models have no place for a tensor.
-
+    Returns sentences that a reader must know. Raises WeightsError if those models have no place for a tensor.
     """
-    arguments, arrays, notices = dict(weights.arguments), weights.arrays, []
-    if "head_norm" in arguments:
-        notices.append("the probe's BatchNorm is folded into its linear layer")
-        arrays = fold_head_norm(arrays, arguments.pop("head_norm"))
-    state = to_hf(fair.to_theirs(arrays, arguments))
-    size = arguments["image_size"]
-    config: dict[str, Any] = {
-        "model_type": "vit_mae" if weights.kind == "mae" else "vit",
+    state, config, encoder = state_of(weights), weights.config, weights.config.encoder
+    notices = [PROBE_FOLDED] if isinstance(config, Classifier) and config.head_norm else []
+
+    def keys(names, values):
+        return {key: getattr(values, field) for field, (key, _) in names.items()}
+
+    size = encoder.image_size
+    told: dict[str, Any] = {
+        "model_type": "vit_mae" if config.kind == "mae" else "vit",
         "image_size": size[0] if size[0] == size[1] else list(size),
-        "patch_size": arguments["patch_size"],
-        "num_channels": arguments["channels"],
-        "hidden_size": arguments["dim"],
-        "num_hidden_layers": arguments["layers"],
-        "num_attention_heads": arguments["heads"],
-        "intermediate_size": 4 * arguments["dim"],
-        "hidden_act": WRITTEN_GELU[arguments.get("gelu", "erf")],
+        **keys(IMAGES, encoder),
+        **keys(STACK, encoder),
+        "intermediate_size": 4 * encoder.dim,
+        "hidden_act": WRITTEN_GELU[encoder.gelu],
         "layer_norm_eps": 1e-6,
         "qkv_bias": True,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
-    if weights.kind == "mae":
-        config |= {
-            "architectures": ["ViTMAEForPreTraining"],
-            "decoder_hidden_size": arguments["dec_dim"],
-            "decoder_num_hidden_layers": arguments["dec_layers"],
-            "decoder_num_attention_heads": arguments["dec_heads"],
-            "decoder_intermediate_size": 4 * arguments["dec_dim"],
-            "mask_ratio": arguments["mask_ratio"],
-            "norm_pix_loss": arguments["norm_pix_loss"],
-        }
-    elif weights.kind == "classifier":
-        names = {str(i): f"LABEL_{i}" for i in range(arguments["labels"])}
-        config |= {
-            "architectures": ["ViTForImageClassification"],
-            "id2label": names,
-            "label2id": {name: int(i) for i, name in names.items()},
-        }
+    if isinstance(config, MAE):
+        told |= {"architectures": ["ViTMAEForPreTraining"], **keys(DECODER, config.decoder), **keys(MASKING, config)}
+        told["decoder_intermediate_size"] = 4 * config.decoder.dim
+    elif isinstance(config, Classifier):
+        names = {str(i): f"LABEL_{i}" for i in range(config.labels)}
+        told |= {"architectures": ["ViTForImageClassification"], "id2label": names}
+        told["label2id"] = {name: int(i) for i, name in names.items()}
     else:
-        config |= {"architectures": ["ViTModel"]}
+        told |= {"architectures": ["ViTModel"]}
         state = {name.removeprefix("vit."): array for name, array in state.items()}
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        notices.append("the model is written without the pooler of ViTModel: give add_pooling_layer=False")
     preprocessor = {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -250,11 +225,11 @@ def write(weights: Weights, path: Path) -> list[str]:
         "do_normalize": True,
         "size": {"height": size[0], "width": size[1]},
         "resample": 3,
-        "image_mean": list(arguments["mean"]),
-        "image_std": list(arguments["std"]),
+        "image_mean": list(encoder.mean),
+        "image_std": list(encoder.std),
     }
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(told, indent=2) + "\n")
     (path / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     native.write_safetensors(state, path / "model.safetensors", {"format": "pt"})
-    if weights.kind == "encoder":
-        notices.append("the model is written without the pooler of ViTModel: give add_pooling_layer=False")
     return notices

@@ -1,4 +1,4 @@
-"""Our neutral file: one .safetensors with arrays by our names, its configuration in the metadata."""
+"""Our neutral file: one .safetensors with arrays by our names, the model's description in the metadata."""
 
 import json
 from collections.abc import Mapping
@@ -8,21 +8,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from maejax import __version__
 from maejax.errors import WeightsError
-from maejax.weights.run_directory import model_shapes
-from maejax.weights.weights import Weights, check_shapes
-
-OPTIONAL = ("head_norm.",)
+from maejax.models.description import from_json
+from maejax.version import __version__
+from maejax.weights.weights import Weights, blank_arrays, check
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read arrays by name and the metadata of a .safetensors file.
-
-    Raises:
-        WeightsError: it is not one.
-
-    """
+    """Read arrays by name and the metadata of a .safetensors file; raises WeightsError if it is not one."""
     try:
         with safe_open(path, "numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -31,24 +24,23 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def from_neutral(arrays: dict[str, np.ndarray], metadata: dict[str, str], path: Path) -> Weights:
-    """Understand a neutral file.
-
-    Raises:
-        WeightsError: its tensors are not those of the model in its metadata; all wrong ones are listed.
-
-    """
+    """Read a neutral file; raises WeightsError, with every difference, if it is not whole."""
     told = json.loads(metadata["maejax"])
-    wanted = model_shapes(told["model"])
-    given = {name: a for name, a in arrays.items() if not name.startswith(OPTIONAL)}
-    check_shapes(given, {n: s for n, s in wanted.items() if not n.startswith(OPTIONAL)}, str(path))
-    return Weights(arrays, told["model"], "maejax", told["writer"], tuple(told["notices"]))
+    config = from_json(told["model"])
+    # The statistics of a probe may be missing, or have affine parameters.
+    wanted, given = (
+        {name: array for name, array in all.items() if not name.startswith("head_norm.")}
+        for all in (blank_arrays(config), arrays)
+    )
+    check(wanted, given, str(path))
+    return Weights(arrays, config, "maejax", told["writer"], tuple(told["notices"]))
 
 
 def write(weights: Weights, path: Path) -> list[str]:
-    """Write a neutral file; nothing is lost."""
+    """Write a neutral file; nothing is lost, so there is nothing that a reader must know."""
     told = {
         "maejax": __version__,
-        "model": weights.arguments,
+        "model": weights.config.to_json(),
         "writer": weights.writer,
         "notices": list(weights.notices),
     }

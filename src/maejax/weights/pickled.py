@@ -11,11 +11,9 @@ INSTALL = f"needs PyTorch: {install('interop')}"
 
 
 def read_pickled(path: Path) -> tuple[dict[str, np.ndarray], bool]:
-    """Read a state dict, and tell whether it was inside `{"model": ...}`; never runs code from the file.
+    """Read a state dict, and whether it was inside `{"model": ...}`; never runs code from the file.
 
-    Raises:
-        WeightsError: PyTorch is missing, or the file holds something else than tensors.
-
+    Raises WeightsError if PyTorch is missing, or if the file holds values that are no tensors.
     """
     try:
         import torch  # pyright: ignore[reportMissingImports]
@@ -32,23 +30,15 @@ def read_pickled(path: Path) -> tuple[dict[str, np.ndarray], bool]:
     state = content["model"] if wrapped else content
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise WeightsError(f"{path} holds no state dict: a mapping of names to tensors, alone or as 'model'")
+
+    def to_array(tensor) -> np.ndarray:  # NumPy lacks bfloat16
+        return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+
     return {name: to_array(tensor) for name, tensor in state.items()}, wrapped
 
 
-def to_array(tensor) -> np.ndarray:
-    """Copy a tensor; bfloat16, which NumPy lacks, becomes float32."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
-
-
 def write_pickled(state: Mapping[str, np.ndarray], path: Path, *, wrapped: bool) -> None:
-    """Write a state dict, inside `{"model": ...}` if `wrapped`.
-
-    Raises:
-        WeightsError: PyTorch is missing.
-
-    """
+    """Write a state dict, inside `{"model": ...}` if `wrapped`; raises WeightsError if PyTorch is missing."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:

@@ -1,0 +1,216 @@
+"""What a network is, and how it is computed here: frozen values that need no JAX."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A stack of transformer blocks of one width, and the positions of the tokens that enter it.
+
+    A block reads its options from here, so a new one needs no other signature. Raises ValueError if a value does not
+    fit, as all descriptions in this file do.
+    """
+
+    dim: int = 768
+    """Width of the tokens."""
+    layers: int = 12
+    """Number of blocks."""
+    heads: int = 12
+    """Attention heads of each block."""
+    posemb: Literal["sincos2d", "learnable"] = "sincos2d"
+    """Positions: fixed sine-cosine waves, or learned."""
+    layerscale: bool = False
+    """Scale each branch of a block by a learned vector."""
+    gelu: Literal["erf", "tanh"] = "erf"
+    """Activation: the exact GELU, or the tanh approximation of the original MaskedAutoencoder-Jax."""
+    dropout: float = 0.0
+    """Dropout rate."""
+    droppath: float = 0.0
+    """Stochastic depth of the last block; it rises linearly from 0 over the depth."""
+
+    def __post_init__(self):
+        """Check the sizes and options."""
+        for name in ("dim", "layers", "heads", "patch_size", "channels"):
+            if getattr(self, name, 1) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        if self.dim % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.dim}")
+        if self.posemb not in ("sincos2d", "learnable"):
+            raise ValueError(f"positions are sincos2d or learnable, not {self.posemb}")
+        if self.posemb == "sincos2d" and self.dim % 4:
+            raise ValueError(f"sine-cosine positions need a width divisible by 4, not {self.dim}")
+        if self.gelu not in ("erf", "tanh"):
+            raise ValueError(f"gelu is erf or tanh, not {self.gelu}")
+
+
+class _Json:
+    def to_json(self) -> dict[str, Any]:
+        """Return the description as JSON can hold it; `from_json` reads it."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViT(_Json, Stack):
+    """A vision transformer: the encoder of every model here."""
+
+    kind: ClassVar[str] = "encoder"
+
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width in pixels, each a multiple of the patch size."""
+    patch_size: int = 16
+    """Side of a square patch in pixels."""
+    channels: int = 3
+    """Channels of an image, C."""
+    mean: tuple[float, ...] = ()
+    """Mean of each channel on the 0..1 scale. Empty: ImageNet's for 3 channels, .5 otherwise."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of each channel on the 0..1 scale. Empty: ImageNet's for 3 channels, .5 otherwise."""
+    final_norm: bool = True
+    """Normalise the tokens after the last block; a classifier with mean pooling does not."""
+
+    def __post_init__(self):
+        """Fill in mean and std, and check the sizes."""
+        super().__post_init__()
+        for name, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            given = getattr(self, name) or (usual if self.channels == 3 else (0.5,) * self.channels)
+            object.__setattr__(self, name, tuple(given))
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        height, width = self.image_size
+        if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"patches of {self.patch_size} pixels do not divide an image of {height} x {width}")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"{self.channels} channels need as many means and deviations: {self.mean}, {self.std}")
+
+    @property
+    def encoder(self) -> "ViT":
+        """The encoder of the model: this itself."""
+        return self
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """N, the number of patches of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def pixels(self) -> int:
+        """P, the number of values of a patch."""
+        return self.patch_size**2 * self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAE(_Json):
+    """A masked autoencoder (He et al. 2022): an encoder, and a decoder for the pixels of hidden patches."""
+
+    kind: ClassVar[str] = "mae"
+
+    encoder: ViT = ViT()
+    decoder: Stack = Stack(dim=512, layers=8, heads=16)
+    mask_ratio: float = 0.75
+    """Share of the patches that is hidden."""
+    norm_pix_loss: bool = False
+    """Predict each patch normalised by its own mean and standard deviation (section 3)."""
+
+    def __post_init__(self):
+        """Check that patches are visible, and hidden."""
+        if not 0 < self.visible < self.encoder.patches:
+            share = f"{self.visible} of {self.encoder.patches}"
+            raise ValueError(f"mask ratio {self.mask_ratio} leaves {share} patches visible")
+
+    @property
+    def visible(self) -> int:
+        """K, the number of patches that stay visible: int(N * (1 - ratio)), as in the authors' code."""
+        return int(self.encoder.patches * (1 - self.mask_ratio))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier(_Json):
+    """An encoder and a linear layer on its pooled tokens."""
+
+    kind: ClassVar[str] = "classifier"
+
+    encoder: ViT = ViT()
+    labels: int
+    """Number of classes."""
+    pooling: Literal["cls", "gap"] = "cls"
+    """Input of the linear layer: the normalised cls token, or ("gap") the mean of the patch tokens with a norm of its
+    own. An encoder for "gap" loses its final norm."""
+    head_norm: float = 0.0
+    """eps of a batch normalisation before the linear layer, as a linear probe has; 0 for none."""
+
+    def __post_init__(self):
+        """Check the options, and fit the encoder to the pooling."""
+        if self.pooling not in ("cls", "gap"):
+            raise ValueError(f"pooling is cls or gap, not {self.pooling}")
+        if self.labels < 1:
+            raise ValueError(f"a classifier needs at least 1 class, not {self.labels}")
+        fitted = dataclasses.replace(self.encoder, final_norm=self.pooling == "cls")
+        object.__setattr__(self, "encoder", fitted)
+
+
+Network = ViT | MAE | Classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """How a network is computed, never what it computes; chosen where it runs."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the matrix products."""
+    remat: bool = False
+    """Keep of each block only its input for the backward pass, and compute the rest again."""
+    scan: bool = False
+    """Run the blocks as one loop; see `vit.Transformer`."""
+    attention: str = "auto"
+    """Form of attention; see `ops.attention.attend`."""
+
+
+PLAIN = Compute()  # for evaluation: the same numbers on every machine, up to the rounding of float32
+
+
+def change_encoder(model: Network, **changes: Any) -> Network:
+    """Return a description with other values in its encoder."""
+    encoder = dataclasses.replace(model.encoder, **changes)
+    return encoder if isinstance(model, ViT) else dataclasses.replace(model, encoder=encoder)
+
+
+def from_json(told: Mapping[str, Any]) -> Network:
+    """Read the description that a `to_json` returned, or the flat arguments that earlier versions wrote.
+
+    Raises ValueError if it describes no model that this version knows.
+    """
+    told = dict(told) if "encoder" in told else _nested(told)
+    try:
+        if "encoder" not in told:
+            return ViT(**told)
+        encoder = ViT(**told.pop("encoder"))
+        if "decoder" not in told:
+            return Classifier(encoder=encoder, **told)
+        return MAE(encoder=encoder, decoder=Stack(**told.pop("decoder")), **told)
+    except TypeError as error:
+        raise ValueError(f"this version knows no such model: {error}") from None
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort flat arguments, which also held how a run was computed, into those of encoder, decoder and model."""
+    computed = {field.name for field in dataclasses.fields(Compute)}
+    told = {name: value for name, value in flat.items() if name not in computed}
+    decoder = {name: told.pop(name) for name in list(told) if name.startswith("dec_")}
+    model = {name: told.pop(name) for name in _OUTSIDE if name in told}
+    if decoder:
+        gelu = {"gelu": told["gelu"]} if "gelu" in told else {}
+        model["decoder"] = {name.removeprefix("dec_"): value for name, value in decoder.items()} | gelu
+    return {"encoder": told, **model} if model else told
+
+
+_OUTSIDE = ("mask_ratio", "norm_pix_loss", "labels", "pooling", "head_norm")
