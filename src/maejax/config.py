@@ -173,8 +173,9 @@ class Encoder:
     scan_layers: bool = False
     """Run the layers as one loop: compiles faster, runs slower."""
     attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
-    """Implementation of attention: pallas, a kernel for TPU from v4 on; cudnn, NVIDIA's for GPU; xla, plain products.
-    All compute the same. auto: pallas on TPU from v4 on, else xla."""
+    """Implementation of attention: pallas, a kernel for TPU from v4 on; cudnn, NVIDIA's for GPU in half precision; xla,
+    plain products. auto: the kernel of the device if it passes a comparison with plain products before the first step,
+    else xla. A form that is named is not compared."""
 
 
 @dataclass(frozen=True)
@@ -222,8 +223,7 @@ class Optimization:
     lr_decay: float = 1.0
     """Layer-wise decay: head and final norm 1, block i decay^(depth - i), embedding decay^(depth + 1)."""
     finetune_blocks: str = "all"
-    """Part of the encoder that --mode finetune trains: all, a number of its last blocks, half or .5 (the last MLP), or
-    0."""
+    """Part of the encoder that --mode finetune trains: all, half or .5 (the last MLP), or a number of last blocks."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is then validated and kept as best; 0: none."""
     clip_grad: float = 0.0

@@ -158,7 +158,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _exif(data: bytes) -> bytes:
-    """Return the EXIF block of a JPEG, empty where there is none before the pixels begin."""
+    """Return the EXIF block of a JPEG, b"" if none comes before the pixels."""
     at = 2
     while data[at : at + 1] == b"\xff" and data[at + 1] != 0xDA:  # a search through the bytes would take 20 us
         size = int.from_bytes(data[at + 2 : at + 4])
@@ -169,7 +169,7 @@ def _exif(data: bytes) -> bytes:
 
 
 def _orientation(exif: bytes) -> int:
-    """Return tag 274 of an EXIF block, 1..8, or 1 where there is none."""
+    """Return tag 274 of an EXIF block, 1..8, or 1 if there is none."""
     # Pillow's own reader warns about broken blocks.
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])

@@ -17,7 +17,7 @@ _PIECES = 4  # for each thread and batch: one per image would cost tiny images m
 
 
 class RowSpec(NamedTuple):
-    """What one row of a batch is made of; `image` is encoded bytes in a file, or pixels, uint8 [H, W] or [H, W, C]."""
+    """The recipe of one row of a batch; `image` is encoded bytes in a file, or pixels, uint8 [H, W] or [H, W, C]."""
 
     row: int  # in the batch
     position: int  # in the endless sequence of rows: names the random numbers of the augmentation

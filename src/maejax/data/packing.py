@@ -1,5 +1,6 @@
 """Any source of images -> balanced, shuffled tar shards with an index."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -40,20 +41,18 @@ def pack(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> dict:
-    """Write the images of `src` into tar shards in the folder `dst`, and `index.json` beside them last of all.
+    """Write the images of `src` into tar shards in the folder `dst`, and `index.json` last of all.
 
     The shards are called after the folder (`train/train-0000.tar`) and hold at most `shard_size` images each, in
     numbers that differ by one at the most. The order is shuffled by `shuffle_seed` (None: that of the source). Labels
-    come from the source or the file `labels` and are written as `.cls` members. See `Encoding` for `image_size` and
-    `quality`. `workers` threads write a shard each (None: one for each core); their number changes no byte.
-    `progress` is called with the number of images done and of all, by one thread at a time.
+    come from the source or the file `labels`. See `Encoding` for `image_size` and `quality`. `workers` threads write a
+    shard each (None: one for each core); their number changes no byte. `progress` gets the images done and in all.
 
-    Returns the index: `total` images written, `classes`, `skipped` (key -> reason, for images that cannot be read),
-    `problems` of the source, `shards` (name, samples, bytes, sha256) and `pack`, the arguments. Calling it again
-    resumes an interrupted pack and leaves a finished one alone.
+    Returns the index: `total` images, `classes`, `skipped` (key -> reason), `problems` of the source, `shards` (name,
+    samples, bytes, sha256) and `pack`, the arguments. Calling it again resumes an interrupted pack and leaves a
+    finished one alone.
 
-    Raises InputError for a source that cannot be opened or has no readable image, and if `dst` holds other files;
-    OSError if writing fails on the way, as on a full disk.
+    Raises InputError for a source without readable images, and if `dst` holds other files; OSError on a full disk.
     """
     numbers = {"--shard-size": shard_size, "--image-size": image_size, "--quality": quality, "--workers": workers}
     for flag, number in numbers.items():
@@ -122,6 +121,8 @@ def _claim(folder: Path, arguments: dict, index: dict) -> dict[str, dict]:
     records = [record for record in records if _is_there(folder, record)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.part"):  # of a pack that was killed
+            path.unlink()
         with write_atomically(folder / _JOURNAL) as new:
             new.write_text("".join(json.dumps(line) + "\n" for line in [{"pack": arguments}, *records]))
     except OSError as error:
@@ -132,12 +133,10 @@ def _claim(folder: Path, arguments: dict, index: dict) -> dict[str, dict]:
 def _lines(path: Path, whole: bool = False) -> list[dict]:
     """Read the objects of a JSON file, one a line (or `whole`: one in all), up to one that was cut."""
     found = []
-    try:
+    with contextlib.suppress(OSError, ValueError):
         content = path.read_bytes()
         for line in [content] if whole else content.splitlines():
             found.append(json.loads(line))
-    except (OSError, ValueError):
-        pass
     return [each for each in found if isinstance(each, dict)]
 
 
@@ -232,8 +231,8 @@ class _Run:
             size = file.tell()
             file.flush()
             os.fsync(file.fileno())  # a record says that the shard is there, also after the power was cut
-        record = {"name": name, "samples": samples, "bytes": size, "sha256": hashed.digest.hexdigest()}
-        record |= {"skipped": skipped}
+        digest = hashed.digest.hexdigest()
+        record = {"name": name, "samples": samples, "bytes": size, "sha256": digest, "skipped": skipped}
         if journaled:
             with self.lock, (self.folder / _JOURNAL).open("a") as journal:
                 journal.write(json.dumps(record) + "\n")
@@ -244,24 +243,19 @@ class _Hashed:
     """A file for tarfile to write to, with the sha256 of all that was written."""
 
     def __init__(self, file: BinaryIO):
-        self.file, self.digest = file, hashlib.sha256()
+        self.file, self.tell, self.digest = file, file.tell, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
         return self.file.write(data)
-
-    def tell(self) -> int:
-        return self.file.tell()
 
 
 def _read(source: Source, i: int) -> bytes | np.ndarray:
     try:
         return source.read(i)
     except OSError as error:
-        raise InputError(
-            f"{source.keys[i]}: cannot be read: {error.strerror}; start the same command again when it can, or leave "
-            "the file out"
-        ) from None
+        remedy = "start the same command again when it can, or leave the file out"
+        raise InputError(f"{source.keys[i]}: cannot be read: {error.strerror}; {remedy}") from None
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:

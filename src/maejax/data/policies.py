@@ -118,7 +118,7 @@ class _Module:
 
 
 def _posterize(image: Image.Image, bits: int) -> Image.Image:
-    """Do as Pillow before 13, which refuses to keep no bit, as timm's policies often ask."""
+    """Posterize as before Pillow 13, which refuses to keep 0 bits; timm's policies often ask for it."""
     return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 

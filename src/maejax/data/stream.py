@@ -52,7 +52,7 @@ class OpenShard:
 
     @property
     def done(self) -> bool:
-        """Whether all of it has arrived, or no more will."""
+        """True once all of it has arrived, or no more will."""
         return self._spool is None or self._spool.done
 
     def windows(self, sizes: Iterator[int]) -> Iterator[list[Sample]]:

@@ -56,7 +56,7 @@ class Slots:
         return slot, images
 
     def close(self) -> None:
-        """Give up the memory; arrays that were handed out keep it."""
+        """Release the memory; arrays that were handed out keep it."""
         os.close(self.descriptor)
 
 
@@ -82,7 +82,7 @@ class Workers:
         return images if self._slots.free else images.copy()
 
     def close(self) -> None:
-        """Drop the work that has not started, and give up the memory; batches that were handed out stay."""
+        """Drop the work that has not started, and release the memory; batches that were handed out stay."""
         self._threads.close()
         self._slots.close()
 
@@ -104,7 +104,7 @@ class Processes(Workers):
         return [process.submit(slot, share) for process, share in zip(self._processes, shares, strict=False)]
 
     def close(self) -> None:
-        """End the processes, and give up the memory."""
+        """End the processes, and release the memory."""
         if sys.is_finalizing():  # no thread can be joined any more; the processes end with this one
             return
         for process in self._processes:
