@@ -104,7 +104,7 @@ def original_step(config, target):
 
     inputs = abstract_inputs(mesh, config.data.train_batch_size, (*config.image_shape, 3))
     step = make_step(losses, optimizer, rate, draw=draw)
-    with patch("maejax.ops.dense.tpu_ahead", lambda: False):  # else its MLP would be in pieces
+    with patch("maejax.ops.dense.is_target_tpu", lambda: False):  # else its MLP would be in pieces
         return compile_for(mesh, step, (abstract_state(init, optimizer, mesh), *inputs))
 
 

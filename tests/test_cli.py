@@ -130,7 +130,7 @@ def test_presets_run_with_tiny_overrides(tmp_path, images, preset):
     run = subprocess.run(
         ["bash", script, *TINY, "--train_dataset_shards", images, "--valid_dataset_shards=", "--training_steps=2"],
         cwd=ROOT, env={**os.environ, "PATH": path, "GCS_DATASET_DIR": str(tmp_path)},
-        text=True, capture_output=True, timeout=300,
+        text=True, capture_output=True, timeout=1200,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     assert (tmp_path / "CKPT" / preset / "checkpoints" / "2").is_dir()

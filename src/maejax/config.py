@@ -163,8 +163,9 @@ class Encoder:
     scan_layers: bool = False
     """Run the layers as one loop: compiles faster, runs slower."""
     attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
-    """How attention is computed, never what: pallas, a kernel for TPU from v4 on; cudnn, NVIDIA's for GPU; xla, plain
-    products. auto: pallas on TPU from v4 on, else xla."""
+    """How attention is computed, never what: pallas, a kernel for TPU from v4 on; cudnn, NVIDIA's for GPU in half
+    precision; xla, plain products. auto: the kernel of the device if it passes a comparison with plain products before
+    the first step, else xla. A form that is named is not compared."""
 
 
 @dataclass(frozen=True)

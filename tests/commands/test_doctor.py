@@ -18,7 +18,8 @@ def test_a_machine_that_is_well(maejax, images, tmp_path, monkeypatch):
     facts = json.loads(printed)
     states = {check["name"]: check["status"] for check in facts["checks"]}
     assert code == 0 and facts["ok"], printed
-    assert list(states) == ["versions", "devices", "disk", "run folder", "bucket", "loader"]
+    assert list(states) == ["versions", "devices", "fast forms", "disk", "run folder", "bucket", "loader"]
+    assert "none on cpu: plain products run" in printed
     assert {states[name] for name in ("devices", "run folder", "bucket", "loader")} == {"ok"}
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
     assert fsspec.filesystem("memory").find("/mine") == []
@@ -52,6 +53,16 @@ def test_devices_that_do_not_compute_or_are_not_used(monkeypatch):
     seen |= {"platform": "tpu", "kind": "TPU v4", "here": 4, "all": 16, "processes": 4}
     monkeypatch.setattr(doctor, "LOOK", f"print('''{json.dumps(seen)}''')")
     assert doctor.check_devices(4)[1:3] == ("ok", "4 x TPU v4 of 16 in 4 processes")
+
+
+def test_fast_forms_are_compared_one_by_one(monkeypatch):
+    passed, failed = "MLP in pieces of tokens in the decoder: off by 4.4e-03", "cuDNN attention in the encoder: no"
+    told = json.dumps(["gpu", [[True, passed], [False, failed]]])
+    monkeypatch.setattr(doctor, "COMPARE", f"print('hello'); print({told!r})")
+    assert [check[1:3] for check in doctor.check_fast_forms()] == [("ok", passed), ("warn", failed)]
+    monkeypatch.setattr(doctor, "COMPARE", "raise RuntimeError('the chips are held')")
+    (check,) = doctor.check_fast_forms()
+    assert check[1:3] == ("fail", "they cannot be compared: RuntimeError: the chips are held")
 
 
 @pytest.mark.parametrize("operation", ["rename a folder", "append to a file"])

@@ -91,7 +91,7 @@ def test_kernel_in_half_precision_sums_in_single():
 @pytest.fixture
 def interpreted(monkeypatch):
     """Run the TPU's kernel on the four CPU devices."""
-    monkeypatch.setattr("maejax.ops.platform.platform_ahead", lambda: "tpu")
+    monkeypatch.setattr("maejax.ops.platform.target_platform", lambda: "tpu")
     for kernel in (attend_on_chip, attend_packed_on_chip):
         monkeypatch.setattr(attention, kernel.__name__, functools.partial(kernel, interpret=True))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
@@ -174,7 +174,7 @@ def test_cudnn_attention_lowers_for_gpu_odd_tokens_too(cudnn):
 
 
 def test_a_training_step_over_four_gpus_lowers_with_cudnn_attention(cudnn, monkeypatch):
-    monkeypatch.setattr(attention, "platform_ahead", lambda: "gpu")
+    monkeypatch.setattr(attention, "target_platform", lambda: "gpu")
 
     def build():
         encoder = ViT(image_size=(16, 16), patch_size=4, dim=64, layers=1, heads=2)

@@ -32,7 +32,7 @@ def test_mlp_by_pieces_of_the_tokens_is_the_same_and_keeps_less(monkeypatch):
         return (loss, backward(1.0)), sorted(kept)
 
     plain, _ = found()
-    monkeypatch.setattr(dense, "tpu_ahead", lambda: True)
+    monkeypatch.setattr(dense, "is_target_tpu", lambda: True)
     monkeypatch.setattr(dense, "PIECE_BYTES", 4 * 5 * 32 * 4)  # of 13 tokens, five at the most
     in_pieces, kept = found()
     assert kept == [(4, 4, 32), (4, 4, 32), (4, 5, 32)]  # what enters the GELU, and not what leaves it

@@ -38,6 +38,15 @@ assert sums == [128.0**3] * len(here), f"ones times ones gave {sums}"
 print(json.dumps({"platform": here[0].platform, "kind": here[0].device_kind, "here": len(here),
                   "all": jax.device_count(), "processes": jax.process_count()}))
 """
+# The fast forms of this device beside plain products, at the sizes of ViT-B; in a process of its own too.
+COMPARE = """
+import json, jax, jax.numpy as jnp
+from maejax.models.description import MAE
+from maejax.ops.check import compare_fast_forms
+from maejax.tasks.fast_forms import layer_sizes, worst_of_each
+found = worst_of_each(compare_fast_forms(layer_sizes(MAE(), rows=64), jnp.bfloat16)).values()
+print(json.dumps([jax.default_backend(), [[each.ok, str(each)] for each in found]]))
+"""
 
 
 class Check(NamedTuple):
@@ -81,6 +90,8 @@ def run(
         ):
             status.update(f"looking at {name}")
             checks.append(check())
+            if name == "devices" and checks[-1].status != "fail":
+                checks += check_fast_forms()
     return checks
 
 
@@ -165,6 +176,23 @@ def check_devices(chips: int) -> Check:
     if seen["platform"] == "cpu" and shutil.which("nvidia-smi"):
         return Check("devices", "warn", f"{found}, but there is an NVIDIA driver", install("cuda"))
     return Check("devices", "ok", found)
+
+
+def check_fast_forms() -> list[Check]:
+    """Compare the fast forms of this machine's devices with plain products, in bfloat16."""
+    command = [sys.executable, "-c", COMPARE]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=DEVICE_SECONDS, check=True)
+    except subprocess.SubprocessError as error:
+        last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        return [Check("fast forms", "fail", f"they cannot be compared: {last[:300]}", "--attention xla does without")]
+    platform, found = json.loads(ended.stdout.splitlines()[-1])
+    if not found:
+        return [Check("fast forms", "ok", f"none on {platform}: plain products run")]
+    return [
+        Check("fast forms", "ok", line) if ok else Check("fast forms", "warn", line, "left out: plain products run")
+        for ok, line in found
+    ]
 
 
 def check_disk(output_dir: Path) -> Check:

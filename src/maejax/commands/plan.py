@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from maejax.plan import summary
 from maejax.plan.compiled import Compiled, abstract_inputs, compile_for, waiting
 from maejax.plan.target import Target, find_target
 from maejax.tasks import classify, pretrain
+from maejax.tasks.checks import compute_of
 from maejax.training.state import abstract_state
 
 # In the order of what they cost: a message a layer, a third more arithmetic, smaller products. Unrolled layers keep the
@@ -146,8 +148,11 @@ def image_flop(config: Config) -> int:
 def compile_step(config: Config, target: Target) -> Compiled:
     """Compile the step that training would run on the target."""
     mesh = target.mesh
+    compute = compute_of(config)
+    if target.name == "gpu" and compute.attention == "auto":
+        compute = replace(compute, attention="cudnn")  # as a run chooses, if the form passes its comparison there
     with jax.set_mesh(mesh):
-        init, optimizer, step = task_of(config).build_step(config, model_config(config))  # type: ignore[arg-type]
+        init, optimizer, step = task_of(config).build_step(config, model_config(config), compute)  # type: ignore[arg-type]
     state = abstract_state(init, optimizer, mesh, config.machine.sharding)
     inputs = abstract_inputs(mesh, config.data.train_batch_size, (*config.image_shape, config.data.channels))
     return compile_for(mesh, step, (state, *inputs))

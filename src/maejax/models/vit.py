@@ -70,7 +70,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: Stack, compute: Compute, rngs: nnx.Rngs):
         dim, dtype = config.dim, jnp.dtype(compute.dtype)
-        self.dropout, self.gelu = config.dropout, config.gelu
+        self.dropout, self.gelu, self.pieces = config.dropout, config.gelu, compute.pieces
         self.norm1 = layer_norm(dim, rngs)
         self.attention = Attention(config, compute, rngs)
         self.norm2 = layer_norm(dim, rngs)
@@ -90,7 +90,7 @@ class Block(nnx.Module):
 
         attended = dropout(self.attention(self.norm1(x), last), self.dropout, keys[0])
         x = checkpoint_name(add(x if last is None else x[:, -last:], attended, self.scale1, keys[1]), "between")
-        branch = mlp(self.norm2(x), self.fc1, self.fc2, self.gelu, self.dropout, keys[2])
+        branch = mlp(self.norm2(x), self.fc1, self.fc2, self.gelu, self.dropout, keys[2], self.pieces)
         return add(x, dropout(branch, self.dropout, keys[3]), self.scale2, keys[4])
 
 

@@ -1,4 +1,4 @@
-"""Multi-head attention between projected tokens, in the form that suits the device it will run on.
+"""Multi-head attention between projected tokens: plain products, and the fast form of each kind of device.
 
 Shapes: B batch, Q queries, T tokens, D width.
 """
@@ -12,22 +12,19 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from maejax.ops.attention_tpu import attend_on_chip, attend_packed_on_chip, fits_kernel
-from maejax.ops.platform import auto_devices, platform_ahead, tpu_ahead
+from maejax.ops.dense import product
+from maejax.ops.platform import auto_devices, is_target_tpu, target_platform
 
 Form = Literal["auto", "xla", "pallas", "cudnn"]
+Shaped = jax.Array | jax.ShapeDtypeStruct
 
-# Each piece of a batch is compiled by itself: no more than these, and none for fewer scores [B, heads, Q, T].
+# Each piece of a batch is compiled by itself: at most this many, and only 1 below so many scores [B, heads, Q, T].
 MOST_PIECES = 16
 FEWEST_SCORES = 2**20
 
 
 def check_form(form: str) -> None:
-    """Refuse a form of attention that there is not.
-
-    Raises:
-        ValueError: it is unknown.
-
-    """
+    """Raise ValueError if there is no such form of attention."""
     if form not in get_args(Form):
         raise ValueError(f"attention is one of {', '.join(get_args(Form))}, not {form}")
 
@@ -35,9 +32,10 @@ def check_form(form: str) -> None:
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, form: str = "auto") -> jax.Array:
     """Attend with queries q [B, Q, D] over keys and values k, v [B, T, D], split into `heads`: [B, Q, D].
 
-    `form`: "pallas", the TPU kernel of `attention_kernel`; "cudnn", the fused attention of NVIDIA's library; "xla",
-    plain matrix products. "auto" takes the kernel on TPU from v4 on and plain products elsewhere. All compute the same,
-    softmax in float32; where a form does not fit the device or the sizes, plain products step in.
+    All forms compute the same, with the softmax in float32. "xla" is plain matrix products, "pallas" the TPU kernel of
+    `attention_tpu`, "cudnn" the fused attention of NVIDIA's library. Where a form does not support the device or the
+    sizes, plain products run. "auto" is the kernel on TPU from v4 on and plain products elsewhere; a training run
+    replaces it by the fast form that passed `check.compare` on its devices.
     """
     chosen = chosen_form(form, q, k, heads)
     if chosen == "pallas":
@@ -52,9 +50,9 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, form: str = "au
 
 
 def attend_packed(qkv: jax.Array, heads: int, form: str = "auto") -> jax.Array:
-    """Attend as `attend` does, queries, keys and values side by side in qkv [B, T, 3 D]: [B, T, D].
+    """Attend as `attend` does, with queries, keys and values side by side in qkv [B, T, 3 D]: [B, T, D].
 
-    The kernel takes them as they are; other forms take them apart, and their gradient is put together from three.
+    The kernel reads the packed array. Other forms split it, and their gradient is a concatenation of three.
     """
     q, k, v = jnp.split(qkv, 3, axis=-1)
     if chosen_form(form, q, k, heads) == "pallas":
@@ -70,32 +68,32 @@ def by_head(x: jax.Array, heads: int) -> jax.Array:
 def attention_weights(q: jax.Array, k: jax.Array, heads: int) -> jax.Array:
     """Compute how much each query q [B, Q, D] attends to each key k [B, T, D]: float32 [B, heads, Q, T], sums 1."""
     q, k = by_head(q * (q.shape[-1] // heads) ** -0.5, heads), by_head(k, heads)
-    return jax.nn.softmax(_sum("bqhd,bkhd->bhqk", q, k))
+    return jax.nn.softmax(product("bqhd,bkhd->bhqk", q, k))
 
 
 @jax.custom_vjp
 def attend_by_products(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Attend as `attend` does, on heads apart: q [B, Q, heads, D / heads], k and v [B, T, heads, D / heads].
+    """Attend as `attend` does, with separate heads: q [B, Q, heads, D / heads], k and v [B, T, heads, D / heads].
 
-    Written out since autodiff would multiply the float32 gradient of the scores by keys and queries in half precision,
-    which XLA then does in float32: on CPU a third slower. Another third on CPU is to put the heads before the tokens.
+    The backward pass is written out: autodiff multiplies the float32 gradient of the scores by keys and queries in half
+    precision, and XLA then computes in float32, on CPU a third slower. Heads before tokens save another third there.
     """
     return _products_forward(q, k, v)[0]
 
 
 def _products_forward(q, k, v):
     q, k, v = _swap(q * q.shape[-1] ** -0.5), _swap(k), _swap(v)
-    p = jax.nn.softmax(_sum("bhqd,bhkd->bhqk", q, k)).astype(v.dtype)
-    return _swap(_sum("bhqk,bhkd->bhqd", p, v)).astype(v.dtype), (q, k, v, p)
+    p = jax.nn.softmax(product("bhqd,bhkd->bhqk", q, k)).astype(v.dtype)
+    return _swap(product("bhqk,bhkd->bhqd", p, v)).astype(v.dtype), (q, k, v, p)
 
 
 def _products_backward(kept, g):
     q, k, v, p = kept
     g = _swap(g)
-    dp = _sum("bhqd,bhkd->bhqk", g, v)
+    dp = product("bhqd,bhkd->bhqk", g, v)
     ds = (p * (dp - jnp.sum(p * dp, axis=-1, keepdims=True))).astype(q.dtype)
-    dq, dk = _sum("bhqk,bhkd->bhqd", ds, k) * q.shape[-1] ** -0.5, _sum("bhqk,bhqd->bhkd", ds, q)
-    dv = _sum("bhqk,bhqd->bhkd", p, g)
+    dq, dk = product("bhqk,bhkd->bhqd", ds, k) * q.shape[-1] ** -0.5, product("bhqk,bhqd->bhkd", ds, q)
+    dv = product("bhqk,bhqd->bhkd", p, g)
     return _swap(dq).astype(q.dtype), _swap(dk).astype(k.dtype), _swap(dv).astype(v.dtype)
 
 
@@ -107,15 +105,10 @@ def _swap(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, 1, 2)
 
 
-def _sum(axes, a, b):
-    """Multiply in the type of the operands, sum in float32."""
-    return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
-
-
 def attend_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
     """Attend as `attend` does, by cuDNN's fused kernel; half precision only.
 
-    JAX refuses the gradient for an odd number of tokens, so that one that nobody reads is added there.
+    JAX refuses the gradient for an odd number of tokens, so an odd number is padded by one masked token.
     """
     lengths = [jnp.full(q.shape[0], x.shape[1], jnp.int32) for x in (q, k)]
     even = [by_head(jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0))), heads) for x in (q, k, v)]
@@ -125,16 +118,16 @@ def attend_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax
     return out[:, : q.shape[1]].reshape(q.shape)
 
 
-def chosen_form(form: str, q: jax.Array, k: jax.Array, heads: int) -> str:
-    """Tell which form runs: "xla" where the one that was asked for fits neither the device nor the sizes."""
+def chosen_form(form: str, q: Shaped, k: Shaped, heads: int) -> str:
+    """Return the form to use; "xla" if the requested one does not support the device or the sizes."""
     batch, queries, dim = q.shape
     if not isinstance(batch, int) or batch % auto_devices():
-        return "xla"  # a file for any batch and platform, or rows that do not divide over the devices
-    if form in ("auto", "pallas") and tpu_ahead() and fits_kernel(queries, k.shape[1], dim, heads):
+        return "xla"  # exported for any batch and platform, or rows that do not divide over the devices
+    if form in ("auto", "pallas") and is_target_tpu() and fits_kernel(queries, k.shape[1], dim, heads):
         return "pallas"
     # cuDNN knows half precision and heads of a multiple of 8 up to 128 channels.
     fits_cudnn = q.dtype.itemsize == 2 and (dim // heads) % 8 == 0 and dim // heads <= 128
-    if form == "cudnn" and platform_ahead() == "gpu" and fits_cudnn:
+    if form == "cudnn" and target_platform() == "gpu" and fits_cudnn:
         return "cudnn"
     return "xla"
 
@@ -145,12 +138,12 @@ def attend_plainly(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.
 
 
 def pieces_of(q: jax.Array, k: jax.Array, heads: int) -> int:
-    """Count the pieces that plain products take a batch in: 1 but on CPU, and there two for each core at the most.
+    """Return the number of pieces that plain products split a batch into: on CPU up to two per core, elsewhere 1.
 
     XLA on CPU computes a batch of small products on one core, but several such batches at once.
     """
     batch, queries, _ = q.shape
-    if platform_ahead() != "cpu" or not isinstance(batch, int) or auto_devices() > 1:
+    if target_platform() != "cpu" or not isinstance(batch, int) or auto_devices() > 1:
         return 1
     if batch * heads * queries * k.shape[1] < FEWEST_SCORES:
         return 1
@@ -159,7 +152,7 @@ def pieces_of(q: jax.Array, k: jax.Array, heads: int) -> int:
 
 
 def on_every_device(attention):
-    """Run a form of attention on each device's own samples: XLA cannot split a kernel that it does not know."""
+    """Run a form of attention on each device's own samples: XLA cannot split an unknown kernel over devices."""
     if auto_devices() == 1:
         return attention
     rows = PartitionSpec(jax.sharding.get_abstract_mesh().axis_names)

@@ -1,11 +1,11 @@
 """Attention over short sequences as one Pallas kernel for TPU: the scores never leave the chip.
 
-XLA writes the scores [B, heads, T, T] of a layer to memory in float32, forward and backward; at the sizes of a masked
-autoencoder that is half of all bytes that a training step moves. Here a program holds some samples and as many lanes of
-their width as whole heads fill in groups of 128: 128, or 640 for the eight heads of 80 of ViT-H. A head is told apart
-from its neighbours by the lanes it owns: its queries are zero in the others', so that the matrix product over all 128
-lanes, which is what the hardware does at once, gives the scores of that head alone. A head of 80 may lie in two groups;
-its products then are over both. Any number of tokens goes, without padding in memory.
+XLA writes the scores [B, heads, T, T] of a layer to memory in float32, forward and backward. At the sizes of a masked
+autoencoder that is half of all bytes that a training step moves. One program of the kernel holds some samples and a
+block of lanes of their width: the fewest groups of 128 lanes that whole heads fill. That is 128 lanes, or 640 for the
+eight heads of 80 of ViT-H. A head owns its lanes: its queries are set to zero in all others. The hardware multiplies
+128 lanes at once, and so the product gives the scores of that head alone. A head of 80 may lie in two groups; its
+products are then over both. Any number of tokens works, without padding in memory.
 
 Shapes: B batch, Q queries, T tokens, D width.
 """
@@ -20,15 +20,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
-MOST_TOKENS = 512  # beyond, the scores of a head crowd the chip's memory
+MOST_TOKENS = 512  # with more, the scores of a head fill the on-chip memory
 HEAD_SIZES = (32, 64, 80, 128)
-# Bytes of the seven arrays of the backward pass, each twice: while one block is computed, the next one comes in. The
-# compiler gives a kernel 16 MiB, of which scores take a few.
+# Bytes of the seven arrays of the backward pass, double-buffered. The compiler gives a kernel 16 MiB, and the scores
+# take a few of them.
 BLOCK_BYTES = 6 * 2**20
 
 
 def fits_kernel(queries: int, tokens: int, dim: int, heads: int) -> bool:
-    """Tell whether the kernel can attend with these sizes: up to 512 tokens, heads that fill groups of 128 lanes."""
+    """Return whether the kernel supports these sizes: up to 512 tokens, heads that fill groups of 128 lanes."""
     head_dim = dim // heads
     return max(queries, tokens) <= MOST_TOKENS and head_dim in HEAD_SIZES and dim % math.lcm(head_dim, LANES) == 0
 
@@ -37,8 +37,8 @@ def fits_kernel(queries: int, tokens: int, dim: int, heads: int) -> bool:
 def attend_on_chip(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, interpret: bool = False) -> jax.Array:
     """Attend with queries q [B, Q, D] over keys and values k, v [B, T, D], `heads` of them side by side: [B, Q, D].
 
-    float32 or bfloat16; softmax and sums are float32. The backward pass computes the scores anew, so q, k and v are all
-    that is kept for it. `interpret` runs it on any platform, slowly.
+    Arrays are float32 or bfloat16; softmax and sums are float32. The backward pass recomputes the scores, so only q, k
+    and v are kept for it. `interpret` runs the kernel on any platform, slowly.
     """
     return _call(_forward, 2, [q, k, v], [q], heads, interpret)[0]
 
@@ -56,9 +56,9 @@ attend_on_chip.defvjp(_keep, _differentiate)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def attend_packed_on_chip(qkv: jax.Array, heads: int, interpret: bool = False) -> jax.Array:
-    """Attend as `attend_on_chip` does, where queries, keys and values are one array [B, T, 3 D], side by side.
+    """Attend as `attend_on_chip` does, with queries, keys and values side by side in one array [B, T, 3 D].
 
-    So they are, and so is their gradient, where one product makes them; to take them apart would be to copy them.
+    One product makes that array and takes its gradient; to split it would be to copy it.
     """
     batch, tokens, width = qkv.shape
     out = jax.ShapeDtypeStruct((batch, tokens, width // 3), qkv.dtype)
@@ -79,10 +79,9 @@ attend_packed_on_chip.defvjp(_keep_packed, _differentiate_packed)
 def _call(kernel, products, inputs, like, heads, interpret, packed=False):
     """Run a kernel over blocks of (samples, all tokens, whole heads); its outputs have the shapes and types of `like`.
 
-    `products` is the number of matrix products of a head, each of queries x tokens x all groups of 128 lanes that the
-    head lies in; the compiler, which cannot look into a kernel, and `maejax plan` are told what that makes. With
-    `packed` the first three inputs are one array; an output like it is written a third at a time, in turns that the
-    kernel sees as its grid's last axis.
+    `products` is the number of matrix products of a head, each of queries x tokens x the groups of 128 lanes of that
+    head. The cost estimate follows from it, for the compiler and for `maejax plan`. With `packed` the first three
+    inputs are one array. An output of its shape is written a third at a time, along the last axis of the grid.
     """
     batch, tokens, dim = inputs[1].shape
     dim = dim // 3 if packed else dim
@@ -96,19 +95,19 @@ def _call(kernel, products, inputs, like, heads, interpret, packed=False):
 
     def block(array, third):
         return pl.BlockSpec(
-            (samples, array.shape[1], lanes), lambda i, j, turn: (i, 0, j + groups * (turn if third is None else third))
+            (samples, array.shape[1], lanes), lambda i, j, step: (i, 0, j + groups * (step if third is None else third))
         )
 
     return pl.pallas_call(
         functools.partial(kernel, head_dim=head_dim),
-        # Rows beyond the batch are computed from nothing and dropped.
+        # The last block may reach beyond the batch: its surplus rows are undefined and not written.
         grid=(pl.cdiv(batch, samples), groups, thirds),
         in_specs=[block(array, i if packed and i < 3 else 0) for i, array in enumerate(inputs)],
         out_specs=[block(array, None if thirds > 1 else 0) for array in like],
         out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in like],
         scratch_shapes=[pltpu.VMEM((samples, tokens, lanes), inputs[1].dtype)] * (thirds - 1),
         interpret=interpret,
-        # A chip of v4 or v5p has two cores, which share a grid only where its turns do not build on each other.
+        # The two cores of a v4 or v5p chip share only the axes of a grid whose steps are independent.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
             flops=int(2 * width * products * scores),
@@ -154,36 +153,36 @@ def _backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, head_dim):
 
 
 def _backward_packed(q_ref, k_ref, v_ref, g_ref, third_ref, dk_ref, dv_ref, *, head_dim):
-    turn = pl.program_id(2)
+    third = pl.program_id(2)
 
-    @pl.when(turn == 0)
+    @pl.when(third == 0)
     def _():
         _backward(q_ref, k_ref, v_ref, g_ref, third_ref, dk_ref, dv_ref, head_dim=head_dim)
 
-    @pl.when(turn == 1)
+    @pl.when(third == 1)
     def _():
         third_ref[...] = dk_ref[...]
 
-    @pl.when(turn == 2)
+    @pl.when(third == 2)
     def _():
         third_ref[...] = dv_ref[...]
 
 
 def head_windows(lanes: int, head_dim: int) -> list[slice]:
-    """Give for each head among `lanes` the groups of 128 lanes that it lies in, as one slice."""
+    """Return for each head in a block of `lanes` the slice of the groups of 128 lanes that it lies in."""
     starts = range(0, lanes, head_dim)
     return [slice(start // LANES * LANES, -(-(start + head_dim) // LANES) * LANES) for start in starts]
 
 
 def _heads(shape: tuple[int, ...], head_dim: int) -> Iterator[tuple[slice, jax.Array]]:
-    """Give for each head of a block [tokens, lanes] its slice of the lanes, and which of these are its own."""
+    """Yield for each head of a block [tokens, lanes] its slice of the lanes, and a mask of those that it owns."""
     for head, window in enumerate(head_windows(shape[1], head_dim)):
         lanes = window.start + jax.lax.broadcasted_iota(jnp.int32, (shape[0], window.stop - window.start), 1)
         yield window, (lanes >= head * head_dim) & (lanes < (head + 1) * head_dim)
 
 
 def _put(whole: jax.Array, lanes: slice, own: jax.Array, values: jax.Array) -> jax.Array:
-    """Put values into those of the lanes of a block that are a head's own."""
+    """Write values into the lanes of a block that a head owns."""
     parts = [whole[:, : lanes.start], jnp.where(own, values, whole[:, lanes]), whole[:, lanes.stop :]]
     return jnp.concatenate([part for part in parts if part.shape[1]], axis=1)
 

@@ -1,4 +1,4 @@
-"""Layers that are the same in every part of a model: linear, layer norm, GELU, dropout, and the MLP of a block.
+"""Layers of every part of a model: linear, layer norm, GELU, dropout, and the MLP of a block.
 
 Shapes: B batch, T tokens, D and E width. Parameters are float32; `dtype` is the type of the matrix products.
 """
@@ -11,27 +11,29 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from maejax.ops.platform import auto_devices, platform_ahead, tpu_ahead
+from maejax.ops.platform import auto_devices, is_target_tpu, target_platform
 
-# Bytes of a hidden layer that stay on a TPU chip while they are read: a fifth of what it holds beside its registers.
+# Bytes of a hidden layer that stay in a TPU's on-chip memory until they are read: a fifth of that memory.
 PIECE_BYTES = 26 * 2**20
 MOST_PIECES = 16  # each is compiled by itself
 
 Dtype = jnp.dtype | type
+Layer = Callable[[jax.Array], jax.Array]
 
 
 @jax.custom_vjp
 def affine(x: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
     """Compute x [B, T, D] times weights [D, E] plus bias [E], both float32, in x's type: [B, T, E] of x's type.
 
-    Products are of x's type, sums are float32, and so it is with the gradient: that of weights and bias stays float32
-    from the samples to the optimizer, across devices too. Written out since autodiff would round it, and since XLA on
-    CPU multiplies in half precision only where the sums are asked for in single: twice as fast.
+    Products are of x's type and sums are float32, in the gradient too. The gradient of weights and bias stays float32
+    from the samples to the optimizer, across devices too. The backward pass is written out, since autodiff would round
+    that gradient. XLA on CPU multiplies in half precision, twice as fast, only if sums are requested in float32.
     """
-    return (_product("btd,de->bte", x, weights.astype(x.dtype)) + bias.reshape(1, 1, -1)).astype(x.dtype)
+    return (product("btd,de->bte", x, weights.astype(x.dtype)) + bias.reshape(1, 1, -1)).astype(x.dtype)
 
 
-def _product(axes, a, b):
+def product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Compute an einsum of two arrays with products in their type and float32 sums: float32."""
     return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
 
 
@@ -41,12 +43,12 @@ def _affine_forward(x, weights, bias):
 
 def _affine_backward(kept, g):
     x, weights = kept
-    dx = _product("bte,de->btd", g, weights.astype(x.dtype)).astype(x.dtype)
-    if x.shape[-1] > g.shape[-1] and platform_ahead() == "cpu":
-        # XLA on CPU would transpose what lies over two axes, value by value: for a wide x as long as the product takes.
-        dweights = _product("td,te->de", x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
+    dx = product("bte,de->btd", g, weights.astype(x.dtype)).astype(x.dtype)
+    if x.shape[-1] > g.shape[-1] and target_platform() == "cpu":
+        # XLA on CPU would transpose both axes value by value, which for a wide x takes as long as the product.
+        dweights = product("td,te->de", x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
     else:
-        dweights = _product("btd,bte->de", x, g)
+        dweights = product("btd,bte->de", x, g)
     return dx, dweights, jnp.sum(g, axis=(0, 1), dtype=jnp.float32)
 
 
@@ -54,10 +56,10 @@ affine.defvjp(_affine_forward, _affine_backward)
 
 
 class Linear(nnx.Linear):
-    """A linear layer with float32 weights, computed in `dtype` by `affine`."""
+    """Linear layer with float32 weights, computed in `dtype` by `affine`."""
 
     def __call__(self, x: jax.Array, outputs: slice = slice(None)) -> jax.Array:
-        """Map x [B, T, D] to [B, T, E], or to some of its `outputs` and no others."""
+        """Map x [B, T, D] to [B, T, E], or only to the slice `outputs` of E."""
         weights, bias = self.kernel[...][:, outputs], self.bias[...][outputs]  # pyright: ignore[reportOptionalSubscript]
         return affine(x.astype(self.dtype), weights, bias)
 
@@ -76,8 +78,7 @@ def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
 def gelu(h: jax.Array) -> jax.Array:
     """Apply the exact (erf) GELU, in float32 whatever the type of h.
 
-    Written out since `jax.nn.gelu` goes through erfc, and since CPUs round every single operation of half precision:
-    both take twice as long.
+    `jax.nn.gelu` uses erfc, and CPUs round after every operation of half precision: each takes twice as long.
     """
     wide = h.astype(jnp.float32)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(h.dtype)
@@ -88,7 +89,7 @@ def _gelu_forward(h):
 
 
 def _gelu_backward(h, g):
-    # Else XLA finds erf(h) to be that of the forward pass and keeps it in float32: twice the bytes of h.
+    # Without the barrier XLA shares erf(h) with the forward pass and keeps it in float32: twice the bytes of h.
     h = jax.lax.optimization_barrier(h)
     wide = h.astype(jnp.float32)
     cdf = 0.5 * (1 + jax.lax.erf(wide * math.sqrt(0.5)))
@@ -99,8 +100,8 @@ def _gelu_backward(h, g):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def activation(kind: str) -> Callable[[jax.Array], jax.Array]:
-    """Choose the GELU: "erf", exact, or "tanh", the approximation that the original's weights were trained with."""
+def activation(kind: str) -> Layer:
+    """Return the GELU: "erf" is exact, "tanh" the approximation of the original's weights."""
     if kind not in ("erf", "tanh"):
         raise ValueError(f"gelu is erf or tanh, not {kind}")
     return gelu if kind == "erf" else jax.nn.gelu
@@ -109,7 +110,7 @@ def activation(kind: str) -> Callable[[jax.Array], jax.Array]:
 def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None, shape: Sequence[int] | None = None):
     """Zero elements of x with probability `rate` and scale up the rest; identity without a key.
 
-    `shape` (broadcast against x) drops whole slices together: (B, 1, 1) is stochastic depth.
+    A `shape` that broadcasts against x drops slices together: (B, 1, 1) is stochastic depth.
     """
     if key is None or (isinstance(rate, float) and rate == 0):
         return x
@@ -117,35 +118,43 @@ def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None, shape:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def mlp(x: jax.Array, fc1: Linear, fc2: Linear, gelu: str, rate: float = 0.0, key: jax.Array | None = None):
+def mlp(x: jax.Array, fc1: Linear, fc2: Linear, gelu: str, rate: float = 0, key=None, pieces: bool = True) -> jax.Array:
     """Map x [B, T, D] by two linear layers with the GELU and dropout between them: [B, T, D].
 
-    Of the hidden layer, four times as wide as x, what enters the GELU is named "hidden" for `jax.checkpoint`.
+    The pre-GELU values of the hidden layer, four times as wide as x, are named "hidden" for `jax.checkpoint`.
 
-    On TPU from v4 on, where memory is what a step waits for, it is made a piece of the tokens at a time, each small
-    enough to stay on the chip until it was read, and of it what enters the GELU alone is kept for the backward pass.
+    The step is memory-bound on TPU v4 and later. There, unless `pieces` is False, the hidden layer is computed in
+    chunks of tokens that fit on-chip, and only its pre-GELU values are kept for the backward pass.
     """
     activate = activation(gelu)
-    fixed = isinstance(x.shape[0], int)  # else a file for any batch is written
-    if not tpu_ahead() or not fixed or (key is not None and rate > 0):
-        hidden = checkpoint_name(fc1(x), "hidden")
-        return fc2(dropout(activate(hidden), rate, key))
+    fixed = isinstance(x.shape[0], int)  # not when exported for any batch
+    if pieces and is_target_tpu() and fixed and (key is None or rate == 0):
+        x = x.astype(fc1.dtype)
+        return mlp_in_pieces(x, fc1, fc2, activate, piece_ends(x, fc1.out_features))
+    hidden = checkpoint_name(fc1(x), "hidden")
+    return fc2(dropout(activate(hidden), rate, key))
+
+
+def mlp_in_pieces(x: jax.Array, fc1: Layer, fc2: Layer, activate: Layer, ends: Sequence[int]) -> jax.Array:
+    """Compute `mlp` on chunks of the tokens of x [B, T, D], split before each index in `ends`.
+
+    x is of the layers' `dtype`. Only the pre-GELU values are kept for the backward pass.
+    """
 
     @jax.checkpoint
-    def rest(hidden):
-        # Without the barrier the product with the gradient computes the GELU anew for each tile that it reads.
+    def second_half(hidden):
+        # Without the barrier the product with the gradient recomputes the GELU for each tile that it reads.
         return fc2(jax.lax.optimization_barrier(activate(hidden)))
 
-    x = x.astype(fc1.dtype)
-    pieces = jnp.split(x, piece_ends(x, fc1.out_features), axis=1)
-    return jnp.concatenate([rest(checkpoint_name(fc1(piece), "hidden")) for piece in pieces], axis=1)
+    chunks = jnp.split(x, ends, axis=1)
+    return jnp.concatenate([second_half(checkpoint_name(fc1(chunk), "hidden")) for chunk in chunks], axis=1)
 
 
-def piece_ends(x: jax.Array, width: int) -> list[int]:
-    """Say where to cut the tokens of x [B, T, D], so that no piece's layer of a `width` is beyond `PIECE_BYTES`.
+def piece_ends(x: jax.Array | jax.ShapeDtypeStruct, width: int) -> list[int]:
+    """Return where to split the tokens of x [B, T, D] so that each chunk's hidden layer takes at most `PIECE_BYTES`.
 
-    It is tokens that are cut since the samples already lie on several devices. Where that takes more than MOST_PIECES,
-    none is cut.
+    Tokens are split because the samples are already spread over the devices. Returns no split where it takes more than
+    MOST_PIECES chunks.
     """
     samples, tokens, _ = x.shape
     nbytes = samples // auto_devices() * tokens * width * x.dtype.itemsize

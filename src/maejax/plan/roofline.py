@@ -16,6 +16,7 @@ ASSUMPTIONS = (
     "memory traffic, any other operation its memory traffic; no message is hidden",
     "kernels: the compiler estimates no cycles for them, so the slowest case takes 30 % of the peak",
     "messages: a ring over one axis of the slice, in both directions, at the published speed of a link",
+    "fast forms: each passes its comparison with plain products on the devices (--attention auto)",
     "left out: the host, late input, start-up, saving and validation",
 )
 

@@ -20,14 +20,15 @@ from maejax.data.stream import Stream
 from maejax.errors import InputError
 from maejax.models.build import abstract_model, initial_model
 from maejax.models.classifier import BATCH_NORM_EPS, ImageClassifier
-from maejax.models.description import Classifier
+from maejax.models.description import Classifier, Compute
 from maejax.models.flops import classify_flop
 from maejax.models.vit import normalize
 from maejax.storage import mirror
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
-from maejax.tasks.checks import check_run_flags, compute_of, encoder_config, refuse_ignored
+from maejax.tasks.checks import check_run_flags, encoder_config, refuse_ignored
 from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
+from maejax.tasks.fast_forms import choose_forms
 from maejax.tasks.run import (
     Finished,
     Recipe,
@@ -155,7 +156,6 @@ def run(config: Config, console: Console) -> Finished:
         model = given.model
     elif config.transfer.label_mapping:
         raise InputError("--label-mapping re-uses the head of a --pretrained-ckpt: give one")
-    init, optimizer, step = build_step(config, model)
     frozen, peak = is_encoder if config.run.mode == "linear" else None, configured_rate(config)[1]
     transform = configured_transform(config, model.encoder.mean)
 
@@ -163,14 +163,12 @@ def run(config: Config, console: Console) -> Finished:
         return restart_average(place_weights(state, given.arrays), frozen)
 
     if config.run.cache_features:
-        return probe_cached(config, console, model, init, start, (train_source, valid_source), transform)
+        return probe_cached(config, console, model, start, (train_source, valid_source), transform)
     trained = train(
         config,
         Recipe(
             model=model,
-            init=init,
-            optimizer=optimizer,
-            step=step,
+            build=partial(build_step, config, model),
             start=start,
             weights="; ".join(given.notices),
             source=train_source,
@@ -190,7 +188,6 @@ def probe_cached(
     config: Config,
     console: Console,
     model: Classifier,
-    init: Callable[[], Any],
     start: Callable[[TrainState], TrainState],
     sources: tuple[Source | Stream, Source | None],
     transform: Transform,
@@ -202,7 +199,8 @@ def probe_cached(
         raise InputError("--cache-features: shards that arrive while training have no known number; fetch them before")
     newest, _ = open_directory(config, model, train_source)
     optimizer, _, peak = build(config)
-    mesh = make_mesh()
+    compute, forms = choose_forms(config, model)
+    init, mesh = partial(initial_model, model, compute, config.seeds.init_seed), make_mesh()
     with mirror.published(directory), open_checkpoints(directory / CHECKPOINTS, 1) as checkpoints, jax.set_mesh(mesh):
         if newest:
             console.print(f"{mirror.shown(directory)} has its probe already")
@@ -210,6 +208,8 @@ def probe_cached(
             return Finished(directory, checkpoints.restore(shape).state.model, True)  # type: ignore[arg-type]
         state = start(create_state(init, optimizer, mesh))
         console.print(describe(config, train_source, peak, model, state), highlight=False)
+        for line in forms:
+            console.print(f"forms    {line}", highlight=False)
         judge = open_accuracy(config, valid_source, directory, mesh, 0)
         found = cached_probe.probe(
             config,
@@ -247,10 +247,10 @@ def build(config: Config) -> tuple[optax.GradientTransformation, optax.Schedule,
     return (for_trained(optimizer, is_encoder) if linear else optimizer), rate, peak
 
 
-def build_step(config: Config, model: Classifier):
-    """Build what trains: a function that makes the model, the optimizer, and the step of `make_step`."""
+def build_step(config: Config, model: Classifier, compute: Compute):
+    """Build a function that makes the model, the optimizer, and the step of `make_step`."""
     optimizer, rate, _ = build(config)
-    init = partial(initial_model, model, compute_of(config), config.seeds.init_seed)
+    init = partial(initial_model, model, compute, config.seeds.init_seed)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed, criterion=config.augment.criterion)
     parts, frozen = config.optimization.grad_accum, None
     if config.run.mode == "linear":

@@ -1,5 +1,6 @@
 """The numbers of a classifier that is there already, whoever trained it (`maejax train --eval-only`)."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source
 from maejax.errors import InputError, WeightsError
 from maejax.models.classifier import ImageClassifier
-from maejax.models.description import Compute
+from maejax.models.description import PLAIN
 from maejax.storage import mirror
 from maejax.storage.redact import redact
 from maejax.tasks.accuracy import Accuracy
@@ -46,7 +47,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     source = open_source(data.valid_dataset_shards, cache_dir=data.cache_dir)
     check_readable(source, data.channels)
     weights, said = read_whole(config)
-    model = model_of(weights, Compute(dtype=precision(config)))
+    model = model_of(weights, replace(PLAIN, dtype=precision(config)))
     if not isinstance(model, ImageClassifier):
         raise InputError(f"--pretrained-ckpt {path} has no head; train one with --mode linear or finetune")
     mapped = known_classes(path)

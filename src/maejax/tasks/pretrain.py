@@ -17,11 +17,11 @@ from maejax.data.stream import Stream
 from maejax.errors import InputError
 from maejax.models import masking
 from maejax.models.build import initial_model
-from maejax.models.description import MAE
+from maejax.models.description import MAE, Compute
 from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
 from maejax.storage import mirror
-from maejax.tasks.checks import check_run_flags, compute_of, decoder_config, encoder_config, refuse_ignored
+from maejax.tasks.checks import check_run_flags, decoder_config, encoder_config, refuse_ignored
 from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
 from maejax.tasks.run import (
     Finished,
@@ -108,15 +108,12 @@ def run(config: Config, console: Console, *, sources: tuple[Source | Stream, Sou
         arrays, gelu = weights.arrays, weights.config.encoder.gelu
         model = replace(model, encoder=replace(model.encoder, gelu=gelu), decoder=replace(model.decoder, gelu=gelu))
     _, peak = configured_rate(config)
-    init, optimizer, step = build_step(config, model)
     transform = configured_transform(config, model.encoder.mean)
     trained = train(
         config,
         Recipe(
             model=model,
-            init=init,
-            optimizer=optimizer,
-            step=step,
+            build=partial(build_step, config, model),
             start=lambda state: state if arrays is None else with_weights(state, arrays),
             weights=said or start_from,
             source=train_source,
@@ -135,11 +132,11 @@ def run(config: Config, console: Console, *, sources: tuple[Source | Stream, Sou
     return Finished(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
 
 
-def build_step(config: Config, model: MAE):
-    """Build what trains: a function that makes the model, the optimizer, and the step of `make_step`."""
+def build_step(config: Config, model: MAE, compute: Compute):
+    """Build a function that makes the model, the optimizer, and the step of `make_step`."""
     rate, _ = configured_rate(config)
     optimizer = configured_optimizer(config, rate)
-    init = partial(initial_model, model, compute_of(config), config.seeds.init_seed)
+    init = partial(initial_model, model, compute, config.seeds.init_seed)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
     draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=model.encoder.patches)
     step = make_step(

@@ -23,10 +23,11 @@ from maejax.data.sources import Source, open_source, open_stream
 from maejax.data.stream import Stream
 from maejax.distributed.processes import all_processes, broadcast_from_0
 from maejax.errors import InputError
-from maejax.models.description import MAE, Classifier
+from maejax.models.description import MAE, Classifier, Compute
 from maejax.models.trees import array_name, mismatches, named_arrays
 from maejax.storage import mirror
 from maejax.tasks.checks import compute_of, precision, run_differences, safe_flags, traced_steps
+from maejax.tasks.fast_forms import choose_forms
 from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.ema import as_evaluated
@@ -89,8 +90,7 @@ class Recipe:
 
     Args:
         model: its description.
-        init: makes it.
-        optimizer, step: see `make_step`.
+        build: builds a function that makes it, the optimizer and the step of `make_step`, for a way to compute.
         start: puts pre-trained weights into a new state.
         source: the training images.
         loader: makes the input; called once the run is known to be able to start.
@@ -104,9 +104,7 @@ class Recipe:
     """
 
     model: MAE | Classifier
-    init: Callable[[], nnx.Module]
-    optimizer: optax.GradientTransformation
-    step: Callable
+    build: Callable[[Compute], tuple[Callable[[], nnx.Module], optax.GradientTransformation, Callable]]
     start: Callable[[TrainState], TrainState]
     source: Source | Stream
     loader: Callable[[], Input]
@@ -156,6 +154,8 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
     newest, written = open_directory(config, recipe.model, source)
 
     mesh, sharding = make_mesh(), config.machine.sharding
+    compute, forms = choose_forms(config, recipe.model)
+    init, optimizer, step = recipe.build(compute)
     loader = recipe.loader()
     with (
         mirror.published(directory),
@@ -163,9 +163,9 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
         open_checkpoints(directory / BEST, 1) as best,
     ):
         if newest:
-            state, start, position = checkpoints.restore(abstract_state(recipe.init, recipe.optimizer, mesh, sharding))
+            state, start, position = checkpoints.restore(abstract_state(init, optimizer, mesh, sharding))
         else:
-            state, start, position = create_state(recipe.init, recipe.optimizer, mesh, sharding), 0, None
+            state, start, position = create_state(init, optimizer, mesh, sharding), 0, None
             state = recipe.start(state)
         trackers = open_trackers(config, directory, start, written) if first else []
         with (
@@ -179,6 +179,8 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
             if start:
                 log.message(f"continuing {mirror.shown(directory)} from step {start} of {optimization.training_steps}")
             log.message(recipe.describe(state))
+            for line in forms:
+                log.message(f"forms    {line}")
             log.message(f"loader   {loader.footprint}")
             for problem in source.problems[:5]:
                 log.message(f"data     {problem}")
@@ -194,7 +196,7 @@ def train(config: Config, recipe: Recipe, console: Console) -> Trained:
             given = config.run
             state, done = fit(
                 state,
-                recipe.step,
+                step,
                 Feed(
                     map(recipe.check, batches),
                     config.data.train_batch_size,

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from maejax.models.trees import combine, partition
-from maejax.ops.platform import platform_ahead
+from maejax.ops.platform import target_platform
 from maejax.training.mesh import Sharding, constrain, gather_unstacked, state_sharding
 from maejax.training.optim import select
 
@@ -68,8 +68,8 @@ def abstract_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Shard
 
 def create_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
     """Build a state at step 0 in its place on the devices, rather than move it there."""
-    shardings = jax.tree.map(lambda a: a.sharding, abstract_state(init, optimizer, mesh, sharding))
-    return jax.jit(partial(new_state, init, optimizer), out_shardings=shardings)()
+    start = partial(new_state, init, optimizer)  # one object, so that JAX traces it once
+    return jax.jit(start, out_shardings=state_sharding(jax.eval_shape(start), mesh, sharding))()
 
 
 @dataclass(frozen=True)
@@ -192,4 +192,4 @@ def compile_step(update: Callable):
         new, metrics, control = update(state.state, *more)
         return FlatState.of(new), metrics, control
 
-    return jax.jit(step, donate_argnums=0, compiler_options=TPU_OPTIONS if platform_ahead() == "tpu" else None)
+    return jax.jit(step, donate_argnums=0, compiler_options=TPU_OPTIONS if target_platform() == "tpu" else None)
