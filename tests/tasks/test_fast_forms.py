@@ -43,7 +43,7 @@ def choose(monkeypatch):
 
 
 def test_forms_that_pass_run_and_are_named(choose):
-    found = [outcome("pieces"), outcome("pallas", gradient=0.002), outcome("pieces", "decoder", 0.003)]
+    found = [outcome("pieces", "decoder", 0.003), outcome("pieces"), outcome("pallas", gradient=0.002)]
     compute, lines, [(args, more)] = choose(found)
     assert compute == Compute(dtype="bfloat16", attention="pallas", pieces=True)
     assert sorted(lines) == [

@@ -101,7 +101,7 @@ attend_by_products.defvjp(_products_forward, _products_backward)
 
 
 def _swap(x: jax.Array) -> jax.Array:
-    """Put heads before tokens or back: [B, T, heads, D / heads] to [B, heads, T, D / heads] and the reverse."""
+    """Swap tokens and heads: [B, T, heads, D / heads] to [B, heads, T, D / heads] and the reverse."""
     return jnp.swapaxes(x, 1, 2)
 
 

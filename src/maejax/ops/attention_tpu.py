@@ -118,7 +118,7 @@ def _call(kernel, products, inputs, like, heads, interpret, packed=False):
 
 
 def _forward(q_ref, k_ref, v_ref, out_ref, *, head_dim):
-    def sample(i, _):
+    def _sample(i, _):
         q, k, v = q_ref[i], k_ref[i], v_ref[i]
         scaled = q.astype(jnp.float32) * head_dim**-0.5
         out = jnp.zeros(q.shape, jnp.float32)
@@ -127,11 +127,11 @@ def _forward(q_ref, k_ref, v_ref, out_ref, *, head_dim):
             out = _put(out, lanes, own, _dot(exps.astype(v.dtype), v[:, lanes], 1, 0) / total)
         out_ref[i] = out.astype(out_ref.dtype)
 
-    jax.lax.fori_loop(0, q_ref.shape[0], sample, None)
+    jax.lax.fori_loop(0, q_ref.shape[0], _sample, None)
 
 
 def _backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, head_dim):
-    def sample(i, _):
+    def _sample(i, _):
         q, k, v, g = q_ref[i], k_ref[i], v_ref[i], g_ref[i]
         scale = head_dim**-0.5
         scaled, wide_g = q.astype(jnp.float32) * scale, g.astype(jnp.float32)
@@ -149,7 +149,7 @@ def _backward(q_ref, k_ref, v_ref, g_ref, dq_ref, dk_ref, dv_ref, *, head_dim):
         dk_ref[i] = dk.astype(dk_ref.dtype)
         dv_ref[i] = dv.astype(dv_ref.dtype)
 
-    jax.lax.fori_loop(0, q_ref.shape[0], sample, None)
+    jax.lax.fori_loop(0, q_ref.shape[0], _sample, None)
 
 
 def _backward_packed(q_ref, k_ref, v_ref, g_ref, third_ref, dk_ref, dv_ref, *, head_dim):

@@ -46,7 +46,7 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Whether the form may run: no error, and no deviation beyond the bound. NaN is beyond it."""
+        """True if the form may run: no error, and no deviation beyond the bound. NaN is beyond it."""
         return not self.error and self.forward <= self.bound and self.gradient <= self.bound
 
     def __str__(self) -> str:
