@@ -171,7 +171,7 @@ def evaluation_loader(
     process_count: int = 1,
     faults: Faults | None = None,
 ) -> Loader:
-    """Build the loader of one pass over a source in order: images go through `center_crop`, the last batch is padded."""
+    """Build the loader of one pass over a source in order: images go through `center_crop`, the last batch padded."""
     config = BatchConfig(batch_size, shuffle=False, process_index=process_index, process_count=process_count)
     return Loader(
         source, build_eval(size, crop_ratio), config, size=size, channels=channels, workers=workers, faults=faults
