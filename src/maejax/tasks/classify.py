@@ -26,25 +26,27 @@ from maejax.models.vit import normalize
 from maejax.storage import mirror
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
-from maejax.tasks.checks import check_run_flags, encoder_config, refuse_ignored
-from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
-from maejax.tasks.fast_forms import choose_forms
-from maejax.tasks.run import (
-    Finished,
-    Recipe,
+from maejax.tasks.build import (
     configured_optimizer,
     configured_rate,
     configured_transform,
-    describe_run,
     faults_allowed,
-    open_directory,
     open_sources,
-    place_weights,
-    run_directory,
-    train,
     train_loader,
 )
-from maejax.tasks.transfer import Transferred, check_labels, count_classes, match_classes, read_mapping, transfer
+from maejax.tasks.checks import check_run_flags, encoder_config, refuse_ignored
+from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
+from maejax.tasks.fast_forms import choose_forms
+from maejax.tasks.run import Finished, Recipe, describe_run, open_directory, run_directory, train
+from maejax.tasks.transfer import (
+    Transferred,
+    check_labels,
+    count_classes,
+    match_classes,
+    place_weights,
+    read_mapping,
+    transfer,
+)
 from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.ema import restart_average, with_average
 from maejax.training.erasing import erase

@@ -16,8 +16,9 @@ from maejax.models.description import PLAIN
 from maejax.storage import mirror
 from maejax.storage.redact import redact
 from maejax.tasks.accuracy import Accuracy
+from maejax.tasks.build import faults_allowed
 from maejax.tasks.checks import check_run_flags, precision
-from maejax.tasks.run import faults_allowed, run_directory
+from maejax.tasks.run import run_directory
 from maejax.tasks.transfer import match_classes
 from maejax.training.mesh import make_mesh, put_same
 from maejax.training.rundir import read_config, write_json

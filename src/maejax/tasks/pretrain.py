@@ -21,21 +21,18 @@ from maejax.models.description import MAE, Compute
 from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
 from maejax.storage import mirror
-from maejax.tasks.checks import check_run_flags, decoder_config, encoder_config, refuse_ignored
-from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
-from maejax.tasks.run import (
-    Finished,
-    Recipe,
+from maejax.tasks.build import (
     configured_optimizer,
     configured_rate,
     configured_transform,
-    describe_run,
     faults_allowed,
     open_sources,
-    train,
     train_loader,
-    with_weights,
 )
+from maejax.tasks.checks import check_run_flags, decoder_config, encoder_config, refuse_ignored
+from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
+from maejax.tasks.run import Finished, Recipe, describe_run, train
+from maejax.tasks.transfer import with_weights
 from maejax.tasks.validation import Validation
 from maejax.training.checkpoint import saved_steps
 from maejax.training.mesh import first_device, local_copy

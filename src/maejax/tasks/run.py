@@ -1,30 +1,25 @@
 """What every task does around the loop: open the data, the run and its checkpoints, start or go on, tell, clean up."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 from rich.console import Console
 
 from maejax.config import Config
-from maejax.data.augment import Transform, build_train
-from maejax.data.batch_plan import BatchConfig
-from maejax.data.faults import Faults
 from maejax.data.lanes import merge_positions
-from maejax.data.pipeline import Batch, Loader, check_readable
-from maejax.data.sources import Source, open_source, open_stream
+from maejax.data.pipeline import Batch
+from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.distributed.processes import all_processes, broadcast_from_0
 from maejax.errors import InputError
 from maejax.models.description import MAE, Classifier, Compute
-from maejax.models.trees import array_name, mismatches, named_arrays
 from maejax.storage import mirror
 from maejax.tasks.checks import compute_of, precision, run_differences, safe_flags, traced_steps
 from maejax.tasks.fast_forms import choose_forms
@@ -34,9 +29,7 @@ from maejax.training.ema import as_evaluated
 from maejax.training.log import RunLog, evaluated_at
 from maejax.training.loop import Feed, Intervals, RunContext, Watch, fit
 from maejax.training.mesh import make_mesh
-from maejax.training.optim import ParameterRules, build_optimizer
 from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, open_run, read_config
-from maejax.training.schedule import peak_rate, warmup_cosine
 from maejax.training.state import TrainState, abstract_state, create_state
 from maejax.training.trace import Trace
 from maejax.training.trackers import TensorBoard, Tracker, WandB
@@ -290,97 +283,6 @@ def evaluate_and_keep_best(
     if validation.best_step == step:
         best.save(as_evaluated(state), step)
     return metrics
-
-
-def open_sources(config: Config) -> tuple[Source | Stream, Source | None]:
-    """Open the training and the validation images, and see that they can be read."""
-    train = open_stream(config.data.train_dataset_shards, cache_dir=config.data.cache_dir)
-    check_readable(train, config.data.channels)
-    if not config.data.valid_dataset_shards:
-        return train, None
-    valid = open_source(config.data.valid_dataset_shards, cache_dir=config.data.cache_dir)
-    check_readable(valid, config.data.channels)
-    return train, valid
-
-
-def faults_allowed(config: Config) -> Faults:
-    """Collect what may be wrong with the data."""
-    data = config.data
-    return Faults(data.on_bad_data, data.max_bad_images, data.max_lost_shards)
-
-
-def train_loader(config: Config, source: Source | Stream, transform: Transform) -> Loader:
-    """Build the loader of this host's training batches."""
-    return Loader(
-        source,
-        transform,
-        BatchConfig(
-            config.data.train_batch_size,
-            seed=config.seeds.shuffle_seed,
-            repeats=config.augment.augment_repeats,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
-        size=config.image_shape,
-        channels=config.data.channels,
-        workers=config.data.train_loader_workers,
-        faults=faults_allowed(config),
-    )
-
-
-def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
-    """Start from given weights instead of random ones; strict."""
-    if wrong := mismatches(named_arrays(state.model), weights):
-        raise InputError(f"--pretrained-ckpt: the weights do not fit the model: {'; '.join(wrong)}")
-    return place_weights(state, weights)
-
-
-def configured_rate(config: Config) -> tuple[optax.Schedule, float]:
-    """Give the learning rate by step that the flags ask for, and its peak."""
-    given = config.optimization
-    peak = peak_rate(given.learning_rate, config.data.train_batch_size)
-    return warmup_cosine(peak, given.warmup_steps, given.training_steps, given.min_learning_rate), peak
-
-
-def configured_optimizer(config: Config, rate: optax.Schedule, **more: Any) -> optax.GradientTransformation:
-    """Build the optimizer that the flags ask for; `more` goes to `ParameterRules`."""
-    given = config.optimization
-    return build_optimizer(
-        given.optimizer,
-        rate,
-        weight_decay=given.weight_decay,
-        b1=given.adam_b1,
-        b2=given.adam_b2,
-        eps=given.adam_eps,
-        clip_grad=given.clip_grad,
-        rules=ParameterRules(lr_decay=given.lr_decay, **more),
-    )
-
-
-def configured_transform(config: Config, mean: Sequence[float]) -> Transform:
-    """Build what the flags do to a training image; `mean` of the model fills what a policy moves into the picture."""
-    augment = config.augment
-    return build_train(
-        config.image_shape,
-        augment.random_crop,
-        (augment.crop_scale, 1.0),
-        augment.color_jitter,
-        flip=True,
-        policy=augment.auto_augment,
-        policy_mean=tuple(mean),
-    )
-
-
-def place_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
-    """Put given arrays in the place of those of a state's model that have their names."""
-
-    def place(path, old):
-        if array_name(path) not in weights:
-            return old
-        new = np.asarray(weights[array_name(path)], old.dtype)
-        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
-
-    return TrainState(state.step, jax.tree_util.tree_map_with_path(place, state.model), state.opt_state)
 
 
 def describe_run(config: Config, source: Source | Stream, peak: float, state: TrainState, model: str) -> str:

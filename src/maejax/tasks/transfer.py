@@ -1,11 +1,12 @@
 """What a classifier takes over from pre-trained weights, and which classes it is for."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from maejax.config import Config
@@ -13,7 +14,8 @@ from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.errors import InputError, WeightsError
 from maejax.models.description import Classifier
-from maejax.models.trees import mismatches, named_arrays
+from maejax.models.trees import array_name, mismatches, named_arrays
+from maejax.training.state import TrainState
 
 NEW = -1  # in a label mapping: a class that the old head does not know
 
@@ -65,6 +67,25 @@ def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[in
     taken = {name: getattr(found, name) for name in ("mean", "std") if not getattr(config.data, name)}
     encoder = replace(model.encoder, gelu=found.gelu, **taken)
     return Transferred(arrays, replace(model, encoder=encoder), tuple(notices))
+
+
+def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
+    """Start from given weights instead of random ones; strict."""
+    if wrong := mismatches(named_arrays(state.model), weights):
+        raise InputError(f"--pretrained-ckpt: the weights do not fit the model: {'; '.join(wrong)}")
+    return place_weights(state, weights)
+
+
+def place_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
+    """Put given arrays in the place of those of a state's model that have their names."""
+
+    def place(path, old):
+        if array_name(path) not in weights:
+            return old
+        new = np.asarray(weights[array_name(path)], old.dtype)
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
+
+    return TrainState(state.step, jax.tree_util.tree_map_with_path(place, state.model), state.opt_state)
 
 
 def without_affine(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
