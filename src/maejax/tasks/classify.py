@@ -26,7 +26,7 @@ from maejax.models.vit import normalize
 from maejax.storage import mirror
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
-from maejax.tasks.build import (
+from maejax.tasks.configured import (
     configured_optimizer,
     configured_rate,
     configured_transform,

@@ -16,7 +16,7 @@ from maejax.models.description import PLAIN
 from maejax.storage import mirror
 from maejax.storage.redact import redact
 from maejax.tasks.accuracy import Accuracy
-from maejax.tasks.build import faults_allowed
+from maejax.tasks.configured import faults_allowed
 from maejax.tasks.checks import check_run_flags, precision
 from maejax.tasks.run import run_directory
 from maejax.tasks.transfer import match_classes

@@ -21,7 +21,7 @@ from maejax.models.description import MAE, Compute
 from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
 from maejax.storage import mirror
-from maejax.tasks.build import (
+from maejax.tasks.configured import (
     configured_optimizer,
     configured_rate,
     configured_transform,
