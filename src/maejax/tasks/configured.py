@@ -1,6 +1,7 @@
 """Build the objects of a run from its configuration: data, loader, transform, learning rate, optimizer."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,12 +14,19 @@ from maejax.data.faults import Faults
 from maejax.data.pipeline import Loader, check_readable
 from maejax.data.sources import Source, open_source, open_stream
 from maejax.data.stream import Stream
+from maejax.storage import mirror
 from maejax.training.optim import ParameterRules, build_optimizer
 from maejax.training.schedule import peak_rate, warmup_cosine
 
 
+def run_directory(config: Config) -> Path:
+    """Return the folder of a run; for an address, the folder of this process that stands for it."""
+    output, name = config.run.output_dir, config.run.name or config.run.mode
+    return mirror.work_folder(f"{output}/{name}", jax.process_index()) if "://" in output else Path(output) / name
+
+
 def open_sources(config: Config) -> tuple[Source | Stream, Source | None]:
-    """Open the training and the validation images, and see that they can be read."""
+    """Open the training and the validation images, and check that they can be read."""
     train = open_stream(config.data.train_dataset_shards, cache_dir=config.data.cache_dir)
     check_readable(train, config.data.channels)
     if not config.data.valid_dataset_shards:
@@ -29,7 +37,7 @@ def open_sources(config: Config) -> tuple[Source | Stream, Source | None]:
 
 
 def faults_allowed(config: Config) -> Faults:
-    """Collect what may be wrong with the data."""
+    """Collect how many faults of the data the flags allow."""
     data = config.data
     return Faults(data.on_bad_data, data.max_bad_images, data.max_lost_shards)
 
@@ -54,7 +62,7 @@ def train_loader(config: Config, source: Source | Stream, transform: Transform) 
 
 
 def configured_transform(config: Config, mean: Sequence[float]) -> Transform:
-    """Build what the flags do to a training image; `mean` of the model fills what a policy moves into the picture."""
+    """Build what the flags do to a training image; a policy fills with `mean` what it moves into the picture."""
     augment = config.augment
     return build_train(
         config.image_shape,
@@ -68,7 +76,7 @@ def configured_transform(config: Config, mean: Sequence[float]) -> Transform:
 
 
 def configured_rate(config: Config) -> tuple[optax.Schedule, float]:
-    """Give the learning rate by step that the flags ask for, and its peak."""
+    """Build the learning rate by step that the flags ask for, and compute its peak."""
     given = config.optimization
     peak = peak_rate(given.learning_rate, config.data.train_batch_size)
     return warmup_cosine(peak, given.warmup_steps, given.training_steps, given.min_learning_rate), peak
