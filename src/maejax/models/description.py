@@ -1,4 +1,4 @@
-"""What a network is, and how it is computed here: frozen values that need no JAX."""
+"""Descriptions of networks, and of how they are computed: frozen values that need no JAX."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,8 +13,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Stack:
     """A stack of transformer blocks of one width, and the positions of the tokens that enter it.
 
-    A block reads its options from here, so a new one needs no other signature. Raises ValueError if a value does not
-    fit, as all descriptions in this file do.
+    All descriptions in this file raise ValueError if a value does not fit.
     """
 
     dim: int = 768
@@ -35,7 +34,6 @@ class Stack:
     """Stochastic depth of the last block; it rises linearly from 0 over the depth."""
 
     def __post_init__(self):
-        """Check the sizes and options."""
         for name in ("dim", "layers", "heads", "patch_size", "channels"):
             if getattr(self, name, 1) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
@@ -51,7 +49,7 @@ class Stack:
 
 class _Json:
     def to_json(self) -> dict[str, Any]:
-        """Return the description as JSON can hold it; `from_json` reads it."""
+        """Return the description for JSON; `from_json` reads it."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
 
@@ -60,7 +58,6 @@ class ViT(_Json, Stack):
     """A vision transformer: the encoder of every model here."""
 
     kind: ClassVar[str] = "encoder"
-
     image_size: tuple[int, int] = (224, 224)
     """Height and width in pixels, each a multiple of the patch size."""
     patch_size: int = 16
@@ -75,7 +72,6 @@ class ViT(_Json, Stack):
     """Normalise the tokens after the last block; a classifier with mean pooling does not."""
 
     def __post_init__(self):
-        """Fill in mean and std, and check the sizes."""
         super().__post_init__()
         for name, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
             given = getattr(self, name) or (usual if self.channels == 3 else (0.5,) * self.channels)
@@ -113,7 +109,6 @@ class MAE(_Json):
     """A masked autoencoder (He et al. 2022): an encoder, and a decoder for the pixels of hidden patches."""
 
     kind: ClassVar[str] = "mae"
-
     encoder: ViT = ViT()
     decoder: Stack = Stack(dim=512, layers=8, heads=16)
     mask_ratio: float = 0.75
@@ -122,7 +117,6 @@ class MAE(_Json):
     """Predict each patch normalised by its own mean and standard deviation (section 3)."""
 
     def __post_init__(self):
-        """Check that patches are visible, and hidden."""
         if not 0 < self.visible < self.encoder.patches:
             share = f"{self.visible} of {self.encoder.patches}"
             raise ValueError(f"mask ratio {self.mask_ratio} leaves {share} patches visible")
@@ -138,7 +132,6 @@ class Classifier(_Json):
     """An encoder and a linear layer on its pooled tokens."""
 
     kind: ClassVar[str] = "classifier"
-
     encoder: ViT = ViT()
     labels: int
     """Number of classes."""
@@ -149,13 +142,11 @@ class Classifier(_Json):
     """eps of a batch normalisation before the linear layer, as a linear probe has; 0 for none."""
 
     def __post_init__(self):
-        """Check the options, and fit the encoder to the pooling."""
         if self.pooling not in ("cls", "gap"):
             raise ValueError(f"pooling is cls or gap, not {self.pooling}")
         if self.labels < 1:
             raise ValueError(f"a classifier needs at least 1 class, not {self.labels}")
-        fitted = dataclasses.replace(self.encoder, final_norm=self.pooling == "cls")
-        object.__setattr__(self, "encoder", fitted)
+        object.__setattr__(self, "encoder", dataclasses.replace(self.encoder, final_norm=self.pooling == "cls"))
 
 
 Network = ViT | MAE | Classifier
@@ -189,10 +180,7 @@ def change_encoder(model: Network, **changes: Any) -> Network:
 
 
 def from_json(told: Mapping[str, Any]) -> Network:
-    """Read the description that a `to_json` returned, or the flat arguments that earlier versions wrote.
-
-    Raises ValueError if it describes no model that this version knows.
-    """
+    """Read what a `to_json` returned, or the flat arguments of earlier versions; raises ValueError if unknown."""
     told = dict(told) if "encoder" in told else _nested(told)
     try:
         if "encoder" not in told:
@@ -209,12 +197,9 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Sort flat arguments, which also held how a run was computed, into those of encoder, decoder and model."""
     computed = {field.name for field in dataclasses.fields(Compute)}
     told = {name: value for name, value in flat.items() if name not in computed}
-    decoder = {name: told.pop(name) for name in list(told) if name.startswith("dec_")}
-    model = {name: told.pop(name) for name in _OUTSIDE if name in told}
+    outside = ("mask_ratio", "norm_pix_loss", "labels", "pooling", "head_norm")
+    model = {name: told.pop(name) for name in outside if name in told}
+    decoder = {name.removeprefix("dec_"): told.pop(name) for name in list(told) if name.startswith("dec_")}
     if decoder:
-        gelu = {"gelu": told["gelu"]} if "gelu" in told else {}
-        model["decoder"] = {name.removeprefix("dec_"): value for name, value in decoder.items()} | gelu
+        model["decoder"] = decoder | {"gelu": told.get("gelu", "erf")}
     return {"encoder": told, **model} if model else told
-
-
-_OUTSIDE = ("mask_ratio", "norm_pix_loss", "labels", "pooling", "head_norm")

@@ -32,10 +32,7 @@ def mismatches(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
 
 
 def with_arrays(tree: Tree, arrays: Mapping[str, Any]) -> Tree:
-    """Replace all arrays of a model, or of its abstract shape, by `arrays`, cast to the model's types.
-
-    Raises ValueError, with all of `mismatches`, if they are not exactly those of the model.
-    """
+    """Replace all arrays of a model, maybe an abstract one, cast to its types; raises ValueError for `mismatches`."""
     if wrong := mismatches(named_arrays(tree), arrays):
         raise ValueError("the weights do not fit the model: " + "; ".join(wrong))
     return jax.tree_util.tree_map_with_path(lambda path, leaf: jnp.asarray(arrays[array_name(path)], leaf.dtype), tree)

@@ -23,8 +23,7 @@ from maejax.ops.dense import dropout, layer_norm, linear, mlp
 LAYERSCALE_INIT = 1e-4  # as in the original
 TOKEN_STD = 0.02  # cls and mask token, authors' code
 
-# Kept of each block of a scan for the backward pass, beside its input: the results of its matrix products. Attention
-# weights are large and not kept, nor are results that are added at once.
+# Kept of a scanned block for the backward pass, with its input: the results of products, but not attention weights.
 KEPT = ("qkv", "attended", "between", "hidden")
 
 Pool = Literal["cls", "mean", "cls+mean"]
@@ -96,13 +95,9 @@ class Block(nnx.Module):
 
 @jax.custom_vjp
 def gather_params(block: Block) -> Block:
-    """All-gather the weights of one layer, if they are split over the devices of a mesh.
-
-    The sharding of the gradient is left open, so that XLA can reduce-scatter it.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return block
-    return jax.lax.with_sharding_constraint(block, PartitionSpec())
+    """All-gather the weights of one layer, if they are split; XLA can reduce-scatter their gradient."""
+    empty = jax.sharding.get_abstract_mesh().empty
+    return block if empty else jax.lax.with_sharding_constraint(block, PartitionSpec())
 
 
 gather_params.defvjp(lambda block: (gather_params(block), None), lambda _, gradient: (gradient,))
@@ -111,8 +106,7 @@ gather_params.defvjp(lambda block: (gather_params(block), None), lambda _, gradi
 def unstack(stack: Block, count: int, layers: int) -> tuple[Block | None, list[Block]]:
     """Split the first `layers` layers of a stack: the first `count` stay one stack, the others are single blocks.
 
-    All arrays are split by one `jnp.split`, whose gradient is a concatenation. Indexing each layer would sum `layers`
-    arrays as large as the stack.
+    The gradient of one `jnp.split` is a concatenation; indexing each layer would sum `layers` stack-sized arrays.
     """
     leaves, tree = jax.tree.flatten(stack)
     columns = [jnp.split(leaf, tuple(range(max(count, 1), len(leaf)))) for leaf in leaves]
@@ -124,12 +118,11 @@ def unstack(stack: Block, count: int, layers: int) -> tuple[Block | None, list[B
 class Transformer(nnx.Module):
     """A stack of blocks: one Block whose arrays have a leading depth axis.
 
-    Dispatch, checkpoints and sharding rules thus do not depend on the depth. Unrolled, the layers run faster on CPU and
-    take less memory on TPU up to ViT-B; as a scan they compile faster.
+    Unrolled, the layers run faster on CPU and take less memory on TPU up to ViT-B; as a scan they compile faster.
 
     For the backward pass, all results of a block are kept. A scan would copy them, so it keeps `KEPT` and the input of
-    a block, and computes the rest again. With remat, only the input is kept. Weights that are split over devices stay
-    gathered only in the first case; otherwise each layer's are gathered again.
+    a block, and computes the rest again. With remat, only the input is kept. In these two cases the weights of a layer
+    that are split over devices are gathered again.
     """
 
     def __init__(self, config: Stack, compute: Compute, rngs: nnx.Rngs):
@@ -199,9 +192,9 @@ class Model(nnx.Module):
     def encode(self, x: jax.Array, pool: Pool | None = "cls", layers: Sequence[int] | None = None) -> jax.Array:
         """Compute features of images x [B, H, W, C], uint8 or normalised, without a mask: float32.
 
-        `pool` as in `pooled`: [B, D], [B, 2 D] for "cls+mean", [B, 1 + N, D] for None. With `layers` (0 is the first
-        block, -1 the last) the features after each of these blocks, through the final norm: [B, L, ...]. Raises
-        ValueError for an unknown pooling or layer, or if `layers` is empty.
+        `pool` as in `pooled`: [B, D], [B, 2 D] or, for None, [B, 1 + N, D]. With `layers` (0 is the first block, -1 the
+        last) the features after each of these blocks, through the final norm: [B, L, ...]. Raises ValueError for an
+        unknown pooling or layer, or for no layer.
         """
         encoder = self.encoder
         if layers is None:
@@ -214,10 +207,10 @@ class Model(nnx.Module):
         return jnp.stack([pooled(tokens.astype(jnp.float32), pool) for tokens in normed], axis=1)
 
     def attention(self, x: jax.Array, layer: int = -1) -> jax.Array:
-        """Compute the attention of one block, the last by default, on images x [B, H, W, C] without a mask.
+        """Compute how much each token attends to each in one block, on images x [B, H, W, C] without a mask.
 
-        Images are uint8 or normalised. Returns float32 [B, heads, 1 + N, 1 + N]: how much each token (row; the first is
-        cls) attends to each; rows sum to 1. Raises ValueError if there is no such layer.
+        Images are uint8 or normalised. Returns float32 [B, heads, 1 + N, 1 + N], the cls token first; rows sum to 1.
+        Raises ValueError if there is no such layer.
         """
         number, stack = self.layer_number(layer), self.encoder.transformer
         x = self.encoder.tokens(x)
@@ -255,8 +248,8 @@ class VisionTransformer(Model):
     def __call__(self, x: jax.Array, keep: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
         """Encode images x [B, H, W, C], uint8 or normalised, to tokens [B, 1 + N, D], the cls token first.
 
-        With `keep` [B, K] only those patches enter, and the result is [B, 1 + K, D] in their order. Pixels are picked
-        before they are embedded: no gradient flows to pixels, so the gather has no backward pass.
+        With `keep` [B, K] only those patches enter: [B, 1 + K, D], in their order. Pixels are picked before they are
+        embedded: no gradient flows to pixels, so the gather has no backward pass.
         """
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         tokens = self.transformer(self.tokens(x, keep, embed_key), stack_key)
@@ -274,16 +267,11 @@ class VisionTransformer(Model):
         return dropout(jnp.concatenate([cls, tokens], axis=1), config.dropout, key)
 
     def cut(self, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
-        """Cut images x [B, H, W, C] into flattened patches [B, N, P], or into those of `keep` [B, K]: [B, K, P].
-
-        uint8 images are normalised last, so that bytes are moved: a quarter of the cost.
-        """
-        patches = patchify(x, self.config.patch_size)
+        """Cut images x [B, H, W, C] into flattened patches [B, N, P], or into those of `keep` [B, K]: [B, K, P]."""
+        patches, pixels = patchify(x, self.config.patch_size), self.config.patch_size**2
         patches = patches if keep is None else take_patches(patches, keep)
-        if x.dtype != jnp.uint8:
-            return patches
-        pixels = self.config.patch_size**2
-        return normalize(patches, self.mean * pixels, self.std * pixels)
+        # uint8 images are normalised last: moving bytes takes a quarter of the time.
+        return normalize(patches, self.mean * pixels, self.std * pixels) if x.dtype == jnp.uint8 else patches
 
 
 def normalize(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:

@@ -68,14 +68,8 @@ def read(
 def write(weights: Weights, path: str | Path, layout: str, *, identity: bool = False) -> list[str]:
     """Write weights in a layout, and return sentences that a reader must know.
 
-    Raises WeightsError if the layout cannot express the model.
-
-    Args:
-        weights: the model.
-        path: of the file; for hf of the directory. A timm file is .pth or, by its name, .safetensors.
-        layout: maejax, original, fair, timm or hf.
-        identity: for timm, see `torch_names.to_timm`.
-
+    `layout` is one of `LAYOUTS`; `path` is a directory for hf, and a timm file is .pth or, by its name, .safetensors.
+    `identity` is for timm, see `torch_names.to_timm`. Raises WeightsError if the layout cannot express the model.
     """
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,15 +14,9 @@ TIMM_NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge
 
 
 def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
-    """Write config.json, model.safetensors, preprocessor_config.json, timm.safetensors and README.md.
+    """Write config.json, model.safetensors, preprocessor_config.json, timm.safetensors and README.md, the `card`.
 
     The file for timm lacks a decoder. Returns sentences that a reader must know.
-
-    Args:
-        weights: the model.
-        path: of the folder; made if it is missing.
-        card: the text of README.md, such as `describe` returns.
-
     """
     path.mkdir(parents=True, exist_ok=True)
     if for_transformers(weights):
@@ -47,13 +41,9 @@ def for_transformers(weights: Weights) -> bool:
 def describe(
     weights: Weights, name: str, *, data: Mapping[str, Any], recipe: Mapping[str, Any], numbers: Mapping[str, Any]
 ) -> str:
-    """Write a model card: the model, its data, recipe and numbers, and the commands that load it.
+    """Write a model card: the model, its data, recipe and numbers, and the code that loads it from folder `name`.
 
-    Args:
-        weights: the model.
-        name: of the folder on the hub.
-        data, recipe, numbers: rows of the card's tables, as text; the card says so if one is empty.
-
+    `data`, `recipe` and `numbers` are rows of the card's tables, as text; the card says so if one is empty.
     """
     config, encoder = weights.config, weights.config.encoder
     kind = "masked autoencoder (encoder and decoder)" if isinstance(config, MAE) else "vision transformer"

@@ -135,8 +135,8 @@ def config_of(told: Mapping[str, Any], state: Mapping[str, np.ndarray], what: st
     size = (size, size) if isinstance(size, int) else tuple(size)
     blocks, images = fields(STACK), fields(IMAGES)
     grid = (size[0] // images["patch_size"], size[1] // images["patch_size"])
-    if told.get("intermediate_size", 3072) != 4 * blocks["dim"]:
-        raise WeightsError(f"{what} has an MLP of width {told.get('intermediate_size', 3072)}, not 4 x {blocks['dim']}")
+    if (width := told.get("intermediate_size", 3072)) != 4 * blocks["dim"]:
+        raise WeightsError(f"{what} has an MLP of width {width}, not 4 x {blocks['dim']}")
 
     def posemb(name):
         return posemb_of(anchor(state, SINGLE[name], what), grid)

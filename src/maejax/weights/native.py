@@ -28,10 +28,8 @@ def from_neutral(arrays: dict[str, np.ndarray], metadata: dict[str, str], path: 
     told = json.loads(metadata["maejax"])
     config = from_json(told["model"])
     # The statistics of a probe may be missing, or have affine parameters.
-    wanted, given = (
-        {name: array for name, array in all.items() if not name.startswith("head_norm.")}
-        for all in (blank_arrays(config), arrays)
-    )
+    both = (blank_arrays(config), arrays)
+    wanted, given = ({n: a for n, a in some.items() if not n.startswith("head_norm.")} for some in both)
     check(wanted, given, str(path))
     return Weights(arrays, config, "maejax", told["writer"], tuple(told["notices"]))
 

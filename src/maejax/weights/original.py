@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import serialization
+from flax import serialization, traverse_util
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, Stack, ViT
@@ -64,25 +64,9 @@ PROBE_EPS = 1e-5
 UNWRITTEN = {"encoder.positions", "dec_positions", "head_norm.batches"}  # written in another form there, or not at all
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+def flatten(tree: dict[str, Any]) -> dict[str, np.ndarray]:
     """Name the tensors of nested parameters `model/layer_0/attn/wq/kernel`."""
-    flat = {}
-    for key, value in tree.items():
-        name = prefix + key
-        flat |= flatten(value, name + "/") if isinstance(value, Mapping) else {name: np.asarray(value)}
-    return flat
-
-
-def nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Undo `flatten`."""
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *path, last = name.split("/")
-        node = tree
-        for key in path:
-            node = node.setdefault(key, {})
-        node[last] = value
-    return tree
+    return {name: np.asarray(value) for name, value in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 def config_of(
@@ -223,7 +207,7 @@ def read(path: Path, *, image_size: tuple[int, int] | None = None, norm_pix_loss
         tree: Any = serialization.msgpack_restore(path.read_bytes())
     except Exception as error:  # msgpack raises a dozen kinds of its own
         raise WeightsError(f"{path} is no msgpack file of weights ({type(error).__name__})") from None
-    if not isinstance(tree, Mapping):
+    if not isinstance(tree, dict):
         raise WeightsError(f"{path} holds no named weights")
     state = flatten(tree)
     config, notices = config_of(state, str(path), image_size, norm_pix_loss)
@@ -237,5 +221,6 @@ def read(path: Path, *, image_size: tuple[int, int] | None = None, norm_pix_loss
 
 def write(weights: Weights, path: Path) -> list[str]:
     """Write a .msgpack file as the original does; return sentences that a reader must know."""
-    path.write_bytes(serialization.to_bytes(nest(to_theirs(weights.arrays, weights.config))))
+    state = to_theirs(weights.arrays, weights.config)
+    path.write_bytes(serialization.to_bytes(traverse_util.unflatten_dict(state, sep="/")))
     return losses(weights)

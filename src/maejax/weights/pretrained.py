@@ -29,18 +29,18 @@ def load_pretrained(
             f"{path} has no decoder for {encoder.channels} channels, which pre-training needs; it can be probed, "
             "fine-tuned or encoded"
         )
-    flags = other_sizes(found.encoder, encoder, "--", ("patch_size", "layers", "dim", "heads"))
+    pairs: list[tuple[str, Stack, Stack]] = [("--", found.encoder, encoder)]
     if decoder is not None and isinstance(found, MAE):
-        flags += other_sizes(found.decoder, decoder, "--dec-", ("layers", "dim", "heads"))
+        pairs.append(("--dec-", found.decoder, decoder))
+    flags = [
+        f"{prefix}{name.replace('_', '-')} {getattr(theirs, name)}"
+        for prefix, theirs, ours in pairs
+        for name in ("patch_size", "layers", "dim", "heads")
+        if getattr(theirs, name, 0) != getattr(ours, name, 0)
+    ]
     if flags:  # no shape tells that heads differ
         raise WeightsError(f"{path} is of another geometry than the flags say: give {' '.join(flags)}")
     return weights, fetched
-
-
-def other_sizes(found: Stack, wanted: Stack, prefix: str, names: tuple[str, ...]) -> list[str]:
-    """List the sizes of a file that differ from the wanted ones, as flags."""
-    differing = [name for name in names if getattr(found, name) != getattr(wanted, name)]
-    return [f"{prefix}{name.replace('_', '-')} {getattr(found, name)}" for name in differing]
 
 
 def fetch_pretrained(
@@ -60,10 +60,7 @@ def fetch_pretrained(
 
 
 def with_image_size(weights: Weights, image_size: tuple[int, int]) -> Weights:
-    """Interpolate the positions of weights to an image size (H, W), as the authors do.
-
-    Raises ValueError if the patches do not divide it.
-    """
+    """Interpolate the positions of weights to an image size (H, W); raises ValueError if patches do not divide it."""
     config = change_encoder(weights.config, image_size=image_size)
     arrays, old, new = dict(weights.arrays), weights.config.encoder.grid, config.encoder.grid
     for name in ("encoder.positions", "dec_positions"):
@@ -73,10 +70,7 @@ def with_image_size(weights: Weights, image_size: tuple[int, int]) -> Weights:
 
 
 def with_channels(weights: Weights, channels: int, rule: str) -> Weights:
-    """Fit the patch filter of weights to a number of channels; a decoder, which predicts pixels, is left out.
-
-    Raises ValueError as `fit_channels`.
-    """
+    """Fit the patch filter of weights to a number of channels by `fit_channels`, without the decoder for others."""
     arrays, config = dict(weights.arrays), weights.config
     if channels == config.encoder.channels:
         return weights

@@ -23,24 +23,18 @@ PROBE_FOLDED = "the probe's BatchNorm is folded into its linear layer"
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's weights, whoever wrote them.
-
-    Attributes:
-        arrays: by our names, such as `encoder.transformer.blocks.fc1.kernel` [layers, in, out]; those of an encoder
-            alone begin with `encoder.` too. A probe's BatchNorm is `head_norm.mean` and `head_norm.var`, and `.scale`
-            and `.bias` if it has them.
-        config: the model's description.
-        layout: maejax, original, fair, timm or hf.
-        writer: the code that wrote the file, in words.
-        notices: sentences that a user must know before use.
-
-    """
+    """A model's weights, whoever wrote them."""
 
     arrays: dict[str, np.ndarray]
+    """By our names, such as `encoder.transformer.blocks.fc1.kernel` [layers, in, out]; those of an encoder alone begin
+    with `encoder.` too. A probe's BatchNorm is `head_norm.mean`, `.var` and, if it has them, `.scale` and `.bias`."""
     config: Network
     layout: str
+    """maejax, original, fair, timm or hf."""
     writer: str
+    """The code that wrote the file, in words."""
     notices: tuple[str, ...] = ()
+    """Sentences that a user must know before use."""
 
 
 def model_of(weights: Weights, compute: Compute = PLAIN) -> Any:
@@ -140,14 +134,8 @@ def posemb_of(pos_embed: np.ndarray, grid: tuple[int, int]) -> Any:
 def anchor(state: Mapping[str, np.ndarray], name: str, what: str) -> np.ndarray:
     """Return a tensor from which sizes are read; raises WeightsError if it is missing."""
     if name not in state:
-        raise WeightsError(f"{what} lacks {name}; it holds {listed(state)}")
+        raise WeightsError(f"{what} lacks {name}; it holds {', '.join(sorted(state)[:8])}")
     return state[name]
-
-
-def listed(names: Iterable[str], limit: int = 8) -> str:
-    """List names, cut short."""
-    names = sorted(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def depth(state: Iterable[str], prefix: str) -> int:
