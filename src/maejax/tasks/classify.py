@@ -19,7 +19,6 @@ from maejax.models.build import abstract_model, initial_model
 from maejax.models.classifier import BATCH_NORM_EPS, ImageClassifier
 from maejax.models.description import Classifier, Compute
 from maejax.models.flops import classify_flop
-from maejax.models.vit import normalize
 from maejax.storage import mirror
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
@@ -254,7 +253,7 @@ def build_step(config: Config, model: Classifier, compute: Compute):
         optimizer,
         rate,
         grad_accum=parts,
-        draw=partial(draw_batch, config=config, model=model),
+        draw=partial(draw_batch, config=config, model=abstract_model(model, compute)),
         on_nan=config.machine.on_nan,
         sharding=config.machine.sharding,
         frozen=frozen,
@@ -270,14 +269,14 @@ class Drawn(NamedTuple):
     valid: jax.Array
 
 
-def draw_batch(batch: Batch, step: jax.Array, *, config: Config, model: Classifier) -> Drawn:
+def draw_batch(batch: Batch, step: jax.Array, *, config: Config, model: ImageClassifier) -> Drawn:
     """Normalise, erase and mix the images of a global batch, in the order of timm; unlabelled images are not valid.
 
-    A function of the batch, the seeds and the step alone.
+    A function of the batch, the seeds and the step alone. Of the `model`, which may be abstract, no array is read.
     """
     augment, seeds, valid = config.augment, config.seeds, batch.valid & (batch.labels >= 0)
-    targets = soft_targets(batch.labels, model.labels, augment.label_smoothing)
-    x = normalize(batch.images, model.encoder.mean, model.encoder.std)
+    targets = soft_targets(batch.labels, model.config.labels, augment.label_smoothing)
+    x = model.normalize(batch.images)
     # Behind a barrier, else XLA draws noise anew for an image and for its partner, and mixes for each product.
     x = jax.lax.optimization_barrier(erase(x, step, seed=seeds.shuffle_seed, probability=augment.random_erasing))
     x, targets = mix(x, targets, valid, step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix)

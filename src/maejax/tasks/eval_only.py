@@ -80,7 +80,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
 def read_whole(config: Config) -> tuple[Weights, str]:
     """Read the model of --pretrained-ckpt; return it and a sentence on what was fetched.
 
-    Attention heads are --heads if its width is --dim, or if the file lacks their number and 64 does not divide its width.
+    Attention heads are --heads if its width is --dim, or if the file lacks them and 64 does not divide its width.
     """
     fetch = partial(
         fetch_pretrained,

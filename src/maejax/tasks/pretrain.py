@@ -91,8 +91,7 @@ class Pretraining(Task[MAE]):
         count, process = len(rows.images), jax.process_index()
         path = directory / "bad" / f"{step}-{process}.npz"
         with first_device():
-            noise_key = jax.random.fold_in(jax.random.key(self.config.seeds.noise_seed), step - 1)
-            order = masking.random(noise_key, count * jax.process_count(), model.patches)
+            order = order_of_step(self.config.seeds.noise_seed, step - 1, count * jax.process_count(), model.patches)
             order = np.asarray(order)[process * count :][:count]
             losses = np.asarray(model(rows.images, order).loss)
             bad = np.flatnonzero(rows.valid & ~np.isfinite(losses))
@@ -178,9 +177,13 @@ class Masked(NamedTuple):
 
 
 def draw_masks(batch: Batch, step: jax.Array, *, noise_seed: int, patches: int) -> Masked:
-    """Draw the order of the patches of every row of a global batch, a function of (seed, step) alone."""
-    noise_key = jax.random.fold_in(jax.random.key(noise_seed), step)
-    return Masked(batch.images, masking.random(noise_key, batch.images.shape[0], patches), batch.valid)
+    """Draw the masks of a global batch."""
+    return Masked(batch.images, order_of_step(noise_seed, step, len(batch.images), patches), batch.valid)
+
+
+def order_of_step(noise_seed: int, step: int | jax.Array, rows: int, patches: int) -> jax.Array:
+    """Draw the order [rows, N] of the patches of a global batch, a function of (seed, step) alone."""
+    return masking.random(jax.random.fold_in(jax.random.key(noise_seed), step), rows, patches)
 
 
 def sample_losses(model: MaskedAutoencoder, batch: Masked, microstep: jax.Array, *, dropout_seed: int) -> jax.Array:

@@ -33,7 +33,7 @@ from maejax.version import __version__
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run leaves: its directory, the model, and whether it got to the last step."""
+    """The result of a run: its directory, the model, and whether it got to the last step."""
 
     directory: Path
     model: Any

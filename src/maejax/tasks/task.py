@@ -31,12 +31,12 @@ class Input(Protocol):
 
     @property
     def bad(self) -> Mapping[str, str]:
-        """What is wrong with each image that could not be read."""
+        """The fault of each image that could not be read."""
         ...
 
     @property
     def lost(self) -> Mapping[str, str]:
-        """What is wrong with each shard that was not read to its end."""
+        """The fault of each shard that was not read to its end."""
         ...
 
     @property
