@@ -1,4 +1,4 @@
-"""Which fast forms a run uses: those that its devices compute as plain products do, compared before the first step."""
+"""Choice of the fast forms of a run: those that its devices compute as plain products do."""
 
 import dataclasses
 from collections.abc import Sequence
