@@ -21,7 +21,7 @@ class Stack:
     layers: int = 12
     """Number of blocks."""
     heads: int = 12
-    """Attention heads of each block."""
+    """Heads of each block."""
     posemb: Literal["sincos2d", "learnable"] = "sincos2d"
     """Positions: fixed sine-cosine waves, or learned."""
     layerscale: bool = False
@@ -168,8 +168,7 @@ class Compute:
     """Compute the MLP in pieces of the tokens on TPU; see `ops.dense.mlp`."""
 
 
-# For evaluation: the same numbers on every machine, up to the rounding of float32, and no fast form that was not
-# compared on the device.
+# For evaluation: the same numbers on every machine, up to rounding, without fast forms that were not compared there.
 PLAIN = Compute(attention="xla", pieces=False)
 
 

@@ -209,8 +209,8 @@ def to_fair(weights: Weights) -> tuple[dict[str, np.ndarray], list[str]]:
 
     Raises WeightsError if that code cannot express the model.
     """
-    if any(name.rpartition("blocks.")[2] in TIMM_BLOCK.values() for name in weights.arrays):
-        raise WeightsError("the authors' code has no LayerScale; convert to timm, hf or maejax")
+    if added := [name for name in weights.arrays if name.rpartition("blocks.")[2] in TIMM_BLOCK.values()]:
+        raise WeightsError(f"the authors' code has no LayerScale: no place for {added[0]}; convert to timm or maejax")
     arrays = dict(weights.arrays)
     if "head_norm.mean" in arrays:
         arrays.setdefault("head_norm.batches", np.array(0))
