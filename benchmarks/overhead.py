@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from maejax.commands.demo import demo_config
+from maejax.commands.demo import DemoCommand
 from maejax.data.pipeline import Batch
 from maejax.models.build import initial_model
 from maejax.models.description import PLAIN
@@ -42,7 +42,7 @@ def main():
     arguments.add_argument("--steps", type=int, default=50, help="of a turn")
     given = arguments.parse_args()
     keep_freed_memory()
-    config = demo_config("runs", "demo", 0, None)
+    config = DemoCommand().config()
     model, batch_size, mesh = model_config(config), config.data.train_batch_size, make_mesh()
     rate = warmup_cosine(1e-3, 200, 4000)
     optimizer = build_optimizer("adamw", rate, weight_decay=0.05, b2=0.95)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maejax.commands.plan import compile_step
+from maejax.commands.planner import compile_step
 from maejax.config import Config, with_flags
 from maejax.models.description import Compute
 from maejax.models.flops import pretrain_flop

@@ -1,15 +1,22 @@
 """The command line: help that reads, both spellings, the original's presets, and bad input before any long work."""
 
+import errno
+import io
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from maejax.cli import COMMANDS
+from maejax.commands.command import help_of
+from maejax.config import Config
 from maejax.models import mae
 
 from .conftest import ROOT, TINY
@@ -111,16 +118,140 @@ def test_a_loss_that_is_not_finite_ends_the_run(train):
         assert file["images"].shape == (8, 16, 16, 3) and file["order"].shape == (8, 16)
 
 
+TITLES = ("MaskedAutoencoder", "Image Augmentations", "ViT Architecture", "MAE Decoder Architecture", "Optimization",
+          "Random Seeds")  # fmt: skip
+
+
 def test_help_reads_like_documentation(maejax):
     code, printed = maejax("--help")
-    assert code == 0 and all(name in printed for name in ("train", "demo", "data", "pack", "reconstruct"))
+    assert code == 0 and all(name in printed for name in COMMANDS)
     code, printed = maejax("train", "--help")
     assert code == 0
-    for group in ("data", "augment", "encoder", "mae", "optimization", "seeds"):
-        assert f"{group} options" in printed
+    for group in TITLES:  # of the original's README
+        assert f" {group} options " in printed
     assert "Share of the patches that is hidden" in printed and "None" not in printed
     _, printed = maejax("train", "--mode", "finetune", "--help")
     assert "rand-m9-mstd0.5-inc1)" in printed  # the recipe of the mode is the default
+    _, printed = maejax("plan", "--mode=finetune", "--help")
+    assert "rand-m9-mstd0.5-inc1)" in printed
+    _, printed = maejax("reconstruct", "--help")
+    assert "[-h] CKPT IMAGE ... [--out STR]" in printed and "Image files. (required)" in printed
+    for command, missing in (("features", "CKPT.*IMAGES"), ("inspect", "PATH"), ("convert", "IN.*OUT")):
+        code, printed = maejax(command)
+        assert code == 2 and re.search(missing, printed, re.DOTALL), printed
+
+
+def test_every_flag_of_every_command_has_help():
+    for name, kind in COMMANDS.items():
+        for owner in (kind, *(field.default_factory for field in fields(Config) if name in ("train", "plan"))):
+            assert owner.__doc__ and not owner.__doc__.startswith(owner.__name__ + "("), owner
+            for field in fields(owner):
+                assert help_of(owner, field.name).endswith((".", ".)")) or not field.init, (name, field.name)
+
+
+def test_help_and_version_wait_for_no_library():
+    """In a process of its own: nothing of JAX or NumPy is imported for help, for any command."""
+    program = (
+        "import sys\nfrom maejax.cli import COMMANDS, main\n"
+        "for args in ([], *([name] for name in COMMANDS)):\n"
+        "    try: main([*args, '--help'])\n"
+        "    except SystemExit as exit: assert exit.code == 0, args\n"
+        "    assert not {'jax', 'numpy', 'PIL', 'fsspec'} & set(sys.modules), args\n"
+        "assert main(['--version']) == 0"
+    )
+    run = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True)
+    assert run.returncode == 0 and run.stdout.endswith("\nmaejax 0.1.0\n"), run.stdout + run.stderr
+
+
+# Every command that writes, with OUT in the place of what it writes.
+WRITERS = {
+    "train": "train --train-dataset-shards images.npz --output-dir OUT",
+    "demo": "demo --output-dir OUT",
+    "pack": "pack images.npz OUT",
+    "data": "data images.npz --image-size 16 --out OUT/sheet.png",
+    "reconstruct": "reconstruct runs/none mine.jpg --out OUT",
+    "convert": "convert none.pth OUT/x.safetensors",
+    "export": "export none.pth --out OUT",
+    "features": "features runs/none images.npz --out OUT/x.npz",
+    "evaluate": "evaluate runs/none --train-dataset-shards images.npz --valid-dataset-shards images.npz --out OUT",
+    "plan": "plan --topology cpu --out OUT",
+}
+
+
+def forbid(monkeypatch):
+    """Let nothing be written; permissions themselves do not stop the superuser."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+
+@pytest.mark.usefixtures("no_compilation")
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_place_that_cannot_be_written_is_named_before_any_work(maejax, images, monkeypatch, command):
+    shutil.copy(images, "images.npz")
+    places = {"images.npz/x": "Not a directory", "/proc/none": "No such file", "denied": "Permission denied"}
+    for out, reason in places.items():
+        if out == "denied":
+            forbid(monkeypatch)
+        code, printed = maejax(*WRITERS[command].replace("OUT", out).split())
+        assert code == 2 and re.search(rf"{out}.*cannot be written: {reason}", printed), printed
+        assert "Traceback" not in printed and printed.count("\n") == 1, printed
+
+
+def test_errors_of_the_system_are_one_sentence(maejax, images, monkeypatch):
+    """Those that no command expects: a wrong path is wrong input, all else came on the way."""
+    for number, path, wanted in (
+        (errno.EROFS, "runs/demo", (2, "maejax: runs/demo: Read-only file system\n")),
+        (errno.ENOSPC, "runs/demo", (1, "maejax: runs/demo: No space left on device\n")),
+        (errno.ECONNRESET, None, (1, "maejax: [Errno 104] Connection reset by peer\n")),
+    ):
+        error = OSError(number, os.strerror(number), path)
+        monkeypatch.setattr("maejax.data.packing.pack", lambda *_, error=error, **__: throw(error))
+        assert maejax("demo") == wanted or maejax("demo")[1].endswith(wanted[1])
+    monkeypatch.setattr("maejax.data.packing.pack", lambda *_, **__: throw(KeyboardInterrupt()))
+    code, printed = maejax("demo")
+    assert code == 1 and printed.endswith("maejax: interrupted\n")
+
+
+def throw(error):
+    raise error
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'x': why (set y)")])
+def test_devices_that_jax_does_not_find_are_wrong_input(maejax, images, monkeypatch, error):
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    monkeypatch.setattr("jax.devices", lambda: throw(error))
+    shutil.copy(images, "images.npz")
+    for command in (*WRITERS.values(), "inspect runs/none"):
+        if command.startswith(("pack", "data")):
+            continue  # they need no device
+        code, printed = maejax(*command.replace("OUT", "out").split())
+        assert code == 2, printed
+        assert re.search("maejax: JAX_PLATFORMS=nonsense: .* no such device .* JAX_PLATFORMS=cpu", printed), printed
+        assert ("'x': why);" in printed) == bool(str(error)) and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_jax_itself_fails_as_expected(platform):
+    run = subprocess.run(
+        [sys.executable, "-m", "maejax", "features", "runs/none", "images.npz", "--out", "x.npz"],
+        env={**os.environ, "JAX_PLATFORMS": platform}, text=True, capture_output=True,
+    )  # fmt: skip
+    assert run.returncode == 2 and f"maejax: JAX_PLATFORMS={platform}: JAX finds no such device" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+@pytest.mark.usefixtures("no_compilation")
+def test_wandb_without_a_login_is_wrong_input(train, tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code, printed = train("--wandb")
+    assert code == 2 and "--wandb has no login: run `wandb login`" in printed, printed
 
 
 @pytest.mark.parametrize("preset", ["pretrain-vit-b16-224-in1k-1600ep", "pretrain-vit-l16-224-in1k-800ep"])
@@ -148,6 +279,8 @@ def test_reconstruct_draws_the_users_images(train, maejax, images):
         (["runs/none", "mine.jpg"], "runs/none does not exist"),
         (["runs/pretrain", "yours.jpg"], "cannot read yours.jpg"),
         (["runs/pretrain", images], "no image that can be read"),
+        (["runs/pretrain"], "IMAGE is missing: name image files"),
+        (["runs/pretrain", "."], "cannot read .: Is a directory"),
         (["runs/pretrain", "mine.jpg", "--mask", "half"], "--mask half: choose random, block or grid"),
     ):
         code, printed = maejax("reconstruct", *args)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from maejax.config import differences, flags, from_flags, recipe, with_flags
+from maejax.config import differences, flags, recipe, with_flags
 from maejax.errors import InputError
 
 ORIGINAL = """mode image_mask_ratio train_dataset_shards valid_dataset_shards train_batch_size valid_batch_size
@@ -41,9 +41,7 @@ def test_defaults_are_the_published_recipes():
         assert (pretrain[name], linear[name], finetune[name]) == values, name
 
 
-def test_flags_survive_json():
-    config = with_flags(recipe("pretrain"), mean=(0.1,), std=(0.2,), channels=1)
-    assert from_flags({**flags(config), "mean": [0.1]}) == config
+def test_flags_that_json_has_changed_are_the_same():
     assert differences({"a": (1, 2), "b": 1}, {"a": [1, 2], "b": 2}) == ["--b 1 -> 2"]
 
 

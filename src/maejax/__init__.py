@@ -12,7 +12,7 @@ from maejax.version import __version__ as __version__
 __all__ = ["load", "masking", "normalize", "reconstruct"]
 
 if TYPE_CHECKING:
-    from maejax.evaluate.reconstruct import reconstruct
+    from maejax.evaluate.reconstruction import reconstruct
     from maejax.models import masking
     from maejax.models.vit import normalize
     from maejax.weights.files import load
@@ -28,7 +28,7 @@ def __getattr__(name: str):
         case "normalize":
             from maejax.models.vit import normalize as value
         case "reconstruct":
-            from maejax.evaluate.reconstruct import reconstruct as value
+            from maejax.evaluate.reconstruction import reconstruct as value
         case _:
             raise AttributeError(f"module 'maejax' has no attribute {name!r}")
     return value

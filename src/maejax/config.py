@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,53 +17,62 @@ from maejax.errors import InputError
 MODES = ("pretrain", "linear", "finetune")
 
 
+def flag(default: Any, *, least: float | None = None, free: bool = False, written: bool = True) -> Any:
+    """Declare the facts about a flag besides its type and help.
+
+    `least` is its smallest value. A run may continue with another value of a `free` flag: it changes nothing that is
+    computed. A flag that is not `written` belongs to this process and its machine; config.json leaves it out.
+    """
+    return field(default=default, metadata={"least": least, "free": free, "written": written})
+
+
 @dataclass(frozen=True)
 class Run:
-    """What to do, where the results go, how often to save and report."""
+    """Task, place of the results, and intervals of saving and reporting."""
 
     mode: Literal["pretrain", "linear", "finetune"] = "pretrain"
     """pretrain: masked-autoencoder pre-training. linear: linear probing. finetune: end-to-end fine-tuning."""
-    output_dir: str = "runs"
+    output_dir: str = flag("runs", free=True)
     """Folder of all runs, or its address in a bucket (gs://, s3://, ...); this run writes to OUTPUT_DIR/NAME."""
-    name: str = ""
+    name: str = flag("", free=True)
     """Name of this run and of its folder. Empty: the mode's name."""
-    project: str = ""
+    project: str = flag("", free=True)
     """Name of the project this run belongs to, for --wandb; kept in config.json."""
-    resume: Literal["auto", "never", "must"] = "auto"
+    resume: Literal["auto", "never", "must"] = flag("auto", free=True)
     """auto: continue from the newest checkpoint if there is one. never: refuse to. must: refuse to start anew."""
-    save_interval: int = 1000
+    save_interval: int = flag(1000, least=1, free=True)
     """Steps between checkpoints; one is also written at the end and when the run is stopped."""
-    save_minutes: float = 0.0
-    """Also save where the last checkpoint is this many minutes old; 0 switches it off."""
-    keep_checkpoints: int = 3
-    """How many of the newest checkpoints are kept."""
-    log_interval: int = 50
+    save_minutes: float = flag(0.0, free=True)
+    """Also save if the last checkpoint is this many minutes old; 0 switches it off."""
+    keep_checkpoints: int = flag(3, least=1, free=True)
+    """Number of the newest checkpoints that are kept."""
+    log_interval: int = flag(50, least=1, free=True)
     """Steps between log lines."""
-    eval_interval: int = 0
+    eval_interval: int = flag(0, least=0, free=True)
     """Steps between validations; 0: only at the end. Each one also draws pictures of reconstructions."""
-    wandb: bool = False
+    wandb: bool = flag(False, free=True)
     """Also log to Weights & Biases, in the project --project; WANDB_MODE=offline keeps it in the run directory."""
-    tensorboard: bool = False
+    tensorboard: bool = flag(False, free=True)
     """Also write TensorBoard event files, to OUTPUT_DIR/NAME/tensorboard."""
-    profile: str = ""
+    profile: str = flag("", free=True)
     """START:STOP traces these steps on every process into OUTPUT_DIR/NAME/profile, for TensorBoard or xprof."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the matrix products. auto: bfloat16 on TPU and GPU, float32 on CPU. All else is float32."""
-    print_config: bool = False
+    print_config: bool = flag(False, free=True)
     """Print all flags as they are resolved, and the peak of the learning rate, as JSON; do nothing else."""
-    eval_only: bool = False
+    eval_only: bool = flag(False, free=True)
     """Train nothing: print the loss and accuracy of the classifier in --pretrained-ckpt on --valid-dataset-shards."""
     cache_features: int = 0
-    """For --mode linear: let the encoder see this many augmented epochs once, keep its features, and train heads of
-    several learning rates on them together; the best one is kept. 0: encode at every step."""
+    """For --mode linear: encode this many augmented epochs once, keep the features, and train heads of several learning
+    rates on them together; the best one is kept. 0: encode at every step."""
     pretrained_ckpt: str = ""
     """Weights to start from: run directory or checkpoint, .safetensors, .msgpack, .pth, a Hugging Face directory, or
     the address of a file, such as hf://OWNER/NAME/FILE. Strict; positions are interpolated to --image-size."""
-    export_msgpack: bool = False
+    export_msgpack: bool = flag(False, free=True)
     """At the end, also write OUTPUT_DIR/NAME/NAME-last.msgpack and NAME-best.msgpack, in the original's layout."""
-    ipaddr: str = ""
+    ipaddr: str = flag("", free=True, written=False)
     """Accepted for the original's scripts and ignored: it published the machine's address."""
-    hostname: str = ""
+    hostname: str = flag("", free=True)
     """Name of the machine, kept in config.json."""
 
 
@@ -75,24 +85,24 @@ class Data:
     `datasets` folder, arrow or parquet files, or an .npz file. Shards may be .tar, .tar.gz or .tar.zst, here or at
     https://, hf://datasets/..., gs://, s3://, or what a command prints, "pipe:COMMAND". @FILE is a list of these, one a
     line."""
-    valid_dataset_shards: str = ""
+    valid_dataset_shards: str = flag("", free=True)
     """The same for validation; fetched once, as a whole. Empty: no validation."""
-    cache_dir: str = ""
+    cache_dir: str = flag("", free=True)
     """Folder that keeps fetched shards for later epochs and runs. Empty: they are removed after use."""
-    on_bad_data: Literal["skip", "stop"] = "skip"
+    on_bad_data: Literal["skip", "stop"] = flag("skip", free=True)
     """What to do about images and shards that cannot be read. skip: leave them out, up to the limits below."""
-    max_bad_images: float = 0.001
+    max_bad_images: float = flag(0.001, least=0, free=True)
     """Largest share of images that skip leaves out before the run stops; up to 10 are always forgiven, at 0 none."""
-    max_lost_shards: int = 0
+    max_lost_shards: int = flag(0, least=0, free=True)
     """Largest number of shards that skip leaves out, or reads only in part, before the run stops."""
     train_batch_size: int = 4096
     """Images per step, over all devices and hosts."""
-    valid_batch_size: int = 512
+    valid_batch_size: int = flag(512, free=True)
     """Images per validation batch, over all devices and hosts."""
-    train_loader_workers: int = os.cpu_count() or 1
+    train_loader_workers: int = flag(os.cpu_count() or 1, least=0, free=True)
     """Cores of each host that read and decode training images: up to 16 are threads, more are processes of up to 16
-    threads each; 0: none beside the main one. Never changes the order."""
-    valid_loader_workers: int = os.cpu_count() or 1
+    threads each; 0: the main thread alone. Never changes the order."""
+    valid_loader_workers: int = flag(os.cpu_count() or 1, least=0, free=True)
     """The same for validation."""
     channels: int = 3
     """Channels of an image: 1 grey, 3 colour, 4 with alpha; any number from .npz arrays."""
@@ -151,21 +161,21 @@ class Encoder:
     posemb: Literal["learnable", "sincos2d"] = "sincos2d"
     """Positional embeddings: learnable, or fixed sine-cosine."""
     pooling: Literal["cls", "gap"] = "cls"
-    """What a classifier reads: the cls token, or the mean of the patch tokens with a norm of its own."""
+    """Input of a classifier: the cls token, or the mean of the patch tokens with a norm of its own."""
     dropout: float = 0.0
     """Dropout rate."""
     droppath: float = 0.0
     """Stochastic depth, rising linearly from 0 to this rate over the layers."""
     grad_ckpt: bool = False
-    """Keep of every block only what enters it, and compute the rest again in the backward pass: least memory, a third
-    more time. Without it everything is kept; with --scan-layers or --sharding fsdp, only the queries, keys and values,
-    what attention gives, what enters the MLP and its hidden layer before the GELU."""
+    """Keep only the input of every block and compute the rest again in the backward pass: least memory, a third more
+    time. Without it everything is kept; with --scan-layers or --sharding fsdp, only queries, keys and values, the
+    output of attention, the input of the MLP and its hidden layer before the GELU."""
     scan_layers: bool = False
     """Run the layers as one loop: compiles faster, runs slower."""
     attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
-    """How attention is computed, never what: pallas, a kernel for TPU from v4 on; cudnn, NVIDIA's for GPU in half
-    precision; xla, plain products. auto: the kernel of the device if it passes a comparison with plain products before
-    the first step, else xla. A form that is named is not compared."""
+    """Implementation of attention: pallas, a kernel for TPU from v4 on; cudnn, NVIDIA's for GPU in half precision; xla,
+    plain products. auto: the kernel of the device if it passes a comparison with plain products before the first step,
+    else xla. A form that is named is not compared."""
 
 
 @dataclass(frozen=True)
@@ -213,19 +223,18 @@ class Optimization:
     lr_decay: float = 1.0
     """Layer-wise decay: head and final norm 1, block i decay^(depth - i), embedding decay^(depth + 1)."""
     finetune_blocks: str = "all"
-    """How much of the encoder --mode finetune trains: all, a number of its last blocks, half or .5 (the last MLP), or
-    0."""
+    """Part of the encoder that --mode finetune trains: all, half or .5 (the last MLP), or a number of last blocks."""
     ema: float = 0.0
-    """Decay of a running average of the weights, which is then what is validated and kept as best; 0: none."""
+    """Decay of an exponential moving average of the weights, which is then validated and kept as best; 0: none."""
     clip_grad: float = 0.0
     """Largest global gradient norm; 0 switches clipping off."""
     grad_accum: int = 1
-    """Parts into which a batch is split, one after the other; the result is that of the whole batch."""
+    """Number of parts of a batch, computed one after the other; the result is that of the whole batch."""
     min_learning_rate: float = 0.0
-    """Where the learning rate ends, as it is: not per 256 images."""
-    warmup_steps: int = 10_000
+    """Final learning rate; absolute, not per 256 images."""
+    warmup_steps: int = flag(10_000, least=0)
     """Steps over which the learning rate rises from 0 to its peak."""
-    training_steps: int = 200_000
+    training_steps: int = flag(200_000, least=1)
     """Steps in all; the learning rate falls along a cosine."""
 
 
@@ -249,20 +258,20 @@ class Seeds:
 class Machine:
     """Processes and devices, and what happens when a step goes wrong."""
 
-    distributed: bool = False
+    distributed: bool = flag(False, free=True)
     """This is one of several processes that a TPU pod, SLURM, Open MPI or Kubernetes started; fails if it is not."""
-    coordinator: str = ""
-    """HOST:PORT of process 0, where nothing starts the processes together; with --num-processes and --process-id."""
-    num_processes: int = 0
-    """How many processes there are, for --coordinator."""
-    process_id: int = -1
-    """Which of them this is, from 0, for --coordinator."""
-    sharding: Literal["replicated", "fsdp"] = "replicated"
-    """replicated: every device holds the whole model and optimizer. fsdp: each holds its part (ZeRO-3), and one layer
-    at a time is whole; the layers run as with --scan-layers."""
-    on_nan: Literal["stop", "skip"] = "stop"
-    """What to do where the loss or gradient is not finite. stop: write the batch, name the layer and end. skip: make
-    no update."""
+    coordinator: str = flag("", free=True, written=False)
+    """HOST:PORT of process 0, if no launcher starts the processes; also give --num-processes and --process-id."""
+    num_processes: int = flag(0, free=True, written=False)
+    """Number of processes, for --coordinator."""
+    process_id: int = flag(-1, free=True, written=False)
+    """Number of this process, from 0, for --coordinator."""
+    sharding: Literal["replicated", "fsdp"] = flag("replicated", free=True)
+    """replicated: every device holds the whole model and optimizer. fsdp: each holds its part and gathers one layer at
+    a time (ZeRO-3); the layers run as with --scan-layers."""
+    on_nan: Literal["stop", "skip"] = flag("stop", free=True)
+    """What to do if the loss or gradient is not finite. stop: write the batch, name the layer and end. skip: make no
+    update."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +280,7 @@ class Transfer:
 
     channel_rule: Literal["", "sum", "repeat"] = ""
     """What to do with a --pretrained-ckpt for another number of channels. sum: add its filters up, for grey images.
-    repeat: use them over and over, scaled. Empty: an error."""
+    repeat: use them in turn, scaled. Empty: an error."""
 
     label_mapping: str = ""
     """JSON file: for every new class the index of the old one, -1 for none; re-uses the pre-trained head's rows."""
@@ -279,32 +288,30 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Config:
-    """Train a masked autoencoder on your images, or judge one (--mode).
+    """All flags of a training run, in groups; each group has the title that help shows."""
 
-    Results go to OUTPUT_DIR/NAME: config.json, metrics.jsonl, checkpoints, pictures of reconstructions. The same
-    command started again continues where it stopped. Underscores and hyphens in flags mean the same.
-    """
-
-    run: Run = field(default_factory=Run)
-    data: Data = field(default_factory=Data)
-    augment: Augment = field(default_factory=Augment)
-    encoder: Encoder = field(default_factory=Encoder)
-    mae: Mae = field(default_factory=Mae)
-    optimization: Optimization = field(default_factory=Optimization)
-    seeds: Seeds = field(default_factory=Seeds)
-    machine: Machine = field(default_factory=Machine)
-    transfer: Transfer = field(default_factory=Transfer)
+    run: Run = field(default_factory=Run, metadata={"title": "MaskedAutoencoder"})
+    data: Data = field(default_factory=Data, metadata={"title": "Data"})
+    augment: Augment = field(default_factory=Augment, metadata={"title": "Image Augmentations"})
+    encoder: Encoder = field(default_factory=Encoder, metadata={"title": "ViT Architecture"})
+    mae: Mae = field(default_factory=Mae, metadata={"title": "MAE Decoder Architecture"})
+    optimization: Optimization = field(default_factory=Optimization, metadata={"title": "Optimization"})
+    seeds: Seeds = field(default_factory=Seeds, metadata={"title": "Random Seeds"})
+    machine: Machine = field(default_factory=Machine, metadata={"title": "Processes and Devices"})
+    transfer: Transfer = field(default_factory=Transfer, metadata={"title": "Transfer"})
 
     @property
     def image_shape(self) -> tuple[int, int]:
         """Height and width in pixels of `--image-size`."""
-        height, _, width = self.encoder.image_size.lower().partition("x")
-        try:
-            return int(height), int(width or height)
-        except ValueError:
-            raise InputError(
-                f"--image-size {self.encoder.image_size}: give a number of pixels, or HEIGHTxWIDTH such as 224x112"
-            ) from None
+        return image_shape(self.encoder.image_size)
+
+
+def image_shape(text: str) -> tuple[int, int]:
+    """Read height and width in pixels from a value of `--image-size`: a number, or HxW."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and (width or height).isdecimal()):
+        raise InputError(f"--image-size {text}: give a number of pixels, or HEIGHTxWIDTH such as 224x112")
+    return int(height), int(width or height)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -341,13 +348,14 @@ def flags(config: Config) -> dict[str, Any]:
     return {name: value for group in dataclasses.asdict(config).values() for name, value in group.items()}
 
 
+def declarations() -> dict[str, Mapping[str, Any]]:
+    """List what `flag` declares of each flag, by name; nothing for most."""
+    groups = (group.default_factory for group in dataclasses.fields(Config))
+    return {flag.name: flag.metadata for group in groups for flag in dataclasses.fields(group)}  # type: ignore[arg-type]
+
+
 def with_flags(config: Config, **changes) -> Config:
-    """Change flags by name, whatever group they stand in.
-
-    Raises:
-        InputError: there is no such flag; the nearest name is suggested.
-
-    """
+    """Change flags by name, whatever group they stand in; raises InputError for a name that is no flag."""
     groups = {group.name: getattr(config, group.name) for group in dataclasses.fields(config)}
     for name, value in changes.items():
         group = next((g for g, values in groups.items() if hasattr(values, name)), None)
@@ -359,20 +367,10 @@ def with_flags(config: Config, **changes) -> Config:
 
 
 def recipe(mode: str) -> Config:
-    """Give the published recipe of a mode: the defaults of its flags.
-
-    Raises:
-        InputError: unknown mode.
-
-    """
+    """Return the published recipe of a mode: the defaults of its flags. Raises InputError for an unknown mode."""
     if mode not in MODES:
         raise InputError(f"--mode {mode}: choose one of {', '.join(MODES)}")
     return with_flags(Config(), mode=mode, **RECIPES[mode])
-
-
-def from_flags(values: dict[str, Any]) -> Config:
-    """Rebuild a configuration from the flags that a run wrote to config.json."""
-    return with_flags(Config(), **{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

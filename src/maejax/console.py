@@ -1,7 +1,7 @@
-"""Progress in front of a person: a bar on a terminal, else a line every ten seconds."""
+"""Output for people: plain lines, and the progress of a job."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -11,14 +11,21 @@ from rich.text import Text
 EVERY = 10.0  # seconds between lines where no bar can be drawn
 
 
-@contextmanager
-def progress(console: Console, what: str, unit: str, scale: float = 1.0) -> Iterator:
-    """Show how far a job is: a bar on a terminal, else a line every ten seconds. Yields `tell(done, total)`."""
-    begun = told = time.monotonic()
-    first: int | None = None  # what was done before this call is not its speed
+def plain(console: Console, text: str) -> None:
+    """Print text as it is: not wrapped, coloured or read as markup."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def rate(done: int) -> float:
-        return (done - (first or 0)) / max(time.monotonic() - begun, 1e-9)
+
+def escaped(text: str) -> str:
+    """Return text that rich prints as it is within its markup."""
+    return text.replace("[", r"\[")
+
+
+@contextmanager
+def progress(console: Console, what: str, unit: str, scale: float = 1.0) -> Iterator[Callable[[int, int], None]]:
+    """Show the progress of a job: a bar on a terminal, else a line every ten seconds. Yields `report(done, total)`."""
+    begun = reported = time.monotonic()
+    first: int | None = None  # what was done before this call does not count for the speed
 
     if console.is_terminal:
         columns = [
@@ -33,20 +40,17 @@ def progress(console: Console, what: str, unit: str, scale: float = 1.0) -> Iter
             yield lambda done, total: bar.update(task, completed=round(done * scale), total=round(total * scale))
         return
 
-    def tell(done: int, total: int) -> None:
-        nonlocal told, first
+    def report(done: int, total: int) -> None:
+        """Print a line if it is time."""
+        nonlocal reported, first
         first = done if first is None else first
-        if (now := time.monotonic()) - told >= EVERY:
-            told = now
-            speed = max(rate(done), 1e-9)
-            console.print(
-                f"{what} {done * scale:,.0f} of {total * scale:,.0f} {unit}, {speed * scale:,.0f} {unit}/s, "
-                f"{_duration((total - done) / speed)} left",
-                highlight=False,
-                soft_wrap=True,
-            )
+        if (now := time.monotonic()) - reported >= EVERY:
+            reported = now
+            speed = max((done - first) / max(now - begun, 1e-9), 1e-9)
+            count = f"{done * scale:,.0f} of {total * scale:,.0f} {unit}, {speed * scale:,.0f} {unit}/s"
+            plain(console, f"{what} {count}, {_duration((total - done) / speed)} left")
 
-    yield tell
+    yield report
 
 
 class _Rate(ProgressColumn):

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maejax.commands import data as task
 from maejax.commands.data import keeps_up
 from maejax.data import loader_speed
 
@@ -12,7 +11,8 @@ from maejax.data import loader_speed
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Measure for a moment only."""
-    monkeypatch.setattr(task, "measure", lambda *args: loader_speed.measure(*args, seconds=0.01))
+    measure = loader_speed.measure
+    monkeypatch.setattr(loader_speed, "measure", lambda *args: measure(*args, seconds=0.01))
 
 
 def test_a_source_is_looked_at(maejax, images):

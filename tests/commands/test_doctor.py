@@ -85,6 +85,6 @@ def test_a_bucket_that_cannot_be_written(tmp_path):
 
 @pytest.mark.parametrize(("consume", "status"), [(80, "ok"), (100, "warn"), (200, "fail")])
 def test_the_loader_is_held_against_what_the_model_takes(images, monkeypatch, consume, status):
-    monkeypatch.setattr(doctor, "measure", lambda *_: {"cores": 2, "one": 60.0, "all": 110.0})
+    monkeypatch.setattr("maejax.data.loader_speed.measure", lambda *_: {"cores": 2, "one": 60.0, "all": 110.0})
     check = doctor.check_loader(str(images), consume)
     assert check.status == status and f"110 images/s with 2 threads; the model takes {consume}" in check.found

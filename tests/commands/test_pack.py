@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from maejax.commands import pack as task
+from maejax import console
 
 
 def test_shards_are_packed_and_verified(maejax, images, tmp_path):
@@ -51,9 +51,9 @@ def test_a_full_disk_ends_with_a_sentence(maejax, images, monkeypatch):
 
 def test_where_no_bar_can_be_drawn_lines_tell_speed_and_time_left(monkeypatch):
     now = iter([0.0, 4.0, 11.0, 11.0, 12.0])
-    monkeypatch.setattr(task.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(now))
     text = io.StringIO()
-    with task.progress(Console(file=text, width=200), "packing", "images") as tell:
+    with console.progress(Console(file=text, width=200), "packing", "images") as tell:
         tell(1000, 9000)  # kept from an earlier call
         tell(2100, 9000)
         tell(2200, 9000)

@@ -50,7 +50,7 @@ def test_plan_of_probing_and_fine_tuning(maejax):
 
 
 def test_the_smallest_change_that_fits_is_found(maejax, monkeypatch):
-    from maejax.commands import plan
+    from maejax.commands import planner
 
     text = (ROOT / "tests/plan/step.hlo").read_text()
 
@@ -59,7 +59,7 @@ def test_the_smallest_change_that_fits_is_found(maejax, monkeypatch):
             return Compiled(text, Memory(1000, 2000, 500, 500, 10), 1.0)
         return Compiled("", None, 1.0, 40 * 2**30, 31 * 2**30)
 
-    monkeypatch.setattr(plan, "compile_step", compile_step)
+    monkeypatch.setattr(planner, "compile_step", compile_step)
     code, printed = maejax("plan", "--topology", "cpu", *MODEL)
     assert code == 0 and "needs 40.00 GiB" in printed and "does not fit" in printed
     assert re.search(r"to make it fit +--grad-ckpt +firm", printed)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from maejax.commands.plan import compile_apart
+from maejax.commands.planner import compile_apart
 from maejax.config import Config, with_flags
 from maejax.data.pipeline import Batch
 from maejax.models.build import abstract_model

@@ -247,7 +247,7 @@ def test_resume_gets_a_run_going_again_whatever_has_happened(cloud):
 @pytest.mark.slow
 def test_a_pod_of_four_trains_is_preempted_and_resumes(tmp_path, images):
     """Asked to stop, then taken away as a whole in the middle: the metrics are those of a run that was left alone."""
-    cloud = Cloud(tmp_path, f"exec {sys.executable} -m maejax.cli")
+    cloud = Cloud(tmp_path, f"exec {sys.executable} -m maejax")
     flags = ["--train-dataset-shards", images, "--valid-dataset-shards", images, *TINY, "--training-steps", 150,
              "--save-interval", 10, "--eval-interval", 50, "--output-dir", tmp_path / "runs"]  # fmt: skip
     recipe = "config/pretrain/pretrain-vit-b16-224-in1k-1600ep.sh"

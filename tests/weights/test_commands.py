@@ -100,6 +100,10 @@ def test_what_does_not_fit_is_said_before_anything_runs(train, maejax, weights):
     files.write(weights("encoder"), "encoder.safetensors", "maejax")
     code, printed = train("--pretrained-ckpt", "encoder.safetensors")
     assert code == 2 and "has no decoder for 3 channels, which pre-training needs" in printed
+    for kind in ("encoder", "cls"):
+        files.write(weights(kind), f"{kind}.safetensors", "maejax")
+        code, printed = maejax("reconstruct", f"{kind}.safetensors", "mine.jpg")
+        assert code == 2 and f"maejax: {kind}.safetensors has no decoder and cannot reconstruct" in printed, printed
     code, printed = maejax("convert", "encoder.safetensors", "x", "--to", "nothing")
     assert code == 2
     code, printed = maejax("export", "encoder.safetensors", "--report", "none.json")

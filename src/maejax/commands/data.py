@@ -1,22 +1,17 @@
-"""A look at a source before training on it: facts, contact sheet, and the loader's speed (`maejax data`)."""
+"""`maejax data`: a look at images before training on them: facts, contact sheet, and the loader's speed."""
 
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from maejax.console import progress
-from maejax.data.augment import RandomCrop, Size, build_train
-from maejax.data.batch_plan import BatchConfig
-from maejax.data.contact_sheet import draw_contact_sheet
-from maejax.data.loader_speed import measure
-from maejax.data.pipeline import Loader, check_readable
-from maejax.data.sources import open_source
-from maejax.data.survey import survey
+from maejax.commands.command import Command, check_writable
+from maejax.config import image_shape
+from maejax.console import escaped, progress
 from maejax.errors import InputError
 
 HEAD, TAIL = 5, 3  # classes that are shown
@@ -24,56 +19,114 @@ LISTED = 5  # bad images, problems and duplicates that are shown
 SHEET = 64  # images
 
 
-def run(
-    console: Console,
-    spec: str,
-    *,
-    size: Size,
-    channels: int,
-    random_crop: RandomCrop,
-    crop_scale: float,
-    color_jitter: float,
-    labels: str | None,
-    sample: int | None,
-    out: Path,
-    consume: float | None,
-    seed: int,
-) -> dict[str, Any]:
-    """Look at the source `spec` and write a contact sheet to `out`; returns all facts, as JSON can hold them.
+@dataclass(frozen=True)
+class DataCommand(Command):
+    """Look at images before training on them: counts, faults, and how fast this host prepares them.
 
-    `sample` images are decoded (None: all). `consume` is what a model takes, images/s.
-
-    Raises InputError where the source cannot be opened or no image of it can be read.
+    Also draws 64 images as the model will see them, augmented by the same flags as in training.
     """
-    if sample is not None and sample < 1:
-        raise InputError(f"--sample {sample}: give at least 1, or --all")
-    if color_jitter and channels not in (1, 3):
-        raise InputError(f"--color-jitter works on 1 or 3 channels, not {channels}")
-    if consume is not None and consume <= 0:
-        raise InputError(f"--consume {consume:g}: give more than 0 images/s")
-    source = open_source(spec, labels=labels)
-    check_readable(source, channels)
-    with progress(console, "looking", "images") as tell:
-        facts = {"source": spec, **survey(source, sample=sample, channels=channels, progress=tell)}
-    augment = build_train(size, random_crop, (crop_scale, 1.0), color_jitter, flip=True)
-    count = min(SHEET, len(source))
-    batch = Loader(source, augment, BatchConfig(count, seed=seed), size=size, channels=channels).batch(0)
-    try:
+
+    shards: str = field(metadata={"positional": "SHARDS"})
+    """Anything that --train-dataset-shards takes."""
+    image_size: str = "224"
+    """Image size in pixels: a number, or HxW."""
+    channels: int = 3
+    """Channels of an image: 1 grey, 3 colour, 4 with alpha."""
+    random_crop: Literal["rrc", "src", "none"] = "rrc"
+    """rrc: RandomResizedCrop. src: SimpleResizedCrop of DeiT-III. none: resize and centre crop."""
+    crop_scale: float = 0.2
+    """Smallest share of the image's area that rrc takes."""
+    color_jitter: float = 0.0
+    """Factor for brightness, contrast and saturation jitter."""
+    labels: str = ""
+    """File with the class of each image: csv, tsv or json, file name (or stem) and class."""
+    sample: int = 1000
+    """Number of images to decode, drawn from all of them."""
+    all: bool = False
+    """Decode every image."""
+    out: str = "contact-sheet.png"
+    """File for the picture."""
+    consume: float | None = None
+    """Images per second that the model takes; the result then states whether the loader keeps up."""
+    seed: int = 0
+    """Seed of the order and of the augmentation, as --shuffle-seed in training."""
+
+    def run(self, console: Console) -> dict[str, Any]:
+        """Write the contact sheet and return the facts; raises InputError before any image is decoded."""
+        size = image_shape(self.image_size)
+        if self.sample < 1 and not self.all:
+            raise InputError(f"--sample {self.sample}: give at least 1, or --all")
+        if self.color_jitter and self.channels not in (1, 3):
+            raise InputError(f"--color-jitter works on 1 or 3 channels, not {self.channels}")
+        if self.consume is not None and self.consume <= 0:
+            raise InputError(f"--consume {self.consume:g}: give more than 0 images/s")
+        from PIL import Image
+
+        from maejax.data import augment, batch_plan, contact_sheet, loader_speed, pipeline, sources, survey
+
+        out = Path(self.out)
+        if out.suffix.lower() not in Image.registered_extensions():
+            raise InputError(f"--out {self.out}: give the name of a picture, such as contact-sheet.png")
+        check_writable("--out", out)
+        source = sources.open_source(self.shards, labels=self.labels or None)
+        pipeline.check_readable(source, self.channels)
+        sample = None if self.all else self.sample
+        with progress(console, "looking", "images") as report:
+            facts = survey.survey(source, sample=sample, channels=self.channels, progress=report)
+        transform = augment.build_train(size, self.random_crop, (self.crop_scale, 1.0), self.color_jitter, flip=True)
+        plan = batch_plan.BatchConfig(min(SHEET, len(source)), seed=self.seed)
+        batch = pipeline.Loader(source, transform, plan, size=size, channels=self.channels).batch(0)
         out.parent.mkdir(parents=True, exist_ok=True)
-        draw_contact_sheet(batch.images[batch.valid]).save(out)
-    except (OSError, ValueError) as error:  # no such folder, or no picture's suffix
-        raise InputError(f"--out {out}: cannot be written: {error}") from None
-    facts["contact_sheet"] = str(out)
-    facts["loader"] = measure(source, augment, size, channels)
-    if consume is not None:
-        facts["loader"] |= {"consume": consume, **keeps_up(facts["loader"], consume)}
-    return facts
+        contact_sheet.draw_contact_sheet(batch.images[batch.valid]).save(out)
+        speed = loader_speed.measure(source, transform, size, self.channels)
+        if self.consume is not None:
+            speed |= {"consume": self.consume, **keeps_up(speed, self.consume)}
+        return {"source": self.shards, **facts, "contact_sheet": str(out), "loader": speed}
+
+    def show(self, console: Console, result: dict[str, Any]) -> None:
+        """Print the facts as one short table."""
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(style="bold cyan", no_wrap=True)
+        table.add_column()
+        labels = result["classes"]
+        table.add_row("images", f"{result['images']:,}{_suffixes(result['suffixes'])}")
+        if result["shards"]:
+            shards = result["shards"]
+            sizes = " / ".join(_bytes(value) for value in shards["bytes"].values())
+            images = " / ".join(f"{value:,}" for value in shards["images"].values())
+            table.add_row("shards", f"{shards['count']:,}")
+            if shards["count"] > 1:
+                table.add_row("", f"{sizes}; {images} images  [dim]min / median / max[/dim]")
+        table.add_row("classes", _classes(labels))
+        if labels["images"]:
+            table.add_row("", _bars(labels["images"]))
+        every = result["looked_at"] == result["images"]
+        share = "all" if every else f"a sample of {result['looked_at']:,}"
+        table.add_row("decoded", f"{share}: {_counts(result['formats'])}; {_counts(result['modes'])}")
+        table.add_row("", _sizes(result))
+        bad = result["bad"]
+        if bad:
+            of = "" if every else f" of {result['looked_at']:,} looked at"
+            table.add_row("[red]bad[/red]", f"[red]{len(bad):,}{of} cannot be read[/red]")
+            _list(table, [f"{key}: {reason}" for key, reason in bad.items()])
+        else:
+            table.add_row("bad", "none" if every else "none in the sample; --all looks at every image")
+        duplicates = result["duplicates"]
+        if duplicates:
+            table.add_row("[yellow]duplicates[/yellow]", f"{len(duplicates):,} names occur more than once")
+            _list(table, [f"{name} x {count}" for name, count in duplicates.items()])
+        if result["problems"]:
+            table.add_row("[yellow]problems[/yellow]", f"{len(result['problems']):,}")
+            _list(table, result["problems"])
+        table.add_row("loader", _speed(result["loader"]))
+        table.add_row("pictures", str(result["contact_sheet"]))
+        console.print(Panel(table, title=escaped(result["source"]), title_align="left", expand=False))
 
 
 def keeps_up(loader: dict[str, Any], consume: float) -> dict[str, Any]:
-    """Say whether the loader gives what a model takes, and on how many cores like these it would.
+    """Compute whether the loader delivers what a model takes, and on how many cores like these it would.
 
-    Cores are counted at the rate a core has where all of them work, which is below that of one alone.
+    Cores are counted at the rate of one core while all of them work, which is below the rate of one alone.
     """
     return {
         "keeps_up": bool(loader["all"] >= consume),
@@ -81,53 +134,9 @@ def keeps_up(loader: dict[str, Any], consume: float) -> dict[str, Any]:
     }
 
 
-def show(console: Console, facts: dict[str, Any]) -> None:
-    """Print the facts as one short table."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(style="bold cyan", no_wrap=True)
-    table.add_column()
-    labels = facts["classes"]
-    table.add_row("images", f"{facts['images']:,}{_suffixes(facts['suffixes'])}")
-    if facts["shards"]:
-        shards = facts["shards"]
-        sizes = " / ".join(_bytes(value) for value in shards["bytes"].values())
-        images = " / ".join(f"{value:,}" for value in shards["images"].values())
-        table.add_row("shards", f"{shards['count']:,}")
-        if shards["count"] > 1:
-            table.add_row("", f"{sizes}; {images} images  [dim]min / median / max[/dim]")
-    table.add_row("classes", _classes(labels))
-    if labels["images"]:
-        table.add_row("", _bars(labels["images"]))
-    every = facts["looked_at"] == facts["images"]
-    share = "all" if every else f"a sample of {facts['looked_at']:,}"
-    table.add_row("decoded", f"{share}: {_counts(facts['formats'])}; {_counts(facts['modes'])}")
-    table.add_row("", _sizes(facts))
-    bad = facts["bad"]
-    if bad:
-        of = "" if every else f" of {facts['looked_at']:,} looked at"
-        table.add_row("[red]bad[/red]", f"[red]{len(bad):,}{of} cannot be read[/red]")
-        _list(table, [f"{key}: {reason}" for key, reason in bad.items()])
-    else:
-        table.add_row("bad", "none" if every else "none in the sample; --all looks at every image")
-    duplicates = facts["duplicates"]
-    if duplicates:
-        table.add_row("[yellow]duplicates[/yellow]", f"{len(duplicates):,} names occur more than once")
-        _list(table, [f"{name} x {count}" for name, count in duplicates.items()])
-    if facts["problems"]:
-        table.add_row("[yellow]problems[/yellow]", f"{len(facts['problems']):,}")
-        _list(table, facts["problems"])
-    table.add_row("loader", _speed(facts["loader"]))
-    table.add_row("pictures", str(facts["contact_sheet"]))
-    console.print(Panel(Group(table), title=_plain(facts["source"]), title_align="left", box=box.ROUNDED, expand=False))
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
 def _list(table: Table, lines: list[str]) -> None:
     for line in lines[:LISTED]:
-        table.add_row("", f"[dim]{_plain(line)}[/dim]")
+        table.add_row("", f"[dim]{escaped(line)}[/dim]")
     if len(lines) > LISTED:
         table.add_row("", f"[dim]and {len(lines) - LISTED:,} more; --json lists them all[/dim]")
 
@@ -165,7 +174,7 @@ def _bars(counts: list[list[Any]]) -> Table:
             bars.add_row("[dim]...[/dim]", "", "")
         else:
             name, count = entry
-            bars.add_row(_plain(name), f"{count:,}", f"[cyan]{'━' * max(1, round(24 * count / largest))}[/cyan]")
+            bars.add_row(escaped(name), f"{count:,}", f"[cyan]{'━' * max(1, round(24 * count / largest))}[/cyan]")
     return bars
 
 

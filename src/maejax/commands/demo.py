@@ -1,4 +1,4 @@
-"""The whole job in ten minutes: pack real images, pre-train, judge the encoder, write a report (`maejax demo`)."""
+"""`maejax demo`: the whole job in ten minutes: pack real images, pre-train, evaluate the encoder, write a report."""
 
 import shutil
 import time
@@ -6,26 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import numpy as np
 from rich.console import Console
 
+from maejax.commands.command import DONE, STOPPED, Command, check_writable, prepare_devices
+from maejax.commands.train import say_stopped
 from maejax.config import Config, recipe, with_flags
-from maejax.data import fashion_mnist
-from maejax.data.packing import pack
-from maejax.data.pipeline import evaluation_loader
-from maejax.data.sources import open_source
 from maejax.errors import InputError
-from maejax.evaluate.encoding import extract
-from maejax.evaluate.knn import knn_accuracy
-from maejax.evaluate.probe import few_label_probe, linear_probe
-from maejax.evaluate.report import Report, write_report
-from maejax.evaluate.scores import explain, score_table
-from maejax.models.build import initial_model
-from maejax.tasks import pretrain
-from maejax.training.log import read_metrics
-from maejax.training.rundir import read_config, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Found by search on 2 CPU cores, see docs/demo.md.
 RECIPE: dict[str, Any] = {
@@ -54,121 +45,161 @@ RECIPE: dict[str, Any] = {
     "train_loader_workers": 1,
     "valid_loader_workers": 1,
 }
+SEEDS = ("init_seed", "noise_seed", "shuffle_seed", "dropout_seed")
 FEATURES = "cls+mean"
 DRAWS = 10  # of 100 labels
 
 
+class Split(NamedTuple):
+    """Images uint8 [n, H, W, C] and labels int32 [n] of one split, as the loader delivers them."""
+
+    images: "np.ndarray"
+    labels: "np.ndarray"
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Write the seconds of a stage to `seconds`."""
+    start = time.monotonic()
+    yield
+    seconds[stage] = round(time.monotonic() - start, 1)
+
+
 @dataclass(frozen=True)
-class Split:
-    """Images uint8 [n, H, W, C] and labels int32 [n] of one split, as the loader gives them."""
+class DemoCommand(Command):
+    """Do the whole job on embedded real images in about ten minutes: pack, pre-train, evaluate, report."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    output_dir: str = "runs"
+    """Folder of all runs."""
+    name: str = "demo"
+    """Name of this run and of its folder."""
+    seed: int = 0
+    """Seed of weights, masks and order."""
+    training_steps: int | None = None
+    """Shorten the training to this many steps; the scores shrink with it."""
+
+    to_stdout: ClassVar[bool] = True
+
+    def config(self) -> Config:
+        """Resolve the flags of the training; `training_steps` shortens it, and its warm-up in proportion."""
+        data = f"{self.output_dir}/{self.name}/data"
+        config = with_flags(
+            recipe("pretrain"),
+            **RECIPE,
+            **dict.fromkeys(SEEDS, self.seed),
+            output_dir=self.output_dir,
+            name=self.name,
+            train_dataset_shards=f"{data}/train/train-*.tar",
+            valid_dataset_shards=f"{data}/test/test-*.tar",
+        )
+        if self.training_steps is None:
+            return config
+        warmup = RECIPE["warmup_steps"] * self.training_steps // RECIPE["training_steps"]
+        return with_flags(config, training_steps=self.training_steps, warmup_steps=warmup)
+
+    def run(self, console: Console) -> dict[str, Any]:
+        """Run the demo and return what report.json holds; nothing if a signal stopped it after saving."""
+        if "://" in self.output_dir:
+            raise InputError(f"--output-dir {self.output_dir}: the demo writes to a folder of this machine; name one")
+        directory, config = Path(self.output_dir) / self.name, self.config()
+        check_writable("--output-dir", directory, folder=True)
+        prepare_devices()
+        from maejax.data import fashion_mnist
+        from maejax.data.packing import pack
+        from maejax.tasks import pretrain
+
+        seconds: dict[str, float] = {}
+        with timed(seconds, "pack"):
+            console.print("[bold]1  Packing[/] 20,000 embedded images (Fashion-MNIST, MIT licence) into tar shards")
+            for split in ("train", "test"):
+                pack(str(fashion_mnist.path(split)), str(directory / "data" / split))
+        console.print("[bold]2  Pre-training[/] a masked autoencoder on 18,000 of them, without labels")
+        with timed(seconds, "pre-train"):
+            trained = pretrain.run(config, console)
+        if not trained.done:
+            say_stopped(console, str(directory))
+            return {}
+        console.print("[bold]3  Evaluating[/] the frozen encoder: kNN and linear probes on 2,000 test images")
+        with timed(seconds, "evaluate"):
+            scores = evaluate(config, trained.model)
+        return write_results(config, directory, scores, seconds)
+
+    def show(self, console: Console, result: dict[str, Any]) -> None:
+        """Print the scores as a table, what they mean, and where the report and the pictures are."""
+        if not result:
+            return
+        from maejax.evaluate.scores import score_table
+
+        directory = Path(self.output_dir) / self.name
+        console.print(score_table(result["scores"]))
+        console.print(result["explanation"], highlight=False)
+        console.print(f"report   {directory / 'report.html'}", highlight=False)
+        console.print(f"pictures {directory / 'reconstructions.png'}", highlight=False)
+
+    def exit_code(self, result: dict[str, Any]) -> int:
+        """Return 75 for a demo that was stopped after saving."""
+        return DONE if result else STOPPED
 
 
-class Stopwatch:
-    """Seconds by the name of a stage."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
-        start = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - start, 1)
-
-
-def demo_config(output_dir: str, name: str, seed: int, training_steps: int | None) -> Config:
-    """Resolve the demo's flags; `training_steps` shortens it, warm-up in proportion."""
-    config = with_flags(
-        recipe("pretrain"),
-        **RECIPE,
-        output_dir=output_dir,
-        name=name,
-        train_dataset_shards=f"{output_dir}/{name}/data/train/train-*.tar",
-        valid_dataset_shards=f"{output_dir}/{name}/data/test/test-*.tar",
-        init_seed=seed,
-        noise_seed=seed,
-        shuffle_seed=seed,
-        dropout_seed=seed,
-    )
-    if training_steps is None:
-        return config
-    warmup = RECIPE["warmup_steps"] * training_steps // RECIPE["training_steps"]
-    return with_flags(config, training_steps=training_steps, warmup_steps=warmup)
-
-
-def run(
-    console: Console, *, output_dir: str = "runs", name: str = "demo", seed: int = 0, training_steps: int | None = None
-) -> dict[str, Any] | None:
-    """Run the demo and return what report.json holds; None if a signal stopped it after saving."""
-    if "://" in output_dir:
-        raise InputError(f"--output-dir {output_dir}: the demo writes to a folder of this machine; name one")
-    config = demo_config(output_dir, name, seed, training_steps)
-    directory = Path(output_dir) / name
-    watch = Stopwatch()
-    with watch.stage("pack"):
-        console.print("[bold]1  Packing[/] 20,000 embedded images (Fashion-MNIST, MIT licence) into tar shards")
-        for split in ("train", "test"):
-            pack(str(fashion_mnist.path(split)), str(directory / "data" / split))
-    console.print("[bold]2  Pre-training[/] a masked autoencoder on 18,000 of them, without labels")
-    with watch.stage("pre-train"):
-        trained = pretrain.run(config, console)
-    if not trained.done:
-        return None
-    console.print("[bold]3  Judging[/] the frozen encoder: kNN and linear probes on 2,000 test images")
-    with watch.stage("evaluate"):
-        train, test = (read_split(config, flag) for flag in ("train_dataset_shards", "valid_dataset_shards"))
-        model = trained.model
-        untrained = initial_model(model.config, model.compute, config.seeds.init_seed)
-        scores = {
-            "pretrained": judge(lambda s: extract(model, s.images, pool=FEATURES), train, test),
-            "untrained": judge(lambda s: extract(untrained, s.images, pool=FEATURES), train, test),
-            "pixels": judge(lambda s: pixels(model, s.images), train, test),
-        }
-    console.print(score_table(scores))
-    console.print(explain(scores), highlight=False)
-    return write_results(config, directory, scores, watch.seconds, read_config(directory), console)
-
-
-def read_split(config: Config, flag: str) -> Split:
+def read_split(config: Config, spec: str) -> Split:
     """Read a whole split through the loader, as the model sees it in evaluation."""
-    source = open_source(getattr(config.data, flag))
-    loader = evaluation_loader(
-        source,
-        config.image_shape,
-        crop_ratio=config.augment.test_crop_ratio,
-        channels=config.data.channels,
-        batch_size=500,
-    )
+    import numpy as np
+
+    from maejax.data import pipeline, sources
+
+    source, crop, channels = sources.open_source(spec), config.augment.test_crop_ratio, config.data.channels
+    size = config.image_shape
+    loader = pipeline.evaluation_loader(source, size, crop_ratio=crop, channels=channels, batch_size=500)
     batches = list(loader.iterate())
     valid = np.concatenate([batch.valid for batch in batches])
-    return Split(*(np.concatenate([getattr(b, field) for b in batches])[valid] for field in ("images", "labels")))
+    return Split(*(np.concatenate([getattr(b, field) for b in batches])[valid] for field in Split._fields))
 
 
-def pixels(model: Any, images: np.ndarray) -> np.ndarray:
-    """Flatten images to their normalised pixels [n, H * W * C]: centred, they are the stronger control for kNN."""
-    return np.asarray(model.normalize(images)).reshape(len(images), -1)
+def evaluate(config: Config, model: Any) -> dict[str, dict[str, float]]:
+    """Score the features of a model, of the same model untrained, and the pixels themselves, in percent."""
+    import numpy as np
+
+    from maejax.evaluate.encoding import extract
+    from maejax.models.build import initial_model
+
+    untrained = initial_model(model.config, model.compute, config.seeds.init_seed)
+    # Pixels are centred by their normalisation, which makes them the stronger control for kNN.
+    features: dict[str, Callable[[Split], np.ndarray]] = {
+        "pretrained": lambda split: extract(model, split.images, pool=FEATURES),
+        "untrained": lambda split: extract(untrained, split.images, pool=FEATURES),
+        "pixels": lambda split: np.asarray(model.normalize(split.images)).reshape(len(split.images), -1),
+    }
+    data = config.data
+    train, test = (read_split(config, spec) for spec in (data.train_dataset_shards, data.valid_dataset_shards))
+    return {kind: score(of(train), train.labels, of(test), test.labels) for kind, of in features.items()}
 
 
-def judge(features: Callable[[Split], np.ndarray], train: Split, test: Split) -> dict[str, float]:
-    """Score features [n, D] of images by kNN, a linear probe with all labels and one with 100 labels, in percent."""
-    train_x, test_x = features(train), features(test)
-    few, spread = few_label_probe(train_x, train.labels, test_x, test.labels, labels=100, draws=DRAWS)
+def score(train_x: "np.ndarray", train_y: "np.ndarray", test_x: "np.ndarray", test_y: "np.ndarray") -> dict[str, float]:
+    """Score features [n, D] by kNN, a linear probe with all labels and one with 100 labels, in percent."""
+    from maejax.evaluate.knn import knn_accuracy
+    from maejax.evaluate.probe import few_label_probe, linear_probe
+
+    few, spread = few_label_probe(train_x, train_y, test_x, test_y, labels=100, draws=DRAWS)
     scores = {
-        "knn": knn_accuracy(train_x, train.labels, test_x, test.labels),
-        "linear": linear_probe(train_x, train.labels, test_x, test.labels),
+        "knn": knn_accuracy(train_x, train_y, test_x, test_y),
+        "linear": linear_probe(train_x, train_y, test_x, test_y),
         "linear_100": few,
         "linear_100_std": spread,
     }
     return {measure: round(float(score), 2) for measure, score in scores.items()}
 
 
-def write_results(config, directory, scores, seconds, written, console) -> dict[str, Any]:
-    """Write report.json, the pictures and report.html, and say where they are."""
-    metrics = directory / "metrics.jsonl"
+def write_results(
+    config: Config, directory: Path, scores: dict[str, dict[str, float]], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Write report.json, the pictures and report.html; returns what report.json holds."""
+    from maejax.evaluate.report import Report, write_report
+    from maejax.evaluate.scores import explain
+    from maejax.training.log import read_metrics
+    from maejax.training.rundir import read_config, write_json
+
+    metrics, written = directory / "metrics.jsonl", read_config(directory)
+    assert written is not None  # the run wrote it
     losses = {name: read_metrics(metrics, f"{name}/loss") for name in ("train", "val")}
     picture = directory / "reconstructions.png"
     shutil.copy(directory / "images" / f"{config.optimization.training_steps}.png", picture)
@@ -184,7 +215,7 @@ def write_results(config, directory, scores, seconds, written, console) -> dict[
     }
     write_json(directory / "report.json", result)
     report = Report(
-        title="A masked autoencoder, pre-trained and judged",
+        title="A masked autoencoder, pre-trained and evaluated",
         scores=scores,
         seconds=result["seconds"],
         losses=losses,
@@ -195,6 +226,4 @@ def write_results(config, directory, scores, seconds, written, console) -> dict[
         licence="Images: a part of Fashion-MNIST, copyright 2017 Zalando SE, MIT licence.",
     )
     write_report(directory / "report.html", report)
-    console.print(f"report   {directory / 'report.html'}", highlight=False)
-    console.print(f"pictures {picture}", highlight=False)
     return result

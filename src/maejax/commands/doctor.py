@@ -1,6 +1,5 @@
-"""Is this machine ready to train: devices, versions, disks, buckets, and the loader's speed (`maejax doctor`)."""
+"""`maejax doctor`: whether this machine is ready to train: devices, versions, disks, buckets, the loader's speed."""
 
-import io
 import json
 import platform
 import re
@@ -8,23 +7,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from maejax.commands.command import DONE, FAILED, Command
 from maejax.commands.data import keeps_up
-from maejax.data.augment import build_train
-from maejax.data.loader_speed import measure
-from maejax.data.pipeline import check_readable
-from maejax.data.sources import Source, open_source
+from maejax.console import escaped
 from maejax.errors import FetchError, InputError, install
-from maejax.storage.bucket import try_bucket
-from maejax.storage.cache import cache_folder
 
 DEVICE_SECONDS = 300  # the chips of a pod come up when all its hosts ask for them, which may be minutes apart
 LOADER_SECONDS = 2.0
@@ -50,7 +45,7 @@ print(json.dumps([jax.default_backend(), [[each.ok, str(each)] for each in found
 
 
 class Check(NamedTuple):
-    """What was looked at, how it is, what was found, and what to do about it."""
+    """A check of the machine: its name and status, what was found, and advice."""
 
     name: str
     status: Literal["ok", "warn", "fail"]
@@ -58,54 +53,60 @@ class Check(NamedTuple):
     advice: str = ""
 
 
-def run(
-    console: Console,
-    *,
-    output_dir: str,
-    bucket: str = "",
-    shards: str = "",
-    consume: float | None = None,
-    constraints: str = "",
-) -> list[Check]:
-    """Look at this machine. Nothing is left behind in the folder and the bucket that are tried.
+@dataclass(frozen=True)
+class DoctorCommand(Command):
+    """Check whether this machine is ready to train; exit code 1 if something fails.
 
-    Args:
-        console: for progress.
-        output_dir: folder of runs, or its address in a bucket.
-        bucket: address of a folder in a bucket, as fsspec takes it; "" tries none.
-        shards: images to measure the loader with, anything that `maejax train` takes; "" draws some of ImageNet's size.
-        consume: what a model takes, images/s on this host.
-        constraints: file of `name==version` lines that the installed versions are compared with; "" compares nothing.
-
+    Nothing is left behind in the folder and the bucket that are tried.
     """
-    checks, there = [], "://" in output_dir
-    with console.status("") as status:
-        for name, check in (
-            ("versions", lambda: check_versions(constraints)),
-            ("devices", lambda: check_devices(count_chips())),
-            ("disk", lambda: check_disk(cache_folder() if there else Path(output_dir))),
-            ("run folder", lambda: check_bucket(output_dir, "run folder") if there else check_folder(Path(output_dir))),
-            *([("bucket", lambda: check_bucket(bucket))] if bucket else []),
-            ("loader", lambda: check_loader(shards, consume)),
-        ):
-            status.update(f"looking at {name}")
-            checks.append(check())
-            if name == "devices" and checks[-1].status != "fail":
-                checks += check_fast_forms()
-    return checks
 
+    output_dir: str = "runs"
+    """Folder of runs, or its address: whether it takes all that a run writes."""
+    bucket: str = ""
+    """Address in a bucket, such as gs://mine/sets, below which a small file is written, read and deleted."""
+    train_dataset_shards: str = ""
+    """Images to measure the loader with. Empty: some are drawn."""
+    consume: float | None = None
+    """Images per second that the model takes from this host; the check then fails if the loader does not keep up."""
+    constraints: str = ""
+    """File of versions, as in constraints/, to compare the installed ones with."""
 
-def show(console: Console, checks: list[Check]) -> None:
-    """Print the checks as a table."""
-    colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for check in checks:
-        table.add_row(
-            f"[{colours[check.status]}]{check.status}", f"[bold]{check.name}", check.found.replace("[", r"\[")
-        )
-        if check.advice:
-            table.add_row("", "", "[dim]" + check.advice.replace("[", r"\["))
-    console.print(table)
+    def run(self, console: Console) -> dict[str, Any]:
+        """Check this machine and return each check, and whether all passed."""
+        from maejax.storage.cache import cache_folder
+
+        folder, away = Path(self.output_dir), "://" in self.output_dir
+        checks: list[Check] = []
+        with console.status("") as status:
+            for name, check in (
+                ("versions", lambda: check_versions(self.constraints)),
+                ("devices", lambda: check_devices(count_chips())),
+                ("disk", lambda: check_disk(cache_folder() if away else folder)),
+                ("run folder", lambda: check_bucket(self.output_dir, "run folder") if away else check_folder(folder)),
+                *([("bucket", lambda: check_bucket(self.bucket))] if self.bucket else []),
+                ("loader", lambda: check_loader(self.train_dataset_shards, self.consume)),
+            ):
+                status.update(f"checking {name}")
+                checks.append(check())
+                if name == "devices" and checks[-1].status != "fail":
+                    checks += check_fast_forms()
+        ok = all(check.status != "fail" for check in checks)
+        return {"ok": ok, "checks": [check._asdict() for check in checks]}
+
+    def show(self, console: Console, result: dict[str, Any]) -> None:
+        """Print the checks as a table."""
+        colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for check in result["checks"]:
+            status = check["status"]
+            table.add_row(f"[{colours[status]}]{status}", f"[bold]{check['name']}", escaped(check["found"]))
+            if check["advice"]:
+                table.add_row("", "", "[dim]" + escaped(check["advice"]))
+        console.print(table)
+
+    def exit_code(self, result: dict[str, Any]) -> int:
+        """Return 1 if a check fails."""
+        return DONE if result["ok"] else FAILED
 
 
 def count_chips() -> int:
@@ -114,18 +115,11 @@ def count_chips() -> int:
     return len(list(devices.glob("accel[0-9]*")) or list(devices.glob("vfio/[0-9]*")))
 
 
-def installed() -> dict[str, str]:
-    """List the installed packages and their versions, by names as constraints write them."""
-    return {_plain(found.metadata["Name"]): found.version for found in metadata.distributions()}
-
-
 def check_versions(constraints: str) -> Check:
     """Compare what is installed with what the tests passed with."""
-    have = installed()
-    python = platform.python_version()
-    found = f"Python {python}, " + ", ".join(
-        f"{name} {have[name]}" for name in ("maejax", "jax", "jaxlib", "libtpu", "flax") if name in have
-    )
+    have = {_plain(package.metadata["Name"]): package.version for package in metadata.distributions()}
+    ours = (f"{name} {have[name]}" for name in ("maejax", "jax", "jaxlib", "libtpu", "flax") if name in have)
+    found = ", ".join((f"Python {platform.python_version()}", *ours))
     if not constraints:
         if have.get("jax") != have.get("jaxlib"):
             return Check("versions", "warn", found, "jax and jaxlib are to be of one version: install jax again")
@@ -141,38 +135,29 @@ def check_versions(constraints: str) -> Check:
         if have.get(_plain(name), version) != version
     ]
     if other:
-        return Check(
-            "versions",
-            "warn",
-            f"{found}; {len(other)} others than in {constraints}: {', '.join(other[:5])}",
-            f"pip install --constraint {constraints} ...",
-        )
+        found += f"; {len(other)} others than in {constraints}: {', '.join(other[:5])}"
+        return Check("versions", "warn", found, f"pip install --constraint {constraints} ...")
     same = sum(_plain(name) in have for name in wanted)
     return Check("versions", "ok", f"{found}; {same} packages as in {constraints}")
 
 
 def check_devices(chips: int) -> Check:
     """Let JAX compute on every device of this machine, which shows `chips` TPU chips."""
+    command, fail = [sys.executable, "-c", LOOK], partial(Check, "devices", "fail")
     try:
-        look = subprocess.run(
-            [sys.executable, "-c", LOOK], capture_output=True, text=True, timeout=DEVICE_SECONDS, check=True
-        )
+        look = subprocess.run(command, capture_output=True, text=True, timeout=DEVICE_SECONDS, check=True)
     except subprocess.TimeoutExpired:
-        return Check(
-            "devices",
-            "fail",
-            f"JAX did not answer within {DEVICE_SECONDS} s",
-            "another process may hold the chips, or not all hosts of the pod do this at the same time",
-        )
+        why = "another process may hold the chips, or not all hosts of the pod do this at the same time"
+        return fail(f"JAX did not answer within {DEVICE_SECONDS} s", why)
     except subprocess.CalledProcessError as error:
-        said = (error.stderr.strip() or f"it ended with {error.returncode}").splitlines()[-1]
-        return Check("devices", "fail", f"JAX cannot compute: {said[:300]}", "another process may hold the chips")
+        last = (error.stderr.strip() or f"it ended with {error.returncode}").splitlines()[-1]
+        return fail(f"JAX cannot compute: {last[:300]}", "another process may hold the chips")
     seen = json.loads(look.stdout.splitlines()[-1])
     found = f"{seen['here']} x {seen['kind']}"
     if seen["processes"] > 1:
         found += f" of {seen['all']} in {seen['processes']} processes"
     if chips and seen["platform"] != "tpu":
-        return Check("devices", "fail", f"{found}, but there are {chips} TPU chips", install("tpu"))
+        return fail(f"{found}, but there are {chips} TPU chips", install("tpu"))
     if seen["platform"] == "cpu" and shutil.which("nvidia-smi"):
         return Check("devices", "warn", f"{found}, but there is an NVIDIA driver", install("cuda"))
     return Check("devices", "ok", found)
@@ -196,10 +181,10 @@ def check_fast_forms() -> list[Check]:
 
 
 def check_disk(output_dir: Path) -> Check:
-    """See what is free where runs, fetched shards and the loader's batches go."""
-    room, low = [], []
+    """Compare what is free where runs, fetched shards and the loader's batches go with what they need."""
+    folder, room, low = output_dir.absolute(), [], []
     for what, place, least in (
-        ("runs", _existing(output_dir), 20),
+        ("runs", next(p for p in (folder, *folder.parents) if p.exists()), 20),
         ("temporary files", Path(tempfile.gettempdir()), 5),
         ("shared memory", Path("/dev/shm"), 1),
     ):
@@ -211,7 +196,8 @@ def check_disk(output_dir: Path) -> Check:
 
 
 def check_folder(output_dir: Path) -> Check:
-    """Do in the folder of runs what a run does there, which a mounted bucket need not allow."""
+    """Do in the folder of runs all that a run does there; a mounted bucket may not allow it."""
+    advice = "a bucket needs a hierarchical namespace; docs/tpu.md says how it is created and mounted"
     made = next((p for p in [*reversed(output_dir.absolute().parents), output_dir.absolute()] if not p.exists()), None)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -237,12 +223,8 @@ def check_folder(output_dir: Path) -> Check:
         shutil.rmtree(place)
     except OSError as error:
         shutil.rmtree(place, ignore_errors=True)
-        return Check(
-            "run folder",
-            "fail",
-            f"{output_dir} does not let a run {doing}: {error.strerror or error}",
-            "a bucket needs a hierarchical namespace; docs/tpu.md says how it is created and mounted",
-        )
+        found = f"{output_dir} does not let a run {doing}: {error.strerror or error}"
+        return Check("run folder", "fail", found, advice)
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
@@ -251,6 +233,8 @@ def check_folder(output_dir: Path) -> Check:
 
 def check_bucket(address: str, name: str = "bucket") -> Check:
     """Write, read and delete a small file in a bucket."""
+    from maejax.storage.bucket import try_bucket
+
     try:
         seconds = try_bucket(address)
     except FetchError as error:
@@ -260,11 +244,13 @@ def check_bucket(address: str, name: str = "bucket") -> Check:
 
 def check_loader(shards: str, consume: float | None) -> Check:
     """Measure the training loader on this machine, at 224 pixels."""
+    from maejax.data import augment, loader_speed, pipeline, sources
+
     with tempfile.TemporaryDirectory(prefix="maejax-doctor-") as folder:
-        source: Source = open_source(shards or draw_images(Path(folder)))
-        check_readable(source, 3)
-        augment = build_train((224, 224), "rrc", (0.2, 1.0), 0.0, flip=True)
-        rates: dict[str, Any] = measure(source, augment, (224, 224), 3, LOADER_SECONDS)
+        source = sources.open_source(shards or draw_images(Path(folder)))
+        pipeline.check_readable(source, 3)
+        transform = augment.build_train((224, 224), "rrc", (0.2, 1.0), 0.0, flip=True)
+        rates = loader_speed.measure(source, transform, (224, 224), 3, LOADER_SECONDS)
     of = "" if shards else " of drawn images of ImageNet's size"
     found = f"{rates['all']:,.0f} images/s{of} with {rates['cores']} threads"
     if consume is None:
@@ -272,9 +258,8 @@ def check_loader(shards: str, consume: float | None) -> Check:
     verdict = keeps_up(rates, consume)
     found += f"; the model takes {consume:,.0f}"
     if not verdict["keeps_up"]:
-        return Check(
-            "loader", "fail", found, f"that needs {verdict['cores_needed']:,} cores like these; docs/notes/loader.md"
-        )
+        cores = f"{verdict['cores_needed']:,} cores like these"
+        return Check("loader", "fail", found, f"that needs {cores}; docs/notes/loader.md")
     if rates["all"] < 1.2 * consume:
         return Check("loader", "warn", found, "less than a fifth to spare")
     return Check("loader", "ok", found)
@@ -282,27 +267,21 @@ def check_loader(shards: str, consume: float | None) -> Check:
 
 def draw_images(folder: Path, count: int = 64) -> str:
     """Write JPEG images of about ImageNet's size in pixels and bytes: 500 x 375, some 100 kB."""
+    import numpy as np
+    from PIL import Image
+
     rng = np.random.default_rng(0)
     for i in range(count):
-        shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize(
-            (500, 375), Image.Resampling.BICUBIC
-        )
-        grain = rng.normal(0, 14, (375, 500, 1))
-        pixels = np.clip(np.asarray(shapes) + grain, 0, 255).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-        (folder / f"{i}.jpg").write_bytes(buffer.getvalue())
+        blots = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
+        shapes = np.asarray(blots.resize((500, 375), Image.Resampling.BICUBIC))
+        pixels = np.clip(shapes + rng.normal(0, 14, (375, 500, 1)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg", quality=90)
     return str(folder)
 
 
 def _same(found: Any, expected: Any) -> None:
     if found != expected:
         raise OSError("afterwards something else is there")
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def _plain(name: str) -> str:

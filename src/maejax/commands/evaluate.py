@@ -1,121 +1,144 @@
-"""Judging the encoder of a checkpoint on labelled images: every protocol in one report (`maejax evaluate`)."""
+"""`maejax evaluate`: the encoder of a checkpoint evaluated on labelled images, every protocol in one report."""
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from maejax.data.pipeline import check_readable
-from maejax.data.sources import open_source
+from maejax.commands.command import check_writable, prepare_devices
+from maejax.commands.features import Encode
+from maejax.console import plain
 from maejax.errors import InputError
-from maejax.evaluate.encoding import POOLS
-from maejax.evaluate.protocols import DRAWS, MEASURES, PROTOCOLS, pair, score, untrained_like
-from maejax.evaluate.report import Report, write_report
-from maejax.evaluate.scores import explain_control, score_table
-from maejax.training.rundir import write_json
-from maejax.weights.files import load
+
+NO_CONTROL = "Accuracies of the frozen encoder, without a control."
 
 
-def run(
-    console: Console,
-    ckpt: str,
-    train: str,
-    test: str,
-    out: Path,
-    *,
-    protocol: str,
-    pool: str,
-    labels: str | None,
-    crop_ratio: float,
-    batch_size: int,
-    workers: int,
-    control: bool,
-    seed: int,
-    command: str,
-) -> dict[str, Any]:
-    """Judge a checkpoint, print the table, write report.json and report.html to `out`; returns what the former holds.
+@dataclass(frozen=True)
+class EvaluateCommand(Encode):
+    """Evaluate a frozen encoder on labelled images, and the same encoder untrained as a control.
 
-    Raises InputError and InputError for wrong input, before anything is encoded.
+    Writes OUT/report.json and OUT/report.html.
     """
-    protocols = PROTOCOLS if protocol == "all" else tuple(protocol.split(","))
-    if unknown := [name for name in protocols if name not in PROTOCOLS]:
-        raise InputError(f"--protocol {unknown[0]}: choose {', '.join(PROTOCOLS)} (several with commas), or all")
-    if pool not in POOLS:
-        raise InputError(f"--pool {pool}: choose {', '.join(POOLS)}")
-    if batch_size < 1 or workers < 0 or not 0 < crop_ratio <= 1:
-        raise InputError("--batch-size is at least 1, --workers at least 0, --test-crop-ratio above 0 and at most 1")
-    for flag, spec in (("--train-dataset-shards", train), ("--valid-dataset-shards", test)):
-        if not spec:
-            raise InputError(f"{flag} is missing; name labelled images: class folders, tar shards, .npz")
-    data = pair(open_source(train, labels=labels), open_source(test, labels=labels))
-    encoder = load(ckpt).encoder
-    for source in (data.train, data.test):
-        check_readable(source, encoder.config.channels)
-    try:
+
+    ckpt: str = field(metadata={"positional": "CKPT"})
+    """Run directory or checkpoint, or anything else that `maejax inspect` takes."""
+    train_dataset_shards: str = ""
+    """Labelled images to fit the probes on: anything that `maejax train` takes."""
+    valid_dataset_shards: str = ""
+    """Labelled images to test with."""
+    protocol: str = "all"
+    """knn, fewshot, linear, attentive, several of these with commas between, or all."""
+    out: str = "evaluation"
+    """Folder for the report."""
+    pool: str = "cls+mean"
+    """Features for all protocols but attentive: cls, mean (of the patch tokens) or cls+mean."""
+    no_control: bool = False
+    """Leave the untrained encoder out."""
+    seed: int = 0
+    """Seed of the untrained weights, draws and probes."""
+
+    def run(self, console: Console) -> dict[str, Any]:
+        """Evaluate, write the report and return what report.json holds; raises InputError before encoding."""
+        from maejax.data import pipeline, sources
+        from maejax.evaluate import encoding
+        from maejax.evaluate.protocols import PROTOCOLS, pair, score, untrained_like
+
+        protocols = PROTOCOLS if self.protocol == "all" else tuple(self.protocol.split(","))
+        if unknown := [name for name in protocols if name not in PROTOCOLS]:
+            raise InputError(f"--protocol {unknown[0]}: choose {', '.join(PROTOCOLS)} (several with commas), or all")
+        self.check(self.pool, encoding.POOLS)
+        shards = {"train": self.train_dataset_shards, "valid": self.valid_dataset_shards}
+        for name, spec in shards.items():
+            if not spec:
+                name = f"--{name}-dataset-shards"
+                raise InputError(f"{name} is missing; name labelled images: class folders, tar shards, .npz")
+        check_writable("--out", self.out, folder=True)
+        prepare_devices()
+        from maejax.weights.files import load
+
+        data = pair(*(sources.open_source(spec, labels=self.labels or None) for spec in shards.values()))
+        encoders = {"pretrained": load(self.ckpt).encoder}
+        for source in (data.train, data.test):
+            pipeline.check_readable(source, encoders["pretrained"].config.channels)
+        if not self.no_control:
+            encoders["untrained"] = untrained_like(encoders["pretrained"], self.seed)
+        scores: dict[str, dict[str, float]] = {}
+        seconds: dict[str, float] = {}
+        for kind, encoder in encoders.items():
+            start = time.monotonic()
+            scores[kind] = score(
+                encoder,
+                data,
+                protocols,
+                pool=self.pool,  # type: ignore[arg-type]
+                crop_ratio=self.test_crop_ratio,
+                batch_size=self.batch_size,
+                workers=self.workers,
+                seed=self.seed,
+                log=lambda what, kind=kind: plain(console, f"{kind}: {what}"),
+            )
+            seconds[kind] = round(time.monotonic() - start, 1)
+        result = {
+            "checkpoint": self.ckpt,
+            "train": self.train_dataset_shards,
+            "test": self.valid_dataset_shards,
+            "classes": list(data.classes),
+            "images": {"train": int((data.train.labels >= 0).sum()), "test": int((data.test.labels >= 0).sum())},
+            "features": self.pool,
+            "seed": self.seed,
+            "scores": scores,
+            "seconds": seconds,
+        }
+        return self._write(result, protocols)
+
+    def _write(self, result: dict[str, Any], protocols: tuple[str, ...]) -> dict[str, Any]:
+        """Write report.json and report.html."""
+        from maejax.evaluate.protocols import DRAWS
+        from maejax.evaluate.report import Report, write_report
+        from maejax.evaluate.scores import explain_control
+        from maejax.training.rundir import write_json
+
+        methods = {
+            "knn": "k-NN weighs by cosine similarity at temperature .07",
+            "fewshot": f"shots are images of each class, regularised least squares, mean over {DRAWS} draws",
+            "linear": "linear is logistic regression on all labels",
+            "attentive": "attentive is one learned query over all tokens",
+        }
+        train, test, out = result["images"]["train"], result["images"]["test"], Path(self.out)
+        level = 100 * (0.16 / test) ** 0.5  # the standard error of an accuracy of 80 %
+        note = f"{train:,} training and {test:,} test images; one standard error is {level:.1f} points. "
+        note += f"Features: {self.pool}; {'; '.join(methods[name] for name in protocols)}."
+        if not self.no_control:
+            result["explanation"] = explain_control(result["scores"], measured(result), level)
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror}; choose another place") from None
-    encoders = {"pretrained": encoder} | ({"untrained": untrained_like(encoder, seed)} if control else {})
-    scores: dict[str, dict[str, float]] = {}
-    seconds: dict[str, float] = {}
-    for kind, judged in encoders.items():
-        start = time.monotonic()
-        scores[kind] = score(
-            judged,
-            data,
-            protocols,
-            pool=pool,
-            crop_ratio=crop_ratio,
-            batch_size=batch_size,
-            workers=workers,  # type: ignore[arg-type]
-            seed=seed,
-            log=lambda what, kind=kind: console.print(f"{kind}: {what}", highlight=False),
+        write_json(out / "report.json", result)
+        report = Report(
+            title="Evaluation of a frozen encoder",
+            scores=result["scores"],
+            seconds=result["seconds"],
+            config={key: result[key] for key in ("checkpoint", "train", "test", "features", "seed")},
+            command=f"maejax evaluate {self.ckpt} --train-dataset-shards '{self.train_dataset_shards}' "
+            f"--valid-dataset-shards '{self.valid_dataset_shards}' --protocol {self.protocol} --seed {self.seed}",
+            measures=measured(result),
+            sentence=result.get("explanation", NO_CONTROL),
+            notes=[note],
         )
-        seconds[kind] = round(time.monotonic() - start, 1)
-    measures = {name: title for name, title in MEASURES.items() if name in scores["pretrained"]}
-    images = {"train": int((data.train.labels >= 0).sum()), "test": int((data.test.labels >= 0).sum())}
-    result = {
-        "checkpoint": ckpt,
-        "train": train,
-        "test": test,
-        "classes": list(data.classes),
-        "images": images,
-        "features": pool,
-        "seed": seed,
-        "scores": scores,
-        "seconds": seconds,
-    }
-    level = 100 * (0.16 / images["test"]) ** 0.5  # the standard error of an accuracy of 80 %
-    sentence = "Accuracies of the frozen encoder, without a control."
-    if control:
-        sentence = result["explanation"] = explain_control(scores, measures, level)
-    write_json(out / "report.json", result)
-    report = Report(
-        title="Evaluation of a frozen encoder",
-        scores=scores,
-        seconds=seconds,
-        config={key: result[key] for key in ("checkpoint", "train", "test", "features", "seed")},
-        command=command,
-        measures=measures,
-        sentence=sentence,
-        notes=[_note(protocols, images, pool, level)],
-    )
-    write_report(out / "report.html", report)
-    console.print(score_table(scores, measures))
-    console.print(sentence, highlight=False)
-    console.print(f"report   {out / 'report.html'}", highlight=False)
-    return result
+        write_report(out / "report.html", report)
+        return result
+
+    def show(self, console: Console, result: dict[str, Any]) -> None:
+        """Print the scores as a table, what they mean, and the path of the report."""
+        from maejax.evaluate.scores import score_table
+
+        console.print(score_table(result["scores"], measured(result)))
+        console.print(result.get("explanation", NO_CONTROL), highlight=False)
+        plain(console, f"report   {Path(self.out) / 'report.html'}")
 
 
-def _note(protocols: tuple[str, ...], images: dict[str, int], pool: str, level: float) -> str:
-    told = {
-        "knn": "k-NN weighs by cosine similarity at temperature .07",
-        "fewshot": f"shots are images of each class, regularised least squares, mean over {DRAWS} draws",
-        "linear": "linear is logistic regression on all labels",
-        "attentive": "attentive is one learned query over all tokens",
-    }
-    return (
-        f"{images['train']:,} training and {images['test']:,} test images; one standard error is {level:.1f} points. "
-        f"Features: {pool}; " + "; ".join(told[name] for name in protocols) + "."
-    )
+def measured(result: dict[str, Any]) -> dict[str, str]:
+    """Return the titles of the measures that a result has, by name."""
+    from maejax.evaluate.protocols import MEASURES
+
+    return {name: title for name, title in MEASURES.items() if name in result["scores"]["pretrained"]}

@@ -1,69 +1,85 @@
-"""What serves an encoder elsewhere: a folder for the Hugging Face hub, or one file of StableHLO (`maejax export`)."""
+"""`maejax export`: an encoder for use elsewhere, as a folder for the Hugging Face hub or one file of StableHLO."""
 
 import importlib.util
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
+from rich.console import Console
 
-from maejax.config import flags, recipe
-from maejax.errors import InputError, WeightsError, install
-from maejax.evaluate import stablehlo
-from maejax.training.log import read_metrics
-from maejax.training.rundir import read_config
-from maejax.weights import files, hub, run_directory
-from maejax.weights.addresses import local
-from maejax.weights.weights import Weights, model_of
+from maejax.commands.command import Command, check_writable, prepare_devices
+from maejax.config import declarations, flags, recipe
+from maejax.console import plain
+from maejax.errors import InputError, install
 
 TOLERANCE = 1e-5  # of features that are run back, relative to the largest
 DATA_FLAGS = ("train_dataset_shards", "valid_dataset_shards")
-UNTOLD = {"output_dir", "project", "hostname", "name", "cache_dir", "resume", "wandb", "tensorboard", "profile"}
 
 
-def export(ckpt: str, to: str, out: str, *, name: str, report: str, pool: str) -> dict[str, Any]:
-    """Write an export and return what was written, as JSON can hold it.
+@dataclass(frozen=True)
+class ExportCommand(Command):
+    """Write an encoder for use elsewhere: a folder for the Hugging Face hub, or one compiled file."""
 
-    Raises:
-        InputError: the checkpoint or the report cannot be read, or a file run back does not give the model's features.
+    ckpt: str = field(metadata={"positional": "CKPT"})
+    """Anything that `maejax inspect` takes."""
+    to: Literal["hf-hub-folder", "stablehlo"] = "hf-hub-folder"
+    """hf-hub-folder: weights for transformers and timm, with a model card. stablehlo: uint8 images in, features out,
+    weights within; any JAX runs it, without maejax."""
+    out: str = ""
+    """Folder or file to write. Empty: NAME-hub or NAME.stablehlo, after the checkpoint."""
+    name: str = ""
+    """Name of the folder on the hub, OWNER/MODEL, for the commands on the card. Empty: the folder."""
+    report: str = ""
+    """report.json of `maejax evaluate`, whose scores go on the card."""
+    pool: Literal["cls", "mean", "cls+mean", "none"] = "cls"
+    """For stablehlo: the cls token, the mean of the patch tokens, both, or none for all tokens."""
 
-    """
-    scores = read_report(report)
-    if to == "stablehlo":
-        check_installed()
-    here, said = local(ckpt)
-    weights = files.read(here)
-    stem = run_directory.locate(here)[0].absolute().name if weights.layout == "maejax" and here.is_dir() else here.stem
-    notices = [said] if said else []
-    if to == "stablehlo":
-        target = Path(out or f"{stem}.stablehlo").expanduser()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        notices.append(write_and_check(weights, target, None if pool == "none" else pool))
-        written = [target.name]
-    else:
-        target = Path(out or f"{stem}-hub").expanduser()
-        told = tell_run(here) if weights.layout == "maejax" and here.is_dir() else {"data": {}, "recipe": {}}
-        numbers = told.pop("numbers", {}) | scores
-        card = hub.describe(weights, name or target.name, **told, numbers=numbers)
-        notices += hub.write_folder(weights, target, card)
-        notices.append("say in README.md under which licence the weights may be used; the data decides that")
-        written = sorted(path.name for path in target.iterdir())
-    return {"out": str(target), "to": to, "kind": weights.config.kind, "files": written, "notices": notices}
+    def run(self, console: Console) -> dict[str, Any]:
+        """Write the export and return what was written; raises InputError for input that cannot be read."""
+        scores = read_scores(self.report) if self.report else {}
+        compiled = self.to == "stablehlo"
+        if compiled and importlib.util.find_spec("flatbuffers") is None:
+            raise InputError(f"--to stablehlo needs flatbuffers: {install('export')}")
+        if self.out:
+            check_writable("--out", self.out, folder=not compiled)
+        prepare_devices()
+        from maejax.weights import files, hub, run_directory
+        from maejax.weights.addresses import local
+
+        here, fetched = local(self.ckpt)
+        weights = files.read(here)
+        is_run = weights.layout == "maejax" and here.is_dir()
+        stem = run_directory.locate(here)[0].absolute().name if is_run else here.stem
+        target = Path(self.out or (f"{stem}.stablehlo" if compiled else f"{stem}-hub")).expanduser()
+        check_writable("--out", target, folder=not compiled)
+        notices = [fetched] if fetched else []
+        if compiled:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            notices.append(write_compiled(weights, target, None if self.pool == "none" else self.pool))
+            written = [target.name]
+        else:
+            facts = run_facts(here) if is_run else {"data": {}, "recipe": {}, "numbers": {}}
+            facts["numbers"] |= scores
+            notices += hub.write_folder(weights, target, hub.describe(weights, self.name or target.name, **facts))
+            notices.append("add to README.md the licence of the weights, which depends on that of the data")
+            written = sorted(path.name for path in target.iterdir())
+        return {"out": str(target), "to": self.to, "kind": weights.config.kind, "files": written, "notices": notices}
+
+    def show(self, console: Console, result: dict[str, Any]) -> None:
+        """Print what was written, and on the error stream what a reader must know."""
+        for notice in result["notices"]:
+            plain(Console(stderr=True), f"note: {notice}")
+        plain(console, f"{result['kind']} written to {result['out']}: {', '.join(result['files'])}")
 
 
-def check_installed() -> None:
-    """Refuse to begin without what JAX writes StableHLO with.
+def write_compiled(weights: Any, path: Path, pool: Any) -> str:
+    """Write StableHLO, run it back on random images and return a sentence; raises InputError if features differ."""
+    import numpy as np
 
-    Raises:
-        InputError: it is missing.
+    from maejax.evaluate import stablehlo
+    from maejax.weights.weights import model_of
 
-    """
-    if importlib.util.find_spec("flatbuffers") is None:
-        raise InputError(f"--to stablehlo needs flatbuffers: {install('export')}")
-
-
-def write_and_check(weights: Weights, path: Path, pool: Any) -> str:
-    """Write StableHLO and run it back on random images."""
     model, encoder = model_of(weights), weights.config.encoder
     size = stablehlo.write_compiled(model, path, pool=pool)
     shape = (3, *encoder.image_size, encoder.channels)
@@ -75,42 +91,40 @@ def write_and_check(weights: Weights, path: Path, pool: Any) -> str:
     return f"{size:,} bytes, run back: within {apart:.1e} of the model's features"
 
 
-def read_report(path: str) -> dict[str, str]:
-    """Read the scores of `maejax evaluate` as rows of a card.
-
-    Raises:
-        InputError: it is no such report.
-
-    """
-    if not path:
-        return {}
+def read_scores(path: str) -> dict[str, str]:
+    """Read the scores of `maejax evaluate` as rows of a card; raises InputError if the file holds none."""
     try:
-        told = json.loads(Path(path).expanduser().read_text())
-        images = told["images"]
-        row = {name: f"{value:.1f} %" for name, value in told["scores"]["pretrained"].items() if "std" not in name}
+        report = json.loads(Path(path).expanduser().read_text())
+        images, scores = report["images"], report["scores"]["pretrained"]
+        row = {name: f"{value:.1f} %" for name, value in scores.items() if "std" not in name}
+        return {"judged on": f"{images['test']:,} images of {len(report['classes'])} classes", **row}
     except (OSError, ValueError, KeyError, TypeError):
-        raise WeightsError(f"--report {path} is no report.json of `maejax evaluate`") from None
-    return {"judged on": f"{images['test']:,} images of {len(told['classes'])} classes", **row}
+        raise InputError(f"--report {path} is no report.json of `maejax evaluate`") from None
 
 
-def tell_run(path: Path) -> dict[str, dict[str, Any]]:
+def run_facts(path: Path) -> dict[str, dict[str, Any]]:
     """Collect the data, the recipe and the numbers of a run for its card."""
+    from maejax.training.log import read_metrics
+    from maejax.training.rundir import read_config
+    from maejax.weights import run_directory
+
     directory, checkpoint = run_directory.locate(path)
     config = read_config(directory)
     assert config is not None  # `files.read` found it
     given = config["flags"]
-    usual = flags(recipe(given["mode"]))
-    told: dict[str, Any] = {"steps": f"{int(checkpoint.name):,} of {given['training_steps']:,}"}
-    told |= {
+    usual, declared = flags(recipe(given["mode"])), declarations()
+    step = int(checkpoint.name)
+    steps: dict[str, Any] = {"steps": f"{step:,} of {given['training_steps']:,}"}
+    changed = {  # of what is computed
         f"--{name.replace('_', '-')}": value
         for name, value in given.items()
-        if name not in UNTOLD | set(DATA_FLAGS) and value != usual.get(name) and value not in ([], "")
+        if name not in DATA_FLAGS and not declared.get(name, {}).get("free")
+        if value != usual.get(name) and value not in ([], "")
     }
     data = {"images": "unknown" if config["images"] is None else f"{config['images']:,}"}
     data |= {name.partition("_")[0]: given[name] for name in DATA_FLAGS if given[name]}
     numbers = {}
     for metric in ("train/loss", "val/loss", "val/acc1", "val/acc5"):
-        found = dict(read_metrics(directory / "metrics.jsonl", metric))
-        if steps := [step for step in found if step <= int(checkpoint.name)]:
-            numbers[metric] = f"{found[max(steps)]:.4g}"
-    return {"data": data, "recipe": told, "numbers": numbers}
+        if before := [(at, value) for at, value in read_metrics(directory / "metrics.jsonl", metric) if at <= step]:
+            numbers[metric] = f"{dict(before)[max(dict(before))]:.4g}"
+    return {"data": data, "recipe": steps | changed, "numbers": numbers}

@@ -1,65 +1,93 @@
-"""Features of all images of a source, in a file (`maejax features`)."""
+"""`maejax features`: features of all images of a source, in a file."""
 
 import dataclasses
-from collections.abc import Sequence
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from maejax.console import progress
-from maejax.data.pipeline import check_readable
-from maejax.data.sources import open_source
+from maejax.commands.command import Command, check_writable, prepare_devices
+from maejax.console import plain, progress
 from maejax.errors import InputError
-from maejax.evaluate.encoding import POOLS
-from maejax.evaluate.feature_file import check_path, write_features
-from maejax.weights.files import load
 
 
-def run(
-    console: Console,
-    ckpt: str,
-    images: str,
-    out: Path,
-    *,
-    pool: str,
-    layers: Sequence[int],
-    labels: str | None,
-    crop_ratio: float,
-    batch_size: int,
-    workers: int,
-) -> dict[str, Any]:
-    """Write the features of `images` to `out`; returns what was written, as JSON can hold it.
+@dataclass(frozen=True)
+class Encode(Command):
+    """How images are encoded, as flags of the commands that encode them."""
 
-    Raises InputError and InputError for wrong input, before anything is encoded.
+    labels: str = field(default="", kw_only=True)
+    """File with the class of each image: csv, tsv or json, file name (or stem) and class."""
+    test_crop_ratio: float = field(default=0.875, kw_only=True)
+    """Images are resized to image size / ratio and cropped at the centre."""
+    batch_size: int = field(default=64, kw_only=True)
+    """Images that are encoded together."""
+    workers: int = field(default=os.cpu_count() or 1, kw_only=True)
+    """Threads that read and decode; 0: the main one alone."""
+
+    def check(self, pool: str, pools: tuple[str, ...]) -> None:
+        """Check the flags; raises InputError for the first that is wrong."""
+        if pool not in pools:
+            raise InputError(f"--pool {pool}: choose one of {', '.join(pools)}")
+        if self.batch_size < 1 or self.workers < 0 or not 0 < self.test_crop_ratio <= 1:
+            raise InputError(
+                "--batch-size is at least 1, --workers at least 0, --test-crop-ratio above 0 and at most 1"
+            )
+
+
+@dataclass(frozen=True)
+class FeaturesCommand(Encode):
+    """Write the encoder's features of every image, with labels and names, to one file.
+
+    Nothing is masked or augmented. The same command continues a call that was interrupted.
     """
-    check_path(out)
-    if pool not in (*POOLS, "none"):
-        raise InputError(f"--pool {pool}: choose {', '.join(POOLS)}, or none for all tokens")
-    if batch_size < 1 or workers < 0 or not 0 < crop_ratio <= 1:
-        raise InputError("--batch-size is at least 1, --workers at least 0, --test-crop-ratio above 0 and at most 1")
-    source = open_source(images, labels=labels)
-    model = load(ckpt)
-    try:
-        for layer in layers:
-            model.layer_number(layer)
-    except ValueError as error:
-        raise InputError(f"--layers: {error}") from None
-    check_readable(source, model.config.encoder.channels)
-    try:
+
+    ckpt: str = field(metadata={"positional": "CKPT"})
+    """Run directory or checkpoint, or anything else that `maejax inspect` takes."""
+    images: str = field(metadata={"positional": "IMAGES"})
+    """Anything that --train-dataset-shards takes."""
+    out: str
+    """File to write: .npz, .safetensors or .parquet."""
+    pool: str = "cls"
+    """cls: the cls token. mean: the mean of the patch tokens. cls+mean: both. none: all tokens."""
+    layers: tuple[int, ...] = ()
+    """Blocks after which features are taken, 0 the first, -1 the last. Empty: the encoder's output."""
+
+    def run(self, console: Console) -> dict[str, Any]:
+        """Write the features and return what was written; raises InputError before anything is encoded."""
+        out = Path(self.out)
+        check_writable("--out", out)
+        prepare_devices()
+        from maejax.data import pipeline, sources
+        from maejax.evaluate import encoding, feature_file
+        from maejax.weights import files
+
+        feature_file.check_path(out)
+        self.check(self.pool, (*encoding.POOLS, "none"))
+        source = sources.open_source(self.images, labels=self.labels or None)
+        model = files.load(self.ckpt)
+        try:
+            for layer in self.layers:
+                model.layer_number(layer)
+        except ValueError as error:
+            raise InputError(f"--layers: {error}") from None
+        pipeline.check_readable(source, model.config.encoder.channels)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with progress(console, "encoding", "images") as tell:
-            written = write_features(
+        with progress(console, "encoding", "images") as report:
+            written = feature_file.write_features(
                 model,
                 source,
                 out,
-                pool=None if pool == "none" else pool,
-                layers=layers or None,  # type: ignore[arg-type]
-                crop_ratio=crop_ratio,
-                batch_size=batch_size,
-                workers=workers,
-                progress=tell,
+                pool=None if self.pool == "none" else self.pool,  # type: ignore[arg-type]
+                layers=self.layers or None,
+                crop_ratio=self.test_crop_ratio,
+                batch_size=self.batch_size,
+                workers=self.workers,
+                progress=report,
             )
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror}; choose another place") from None
-    return {"out": str(out), **dataclasses.asdict(written)}
+        return {"out": str(out), **dataclasses.asdict(written)}
+
+    def show(self, console: Console, result: dict[str, Any]) -> None:
+        """Print in one line what was written."""
+        plain(console, f"{result['images']:,} features of shape {list(result['shape'])} in {self.out}")

@@ -1,62 +1,105 @@
-"""Packing and verifying shards in front of a person: progress, speed, and what was left out."""
+"""`maejax pack`: packing images into shards and verifying shards, with progress and what was left out."""
+
+from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 
-from maejax.console import progress
-from maejax.data.packing import pack
-from maejax.data.verify import Verified, verify
+from maejax.commands.command import DONE, WRONG_INPUT, Command
+from maejax.console import plain, progress
 from maejax.errors import Failed, InputError
 
 
-def run(console: Console, src: str, dst: str, **options) -> dict:
-    """Pack `src` into `dst` (see `maejax.data.pack`), telling how far it is; returns the index.
+@dataclass(frozen=True)
+class PackCommand(Command):
+    """Pack images into balanced, shuffled tar shards with an index and checksums, or verify packed shards.
 
-    Raises:
-        InputError: the input is wrong.
-        Failed: writing failed on the way.
-
+    The same command continues a pack that was interrupted.
     """
-    try:
-        with progress(console, "packing", "images") as tell:
-            index = pack(src, dst, progress=tell, **options)
-    except OSError as error:
-        raise Failed(f"{dst}: {error.strerror}; make room, or mend it, and start the same command again") from None
-    for problem in index.get("problems", ()):
-        console.print(problem, highlight=False, markup=False, soft_wrap=True)
-    for key, reason in index["skipped"].items():
-        console.print(f"left out {key}: {reason}", highlight=False, markup=False, soft_wrap=True)
-    return index
 
+    src: str = field(metadata={"positional": "SRC"})
+    """Image folder (labelled or flat), tar shards, a Hugging Face `datasets` folder, arrow or parquet files, or an .npz
+    file with `images` and `labels`. With --verify: the folder of packed shards."""
+    dst: str = field(default="", metadata={"positional": "DST"})
+    """Folder for the shards, which take its name. Left out with --verify."""
+    shard_size: int = 1000
+    """Largest number of images in a shard."""
+    shuffle_seed: int | None = 0
+    """Seed of the order; None keeps the order of the source."""
+    image_size: int | None = None
+    """Resize larger images to this short side, in pixels."""
+    quality: int | None = None
+    """JPEG quality, 1 to 100: JPEG and WebP images become JPEG of this quality if that is smaller. None: only resized
+    images are encoded again, at 95."""
+    labels: str = ""
+    """File with the class of each image: csv, tsv or json, file name (or stem) and class."""
+    workers: int | None = None
+    """Threads; each writes a shard. None: one for each core. Never changes what is written."""
+    verify: bool = False
+    """Read all shards of a folder again and compare them with its index.json; exit code 2 if one is wrong."""
+    deep: bool = False
+    """With --verify: decode every image too."""
 
-def check(console: Console, dst: str, *, deep: bool, workers: int | None) -> Verified:
-    """Verify the shards of `dst` (see `maejax.data.verify`), naming all that is wrong."""
-    with progress(console, "verifying", "MB", 1e-6) as tell:
-        found = verify(dst, deep=deep, workers=workers, progress=tell)
-    for name, reason in found.wrong:
-        console.print(f"{name}: {reason}", highlight=False, markup=False, soft_wrap=True)
-    return found
+    def run(self, console: Console) -> dict[str, Any]:
+        """Pack and return the index; with --verify return what was found."""
+        if self.verify:
+            if self.dst:
+                raise InputError(f"--verify takes one folder, not {self.src} and {self.dst}; name that of the shards")
+            return self._verify(console)
+        if not self.dst:
+            raise InputError("DST is missing: name the folder for the shards, as in `maejax pack SRC DST`")
+        if self.deep:
+            raise InputError("--deep belongs to --verify; packing decodes every image anyway")
+        return self._pack(console)
 
+    def _pack(self, console: Console) -> dict[str, Any]:
+        from maejax.data.packing import pack
 
-def destination(dst: str, deep: bool) -> str:
-    """Return `dst`; raises InputError where it is missing, or where a flag of --verify is given without it."""
-    if not dst:
-        raise InputError("DST is missing: name the folder for the shards, as in `maejax pack SRC DST`")
-    if deep:
-        raise InputError("--deep belongs to --verify; packing decodes every image anyway")
-    return dst
+        try:
+            with progress(console, "packing", "images") as report:
+                index = pack(
+                    self.src,
+                    self.dst,
+                    shard_size=self.shard_size,
+                    shuffle_seed=self.shuffle_seed,
+                    image_size=self.image_size,
+                    quality=self.quality,
+                    labels=self.labels or None,
+                    workers=self.workers,
+                    progress=report,
+                )
+        except OSError as error:
+            raise Failed(
+                f"{self.dst}: {error.strerror}; make room, or mend it, and start the same command again"
+            ) from None
+        for problem in index.get("problems", ()):
+            plain(console, problem)
+        for key, reason in index["skipped"].items():
+            plain(console, f"left out {key}: {reason}")
+        return index
 
+    def _verify(self, console: Console) -> dict[str, Any]:
+        from maejax.data.verify import verify
 
-def verified_folder(src: str, dst: str) -> str:
-    """Return the one folder that --verify takes; raises InputError where there are two."""
-    if dst:
-        raise InputError(f"--verify takes one folder, not {src} and {dst}; name that of the packed shards")
-    return src
+        with progress(console, "verifying", "MB", 1e-6) as report:
+            found = verify(self.src, deep=self.deep, workers=self.workers, progress=report)
+        for name, reason in found.wrong:
+            plain(console, f"{name}: {reason}")
+        return found._asdict()
 
+    def show(self, console: Console, result: dict[str, Any]) -> None:
+        """Print in one line what was packed, or how the verification ended."""
+        if not self.verify:
+            count = len(result["shards"])
+            plain(console, f"{result['total']:,} images in {count} shard{'s' * (count != 1)} in {self.dst}")
+            return
+        shards, images, size = result["shards"], result["images"], result["bytes"] / 1e6
+        seen = f"{shards:,} shard{'s' * (shards != 1)}, {images:,} images, {size:,.1f} MB"
+        if result["wrong"]:
+            console.print(f"[bold red]{len(result['wrong']):,} wrong[/bold red] in {seen}", highlight=False)
+        else:
+            console.print(f"[green]all right:[/green] {seen}", highlight=False)
 
-def show(console: Console, found: Verified) -> None:
-    """Print in a line how a verification ended."""
-    seen = f"{found.shards:,} shard{'s' * (found.shards != 1)}, {found.images:,} images, {found.bytes / 1e6:,.1f} MB"
-    if found.wrong:
-        console.print(f"[bold red]{len(found.wrong):,} wrong[/bold red] in {seen}", highlight=False)
-    else:
-        console.print(f"[green]all right:[/green] {seen}", highlight=False)
+    def exit_code(self, result: dict[str, Any]) -> int:
+        """Return 2 if a shard is wrong."""
+        return WRONG_INPUT if result.get("wrong") else DONE

@@ -149,13 +149,11 @@ def jitter_colors(image: np.ndarray, factor: float, rng: np.random.Generator) ->
     """Change brightness, contrast and saturation, in random order, as torchvision's ColorJitter does on Pillow images.
 
     Each is multiplied by its own uniform number from max(0, 1 - `factor`)..1 + `factor`. Grey images (C = 1) have no
-    saturation. Raises ValueError for other than 1 or 3 channels, where colours mean nothing.
+    saturation. Raises ValueError for other than 1 or 3 channels.
     """
     channels = image.shape[2]
     if channels not in (1, 3):
-        raise ValueError(
-            f"color_jitter changes images of 1 or 3 channels, these have {channels}; set color_jitter to 0"
-        )
+        raise ValueError(f"color_jitter is for images of 1 or 3 channels, these have {channels}; set color_jitter to 0")
     enhancers = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color][: 2 if channels == 1 else 3]
     picture = Image.fromarray(image[..., 0] if channels == 1 else image)
     for i in rng.permutation(len(enhancers)):

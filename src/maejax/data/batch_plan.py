@@ -51,15 +51,14 @@ class BatchPlan:
     """The rows of a global batch that belong to one process, without their pixels.
 
     `index` is int64 [B], -1 for padding; `labels` int32 [B], -1 if there is none; `rows` are those that an image
-    fills. `key` names the image of a row, `shard` the shard of its file (None: the file is an image of its own).
+    fills. `names` returns the key of the image of a row and its shard (None: its file is an image of its own).
     `position` is where a stream stands after this batch. `release` frees what only the batches up to this one read.
     """
 
     index: np.ndarray
     labels: np.ndarray
     rows: list[RowSpec]
-    key: Callable[[RowSpec], str]
-    shard: Callable[[RowSpec], str | None]
+    names: Callable[[RowSpec], tuple[str, str | None]]
     position: dict[str, Any] | None = None
     release: list[Callable[[], None]] = field(default_factory=list)
 
@@ -96,10 +95,8 @@ class Numbered:
             for row, (position, i) in enumerate(zip(positions.tolist(), index.tolist(), strict=True))
             if i >= 0
         ]
-        return BatchPlan(index, labels, specs, self._key, self._shard)
+        return BatchPlan(index, labels, specs, self._names)
 
-    def _key(self, spec: RowSpec) -> str:
-        return self.source.keys[spec.index]
-
-    def _shard(self, spec: RowSpec) -> str | None:
-        return spec.image.path if isinstance(spec.image, ByteRange) and spec.image.size >= 0 else None
+    def _names(self, spec: RowSpec) -> tuple[str, str | None]:
+        shard = spec.image.path if isinstance(spec.image, ByteRange) and spec.image.size >= 0 else None
+        return self.source.keys[spec.index], shard

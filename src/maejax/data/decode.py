@@ -41,15 +41,14 @@ def decode(data: bytes | np.ndarray, channels: int = 3, box: Box | None = None) 
 
     Returns uint8 [H, W, C] with C = `channels`: 1 is luminance (ITU-R 601), 3 is RGB, 4 is RGBA. The pixels are
     Pillow's, bit for bit: alpha is dropped, not blended, as the field's loaders do (`convert("RGB")`). CMYK becomes
-    RGB; an animation gives its first frame; 16-bit grey is scaled to 0..255. The EXIF orientation is applied. Pixels
-    given as an array, uint8 [H, W] or [H, W, C], are converted in the same way. They pass as they are if C is
-    `channels` already, which may then be any number.
+    RGB; an animation gives its first frame; 16-bit grey is scaled to 0..255. The EXIF orientation is applied. Arrays,
+    uint8 [H, W] or [H, W, C], are converted in the same way, and pass as they are if C is `channels`.
 
-    `box` (top, left, height, width of the upright image) returns these pixels alone. Of most JPEGs no other pixel is
-    decoded where libjpeg-turbo 3 is installed. Bytes below the box are then not looked at, but for the end mark.
+    `box` (top, left, height, width of the upright image) returns these pixels alone. With libjpeg-turbo 3, no other
+    pixel of most JPEGs is decoded, and of the bytes below the box only the end mark is checked.
 
-    Raises UnreadableImage for what is empty, cut, corrupt, of another format or larger than Pillow's
-    `Image.MAX_IMAGE_PIXELS`, and if the pixels cannot be had in that many channels.
+    Raises UnreadableImage if the image is empty, cut, corrupt, of another format, larger than Pillow's
+    `Image.MAX_IMAGE_PIXELS`, or not convertible to that many channels.
     """
     orientation = 1
     if isinstance(data, np.ndarray):

@@ -58,9 +58,8 @@ def _lines(name: str) -> list[str]:
 def _remote(address: str) -> list[str]:
     if address.startswith(("http://", "https://")):
         if "*" in address:
-            raise InputError(
-                f"{redact(address)}: a web server cannot list its files; write a brace list {{0000..0127}}"
-            )
+            why = "a web server cannot list its files; write a brace list {0000..0127}"
+            raise InputError(f"{redact(address)}: {why}")
         return [address]
     scheme, _, path = address.partition("://")
     try:
@@ -74,8 +73,7 @@ def _remote(address: str) -> list[str]:
             found = list_bucket(address)
     except FetchError as error:
         raise InputError(f"{redact(address)}: {error}") from None
-    found = [name for name in found if _SHARD.search(name)]
-    if not found:
+    if not (found := [name for name in found if _SHARD.search(name)]):
         raise InputError(f"{redact(address)}: no tar shards there; correct the address")
     return found
 

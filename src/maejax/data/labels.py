@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -14,14 +13,6 @@ from maejax.errors import FormatError
 LABEL_FILES = ("labels.csv", "labels.tsv", "labels.json", "labels.jsonl")
 _NAMES = ("file_name", "filename", "file", "image", "image_id", "img", "name", "path", "key", "id")
 _CLASSES = ("label", "labels", "class", "class_name", "cls", "category", "target", "breed")
-
-
-class Labels(NamedTuple):
-    """int32 [n], -1 if there is none; the names of the classes, () for numbers; the keys without a label."""
-
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    missing: list[str]
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -92,11 +83,12 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def assign(keys: Sequence[str], table: dict[str, str]) -> Labels:
+def assign(keys: Sequence[str], table: dict[str, str]) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
     """Find the class of each image, by its key in a source, in the table of a label file.
 
     A name in the table may be the end of the image's path, its file name, or either without the suffix; the longest
     match counts. Classes that are all whole numbers are the labels themselves; others are numbered in sorted order.
+    Returns labels int32 [n], -1 if there is none; the names of the classes, () for numbers; the keys without a label.
     """
     depth = 1 + max(name.count("/") for name in table)
     found: list[str | None] = []
@@ -111,4 +103,4 @@ def assign(keys: Sequence[str], table: dict[str, str]) -> Labels:
         classes = tuple(sorted(set(table.values())))
         number = {kind: i for i, kind in enumerate(classes)}
     labels = np.array([-1 if kind is None else number[kind] for kind in found], np.int32)
-    return Labels(labels, classes, [key for key, kind in zip(keys, found, strict=True) if kind is None])
+    return labels, classes, [key for key, kind in zip(keys, found, strict=True) if kind is None]

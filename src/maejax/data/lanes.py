@@ -27,15 +27,12 @@ class Lanes:
     The shards of a run form an endless sequence: a permutation of all shards for epoch 0, one for epoch 1, and so on.
     Lane l of L reads every L-th of them, starting with the l-th, from front to back, and fetches the next one ahead. A
     batch takes the same number of images from each lane: its first rows from lane 0, the next from lane 1. So every
-    shard is read once an epoch and every image of it once. The order depends on the seed, the batch size and the shards
-    alone, not on hosts, workers or the network. Shards of unequal size only let some lanes be at a later shard.
+    image is read once an epoch. The order depends on the seed, the batch size and the shards alone, not on hosts,
+    workers or the network. L is the largest number that divides the images of a batch, at most `LANES` and at most the
+    number of shards. A process reads only the lanes of its rows.
 
     Within a shard, windows of up to `MOST` consecutive images are shuffled: for most shards the whole of them. In the
-    first shard of a lane windows grow from `LEAST`, twofold each time, so that a run starts before whole shards are
-    here.
-
-    L is the largest number that divides the images of a batch, at most `LANES` and at most the number of shards. A
-    process reads only the lanes of its rows.
+    first shard of a lane windows double from `LEAST` on, so that a run starts before whole shards are here.
     """
 
     def __init__(self, stream: Stream, config: BatchConfig, faults: Faults):
@@ -52,7 +49,7 @@ class Lanes:
     ) -> Iterator[BatchPlan]:
         """Return the plans of batches `start` .. `stop`, without end if that is None; `stack` closes the lanes.
 
-        Raises InputError if `start` is not 0 and its position is not given, or is that of another stream.
+        Raises InputError if `start` is not 0 and has no position, or one of another stream.
         """
         if start and position is None:
             raise InputError(f"a stream cannot start at step {start}: the position it had there was not kept")
@@ -80,15 +77,16 @@ class Lanes:
                         index[row], labels[row] = number, sample.label
                         specs.append(RowSpec(row, before + row, number, sample.image))
                         keys[row] = sample.key
+
+        def names(spec: RowSpec) -> tuple[str, str | None]:
+            in_shard = isinstance(spec.image, ByteRange) and spec.image.size >= 0
+            return keys[spec.row], self.stream.shards[spec.index >> 32].name if in_shard else None
+
         release = [close for lane in lanes for close in lane.retired]
         position = {**self._shape(), "at": {str(lane.number): [lane.shard, lane.offset] for lane in lanes}}
         for lane in lanes:
             lane.retired = []
-        return BatchPlan(index, labels, specs, lambda spec: keys[spec.row], self._shard, position, release)
-
-    def _shard(self, spec: RowSpec) -> str | None:
-        in_shard = isinstance(spec.image, ByteRange) and spec.image.size >= 0
-        return self.stream.shards[spec.index >> 32].name if in_shard else None
+        return BatchPlan(index, labels, specs, names, position, release)
 
     def _shape(self) -> dict[str, int]:
         return {

@@ -72,8 +72,7 @@ def in_tar(path: Path, title: str) -> Listing:
     Members that share their name up to the first dot of the file name form a sample; its images are the members with
     an image suffix in any case. If one of them has that suffix alone (`1.jpg`), those with a longer one (`1.seg.png`)
     describe it and are not images of their own. The label is the whole number in `.cls`, or under "label" or "cls" in
-    `.json`; the parent folder is kept in case there are no such labels. Keys read `title:member`. Damage ends the
-    listing and is described in `problems`.
+    `.json`. Keys read `title:member`. Damage ends the listing and is described in `problems`.
     """
     listing, group = Listing(), _Group(path)
     try:

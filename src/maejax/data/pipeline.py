@@ -41,14 +41,12 @@ class Loader:
     """Batches of a source or a stream.
 
     Of a source each training epoch is a permutation of the whole; of a stream the order is that of `Lanes`. An
-    evaluation is one pass in the order of the source, and its last batch is padded. `config` says what a batch is made
-    of; `size` and `channels` are those of its images. Repeats of an image are augmented differently.
+    evaluation is one pass in the order of the source, and its last batch is padded. `size` and `channels` are those of
+    the images in a batch. `workers` is the number of cores that prepare batches: 0 is the calling thread, up to 16 are
+    threads, more are processes of up to 16 threads each. It changes nothing in the batches.
 
-    `workers` is the number of cores that prepare batches: 0 is the calling thread, up to 16 are threads, more are
-    processes of up to 16 threads each, which write into shared memory. It changes nothing in the batches.
-
-    `steps` is the number of batches in a pass, the same in every process; None for a stream of unknown size. `faults`
-    says what may be wrong and counts it: the rows of a bad image are zeros and not valid.
+    `steps` is the number of batches in a pass, the same in every process; None for a stream of unknown size. The rows
+    of a bad image are zeros and not valid; `faults` counts them.
 
     Raises InputError if a stream is to be evaluated, and if more is wrong with the data than `faults` allows.
     """
@@ -97,10 +95,7 @@ class Loader:
         return self.faults.lost
 
     def position(self) -> dict[str, Any] | None:
-        """Return where a stream stands after the last batch that was yielded, as JSON holds it; None for a source.
-
-        It covers the lanes that this process reads; the positions of several processes are merged by `merge_positions`.
-        """
+        """Return where this process stands in a stream after the last batch, as JSON; see `merge_positions`."""
         return self._position
 
     def batch(self, step: int) -> Batch:
@@ -115,8 +110,8 @@ class Loader:
     ) -> Generator[Batch, None, None]:
         """Yield batches `start` .. `stop`, preparing two ahead; without `stop`, a whole pass, or endless training.
 
-        A stream that does not start at 0 needs the `position` it had there. The threads end with the iterator, also
-        when it is closed early or forgotten. Errors in a thread are raised here.
+        A stream that does not start at 0 needs the `position` it had there. The threads end with the iterator, even if
+        it is forgotten, and their errors are raised here.
         """
         if stop is None and not self.config.shuffle:
             stop = self.steps
@@ -156,12 +151,11 @@ class Loader:
         for fault in faults:
             batch.valid[fault.row] = False
             images[fault.row] = 0
-            spec = next(spec for spec in plan.rows if spec.row == fault.row)
-            shard = None if fault.file is None else plan.shard(spec)
-            if shard is not None:
+            key, shard = plan.names(next(spec for spec in plan.rows if spec.row == fault.row))
+            if fault.file is not None and shard is not None:
                 self.faults.lost_shard(shard, fault.reason)
             else:
-                self.faults.bad_image(plan.key(spec), fault.reason)
+                self.faults.bad_image(key, fault.reason)
         return batch
 
 
@@ -177,10 +171,7 @@ def evaluation_loader(
     process_count: int = 1,
     faults: Faults | None = None,
 ) -> Loader:
-    """Build the loader of one pass over a source in order, each image cropped by `center_crop`, the last batch padded.
-
-    Of several processes each has its part of every batch.
-    """
+    """Build the loader of one pass over a source in order: images pass `center_crop`, the last batch is padded."""
     config = BatchConfig(batch_size, shuffle=False, process_index=process_index, process_count=process_count)
     return Loader(
         source, build_eval(size, crop_ratio), config, size=size, channels=channels, workers=workers, faults=faults

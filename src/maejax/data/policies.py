@@ -100,13 +100,6 @@ def _transform(policy: str, size: Size, fill: tuple[int, ...]) -> Picturing:
     return module.auto_augment_transform(policy, settings)
 
 
-class _Draws(threading.local):
-    """The generators of the image that a thread works on."""
-
-    python: random.Random
-    numpy: np.random.RandomState
-
-
 class _Module:
     """Stands for a module; `find` looks its attributes up."""
 
@@ -137,7 +130,7 @@ def _load() -> ModuleType:
         raise InputError(f"--auto-augment needs timm, whose policies these are: {install('timm')}, or set it to none")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    draws = _Draws()
+    draws = threading.local()  # the generators of the image that a thread works on
     vars(module).update(
         draws=draws,
         random=_Module(lambda name: getattr(draws.python, name)),

@@ -60,8 +60,7 @@ class Source:
     def number_classes_as(self, classes: Sequence[str]) -> list[str]:
         """Number the labels by the place of their class in `classes`, matched by name, and take over `classes`.
 
-        Returns the names that `classes` lacks, sorted; if there are any, nothing is changed. Nothing is to do if
-        either side has no names.
+        Returns the names that `classes` lacks, sorted; then, or if either side has no names, nothing is changed.
         """
         if not classes or not self.classes:
             return []
@@ -120,7 +119,6 @@ def open_source(
     specs, local, addresses = _places(spec)
     if not addresses:
         return _open_local(specs, local, labels)
-    _refuse_arrays(specs, local)
     found, stream = _look(local), open_shards(addresses, cache_dir, patience)
     usable = next(first_images(stream, found.problems), None) is not None
     fetched, lost = fetch_all(stream) if usable else ([], {})
@@ -146,7 +144,6 @@ def open_stream(
     specs, local, addresses = _places(spec)
     if not addresses:
         return _open_local(specs, local)
-    _refuse_arrays(specs, local)
     stream = open_shards(addresses, cache_dir, patience)
     stream.total, stream.classes = read_index(addresses)
     if local:
@@ -163,24 +160,19 @@ def _places(spec: str | Sequence[str]) -> tuple[list[str], list[Path], list[str]
     """Expand specs: the specs without secrets, plain local paths, and addresses that must be fetched or unpacked."""
     specs = [spec] if isinstance(spec, str) else list(spec)
     places = [place for each in specs for place in expand(each)]
+    specs = [redact(each) for each in specs]
     local = [place for place in places if isinstance(place, Path) and not PACKED.search(place.name)]
-    return (
-        [redact(each) for each in specs],
-        local,
-        [str(place) for place in places if isinstance(place, str) or PACKED.search(place.name)],
-    )
-
-
-def _refuse_arrays(specs: list[str], paths: list[Path]) -> None:
-    if any(path.suffix == ".npz" for path in paths):
-        raise InputError(f"{' '.join(specs)}: a .npz is a source of its own; give it alone, or pack it into shards")
+    if len(places) > 1 and any(path.suffix == ".npz" for path in local):
+        raise InputError(
+            f"{' '.join(specs)}: a .npz is a source of its own; give it alone, or pack it into shards first"
+        )
+    return specs, local, [str(place) for place in places if isinstance(place, str) or PACKED.search(place.name)]
 
 
 def _open_local(specs: list[str], paths: list[Path], labels: str | Path | None = None) -> Source:
-    if len(paths) == 1 and paths[0].suffix == ".npz":
-        return _labelled(_open_arrays(paths[0]), paths, labels)
-    _refuse_arrays(specs, paths)
-    return _labelled(_gather(specs, len(paths), _look(paths)), paths, labels)
+    arrays = paths[0].suffix == ".npz"
+    source = _open_arrays(paths[0]) if arrays else _gather(specs, len(paths), _look(paths))
+    return _labelled(source, paths, labels)
 
 
 def _look(paths: list[Path]) -> Listing:
@@ -207,8 +199,8 @@ def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> S
     if file is None:
         return source
     try:
-        found = assign(source.keys, read_labels(file))
-        if len(found.missing) == len(source):
+        numbers, classes, missing = assign(source.keys, read_labels(file))
+        if len(missing) == len(source):
             raise FormatError(f"{file}: names none of {len(source)} images; the first is {source.keys[0]}")
     except (FormatError, OSError) as error:
         message = str(error) if isinstance(error, FormatError) else f"{file}: cannot be read: {error.strerror}"
@@ -216,9 +208,9 @@ def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> S
             raise InputError(message) from None
         source.problems.append(message)
         return source
-    source.labels, source.classes = found.labels, found.classes
-    if found.missing:
-        source.problems.append(f"{file}: {len(found.missing)} images are not named, the first is {found.missing[0]}")
+    source.labels, source.classes = numbers, classes
+    if missing:
+        source.problems.append(f"{file}: {len(missing)} images are not named, the first is {missing[0]}")
     return source
 
 

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +26,6 @@ _IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "photo", "pic
 _LABELS = ("label", "labels", "fine_label", "cls", "class", "target", "category", "class_name")
 
 _log = logging.getLogger("maejax.data")
-
-
-class _Columns(NamedTuple):
-    image: str
-    label: str | None
-    classes: tuple[str, ...]
 
 
 def table_files(folder: Path) -> list[Path]:
@@ -92,11 +86,10 @@ def in_table(path: Path, title: str) -> Listing:
             magic = whole.slice(0, 6).to_pybytes() if whole.size >= 6 else b""
             file_form = magic == b"ARROW1"
             reader = pa.ipc.open_file(whole) if file_form else pa.ipc.open_stream(whole)
-            columns = _choose(reader.schema, path.parent / "dataset_info.json")
-            listing.classes = columns.classes
+            image, label, listing.classes = _choose(reader.schema, path.parent / "dataset_info.json")
             batches = map(reader.get_batch, range(reader.num_record_batches)) if file_form else iter(reader)
             missing = 0
-            for sample in _samples(batches, columns, arrow, title, whole):
+            for sample in _samples(batches, image, label, arrow, title, whole):
                 missing += sample is None
                 listing.samples += [sample] if sample is not None else []
         if missing:
@@ -106,14 +99,16 @@ def in_table(path: Path, title: str) -> Listing:
     return listing
 
 
-def _samples(batches: Iterator[Any], columns: _Columns, path: Path, title: str, whole: Any) -> Iterator[Sample | None]:
+def _samples(
+    batches: Iterator[Any], image: str, label: str | None, path: Path, title: str, whole: Any
+) -> Iterator[Sample | None]:
     """Yield a sample for every row, None for those without an image."""
     import pyarrow as pa
 
     row = 0
     for batch in batches:
-        images = batch.column(columns.image)
-        labels = [None] * len(batch) if columns.label is None else batch.column(columns.label).to_pylist()
+        images = batch.column(image)
+        labels = [None] * len(batch) if label is None else batch.column(label).to_pylist()
         names = [None] * len(batch)
         valid = np.asarray(images.is_valid())
         if pa.types.is_struct(images.type):
@@ -130,9 +125,9 @@ def _samples(batches: Iterator[Any], columns: _Columns, path: Path, title: str, 
         if data is not None and not 0 <= start <= whole.size - data.size:
             raise FormatError("is compressed; write it again without compression, or as parquet")
         offsets = (start + ends.astype(np.int64)).tolist()
-        for i, (label, name) in enumerate(zip(labels, names, strict=True)):
-            number = label if isinstance(label, int) and label >= 0 else -1
-            kind = label if isinstance(label, str) else None
+        for i, (value, name) in enumerate(zip(labels, names, strict=True)):
+            number = value if isinstance(value, int) and value >= 0 else -1
+            kind = value if isinstance(value, str) else None
             key = f"{title}:{row}" + (f"/{Path(name).name}" if name else "")
             if valid[i]:
                 yield Sample(key, ByteRange(str(path), offsets[i], offsets[i + 1] - offsets[i]), number, kind)
@@ -143,8 +138,8 @@ def _samples(batches: Iterator[Any], columns: _Columns, path: Path, title: str, 
             row += 1
 
 
-def _choose(schema: Any, beside: Path) -> _Columns:
-    """Find the columns of images and labels: by the features that `datasets` wrote, else by type and name."""
+def _choose(schema: Any, beside: Path) -> tuple[str, str | None, tuple[str, ...]]:
+    """Find the columns of images and labels, and the classes: by the features of `datasets`, else by type and name."""
     import pyarrow as pa
 
     try:
@@ -177,7 +172,7 @@ def _choose(schema: Any, beside: Path) -> _Columns:
     named = [field for field in schema if field.name.lower() in _LABELS and is_label(field.type)]
     label = first(typed("ClassLabel") or named, _LABELS)
     classes = (features.get(label) or {}).get("names") if label else None
-    return _Columns(image, label, tuple(map(str, classes or ())))
+    return image, label, tuple(map(str, classes or ()))
 
 
 def _as_arrow(path: Path) -> Path:
@@ -193,8 +188,8 @@ def _as_arrow(path: Path) -> Path:
     if copy.is_file():
         return copy
     with pq.ParquetFile(path) as file:
-        columns = _choose(file.schema_arrow, path.parent / "dataset_info.json")
-        wanted = [name for name in (columns.image, columns.label) if name is not None]
+        image, label, _ = _choose(file.schema_arrow, path.parent / "dataset_info.json")
+        wanted = [image] if label is None else [image, label]
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         size = sum(g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns))
         folder.mkdir(parents=True, exist_ok=True)

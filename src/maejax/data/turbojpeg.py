@@ -31,10 +31,7 @@ class _Region(ctypes.Structure):
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """Load libjpeg-turbo 3 of the system, or beside Python as conda has it; None if there is none.
-
-    `MAEJAX_TURBOJPEG` names a file to load instead; if it is empty, none is loaded.
-    """
+    """Load libjpeg-turbo 3: of the system, beside Python (conda), or the file in `MAEJAX_TURBOJPEG` ("": none)."""
     named = os.environ.get("MAEJAX_TURBOJPEG")
     for path in _candidates() if named is None else [named]:
         try:
@@ -79,10 +76,10 @@ def decode_region(data: bytes, box: Box, channels: int, orientation: int = 1) ->
     """Decode a part of a JPEG to the same bits that it has in the whole image.
 
     `box` (top, left, height, width) is of the upright image, `orientation` is the EXIF tag 1..8. Returns the part as it
-    is stored, uint8 [H, W, C], C = 1 for `channels` 1 and a grey JPEG, else 3; a view into a slightly larger array.
+    is stored, uint8 [H, W, C], C = 1 for `channels` 1 and a grey JPEG, else 3.
 
-    None if the whole file has to be decoded: the box is the whole image, there is no libjpeg-turbo 3, or the file is no
-    baseline JPEG in RGB, YCbCr or grey. Also without an end mark in the last bytes, and at any warning of libjpeg's.
+    Returns None if the whole file has to be decoded: the box is all of it, there is no libjpeg-turbo 3, it is no
+    baseline JPEG in RGB, YCbCr or grey, has no end mark in the last bytes, or libjpeg warns of anything.
     """
     found = library()
     if found is None or not data.endswith(b"\xff\xd9"):

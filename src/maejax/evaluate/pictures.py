@@ -9,7 +9,7 @@ import numpy as np
 from maejax.data.augment import build_eval
 from maejax.data.decode import decode
 from maejax.errors import InputError, UnreadableImage
-from maejax.evaluate.reconstruct import draw_grid, reconstruct
+from maejax.evaluate.reconstruction import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 

@@ -7,47 +7,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from maejax.config import Config, differences, flags, recipe
+from maejax.config import Config, declarations, differences, flags, recipe
 from maejax.data.policies import check_policy
 from maejax.errors import InputError
 from maejax.models.description import Compute, Stack, ViT
 from maejax.storage.redact import redact
-
-# These change nothing that is computed, so a run may continue with other values.
-MAY_CHANGE = {
-    "output_dir",
-    "name",
-    "project",
-    "resume",
-    "save_interval",
-    "keep_checkpoints",
-    "log_interval",
-    "eval_interval",
-    "ipaddr",
-    "hostname",
-    "train_loader_workers",
-    "valid_loader_workers",
-    "valid_dataset_shards",
-    "valid_batch_size",
-    "save_minutes",
-    "distributed",
-    "coordinator",
-    "num_processes",
-    "process_id",
-    "sharding",
-    "on_nan",
-    "cache_dir",
-    "on_bad_data",
-    "max_bad_images",
-    "max_lost_shards",
-    "wandb",
-    "tensorboard",
-    "profile",
-    "export_msgpack",
-    "print_config",
-    "eval_only",
-}
-UNWRITTEN = {"ipaddr", "coordinator", "num_processes", "process_id"}  # of this process and its machine, not of the run
 
 
 def check_run_flags(config: Config, *, training: bool = True) -> None:
@@ -58,21 +22,10 @@ def check_run_flags(config: Config, *, training: bool = True) -> None:
 
     """
     given = flags(config)
-    least = {
-        "save_interval": 1,
-        "keep_checkpoints": 1,
-        "log_interval": 1,
-        "eval_interval": 0,
-        "training_steps": 1,
-        "warmup_steps": 0,
-        "train_loader_workers": 0,
-        "valid_loader_workers": 0,
-        "max_bad_images": 0,
-        "max_lost_shards": 0,
-    }
-    for name, smallest in least.items():
-        if given[name] < smallest:
-            raise InputError(f"--{name.replace('_', '-')} {given[name]}: give at least {smallest}")
+    for name, declared in declarations().items():
+        least = declared.get("least")
+        if least is not None and given[name] < least:
+            raise InputError(f"--{name.replace('_', '-')} {given[name]}: give at least {least}")
     if config.data.valid_dataset_shards:
         check_batch("--valid-batch-size", config.data.valid_batch_size, 1, config)
     if not training:
@@ -173,10 +126,11 @@ def traced_steps(config: Config) -> tuple[int, int]:
 
 def safe_flags(config: Config) -> dict[str, Any]:
     """List the flags for config.json: addresses and commands without their secrets, nothing of this machine."""
+    declared = declarations()
     return {
         name: redact(value) if name.endswith("_dataset_shards") else value
         for name, value in flags(config).items()
-        if name not in UNWRITTEN
+        if declared[name].get("written", True)
     }
 
 
@@ -188,7 +142,8 @@ def run_differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str
     if old is None:
         return []
     usual = flags(recipe(old["flags"]["mode"]))
-    before, now = ({k: v for k, v in (usual | c["flags"]).items() if k not in MAY_CHANGE} for c in (old, new))
+    free = {name for name, declared in declarations().items() if declared.get("free")}
+    before, now = ({k: v for k, v in (usual | c["flags"]).items() if k not in free} for c in (old, new))
     changed = differences(before, now)
     if None not in (old["images"], new["images"]) and old["images"] != new["images"]:
         changed.append(f"{old['images']} training images -> {new['images']}")

@@ -13,7 +13,7 @@ from maejax.data.faults import Faults
 from maejax.data.pipeline import Batch, Loader, evaluation_loader
 from maejax.data.sources import Source
 from maejax.distributed.processes import broadcast_from_0
-from maejax.evaluate.reconstruct import draw_grid, reconstruct
+from maejax.evaluate.reconstruction import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 from maejax.training.log import read_metrics

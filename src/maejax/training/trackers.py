@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -86,6 +87,20 @@ def check_installed(*, wandb: bool, tensorboard: bool) -> None:
     for flag, wanted, library in (("wandb", wandb, "wandb"), ("tensorboard", tensorboard, "tensorboardX")):
         if wanted and importlib.util.find_spec(library) is None:
             raise InputError(f"--{flag} needs a library that is not installed: {install(flag)}")
+    if wandb:
+        check_login()
+
+
+def check_login() -> None:
+    """Raise InputError if W&B has no login and cannot ask for one."""
+    import wandb
+
+    if sys.stdin.isatty() or wandb.setup().settings.mode != "online":
+        return
+    if not wandb.login(prompt=False, verify=False):
+        raise InputError(
+            "--wandb has no login: run `wandb login`, set WANDB_API_KEY, or keep the log here by WANDB_MODE=offline"
+        )
 
 
 def guarded(call, *args) -> None:

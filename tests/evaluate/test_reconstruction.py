@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maejax.evaluate.reconstruct import draw_grid, reconstruct
+from maejax.evaluate.reconstruction import draw_grid, reconstruct
 from maejax.models.description import MAE, ViT
 from maejax.models.patches import patchify
 

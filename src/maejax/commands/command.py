@@ -1,0 +1,104 @@
+"""The base of every command: a value with `run`, whose result is printed for people or as JSON."""
+
+import ast
+import errno
+import inspect
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar, get_type_hints
+
+from rich.console import Console
+
+from maejax.errors import Failed, InputError
+
+DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75  # exit codes
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `maejax`: its fields are its arguments, and their docstrings its help.
+
+    A field with `metadata={"positional": "CKPT"}` is a positional argument of that name. The modules of this package
+    are imported by every call, so what computes is imported by the methods.
+    """
+
+    json: bool = field(default=False, kw_only=True)
+    """Print the result as JSON, and everything else to the error stream."""
+
+    to_stdout: ClassVar[bool] = False  # whether progress goes there, as the log of a training does
+
+    def run(self, console: Console) -> Any:
+        """Do the work and return its result, as JSON can hold it; `console` is for progress."""
+        raise NotImplementedError
+
+    def show(self, console: Console, result: Any) -> None:
+        """Print a result for people."""
+        raise NotImplementedError
+
+    def exit_code(self, result: Any) -> int:
+        """Return the exit code that goes with a result."""
+        return DONE
+
+
+def help_of(kind: type, name: str) -> str:
+    """Return the docstring below a field, of this class or a base; for a group of flags, that of the group."""
+    owner = next(owner for owner in kind.__mro__ if name in inspect.get_annotations(owner))
+    return docstrings(owner).get(name) or str(get_type_hints(owner)[name].__doc__)
+
+
+@cache
+def docstrings(owner: type) -> dict[str, str]:
+    """Read the docstrings below the fields of a class."""
+    body: list[Any] = ast.parse(inspect.getsource(owner)).body[0].body  # type: ignore[attr-defined]
+    return {
+        ast.unparse(field.target): " ".join(ast.literal_eval(below.value).split())
+        for field, below in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
+
+
+def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:
+    """Set up memory and devices before JAX computes anything; returns what `join` does, which may join processes.
+
+    Raises InputError if JAX does not find the devices that it is told to use.
+    """
+    import jax
+
+    from maejax.training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    try:
+        first = join()
+        jax.devices()
+    except (InputError, Failed):
+        raise
+    except (RuntimeError, AssertionError) as error:  # JAX asserts where a known platform has no plugin
+        why = f" ({str(error).partition(' (set ')[0]})" if str(error) else ""
+        raise InputError(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device on this machine{why}; "
+            "set JAX_PLATFORMS=cpu, or see what `maejax doctor` says"
+        ) from None
+    return first
+
+
+def check_writable(flag: str, path: str | Path, *, folder: bool = False) -> None:
+    """Check before any work that a file or folder can be written; nothing is left behind.
+
+    Raises InputError that names the flag if it cannot.
+    """
+    path = Path(path).expanduser().absolute()
+    try:
+        if path.exists() and path.is_dir() != folder:
+            raise OSError(code := errno.ENOTDIR if folder else errno.EISDIR, os.strerror(code))
+        place = next(place for place in (path, *path.parents) if place.exists())
+        if place.is_file():
+            place.open("ab").close()
+        if not place.is_file() or place != path:
+            tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise InputError(f"{flag} {path} cannot be written: {error.strerror}; choose another place") from None

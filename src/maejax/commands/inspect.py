@@ -1,0 +1,127 @@
+"""`maejax inspect`: what a file of weights is, and what it can be used for."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from maejax.commands.command import Command, prepare_devices
+from maejax.config import image_shape
+from maejax.console import plain
+
+if TYPE_CHECKING:
+    from maejax.weights.weights import Weights
+
+TABLES = {
+    "authors": "sine-cosine, the authors' table",
+    "original": "sine-cosine, the original's table",
+    "learned": "learned",
+}
+TUNE = "maejax train --mode finetune --pretrained-ckpt {}"
+FEATURES = ("features of images", "maejax features {} IMAGES --out features.npz")
+USES = {
+    "mae": [
+        ("see reconstructions", "maejax reconstruct {} IMAGE ..."),
+        ("continue pre-training", "maejax train --pretrained-ckpt {}"),
+        ("probe or fine-tune the encoder", TUNE),
+        FEATURES,
+    ],
+    "encoder": [("probe or fine-tune (no decoder: no pre-training)", TUNE), FEATURES],
+    "classifier": [
+        ("score it on labelled images", f"{TUNE} --eval-only --valid-dataset-shards IMAGES"),
+        ("fine-tune further (no decoder: no pre-training)", TUNE),
+        FEATURES,
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Unstated(Command):
+    """Flags of the commands that read a file of weights, for facts that it does not always hold."""
+
+    heads: int | None = field(default=None, kw_only=True)
+    """Attention heads, if neither the file nor a head size of 64 determines them."""
+    dec_heads: int | None = field(default=None, kw_only=True)
+    """Attention heads of the decoder, if the file does not hold them. None: 16."""
+    image_size: str = field(default="", kw_only=True)
+    """Image size, if the file does not hold it: a number, or HxW."""
+    norm_pix_loss: bool | None = field(default=None, kw_only=True)
+    """Whether the targets were normalised per patch, if the file does not hold it."""
+
+    def read(self, path: str) -> tuple["Weights", str]:
+        """Read weights from a path or address; returns them and a sentence on what was fetched."""
+        size = image_shape(self.image_size) if self.image_size else None
+        prepare_devices()
+        from maejax.weights import files
+        from maejax.weights.addresses import local
+
+        here, fetched = local(path)
+        known = {"heads": self.heads, "dec_heads": self.dec_heads, "norm_pix_loss": self.norm_pix_loss}
+        return files.read(here, image_size=size, **known), fetched
+
+
+@dataclass(frozen=True)
+class InspectCommand(Unstated):
+    """Describe a file of weights: who wrote it, the model, what it holds, what to do with it."""
+
+    path: str = field(metadata={"positional": "PATH"})
+    """Run directory, checkpoint, .safetensors, .msgpack, .pth, Hugging Face directory, or an address."""
+
+    def run(self, console: Console) -> dict[str, Any]:
+        """Read the weights and return the facts."""
+        weights, fetched = self.read(self.path)
+        if fetched:
+            plain(console, fetched)
+        return describe(self.path, weights)
+
+    def show(self, console: Console, result: dict[str, Any]) -> None:
+        """Print the facts as a table, and what a reader must know below it."""
+        table = Table(show_header=False, box=None)
+        for name, value in result.items():
+            if isinstance(value, dict):
+                value = ", ".join(f"{what} {number}" for what, number in value.items())
+            elif name == "parameters":
+                value = f"{value:,}"
+            if name not in ("notices", "uses"):
+                table.add_row(name.replace("_", " "), "none" if value is None else str(value))
+        for use in result["uses"]:
+            table.add_row(use["for"], use["command"])
+        console.print(table)
+        for notice in result["notices"]:
+            plain(console, f"note: {notice}")
+
+
+def describe(path: str, weights: "Weights") -> dict[str, Any]:
+    """Collect the facts about a file of weights, as JSON can hold them."""
+    from maejax.models.description import MAE, Classifier
+    from maejax.weights.weights import positions_kind
+
+    config, encoder, arrays = weights.config, weights.config.encoder, weights.arrays
+    target = head = decoder = None
+    if isinstance(config, MAE):
+        decoder = {name: getattr(config.decoder, name) for name in ("layers", "dim", "heads")}
+        target = "pixels normalised per patch" if config.norm_pix_loss else "pixels"
+        if any("targets" in notice for notice in weights.notices):
+            target = "not in the file"
+    if isinstance(config, Classifier):
+        norm = " after a BatchNorm" if config.head_norm else ""
+        head = f"{config.labels} classes on {'the mean of the patches' if config.pooling == 'gap' else 'cls'}{norm}"
+    return {
+        "layout": weights.layout,
+        "writer": weights.writer,
+        "kind": config.kind,
+        "image_size": list(encoder.image_size),
+        "patch_size": encoder.patch_size,
+        "channels": encoder.channels,
+        "encoder": {name: getattr(encoder, name) for name in ("layers", "dim", "heads")},
+        "decoder": decoder,
+        "head": head,
+        "positions": TABLES[positions_kind(arrays["encoder.positions"], encoder.grid)],
+        "target": target,
+        "layerscale": encoder.layerscale,
+        "gelu": encoder.gelu,
+        "parameters": sum(array.size for array in arrays.values()),
+        "notices": list(weights.notices),
+        "uses": [{"for": what, "command": command.format(path)} for what, command in USES[config.kind]],
+    }

@@ -1,0 +1,50 @@
+"""`maejax reconstruct`: pictures of what a model makes of the user's own images."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from maejax.commands.command import Command, check_writable, prepare_devices
+from maejax.console import plain
+from maejax.errors import InputError
+
+
+@dataclass(frozen=True)
+class ReconstructCommand(Command):
+    """Hide patches of your own images and draw what the model makes of them, one picture for each image."""
+
+    ckpt: str = field(metadata={"positional": "CKPT"})
+    """Run directory or checkpoint of a masked autoencoder, or anything else that `maejax inspect` takes."""
+    images: list[str] = field(metadata={"positional": "IMAGE ..."})
+    """Image files."""
+    out: str = "reconstructions"
+    """Folder for the pictures."""
+    mask: str = "random"
+    """Which patches are hidden: random, block or grid."""
+    seed: int = 0
+    """Seed of the mask."""
+
+    def run(self, console: Console) -> dict[str, Any]:
+        """Draw the pictures and return their paths."""
+        if not self.images:
+            raise InputError("IMAGE is missing: name image files, as in `maejax reconstruct CKPT photo.jpg`")
+        check_writable("--out", self.out, folder=True)
+        prepare_devices()
+        from maejax.evaluate.pictures import write_pictures
+        from maejax.models.mae import MaskedAutoencoder
+        from maejax.weights.files import load
+
+        model = load(self.ckpt)
+        if not isinstance(model, MaskedAutoencoder):
+            raise InputError(
+                f"{self.ckpt} has no decoder and cannot reconstruct: name a run of --mode pretrain, or the weights of "
+                "a masked autoencoder"
+            )
+        paths = write_pictures(model, self.images, Path(self.out), mask=self.mask, seed=self.seed)
+        return {"pictures": [str(path) for path in paths]}
+
+    def show(self, console: Console, result: dict[str, Any]) -> None:
+        """Print the paths of the pictures, one a line."""
+        plain(console, "\n".join(result["pictures"]))

@@ -1,0 +1,74 @@
+"""`maejax train`: pre-training, probing, fine-tuning or scoring, by the flags of a configuration."""
+
+import json
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+from rich.console import Console
+
+from maejax.commands.command import DONE, STOPPED, Command, check_writable, prepare_devices
+from maejax.config import Config, flags
+
+
+@dataclass(frozen=True)
+class TrainCommand(Command):
+    """Train a masked autoencoder on your images, or probe, fine-tune or score one (--mode).
+
+    Results go to OUTPUT_DIR/NAME: config.json, metrics.jsonl, checkpoints, pictures of reconstructions. The same
+    command started again continues where it stopped. Underscores and hyphens in flags mean the same.
+    """
+
+    config: Config = field(default_factory=Config, metadata={"title": ""})
+    json: bool = field(default=False, init=False)  # --print-config prints JSON; a run writes it into its folder
+
+    to_stdout: ClassVar[bool] = True
+
+    def run(self, console: Console) -> dict[str, Any]:
+        """Train, or score with --eval-only; returns the flags with --print-config, else whether the run is done."""
+        run, machine = self.config.run, self.config.machine
+        if run.print_config:
+            from maejax.training.schedule import peak_rate
+
+            rate, batch = self.config.optimization.learning_rate, self.config.data.train_batch_size
+            return {**flags(self.config), "peak_learning_rate": peak_rate(rate, batch)}
+        from maejax.distributed.processes import join
+
+        first = prepare_devices(
+            partial(
+                join,
+                distributed=machine.distributed,
+                coordinator=machine.coordinator,
+                num_processes=machine.num_processes,
+                process_id=machine.process_id,
+            )
+        )
+        console = console if first else Console(quiet=True)
+        if first and "://" not in run.output_dir:
+            check_writable("--output-dir", f"{run.output_dir}/{run.name or run.mode}", folder=True)
+        if run.eval_only:
+            from maejax.tasks import eval_only
+
+            eval_only.run(self.config, console)
+            return {"done": True}
+        from maejax.storage.mirror import shown
+        from maejax.tasks import classify, pretrain
+
+        finished = (pretrain if run.mode == "pretrain" else classify).run(self.config, console)
+        if not finished.done:
+            say_stopped(console, shown(finished.directory))
+        return {"done": finished.done}
+
+    def show(self, console: Console, result: dict[str, Any]) -> None:
+        """Print the flags of --print-config; a run has printed its log."""
+        if self.config.run.print_config:
+            print(json.dumps(result, indent=2))
+
+    def exit_code(self, result: dict[str, Any]) -> int:
+        """Return 75 for a run that was stopped after saving."""
+        return DONE if result.get("done", True) else STOPPED
+
+
+def say_stopped(console: Console, directory: str) -> None:
+    """Print how to continue after a stop."""
+    console.print(f"stopped and saved in {directory}; start the same command again to go on", highlight=False)
