@@ -1,4 +1,4 @@
-"""State dicts of PyTorch, the authors' and timm's: names, transposes, sizes; read and written whole.
+"""State dicts of PyTorch, the authors' and timm's: names, transposes, sizes, read and written.
 
 Names there are `blocks.3.attn.qkv.weight`; here the blocks are one stack whose arrays have a leading depth axis.
 """
@@ -96,7 +96,7 @@ def our_value(theirs: str, value: np.ndarray) -> np.ndarray:
 
 
 def to_ours(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Translate a whole state dict to {our name: array}, the layers stacked along a leading axis."""
+    """Translate a state dict to {our name: array}, the layers stacked along a leading axis."""
     return stack({our_name(theirs): our_value(theirs, value) for theirs, value in state.items()})
 
 
