@@ -36,12 +36,10 @@ class FeatureNorm(nnx.Module):
     def new_stats(self, x: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
         """Compute the running statistics after a training batch x [B, D]; its variance is the unbiased one."""
         mean, var, count = moments(x, valid)
-        var = var * count / jnp.maximum(1, count - 1)
-
-        def average(old: jax.Array, new: jax.Array) -> jax.Array:
-            return jnp.where(count > 0, old + BATCH_NORM_MOMENTUM * (new - old), old)
-
-        return {"mean": average(self.mean[...], mean), "var": average(self.var[...], var)}
+        new = {"mean": mean, "var": var * count / jnp.maximum(1, count - 1)}
+        old = {"mean": self.mean[...], "var": self.var[...]}
+        average = {name: old[name] + BATCH_NORM_MOMENTUM * (new[name] - old[name]) for name in old}
+        return {name: jnp.where(count > 0, average[name], old[name]) for name in old}
 
 
 def moments(x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

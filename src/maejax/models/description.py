@@ -21,7 +21,7 @@ class Stack:
     layers: int = 12
     """Number of blocks."""
     heads: int = 12
-    """Attention heads of each block."""
+    """Heads of each block."""
     posemb: Literal["sincos2d", "learnable"] = "sincos2d"
     """Positions: fixed sine-cosine waves, or learned."""
     layerscale: bool = False
@@ -168,8 +168,7 @@ class Compute:
     """Compute the MLP in pieces of the tokens on TPU; see `ops.dense.mlp`."""
 
 
-# For evaluation: the same numbers on every machine, up to the rounding of float32, and no fast form that was not
-# compared on the device.
+# For evaluation: the same numbers on every machine, up to rounding, without fast forms that were not compared there.
 PLAIN = Compute(attention="xla", pieces=False)
 
 
@@ -179,16 +178,16 @@ def change_encoder(model: Network, **changes: Any) -> Network:
     return encoder if isinstance(model, ViT) else dataclasses.replace(model, encoder=encoder)
 
 
-def from_json(told: Mapping[str, Any]) -> Network:
+def from_json(fields: Mapping[str, Any]) -> Network:
     """Read what a `to_json` returned, or the flat arguments of earlier versions; raises ValueError if unknown."""
-    told = dict(told) if "encoder" in told else _nested(told)
+    fields = dict(fields) if "encoder" in fields else _nested(fields)
     try:
-        if "encoder" not in told:
-            return ViT(**told)
-        encoder = ViT(**told.pop("encoder"))
-        if "decoder" not in told:
-            return Classifier(encoder=encoder, **told)
-        return MAE(encoder=encoder, decoder=Stack(**told.pop("decoder")), **told)
+        if "encoder" not in fields:
+            return ViT(**fields)
+        encoder = ViT(**fields.pop("encoder"))
+        if "decoder" not in fields:
+            return Classifier(encoder=encoder, **fields)
+        return MAE(encoder=encoder, decoder=Stack(**fields.pop("decoder")), **fields)
     except TypeError as error:
         raise ValueError(f"this version knows no such model: {error}") from None
 
@@ -196,10 +195,10 @@ def from_json(told: Mapping[str, Any]) -> Network:
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Sort flat arguments, which also held how a run was computed, into those of encoder, decoder and model."""
     computed = {field.name for field in dataclasses.fields(Compute)}
-    told = {name: value for name, value in flat.items() if name not in computed}
+    fields = {name: value for name, value in flat.items() if name not in computed}
     outside = ("mask_ratio", "norm_pix_loss", "labels", "pooling", "head_norm")
-    model = {name: told.pop(name) for name in outside if name in told}
-    decoder = {name.removeprefix("dec_"): told.pop(name) for name in list(told) if name.startswith("dec_")}
+    model = {name: fields.pop(name) for name in outside if name in fields}
+    decoder = {name.removeprefix("dec_"): fields.pop(name) for name in list(fields) if name.startswith("dec_")}
     if decoder:
-        model["decoder"] = decoder | {"gelu": told.get("gelu", "erf")}
-    return {"encoder": told, **model} if model else told
+        model["decoder"] = decoder | {"gelu": fields.get("gelu", "erf")}
+    return {"encoder": fields, **model} if model else fields

@@ -7,8 +7,7 @@ paper's Figure 6 and Table 1f. With each of them, a model keeps exactly the firs
 import jax
 import jax.numpy as jnp
 
-# Enough blocks to cover 95 % of the patches of any grid; the first ones decide, the rest fill up.
-BLOCKS = 64
+BLOCKS = 64  # enough to cover 95 % of the patches of any grid; the first ones decide, the rest fill up
 
 
 def random(key: jax.Array, batch: int, patches: int) -> jax.Array:

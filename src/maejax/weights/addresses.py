@@ -25,7 +25,7 @@ class Fetched(NamedTuple):
     size: int
     sha256: str
 
-    def told(self, address: str) -> str:
+    def describe(self, address: str) -> str:
         """Describe the file in a line."""
         return f"{redact(address)}: {self.size:,} bytes, sha256 {self.sha256}"
 
@@ -64,11 +64,11 @@ def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
         return mirror.read_folder(str(path), jax.process_index()), ""
     fetched = fetch_weights(str(path), cache_dir)
     if not (fetched.path.name.endswith("model.safetensors") and str(path).startswith("hf://")):
-        return fetched.path, fetched.told(str(path))
+        return fetched.path, fetched.describe(str(path))
     config = fetch_weights(f"{str(path).rpartition('/')[0]}/config.json", cache_dir)
     folder = fetched.path.with_name(fetched.path.name.removesuffix(".safetensors"))
     folder.mkdir(exist_ok=True)
     for source, name in ((fetched.path, "model.safetensors"), (config.path, "config.json")):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(source.absolute())
-    return folder, fetched.told(str(path))
+    return folder, fetched.describe(str(path))

@@ -30,7 +30,7 @@ def read(
 ) -> Weights:
     """Read weights in any known layout, recognised by the content.
 
-    Raises InputError, with every wrong tensor, if it is none of these or not whole.
+    Raises InputError, with every wrong tensor, if it is none of these or incomplete.
 
     Args:
         path: run directory or checkpoint, Hugging Face directory, .safetensors, .msgpack or .pth file.

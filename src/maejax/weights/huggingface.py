@@ -120,22 +120,22 @@ def from_hf(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return ours
 
 
-def config_of(told: Mapping[str, Any], state: Mapping[str, np.ndarray], what: str) -> Network:
+def config_of(meta: Mapping[str, Any], state: Mapping[str, np.ndarray], what: str) -> Network:
     """Read a model's description from config.json; raises WeightsError if it cannot be expressed here."""
-    if told.get("model_type") not in ("vit_mae", "vit"):
-        raise WeightsError(f"{what} is a {told.get('model_type')} model; only vit_mae and vit are known here")
-    gelu = GELU.get(told.get("hidden_act", "gelu"))
-    if gelu is None or not told.get("qkv_bias", True):
+    if meta.get("model_type") not in ("vit_mae", "vit"):
+        raise WeightsError(f"{what} is a {meta.get('model_type')} model; only vit_mae and vit are known here")
+    gelu = GELU.get(meta.get("hidden_act", "gelu"))
+    if gelu is None or not meta.get("qkv_bias", True):
         raise WeightsError(f"{what} has another activation or no bias on queries: it cannot be expressed here")
 
     def fields(names):
-        return {field: told.get(key, default) for field, (key, default) in names.items()}
+        return {field: meta.get(key, default) for field, (key, default) in names.items()}
 
-    size = told.get("image_size", 224)
+    size = meta.get("image_size", 224)
     size = (size, size) if isinstance(size, int) else tuple(size)
     blocks, images = fields(STACK), fields(IMAGES)
     grid = (size[0] // images["patch_size"], size[1] // images["patch_size"])
-    if (width := told.get("intermediate_size", 3072)) != 4 * blocks["dim"]:
+    if (width := meta.get("intermediate_size", 3072)) != 4 * blocks["dim"]:
         raise WeightsError(f"{what} has an MLP of width {width}, not 4 x {blocks['dim']}")
 
     def posemb(name):
@@ -153,23 +153,23 @@ def config_of(told: Mapping[str, Any], state: Mapping[str, np.ndarray], what: st
 def read(path: Path) -> Weights:
     """Read a directory with config.json and model.safetensors.
 
-    Raises WeightsError, with every wrong tensor, if it is of another model or not whole.
+    Raises WeightsError, with every wrong tensor, if it is of another model or incomplete.
     """
     file = path / "model.safetensors"
     if not file.exists():
         raise WeightsError(f"{path} has no model.safetensors; save the model with safe_serialization and in one file")
-    told = json.loads((path / "config.json").read_text())
+    meta = json.loads((path / "config.json").read_text())
     state, _ = native.read_safetensors(file)
     named = {old_name(name): array for name, array in state.items()}
     state = {name: array for name, array in named.items() if not name.startswith("vit.pooler.")}
-    config = config_of(told, state, str(path))
+    config = config_of(meta, state, str(path))
     check(to_hf(torch_names.to_theirs(blank_arrays(config), config.encoder)), state, str(path))
     notices = []
     if len(state) < len(named):
         notices.append("its pooler (a layer after the cls token) is not part of these models and is left out")
-    if (eps := told.get("layer_norm_eps", 1e-12)) != 1e-6:
+    if (eps := meta.get("layer_norm_eps", 1e-12)) != 1e-6:
         notices.append(f"its config says LayerNorm eps {eps:g}; here it is 1e-6, with which MAE models were trained")
-    writer = f"Hugging Face transformers {told.get('transformers_version', '')}".rstrip()
+    writer = f"Hugging Face transformers {meta.get('transformers_version', '')}".rstrip()
     return Weights(torch_names.to_ours(from_hf(state)), config, "hf", writer, tuple(notices))
 
 
@@ -195,7 +195,7 @@ def write(weights: Weights, path: Path) -> list[str]:
         return {key: getattr(values, field) for field, (key, _) in names.items()}
 
     size = encoder.image_size
-    told: dict[str, Any] = {
+    meta: dict[str, Any] = {
         "model_type": "vit_mae" if config.kind == "mae" else "vit",
         "image_size": size[0] if size[0] == size[1] else list(size),
         **keys(IMAGES, encoder),
@@ -208,14 +208,14 @@ def write(weights: Weights, path: Path) -> list[str]:
         "attention_probs_dropout_prob": 0.0,
     }
     if isinstance(config, MAE):
-        told |= {"architectures": ["ViTMAEForPreTraining"], **keys(DECODER, config.decoder), **keys(MASKING, config)}
-        told["decoder_intermediate_size"] = 4 * config.decoder.dim
+        meta |= {"architectures": ["ViTMAEForPreTraining"], **keys(DECODER, config.decoder), **keys(MASKING, config)}
+        meta["decoder_intermediate_size"] = 4 * config.decoder.dim
     elif isinstance(config, Classifier):
         names = {str(i): f"LABEL_{i}" for i in range(config.labels)}
-        told |= {"architectures": ["ViTForImageClassification"], "id2label": names}
-        told["label2id"] = {name: int(i) for i, name in names.items()}
+        meta |= {"architectures": ["ViTForImageClassification"], "id2label": names}
+        meta["label2id"] = {name: int(i) for i, name in names.items()}
     else:
-        told |= {"architectures": ["ViTModel"]}
+        meta |= {"architectures": ["ViTModel"]}
         state = {name.removeprefix("vit."): array for name, array in state.items()}
         notices.append("the model is written without the pooler of ViTModel: give add_pooling_layer=False")
     preprocessor = {
@@ -229,7 +229,7 @@ def write(weights: Weights, path: Path) -> list[str]:
         "image_std": list(encoder.std),
     }
     path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(told, indent=2) + "\n")
+    (path / "config.json").write_text(json.dumps(meta, indent=2) + "\n")
     (path / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     native.write_safetensors(state, path / "model.safetensors", {"format": "pt"})
     return notices

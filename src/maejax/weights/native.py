@@ -24,25 +24,25 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def from_neutral(arrays: dict[str, np.ndarray], metadata: dict[str, str], path: Path) -> Weights:
-    """Read a neutral file; raises WeightsError, with every difference, if it is not whole."""
-    told = json.loads(metadata["maejax"])
-    config = from_json(told["model"])
+    """Read a neutral file; raises WeightsError, with every difference, if it is incomplete."""
+    meta = json.loads(metadata["maejax"])
+    config = from_json(meta["model"])
     # The statistics of a probe may be missing, or have affine parameters.
     both = (blank_arrays(config), arrays)
     wanted, given = ({n: a for n, a in some.items() if not n.startswith("head_norm.")} for some in both)
     check(wanted, given, str(path))
-    return Weights(arrays, config, "maejax", told["writer"], tuple(told["notices"]))
+    return Weights(arrays, config, "maejax", meta["writer"], tuple(meta["notices"]))
 
 
 def write(weights: Weights, path: Path) -> list[str]:
     """Write a neutral file; nothing is lost, so there is nothing that a reader must know."""
-    told = {
+    meta = {
         "maejax": __version__,
         "model": weights.config.to_json(),
         "writer": weights.writer,
         "notices": list(weights.notices),
     }
-    write_safetensors(weights.arrays, path, {"maejax": json.dumps(told)})
+    write_safetensors(weights.arrays, path, {"maejax": json.dumps(meta)})
     return []
 
 

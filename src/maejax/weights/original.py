@@ -202,7 +202,7 @@ def losses(weights: Weights) -> list[str]:
 
 
 def read(path: Path, *, image_size: tuple[int, int] | None = None, norm_pix_loss: bool | None = None) -> Weights:
-    """Read a .msgpack file; raises WeightsError, with every wrong tensor, if it is not one or not whole."""
+    """Read a .msgpack file; raises WeightsError, with every wrong tensor, if it is not one or incomplete."""
     try:
         tree: Any = serialization.msgpack_restore(path.read_bytes())
     except Exception as error:  # msgpack raises a dozen kinds of its own

@@ -18,7 +18,7 @@ def load_pretrained(
     """Read the weights that a new model starts from, fitted to its image size and channels.
 
     Also returns a line on the file that was fetched, empty if none was. Raises InputError if the file cannot be had or
-    is not whole, if its sizes are others, or if it lacks the decoder that pre-training needs.
+    is incomplete, if its sizes are others, or if it lacks the decoder that pre-training needs.
     """
     encoder, decoder = model.encoder, model.decoder if isinstance(model, MAE) else None
     known = {"heads": encoder.heads, "dec_heads": decoder and decoder.heads}
@@ -46,10 +46,10 @@ def load_pretrained(
 def fetch_pretrained(
     path: str, image_size: tuple[int, int], channels: int, cache_dir: str = "", channel_rule: str = "", **known: Any
 ) -> tuple[Weights, str]:
-    """Read a file as the whole model that it is, fitted to an image size and channels; `known` as in `files.read`.
+    """Read a file as the model that it holds, fitted to an image size and channels; `known` as in `files.read`.
 
     Also returns a line on the file that was fetched, empty if none was. Raises InputError if the file cannot be had or
-    is not whole, or if the channels differ and there is no rule.
+    is incomplete, or if the channels differ and there is no rule.
     """
     here, fetched = local(path, cache_dir)
     weights = files.read(here, **known)

@@ -44,9 +44,9 @@ def read(path: str | Path) -> Weights:
     Raises InputError if there is no such checkpoint, or if its arrays are not those of the model in config.json.
     """
     run, checkpoint = locate(path)
-    told = read_config(run)
-    assert told is not None  # locate found it
-    config = from_json(told["model"])
+    meta = read_config(run)
+    assert meta is not None  # locate found it
+    config = from_json(meta["model"])
     arrays = {name: np.asarray(array) for name, array in read_model_arrays(checkpoint).items()}
     check(blank_arrays(config), arrays, mirror.shown(checkpoint))
-    return Weights(arrays, config, "maejax", f"maejax {told['maejax']}, step {checkpoint.name}")
+    return Weights(arrays, config, "maejax", f"maejax {meta['maejax']}, step {checkpoint.name}")

@@ -1,4 +1,4 @@
-"""State dicts of PyTorch, the authors' and timm's: names, transposes, sizes; read and written whole.
+"""State dicts of PyTorch, the authors' and timm's: names, transposes, sizes, read and written.
 
 Names there are `blocks.3.attn.qkv.weight`; here the blocks are one stack whose arrays have a leading depth axis.
 """
@@ -96,7 +96,7 @@ def our_value(theirs: str, value: np.ndarray) -> np.ndarray:
 
 
 def to_ours(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Translate a whole state dict to {our name: array}, the layers stacked along a leading axis."""
+    """Translate a state dict to {our name: array}, the layers stacked along a leading axis."""
     return stack({our_name(theirs): our_value(theirs, value) for theirs, value in state.items()})
 
 
@@ -209,8 +209,8 @@ def to_fair(weights: Weights) -> tuple[dict[str, np.ndarray], list[str]]:
 
     Raises WeightsError if that code cannot express the model.
     """
-    if any(name.rpartition("blocks.")[2] in TIMM_BLOCK.values() for name in weights.arrays):
-        raise WeightsError("the authors' code has no LayerScale; convert to timm, hf or maejax")
+    if added := [name for name in weights.arrays if name.rpartition("blocks.")[2] in TIMM_BLOCK.values()]:
+        raise WeightsError(f"the authors' code has no LayerScale: no place for {added[0]}; convert to timm or maejax")
     arrays = dict(weights.arrays)
     if "head_norm.mean" in arrays:
         arrays.setdefault("head_norm.batches", np.array(0))
