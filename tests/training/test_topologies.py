@@ -103,7 +103,8 @@ def test_four_processes_are_one_run_on_uneven_shards(tmp_path, images, sizes):
     assert noted(folders[4], 4) == noted(folders[1], 1)
     runs = [folders[processes] / "runs/pretrain" for processes in (4, 1)]
     # At each of 12 steps, the sums over four devices are taken in another order.
-    assert_near(*runs, rounding(4 * 12), "train/loss", "train/grad_norm", "train/param_norm", "val/loss", "val/loss/best")
+    names = ("train/loss", "train/grad_norm", "train/param_norm", "val/loss", "val/loss/best")
+    assert_near(*runs, rounding(4 * 12), *names)
     assert_same_files(*runs)
 
 
