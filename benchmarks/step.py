@@ -87,6 +87,7 @@ def jax_tune_step(sizes, batch, dtype):
 
     from maejax.config import recipe, with_flags
     from maejax.data.pipeline import Batch
+    from maejax.models.description import Compute
     from maejax.tasks import classify
     from maejax.training.mesh import make_mesh, put_rows
     from maejax.training.state import create_state
@@ -96,7 +97,8 @@ def jax_tune_step(sizes, batch, dtype):
     images = rng.integers(0, 256, (batch, *sizes["image_size"], 3), np.uint8)
     labels = rng.integers(0, sizes["labels"], batch, np.int32)
     with jax.set_mesh(mesh):
-        init, optimizer, step = classify.build_step(config, classify.model_config(config, sizes["labels"]))
+        model = classify.model_config(config, sizes["labels"])
+        init, optimizer, step = classify.build_step(config, model, Compute(dtype=dtype))
         state = create_state(init, optimizer, mesh)
         rows = put_rows(Batch(images, labels, np.ones(batch, bool), None), mesh)
     return stepping(step, state, rows, mesh)

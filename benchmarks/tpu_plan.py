@@ -18,7 +18,6 @@ import json
 import os
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,7 @@ from flax import nnx
 
 from maejax.commands.planner import compile_step
 from maejax.config import Config, with_flags
-from maejax.models.description import Compute
+from maejax.models.description import PLAIN
 from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder, Output
 from maejax.models.patches import patchify, take_patches
@@ -100,12 +99,11 @@ def original_step(config, target):
     draw = partial(draw_masks, noise_seed=0, patches=model.encoder.patches)
 
     def init():
-        return OriginalLike(model, Compute(attention="xla"), nnx.Rngs(0))
+        return OriginalLike(model, PLAIN, nnx.Rngs(0))
 
     inputs = abstract_inputs(mesh, config.data.train_batch_size, (*config.image_shape, 3))
     step = make_step(losses, optimizer, rate, draw=draw)
-    with patch("maejax.ops.dense.is_target_tpu", lambda: False):  # else its MLP would be in pieces
-        return compile_for(mesh, step, (abstract_state(init, optimizer, mesh), *inputs))
+    return compile_for(mesh, step, (abstract_state(init, optimizer, mesh), *inputs))
 
 
 def measure(name: str) -> dict:

@@ -198,7 +198,7 @@ def test_a_training_step_over_four_gpus_lowers_with_cudnn_attention(cudnn, monke
 
 
 def test_an_encoder_for_any_batch_has_no_kernel():
-    model = abstract_model(ViT(image_size=(16, 16), dim=128, heads=2, layers=1))
+    model = abstract_model(ViT(image_size=(16, 16), dim=128, heads=2, layers=1), Compute())
     (batch,) = jax.export.symbolic_shape("B")
     images = jax.ShapeDtypeStruct((batch, 16, 16, 3), jnp.float32)
     with described("tpu"):

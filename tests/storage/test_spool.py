@@ -230,6 +230,8 @@ def test_buckets_that_fail_in_the_middle(fetched):
 def test_a_missing_file_system_names_the_extra(fetched, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    for scheme in ("gs", "s3"):  # fsspec keeps what an earlier test of this process has loaded
+        monkeypatch.delitem(fsspec.registry._registry, scheme, raising=False)
     for scheme, extra in (("gs", "gcs"), ("s3", "s3")):
         assert f"pip install 'maejax[{extra}]'" in reason(fetched, f"{scheme}://bucket/s.tar")
 

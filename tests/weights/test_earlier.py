@@ -56,7 +56,7 @@ def test_an_earlier_run_is_continued(run, maejax):
         assert again[step] == pytest.approx(earlier[step], rel=1e-3) and again[step] != earlier[step - 1]
     told = json.loads((run / "config.json").read_text())
     assert told["model"]["decoder"]["dim"] == 8 and "dtype" not in told["model"]["encoder"]
-    assert told["compute"] == {"dtype": "bfloat16", "remat": True, "scan": True, "attention": "auto"}
+    assert told["compute"] == {"dtype": "bfloat16", "remat": True, "scan": True, "attention": "auto", "pieces": True}
     assert files.read(run).config == files.read(EARLIER / "converted.safetensors").config
     code, printed = maejax("train", *FLAGS, "--heads", 4)
     assert code == 2 and "--heads 2 -> 4" in printed

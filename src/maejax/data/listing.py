@@ -136,6 +136,7 @@ class _Group:
         return suffix
 
     def samples(self, title: str) -> Iterator[Sample]:
+        """Yield a sample for each image among the members."""
         for key, candidates in self._images.items():
             plain = [member for member in candidates if member.name.count(".", len(key)) == 1]
             folder = key.rpartition("/")[0].rpartition("/")[2].removeprefix(".") or None  # "./1.jpg" lies in no folder

@@ -78,8 +78,8 @@ def decode_region(data: bytes, box: Box, channels: int, orientation: int = 1) ->
     `box` (top, left, height, width) is of the upright image, `orientation` is the EXIF tag 1..8. Returns the part as it
     is stored, uint8 [H, W, C], C = 1 for `channels` 1 and a grey JPEG, else 3.
 
-    Returns None if the whole file has to be decoded: the box is all of it, there is no libjpeg-turbo 3, it is no
-    baseline JPEG in RGB, YCbCr or grey, has no end mark in the last bytes, or libjpeg warns of anything.
+    Returns None if the whole file has to be decoded: there is no libjpeg-turbo 3, or the box is all of the image. So
+    do JPEGs that are not baseline in RGB, YCbCr or grey, lack the end mark, or make libjpeg warn.
     """
     found = library()
     if found is None or not data.endswith(b"\xff\xd9"):

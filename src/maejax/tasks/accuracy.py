@@ -13,6 +13,7 @@ from maejax.config import Config
 from maejax.data.faults import Faults
 from maejax.data.pipeline import Batch
 from maejax.data.sources import Source
+from maejax.tasks.task import Evaluation
 from maejax.tasks.validation import best_so_far, valid_loader
 from maejax.training.ema import as_evaluated
 from maejax.training.loop import Watch
@@ -29,18 +30,18 @@ class Accuracy:
     """
 
     def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, faults: Faults, start: int = 0):
-        self.loader, self.directory, self.mesh = valid_loader(config, source, faults), directory, mesh
+        self.loader, self.mesh = valid_loader(config, source, faults), mesh
         best, self.best_step = best_so_far(directory, "val/acc1", start, sign=-1)
         self.best = max(0.0, best)
         self.images = 0
         self._sums = jax.jit(partial(score_batch, criterion=config.augment.criterion))
 
-    def __call__(self, state: TrainState, step: int, watch: Watch) -> dict[str, float]:
+    def __call__(self, state: TrainState, step: int, watch: Watch) -> Evaluation:
         """Score a state, with its averaged weights where an average is kept; accuracies are in percent."""
         scores = self.score(as_evaluated(state).model, watch)
         if scores["val/acc1"] > self.best or not self.best_step:
             self.best, self.best_step = scores["val/acc1"], step
-        return {**scores, "val/acc1/best": self.best}
+        return Evaluation({**scores, "val/acc1/best": self.best})
 
     def score(self, model: Any, watch: Watch = iter) -> dict[str, float]:
         """Average over all labelled images, each once: loss, and accuracies in percent."""
@@ -55,10 +56,6 @@ class Accuracy:
             "val/acc1": 100 * totals["top1"] / count,
             "val/acc5": 100 * totals["top5"] / count,
         }
-
-    def picture_path(self, step: int) -> Path:
-        """Where pictures would be; a classifier draws none."""
-        return self.directory / "images" / f"{step}.png"
 
 
 def score_batch(model: Any, batch: Batch, criterion: Any) -> dict[str, jax.Array]:

@@ -23,7 +23,7 @@ from maejax.models.classifier import ImageClassifier
 from maejax.models.trees import combine, partition
 from maejax.tasks.accuracy import Accuracy, score_logits
 from maejax.tasks.checks import refuse_ignored
-from maejax.tasks.run import Input
+from maejax.tasks.task import Input
 from maejax.tasks.transfer import check_labels
 from maejax.training.losses import Features, is_encoder, probe_losses, update_stats
 from maejax.training.mesh import put_rows
@@ -35,7 +35,7 @@ CHUNK = 100  # steps in one call
 
 
 class Cache(NamedTuple):
-    """What the encoder made of the first rows of training: features [n, D] float32, labels [n], valid [n]."""
+    """The features of the first rows of training: features [n, D] float32, labels [n], valid [n]."""
 
     features: Any
     labels: Any
@@ -55,12 +55,7 @@ class Sweep(NamedTuple):
 
 
 def check_flags(config: Config) -> None:
-    """Refuse what a probe on cached features cannot do.
-
-    Raises:
-        InputError: with the first flag that is wrong.
-
-    """
+    """Check the flags of a probe on cached features. Raises InputError at the first that is wrong."""
     if config.run.mode != "linear":
         raise InputError("--cache-features keeps the features of a frozen encoder: choose --mode linear")
     if not config.data.valid_dataset_shards:
@@ -77,7 +72,7 @@ def rates_of(config: Config) -> tuple[float, ...]:
 
 
 def encoder_on(mesh: Mesh) -> Callable[[Any, np.ndarray], np.ndarray]:
-    """Give the function `(model, images) -> features [B, D]` that spreads a batch over all devices."""
+    """Build a function `(model, images) -> features [B, D]` that spreads a batch over all devices."""
     encode = jax.jit(lambda model, images: model.features(model.normalize(images)))
     return lambda model, images: np.asarray(encode(model, put_rows(images, mesh)))
 
@@ -98,7 +93,7 @@ def fill_cache(
 
 
 def row_order(rows: int, batch_size: int, steps: int, seed: int) -> np.ndarray:
-    """Say which cached rows enter each step, int32 [steps, B]: as they came at first, then in a new order each time."""
+    """List the cached rows that enter each step, int32 [steps, B]: as they came, then in a new order each time."""
     cycles = -(-steps * batch_size // rows)
     orders = [np.arange(rows), *(epoch_order(rows, seed, cycle) for cycle in range(1, cycles))]
     return np.concatenate(orders)[: steps * batch_size].reshape(steps, batch_size).astype(np.int32)
@@ -146,12 +141,12 @@ def sweep(
     return carry[0]
 
 
-def score(model: ImageClassifier, many: Any, judge: Accuracy) -> list[dict[str, float]]:
+def score(model: ImageClassifier, many: Any, evaluator: Accuracy) -> list[dict[str, float]]:
     """Score every head on the validation images, which the encoder sees once; accuracies in percent."""
     rest = partition(model, is_encoder)[1]
-    encode = encoder_on(judge.mesh)
+    encode = encoder_on(evaluator.mesh)
     found = []
-    for batch in judge.loader.iterate():
+    for batch in evaluator.loader.iterate():
         found.append((encode(model, batch.images), batch.labels.copy(), batch.valid & (batch.labels >= 0)))
     features, labels, valid = (jnp.asarray(np.concatenate(column)) for column in zip(*found, strict=True))
 
@@ -177,7 +172,7 @@ def choose(
     scores: list[dict[str, float]],
     speed: dict[str, dict[str, float]],
 ) -> Sweep:
-    """Take the head of the rate that validates best; of equal ones the smaller rate's."""
+    """Choose the head of the rate that validates best; of equal ones the smaller rate's."""
     best = max(range(len(rates)), key=lambda i: (scores[i]["val/acc1"], -rates[i]))
     rest = partition(model, is_encoder)[1]
     chosen = combine(jax.tree.map(lambda a: a[best], many), rest)
@@ -203,9 +198,7 @@ def probe(
     state: TrainState,
     optimizer: optax.GradientTransformation,
     loader: Input,
-    judge: Accuracy,
-    labels: int,
-    smoothing: float,
+    evaluator: Accuracy,
     images: int,
 ) -> Sweep:
     """Fill the cache, sweep, choose.
@@ -213,11 +206,12 @@ def probe(
     `state` has the model to start from; `optimizer` the schedule of `--learning-rate`; `images` are those of an epoch.
     """
     model: Any = state.model
+    labels, smoothing = model.config.labels, config.augment.label_smoothing
     batch_size, steps = config.data.train_batch_size, config.optimization.training_steps
     cached = min(steps, -(-images * config.run.cache_features // batch_size))
     began = time.monotonic()
     with progress(console, "encoding", "batches") as tell:
-        cache = fill_cache(model, loader, cached, judge.mesh, tell)
+        cache = fill_cache(model, loader, cached, evaluator.mesh, tell)
     encoded = time.monotonic()
     console.print(f"cache    {len(cache.features):,} rows, {cache.features.nbytes / 2**20:,.0f} MiB", highlight=False)
     rates = rates_of(config)
@@ -227,9 +221,9 @@ def probe(
         many = jax.block_until_ready(sweep(model, cache, optimizer, factors, order, labels, smoothing, tell))
     trained = time.monotonic()
     speed = {"encoding": rate_of(len(cache.features), encoded - began), "heads": rate_of(order.size, trained - encoded)}
-    return choose(model, many, rates, score(model, many, judge), speed)
+    return choose(model, many, rates, score(model, many, evaluator), speed)
 
 
 def rate_of(images: int, seconds: float) -> dict[str, float]:
-    """Give seconds, and images a second, with the time to compile."""
+    """Return seconds, and images a second, with the time to compile."""
     return {"seconds": round(seconds, 2), "images_per_second": round(images / max(seconds, 1e-9), 1)}

@@ -1,4 +1,4 @@
-"""What every task checks of its flags, and what of them is written down."""
+"""Checks of flags that every task makes, and the flags that config.json holds."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,12 +15,7 @@ from maejax.storage.redact import redact
 
 
 def check_run_flags(config: Config, *, training: bool = True) -> None:
-    """Refuse sizes that no task can use.
-
-    Raises:
-        InputError: with the first flag that is wrong.
-
-    """
+    """Check sizes that no task can use. Raises InputError at the first flag that is wrong."""
     given = flags(config)
     for name, declared in declarations().items():
         least = declared.get("least")
@@ -41,11 +36,9 @@ def check_run_flags(config: Config, *, training: bool = True) -> None:
 
 
 def refuse_ignored(config: Config, neutral: Mapping[str, Any], why: str) -> None:
-    """Refuse flags that a task would have to ignore: those that are not as `neutral` says.
+    """Check that flags which a task would have to ignore are as `neutral` says.
 
-    Raises:
-        InputError: with the first of them, and `why`.
-
+    Raises InputError with the first that is not, and `why`.
     """
     given = flags(config)
     for name, value in neutral.items():
@@ -92,12 +85,7 @@ def precision(config: Config) -> Literal["float32", "bfloat16"]:
 
 
 def check_batch(flag: str, size: int, parts: int, config: Config) -> None:
-    """Check that a global batch divides over the devices, times grad-accum.
-
-    Raises:
-        InputError: it does not; the nearest sizes that do are named.
-
-    """
+    """Check that a global batch divides over devices x grad-accum. Raises InputError with the nearest that do."""
     if parts < 1 or config.augment.augment_repeats < 1:
         raise InputError("--grad-accum and --augment-repeats are at least 1")
     unit = int(np.lcm(jax.device_count() * parts, config.augment.augment_repeats))
@@ -112,9 +100,7 @@ def check_batch(flag: str, size: int, parts: int, config: Config) -> None:
 def traced_steps(config: Config) -> tuple[int, int]:
     """Read `--profile START:STOP`; without it, steps that are never made.
 
-    Raises:
-        InputError: it has another form.
-
+    Raises InputError if it has another form.
     """
     if not config.run.profile:
         return -1, -1

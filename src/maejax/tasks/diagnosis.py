@@ -70,12 +70,12 @@ def cut(module, attribute: str):
 
 
 def finite(array: jax.Array) -> bool:
-    """Tell whether an array holds finite numbers only."""
+    """Return whether an array holds finite numbers only."""
     return bool(jnp.isfinite(array).all())
 
 
 def write_batch(path: Path, rows: dict[str, np.ndarray]) -> str:
-    """Write a batch as .npz for inspection, and say where; or why not."""
+    """Write a batch as .npz for inspection; return a sentence with its path, or why it was not written."""
     try:
         path.parent.mkdir(exist_ok=True)
         np.savez(path, **rows)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""The numbers of a classifier that is there already, whoever trained it (`maejax train --eval-only`)."""
+"""Scores of a classifier that is trained already, whoever trained it (`maejax train --eval-only`)."""
 
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from maejax.storage import mirror
 from maejax.storage.redact import redact
 from maejax.tasks.accuracy import Accuracy
 from maejax.tasks.checks import check_run_flags, precision
-from maejax.tasks.run import faults_allowed, run_directory
+from maejax.tasks.configured import faults_allowed, run_directory
 from maejax.tasks.transfer import match_classes
 from maejax.training.mesh import make_mesh, put_same
 from maejax.training.rundir import read_config, write_json
@@ -31,10 +31,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     """Score `--pretrained-ckpt` on the validation images, print the numbers and write them to evaluation.json.
 
     The model is the file's own, but for `--image-size`, to which its positions are interpolated.
-
-    Raises:
-        InputError, InputError, InputError: the input is wrong.
-
+    Raises InputError if the input is wrong.
     """
     data, path = config.data, config.run.pretrained_ckpt
     if config.run.mode == "pretrain":
@@ -53,16 +50,16 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     mapped = known_classes(path)
     match_classes(source, mapped or source.classes, model.config.labels, data.valid_dataset_shards)
     mesh = make_mesh()
-    judge = Accuracy(config, source, run_directory(config), mesh, faults_allowed(config))
+    evaluator = Accuracy(config, source, run_directory(config), mesh, faults_allowed(config))
     console.print(f"weights  {said or path}: {weights.writer}", highlight=False)
     console.print(f"data     {len(source):,} images, {model.config.labels} classes", highlight=False)
     with jax.set_mesh(mesh):
-        scores = judge.score(jax.tree.map(lambda a: put_same(a, mesh), model))
+        scores = evaluator.score(jax.tree.map(lambda a: put_same(a, mesh), model))
     result = {
         "checkpoint": path,
         "writer": weights.writer,
         "data": redact(data.valid_dataset_shards),
-        "images": judge.images,
+        "images": evaluator.images,
         "classes": model.config.labels,
         **scores,
     }
@@ -73,7 +70,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
         mirror.publish_file(directory / "evaluation.json")
         console.print(
             f"top-1    {scores['val/acc1']:.3f} %, top-5 {scores['val/acc5']:.3f} %, loss {scores['val/loss']:.4f} "
-            f"on {judge.images:,} images\nwritten  "
+            f"on {evaluator.images:,} images\nwritten  "
             f"{mirror.shown(directory / 'evaluation.json')}",
             highlight=False,
         )
@@ -81,9 +78,9 @@ def run(config: Config, console: Console) -> dict[str, Any]:
 
 
 def read_whole(config: Config) -> tuple[Weights, str]:
-    """Read the model of --pretrained-ckpt, and say what was fetched.
+    """Read the model of --pretrained-ckpt; return it and a sentence on what was fetched.
 
-    Attention heads are --heads where the file does not tell them and its width is no multiple of 64, or is --dim.
+    Attention heads are --heads if its width is --dim, or if the file lacks them and 64 does not divide its width.
     """
     fetch = partial(
         fetch_pretrained,
@@ -95,7 +92,7 @@ def read_whole(config: Config) -> tuple[Weights, str]:
     )
     try:
         weights, said = fetch()
-    except WeightsError:  # perhaps since nothing tells the heads
+    except WeightsError:  # perhaps since the file does not have the number of heads
         weights, said = fetch(heads=config.encoder.heads)
     found, flags = weights.config.encoder, config.encoder
     if found.dim == flags.dim and found.heads != flags.heads:

@@ -1,4 +1,4 @@
-"""Masked-autoencoder pre-training (He et al. 2022): the recipe behind `maejax train --mode pretrain`."""
+"""Masked-autoencoder pre-training (He et al. 2022): the task behind `maejax train --mode pretrain`."""
 
 from dataclasses import replace
 from functools import partial
@@ -22,46 +22,96 @@ from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
 from maejax.storage import mirror
 from maejax.tasks.checks import check_run_flags, decoder_config, encoder_config, refuse_ignored
+from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed
 from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
-from maejax.tasks.run import (
-    Finished,
-    Recipe,
-    configured_optimizer,
-    configured_rate,
-    configured_transform,
-    describe_run,
-    faults_allowed,
-    open_sources,
-    train,
-    train_loader,
-    with_weights,
-)
+from maejax.tasks.run import Finished, train
+from maejax.tasks.task import Task
+from maejax.tasks.transfer import with_weights
 from maejax.tasks.validation import Validation
 from maejax.training.checkpoint import saved_steps
 from maejax.training.mesh import first_device, local_copy
 from maejax.training.rundir import BEST
 from maejax.training.state import TrainState, make_step
-from maejax.training.trackers import check_installed
 
 
-def model_config(config: Config) -> MAE:
-    """Describe the model that the flags ask for; kept in config.json to load it again.
+def run(config: Config, console: Console, *, sources: tuple[Source | Stream, Source | None] | None = None) -> Finished:
+    """Pre-train; `sources` are the training and the validation images if they are open already.
 
-    Raises InputError if its sizes do not fit together.
+    Raises InputError if the input is wrong, and Failed if the loss became non-finite.
     """
-    masking = {"mask_ratio": config.mae.image_mask_ratio, "norm_pix_loss": config.mae.norm_pix_loss}
-    try:
-        return MAE(encoder=encoder_config(config), decoder=decoder_config(config), **masking)
-    except ValueError as error:
-        raise InputError(f"the model's flags do not fit together: {error}") from None
+    return train(Pretraining(config, sources), console)
+
+
+class Pretraining(Task[MAE]):
+    """Pre-training of a masked autoencoder."""
+
+    def check_flags(self) -> None:
+        """Check the flags, and that the sizes of the model fit together. Raises InputError at the first fault."""
+        check_flags(self.config)
+        model_config(self.config)
+
+    def describe_model(self) -> None:
+        """Set the model of the flags, with the GELU of `--pretrained-ckpt`. Raises InputError if that does not fit."""
+        self.model, run = model_config(self.config), self.config.run
+        if not run.pretrained_ckpt:
+            return
+        from maejax.weights.pretrained import load_pretrained  # training from scratch reads no weights
+
+        weights, fetched = load_pretrained(
+            run.pretrained_ckpt, self.model, self.config.data.cache_dir, self.config.transfer.channel_rule
+        )
+        self.arrays, self.origin, gelu = weights.arrays, fetched or run.pretrained_ckpt, weights.config.encoder.gelu
+        encoder, decoder = (replace(part, gelu=gelu) for part in (self.model.encoder, self.model.decoder))
+        self.model = replace(self.model, encoder=encoder, decoder=decoder)
+
+    def build_step(self, compute: Compute):
+        """Build a function that makes the model, the optimizer, and the step of `make_step`."""
+        return build_step(self.config, self.model, compute)
+
+    def start_from_weights(self, state: TrainState) -> TrainState:
+        """Place the weights of `--pretrained-ckpt`, all that a model has, in a new state."""
+        return with_weights(state, self.arrays) if self.config.run.pretrained_ckpt else state
+
+    def describe_parts(self) -> str:
+        """Describe the sizes of encoder and decoder."""
+        encoder, mae = self.config.encoder, self.config.mae
+        return f"{encoder.layers} x {encoder.dim} encoder, {mae.dec_layers} x {mae.dec_dim} decoder"
+
+    def open_evaluator(self, source: Source, directory: Path, mesh: Mesh, start: int) -> Validation:
+        """Prepare the reconstruction of held-out images."""
+        return Validation(self.config, source, directory, mesh, faults_allowed(self.config), start)
+
+    def image_flop(self) -> float:
+        """Count the FLOP of one step on one image."""
+        return pretrain_flop(self.model)
+
+    def explain(self, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Batch) -> str:
+        """Name the first layer that is not finite in the step after `state`, and write its batch for inspection."""
+        model: Any = local_copy(state.model, mesh)
+        count, process = len(rows.images), jax.process_index()
+        path = directory / "bad" / f"{step}-{process}.npz"
+        with first_device():
+            order = order_of_step(self.config.seeds.noise_seed, step - 1, count * jax.process_count(), model.patches)
+            order = np.asarray(order)[process * count :][:count]
+            losses = np.asarray(model(rows.images, order).loss)
+            bad = np.flatnonzero(rows.valid & ~np.isfinite(losses))
+            bad = bad if len(bad) else np.flatnonzero(rows.valid)
+            where = first_bad_layer(model, rows.images[bad], order[bad])
+        keys = list_keys([self.source.key(i) for i in rows.index[bad].tolist()])
+        return f"first not finite: {where}; on {keys}; {write_batch(path, {**rows._asdict(), 'order': order})}"
+
+    def finish(self, directory: Path, console: Console) -> None:
+        """Export the newest and the best model if `--export-msgpack` asks for it."""
+        if self.config.run.export_msgpack and jax.process_index() == 0:
+            for path in export_original(directory):
+                mirror.publish_file(path)
+                console.print(f"exported {mirror.shown(path)}", highlight=False)
 
 
 def check_flags(config: Config) -> None:
-    """Refuse flags that pre-training would have to ignore, and sizes that do not fit.
+    """Check the flags: none that pre-training would have to ignore, and sizes that fit.
 
-    Raises:
-        InputError: with the first flag that is wrong.
-
+    Raises InputError at the first that is wrong.
     """
     ignored = {
         "eval_only": False,
@@ -87,49 +137,16 @@ def check_flags(config: Config) -> None:
     check_run_flags(config)
 
 
-def run(config: Config, console: Console, *, sources: tuple[Source | Stream, Source | None] | None = None) -> Finished:
-    """Pre-train: everything that can be wrong is checked before anything is compiled.
+def model_config(config: Config) -> MAE:
+    """Describe the model that the flags ask for; kept in config.json to load it again.
 
-    Raises:
-        InputError, InputError, InputError: the input is wrong.
-        Failed: the loss became non-finite.
-
+    Raises InputError if its sizes do not fit together.
     """
-    check_flags(config)
-    mirror.check(config.run.output_dir)
-    check_installed(wandb=config.run.wandb, tensorboard=config.run.tensorboard)
-    model = model_config(config)
-    train_source, valid_source = sources or open_sources(config)
-    start_from, said, arrays = config.run.pretrained_ckpt, "", None
-    if start_from:
-        from maejax.weights.pretrained import load_pretrained  # training from scratch reads no weights
-
-        weights, said = load_pretrained(start_from, model, config.data.cache_dir, config.transfer.channel_rule)
-        arrays, gelu = weights.arrays, weights.config.encoder.gelu
-        model = replace(model, encoder=replace(model.encoder, gelu=gelu), decoder=replace(model.decoder, gelu=gelu))
-    _, peak = configured_rate(config)
-    transform = configured_transform(config, model.encoder.mean)
-    trained = train(
-        config,
-        Recipe(
-            model=model,
-            build=partial(build_step, config, model),
-            start=lambda state: state if arrays is None else with_weights(state, arrays),
-            weights=said or start_from,
-            source=train_source,
-            loader=partial(train_loader, config, train_source, transform),
-            flop=pretrain_flop(model),
-            judge=None if valid_source is None else partial(open_validation, config, valid_source),
-            describe=partial(describe, config, train_source, peak),
-            explain=partial(explain, config, train_source),
-        ),
-        console,
-    )
-    if config.run.export_msgpack and jax.process_index() == 0:
-        for path in export_original(trained.directory):
-            mirror.publish_file(path)
-            console.print(f"exported {mirror.shown(path)}", highlight=False)
-    return Finished(trained.directory, trained.state.model, trained.done)  # type: ignore[arg-type]
+    masking = {"mask_ratio": config.mae.image_mask_ratio, "norm_pix_loss": config.mae.norm_pix_loss}
+    try:
+        return MAE(encoder=encoder_config(config), decoder=decoder_config(config), **masking)
+    except ValueError as error:
+        raise InputError(f"the model's flags do not fit together: {error}") from None
 
 
 def build_step(config: Config, model: MAE, compute: Compute):
@@ -151,30 +168,6 @@ def build_step(config: Config, model: MAE, compute: Compute):
     return init, optimizer, step
 
 
-def open_validation(config: Config, source: Source, directory: Path, mesh: Mesh, start: int) -> Validation:
-    """Prepare the validation of a run that starts at a step."""
-    return Validation(config, source, directory, mesh, faults_allowed(config), start)
-
-
-def explain(
-    config: Config, source: Source | Stream, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Batch
-) -> str:
-    """Say why the step after `state` gave no finite loss or gradient, and write its batch for inspection."""
-    model: Any = local_copy(state.model, mesh)
-    count, process = len(rows.images), jax.process_index()
-    path = directory / "bad" / f"{step}-{process}.npz"
-    with first_device():
-        noise_key = jax.random.fold_in(jax.random.key(config.seeds.noise_seed), step - 1)
-        order = masking.random(noise_key, count * jax.process_count(), model.patches)
-        order = np.asarray(order)[process * count :][:count]
-        losses = np.asarray(model(rows.images, order).loss)
-        bad = np.flatnonzero(rows.valid & ~np.isfinite(losses))
-        bad = bad if len(bad) else np.flatnonzero(rows.valid)
-        where = first_bad_layer(model, rows.images[bad], order[bad])
-    keys = list_keys([source.key(i) for i in rows.index[bad].tolist()])
-    return f"first not finite: {where}; on {keys}; {write_batch(path, {**rows._asdict(), 'order': order})}"
-
-
 class Masked(NamedTuple):
     """A batch with masks: `images` uint8 [B, H, W, C], `order` int32 [B, N] of the patches, `valid` bool [B]."""
 
@@ -184,27 +177,19 @@ class Masked(NamedTuple):
 
 
 def draw_masks(batch: Batch, step: jax.Array, *, noise_seed: int, patches: int) -> Masked:
-    """Draw the order of the patches of every row of a global batch, a function of (seed, step) alone."""
-    noise_key = jax.random.fold_in(jax.random.key(noise_seed), step)
-    return Masked(batch.images, masking.random(noise_key, batch.images.shape[0], patches), batch.valid)
+    """Draw the masks of a global batch."""
+    return Masked(batch.images, order_of_step(noise_seed, step, len(batch.images), patches), batch.valid)
+
+
+def order_of_step(noise_seed: int, step: int | jax.Array, rows: int, patches: int) -> jax.Array:
+    """Draw the order [rows, N] of the patches of a global batch, a function of (seed, step) alone."""
+    return masking.random(jax.random.fold_in(jax.random.key(noise_seed), step), rows, patches)
 
 
 def sample_losses(model: MaskedAutoencoder, batch: Masked, microstep: jax.Array, *, dropout_seed: int) -> jax.Array:
     """Compute the loss of every sample [B] under its mask; dropout is a function of (seed, microstep) alone."""
     dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), microstep)
     return model(batch.images, batch.order, dropout_key).loss
-
-
-def describe(config: Config, source: Source | Stream, peak: float, state: TrainState) -> str:
-    """Say in a few lines what is about to be trained, on what, where."""
-    mae = config.mae
-    return describe_run(
-        config,
-        source,
-        peak,
-        state,
-        f"{config.encoder.layers} x {config.encoder.dim} encoder, {mae.dec_layers} x {mae.dec_dim} decoder",
-    )
 
 
 def export_original(directory: Path) -> list[Path]:

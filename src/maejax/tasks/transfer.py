@@ -1,11 +1,12 @@
-"""What a classifier takes over from pre-trained weights, and which classes it is for."""
+"""Starting from pre-trained weights: what a classifier takes over, and which classes it is for."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from maejax.config import Config
@@ -13,7 +14,8 @@ from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.errors import InputError, WeightsError
 from maejax.models.description import Classifier
-from maejax.models.trees import mismatches, named_arrays
+from maejax.models.trees import array_name, mismatches, named_arrays
+from maejax.training.state import TrainState
 
 NEW = -1  # in a label mapping: a class that the old head does not know
 
@@ -67,6 +69,25 @@ def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[in
     return Transferred(arrays, replace(model, encoder=encoder), tuple(notices))
 
 
+def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
+    """Replace all arrays of a new state's model. Raises InputError if names or shapes differ."""
+    if wrong := mismatches(named_arrays(state.model), weights):
+        raise InputError(f"--pretrained-ckpt: the weights do not fit the model: {'; '.join(wrong)}")
+    return place_weights(state, weights)
+
+
+def place_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
+    """Replace the arrays of a state's model by given ones of the same names."""
+
+    def place(path, old):
+        if array_name(path) not in weights:
+            return old
+        new = np.asarray(weights[array_name(path)], old.dtype)
+        return jax.make_array_from_callback(old.shape, old.sharding, lambda index: new[index])
+
+    return TrainState(state.step, jax.tree_util.tree_map_with_path(place, state.model), state.opt_state)
+
+
 def without_affine(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Move the scale and bias of a probe's BatchNorm, which the original has, into its linear layer."""
     if "head_norm.scale" not in arrays:
@@ -95,9 +116,7 @@ def check_encoder(path: str, arrays: dict[str, np.ndarray], wanted: dict[str, An
 def mapped_head(found: dict[str, np.ndarray], mapping: Sequence[int], model: Classifier) -> dict[str, np.ndarray]:
     """Make a head [D, labels] of an old one's columns; classes that it does not know start at zero.
 
-    Raises:
-        InputError: the mapping names a class that the old head has not.
-
+    Raises InputError if the mapping names a class that the old head lacks.
     """
     kernel, bias = found["head.kernel"], found["head.bias"]
     if max(mapping) >= len(bias):
@@ -113,9 +132,7 @@ def mapped_head(found: dict[str, np.ndarray], mapping: Sequence[int], model: Cla
 def read_mapping(path: str, labels: int) -> list[int] | None:
     """Read `--label-mapping`: a JSON list with an old class's number for every new class, -1 for none.
 
-    Raises:
-        InputError: it is no such list, or of another length.
-
+    Raises InputError if it is no such list, or of another length.
     """
     if not path:
         return None
@@ -131,11 +148,9 @@ def read_mapping(path: str, labels: int) -> list[int] | None:
 
 
 def count_classes(given: int, source: Source | Stream, spec: str) -> int:
-    """Tell how many classes there are: as `--labels` says, or as the training images' labels do.
+    """Return the number of classes: that of `--labels`, or of the training images' labels.
 
-    Raises:
-        InputError: the images have no labels or more classes than `--labels`, or arrive unseen and nothing tells.
-
+    Raises InputError if the images have no labels or more classes than `--labels`, or arrive unseen without `--labels`.
     """
     seen = getattr(source, "labels", None)
     if seen is not None and (seen < 0).all():
@@ -149,11 +164,9 @@ def count_classes(given: int, source: Source | Stream, spec: str) -> int:
 
 
 def check_labels(labels: np.ndarray, classes: int) -> None:
-    """Refuse labels beyond the classes: those of images that arrive while training are not known before.
+    """Check that no label is beyond the classes; those of images that arrive while training are not known before.
 
-    Raises:
-        InputError: with the label.
-
+    Raises InputError if there is one.
     """
     if labels.max(initial=-1) >= classes:
         raise InputError(f"--train-dataset-shards: an image has the label {labels.max()} of {classes}: give --labels")
@@ -162,9 +175,7 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
 def match_classes(source: Source, classes: Sequence[str], labels: int, spec: str) -> None:
     """Number the classes of the validation images as those of the training images, by their names.
 
-    Raises:
-        InputError: there is no labelled image, or a class that training does not know.
-
+    Raises InputError if there is no labelled image, or a class that training does not know.
     """
     if (source.labels < 0).all():
         raise InputError(f"--valid-dataset-shards {spec}: its images have no labels")

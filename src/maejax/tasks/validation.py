@@ -16,6 +16,7 @@ from maejax.distributed.processes import broadcast_from_0
 from maejax.evaluate.reconstruction import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
+from maejax.tasks.task import Evaluation
 from maejax.training.log import read_metrics
 from maejax.training.loop import Watch
 from maejax.training.mesh import first_device, first_rows, local_copy, put_rows
@@ -50,7 +51,7 @@ class Validation:
         losses = model(batch.images, order).loss
         return jnp.sum(losses * batch.valid), jnp.sum(batch.valid)
 
-    def __call__(self, state: TrainState, step: int, watch: Watch = iter) -> dict[str, float]:
+    def __call__(self, state: TrainState, step: int, watch: Watch = iter) -> Evaluation:
         """Average the loss over all validation images, each once, and draw `images/<step>.png`."""
         total, count, first = 0.0, 0, None
         for batch in watch(self.loader.iterate()):
@@ -60,18 +61,15 @@ class Validation:
         loss = total / max(1, count)
         if loss < self.best:
             self.best, self.best_step = loss, step
-        model = local_copy(state.model, self.mesh)
+        model, path, pictures = local_copy(state.model, self.mesh), self.directory / "images" / f"{step}.png", None
         if first is not None and jax.process_index() == 0:
             try:
                 with first_device():
-                    draw(model, first, self.seed, self.picture_path(step))  # type: ignore[arg-type]
+                    draw(model, first, self.seed, path)  # type: ignore[arg-type]
+                pictures = path
             except OSError as error:
                 _log.error("the pictures of step %s were not written: %s", step, error.strerror or error)
-        return {"val/loss": loss, "val/loss/best": self.best}
-
-    def picture_path(self, step: int) -> Path:
-        """Where the pictures of a step are."""
-        return self.directory / "images" / f"{step}.png"
+        return Evaluation({"val/loss": loss, "val/loss/best": self.best}, pictures)
 
 
 def valid_loader(config: Config, source: Source, faults: Faults) -> Loader:
