@@ -10,7 +10,7 @@ from PIL import Image
 
 from maejax.training.checkpoint import saved_steps
 
-from ..bounds import assert_close
+from ..bounds import assert_close, rounding
 from . import harness
 
 SGD = ["--optimizer", "sgd", "--learning-rate", 0.5]  # Adam would blow up the rounding of gradients near zero
@@ -102,7 +102,9 @@ def test_four_processes_are_one_run_on_uneven_shards(tmp_path, images, sizes):
         run_on(folder, shards, processes, 4 // processes, *flags)
     assert noted(folders[4], 4) == noted(folders[1], 1)
     runs = [folders[processes] / "runs/pretrain" for processes in (4, 1)]
-    assert_near(*runs, 1e-6, "train/loss", "train/grad_norm", "train/param_norm", "val/loss", "val/loss/best")
+    # At each of 12 steps, the sums over four devices are taken in another order.
+    names = ("train/loss", "train/grad_norm", "train/param_norm", "val/loss", "val/loss/best")
+    assert_near(*runs, rounding(4 * 12), *names)
     assert_same_files(*runs)
 
 
