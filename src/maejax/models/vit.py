@@ -75,8 +75,8 @@ class Block(nnx.Module):
         self.norm2 = layer_norm(dim, rngs)
         self.fc1 = linear(dim, 4 * dim, dtype, rngs)
         self.fc2 = linear(4 * dim, dim, dtype, rngs)
-        scale = jnp.full((1, 1, dim), LAYERSCALE_INIT, jnp.float32)
-        self.scale1, self.scale2 = (nnx.Param(scale) if config.layerscale else None for _ in range(2))
+        scaled = config.layerscale
+        self.scale1, self.scale2 = (nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT)) if scaled else None for _ in "12")
 
     def __call__(self, x, drop_path: float | jax.Array = 0.0, key=None, last: int | None = None):
         """Transform x [B, T, D]; `drop_path` is the rate of this layer; `last` as in `Attention`."""
