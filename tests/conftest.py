@@ -8,10 +8,11 @@ from pathlib import Path
 
 # A step compiles in a third of the time. Where XLA_FLAGS is given, as by `make processors`, it compiles as for users.
 # XLA ends the process for a flag that it does not know: the emitters can be left out up to jaxlib 0.10.
-_QUICK = "--xla_cpu_parallel_codegen_split_count=1"
-if tuple(map(int, version("jaxlib").split(".")[:2])) <= (0, 10):
-    _QUICK += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", _QUICK)
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith(("0.9.", "0.10.")),
+)
 
 import jax
 import numpy as np

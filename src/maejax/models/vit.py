@@ -76,7 +76,8 @@ class Block(nnx.Module):
         self.fc1 = linear(dim, 4 * dim, dtype, rngs)
         self.fc2 = linear(4 * dim, dim, dtype, rngs)
         scaled = config.layerscale
-        self.scale1, self.scale2 = (nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT)) if scaled else None for _ in "12")
+        self.scale1 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT, jnp.float32)) if scaled else None
+        self.scale2 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT, jnp.float32)) if scaled else None
 
     def __call__(self, x, drop_path: float | jax.Array = 0.0, key=None, last: int | None = None):
         """Transform x [B, T, D]; `drop_path` is the rate of this layer; `last` as in `Attention`."""
