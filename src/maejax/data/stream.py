@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +73,9 @@ class OpenShard:
             raise failure
 
     def close(self) -> None:
-        """Stop fetching, and remove the file unless it is kept."""
+        """Stop fetching, close the file, and remove it unless it is kept."""
+        if isinstance(self._samples, Generator):
+            self._samples.close()
         if self._spool is not None:
             self._spool.close()
 
