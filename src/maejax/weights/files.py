@@ -6,6 +6,7 @@ from typing import Any
 from maejax.errors import InputError, WeightsError
 from maejax.weights import huggingface, native, original, pickled, run_directory, torch_names
 from maejax.weights.addresses import local
+from maejax.weights.statement import KEY, read_beside, read_statement, statement_of, write_beside
 from maejax.weights.weights import Weights, model_of
 
 LAYOUTS = {"maejax": ".safetensors", "original": ".msgpack", "fair": ".pth", "timm": ".pth", "hf": ""}
@@ -53,12 +54,14 @@ def read(
                 return native.from_neutral(state, metadata, path)
             if (path.parent / "config.json").exists() and huggingface.knows(state):
                 return huggingface.read(path.parent)
-            return torch_names.from_state(state, str(path), "timm", heads=heads, dec_heads=dec_heads, **sizes)
+            stated = read_statement(metadata.get(KEY), str(path))
+            return torch_names.from_state(state, str(path), "timm", stated, heads=heads, dec_heads=dec_heads, **sizes)
         if start[:2] == b"PK" or (start[:1] == b"\x80" and path.suffix in (".pth", ".pt", ".bin")):
-            state, wrapped = pickled.read_pickled(path)
+            state, wrapped, text = pickled.read_pickled(path)
+            stated = read_statement(text, str(path)) or read_beside(path)
             layout = "fair" if wrapped or any(name.startswith("decoder_") for name in state) else "timm"
-            return torch_names.from_state(state, str(path), layout, heads=heads, dec_heads=dec_heads, **sizes)
-        return original.read(path, **sizes)
+            return torch_names.from_state(state, str(path), layout, stated, heads=heads, dec_heads=dec_heads, **sizes)
+        return original.read(path, read_beside(path), **sizes)
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -74,15 +77,20 @@ def write(weights: Weights, path: str | Path, layout: str, *, identity: bool = F
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     if layout in ("maejax", "original", "hf"):
-        return {"maejax": native, "original": original, "hf": huggingface}[layout].write(weights, path)
+        notices = {"maejax": native, "original": original, "hf": huggingface}[layout].write(weights, path)
+        return [*notices, write_beside(path, statement_of(weights))] if layout == "original" else notices
     if layout == "fair":
         state, notices = torch_names.to_fair(weights)
     elif layout == "timm":
         state, notices = torch_names.to_timm(weights, identity=identity)
     else:
         raise WeightsError(f"--to {layout}: choose one of {', '.join(LAYOUTS)}")
+    statement = statement_of(weights)
     if path.suffix == ".safetensors":
-        native.write_safetensors(state, path)
+        native.write_safetensors(state, path, {KEY: statement})
+    elif layout == "fair":
+        pickled.write_pickled(state, path, statement)
     else:
-        pickled.write_pickled(state, path, wrapped=layout == "fair")
+        pickled.write_pickled(state, path)
+        notices = [*notices, write_beside(path, statement)]
     return notices

@@ -12,6 +12,7 @@ from flax import serialization, traverse_util
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, Stack, ViT
+from maejax.weights.statement import known_facts, with_statement
 from maejax.weights.weights import (
     PIXELS_ASSUMED,
     Weights,
@@ -201,7 +202,13 @@ def losses(weights: Weights) -> list[str]:
     return found
 
 
-def read(path: Path, *, image_size: tuple[int, int] | None = None, norm_pix_loss: bool | None = None) -> Weights:
+def read(
+    path: Path,
+    stated: Network | None = None,
+    *,
+    image_size: tuple[int, int] | None = None,
+    norm_pix_loss: bool | None = None,
+) -> Weights:
     """Read a .msgpack file; raises WeightsError, with every wrong tensor, if it is not one or incomplete."""
     try:
         tree: Any = serialization.msgpack_restore(path.read_bytes())
@@ -210,13 +217,15 @@ def read(path: Path, *, image_size: tuple[int, int] | None = None, norm_pix_loss
     if not isinstance(tree, dict):
         raise WeightsError(f"{path} holds no named weights")
     state = flatten(tree)
-    config, notices = config_of(state, str(path), image_size, norm_pix_loss)
+    facts = known_facts(stated, image_size=image_size, norm_pix_loss=norm_pix_loss)
+    config, notices = config_of(state, str(path), **facts)
     wanted = to_theirs(blank_arrays(config), config)
     optional = ["batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var"]
     if config.encoder.posemb == "sincos2d":
         optional.append(POSITIONS)
     check({n: a for n, a in wanted.items() if n in state or n not in optional}, state, str(path))
-    return Weights(to_ours(state, config), config, "original", "MaskedAutoencoder-Jax", tuple(notices))
+    weights = Weights(to_ours(state, config), config, "original", "MaskedAutoencoder-Jax", tuple(notices))
+    return with_statement(weights, stated, str(path))
 
 
 def write(weights: Weights, path: Path) -> list[str]:

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from maejax.errors import WeightsError, install
+from maejax.weights.statement import KEY
 
 INSTALL = f"needs PyTorch: {install('interop')}"
 
 
-def read_pickled(path: Path) -> tuple[dict[str, np.ndarray], bool]:
-    """Read a state dict, and whether it was inside `{"model": ...}`; never runs code from the file.
+def read_pickled(path: Path) -> tuple[dict[str, np.ndarray], bool, str | None]:
+    """Read a state dict, whether it was inside `{"model": ...}`, and our statement there; never runs code of the file.
 
     Raises WeightsError if PyTorch is missing, or if the file holds values that are no tensors.
     """
@@ -34,14 +35,14 @@ def read_pickled(path: Path) -> tuple[dict[str, np.ndarray], bool]:
     def to_array(tensor) -> np.ndarray:  # NumPy lacks bfloat16
         return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
 
-    return {name: to_array(tensor) for name, tensor in state.items()}, wrapped
+    return {name: to_array(tensor) for name, tensor in state.items()}, wrapped, content.get(KEY) if wrapped else None
 
 
-def write_pickled(state: Mapping[str, np.ndarray], path: Path, *, wrapped: bool) -> None:
-    """Write a state dict, inside `{"model": ...}` if `wrapped`; raises WeightsError if PyTorch is missing."""
+def write_pickled(state: Mapping[str, np.ndarray], path: Path, statement: str | None = None) -> None:
+    """Write a state dict, with a statement inside `{"model": ...}`; raises WeightsError if PyTorch is missing."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise WeightsError(f"writing {path} {INSTALL}") from None
     tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
-    torch.save({"model": tensors} if wrapped else tensors, path)
+    torch.save({"model": tensors, KEY: statement} if statement else tensors, path)

@@ -12,6 +12,7 @@ import numpy as np
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, Stack, ViT, change_encoder
+from maejax.weights.statement import known_facts, with_statement
 from maejax.weights.weights import (
     PIXELS_ASSUMED,
     PROBE_FOLDED,
@@ -168,34 +169,41 @@ def config_of(
     grid = (size[0] // patch, size[1] // patch)
     if (of_head := state.get("blocks.0.attn.q_norm.weight")) is not None:
         heads = dim // len(of_head)
-    blocks = stack_of(state, "blocks.", pos_embed, grid, head_count(dim, heads))
+    heads, said = head_count(dim, heads)
+    notices = [said] if said else []
+    blocks = stack_of(state, "blocks.", pos_embed, grid, heads)
     encoder = ViT(image_size=size, patch_size=patch, channels=channels, **blocks)
     if "mask_token" in state or "decoder_embed.weight" in state:
         pos_embed = anchor(state, "decoder_pos_embed", what)
         decoder = Stack(**stack_of(state, "decoder_blocks.", pos_embed, grid, dec_heads or 16))
-        notices = [] if norm_pix_loss is not None else [PIXELS_ASSUMED]
+        if norm_pix_loss is None:
+            notices.append(PIXELS_ASSUMED)
         if not dec_heads:
             notices.append("the decoder's number of heads is not in the file; 16 assumed (--dec-heads)")
         return MAE(encoder=encoder, decoder=decoder, norm_pix_loss=bool(norm_pix_loss)), notices
     if (head := state.get("head.weight", state.get("head.1.weight"))) is not None:
         pooling = "gap" if "fc_norm.weight" in state else "cls"
         eps = PROBE_EPS if "head.0.running_mean" in state else 0.0
-        return Classifier(encoder=encoder, labels=head.shape[0], pooling=pooling, head_norm=eps), []
-    return encoder, []
+        return Classifier(encoder=encoder, labels=head.shape[0], pooling=pooling, head_norm=eps), notices
+    return encoder, notices
 
 
-def from_state(state: Mapping[str, np.ndarray], what: str, layout: str, **known: Any) -> Weights:
-    """Read a state dict of the authors' code ("fair") or of timm; `known` as in `config_of`.
+def from_state(
+    state: Mapping[str, np.ndarray], what: str, layout: str, stated: Network | None = None, **known: Any
+) -> Weights:
+    """Read a state dict of the authors' code ("fair") or of timm; `known` as in `config_of`, if not `stated`.
 
     Raises WeightsError, with all of them, if a tensor is missing, extra or misshapen.
     """
-    config, notices = config_of(state, what, **known)
+    config, notices = config_of(state, what, **known_facts(stated, **known))
     blank: dict[str, np.ndarray] = blank_arrays(config)
     if isinstance(config, Classifier) and config.head_norm:
         blank["head_norm.batches"] = np.zeros(())
     check(to_theirs(blank, config.encoder), state, what)
     weights = Weights(to_ours(state), config, layout, "the authors' PyTorch code", tuple(notices))
-    return without_identity(replace(weights, writer="timm")) if layout == "timm" else weights
+    if layout == "timm":
+        weights = without_identity(replace(weights, writer="timm"))
+    return with_statement(weights, stated, what)
 
 
 def without_identity(weights: Weights) -> Weights:

@@ -14,7 +14,9 @@ from maejax.models.description import PLAIN, Classifier, Compute, Network
 from maejax.models.patches import sincos_table
 from maejax.models.trees import mismatches, named_arrays, with_arrays
 
-HEAD_SIZE = 64  # of every published ViT; the widths of one head cannot be read from a packed projection
+HEAD_SIZE = 64  # of most published ViTs; the widths of one head cannot be read from a packed projection
+# Heads of the published ViTs whose heads are wider: H of the paper (Table 2 of Dosovitskiy et al.), g and G of timm.
+WIDER_HEADS = {1280: 16, 1408: 16, 1664: 16}
 STACKS = ("encoder.transformer.blocks.", "decoder.blocks.")
 
 PIXELS_ASSUMED = "whether its targets were normalised is not in the file; pixels assumed (--norm-pix-loss)"
@@ -144,13 +146,19 @@ def depth(state: Iterable[str], prefix: str) -> int:
     return max(found, default=-1) + 1
 
 
-def head_count(dim: int, given: int | None) -> int:
-    """Infer a number of heads from the head size 64; raises WeightsError if it does not divide the width."""
-    if not given and dim % HEAD_SIZE:
+def head_count(dim: int, given: int | None) -> tuple[int, str]:
+    """Infer a number of heads from the width as in published ViTs; returns it and a sentence if it is assumed.
+
+    Raises WeightsError if no published head size divides the width.
+    """
+    if given:
+        return given, ""
+    if dim not in WIDER_HEADS and dim % HEAD_SIZE:
         raise WeightsError(
             f"the number of heads is not in the file, and its width {dim} is no multiple of 64: give --heads"
         )
-    return given or dim // HEAD_SIZE
+    heads = WIDER_HEADS.get(dim, dim // HEAD_SIZE)
+    return heads, f"the number of heads is not in the file; {heads} assumed (--heads)"
 
 
 def image_size_of(patches: int, patch_size: int, given: tuple[int, int] | None) -> tuple[int, int]:
