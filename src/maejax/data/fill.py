@@ -23,6 +23,7 @@ class RowSpec(NamedTuple):
     position: int  # in the endless sequence of rows: names the random numbers of the augmentation
     index: int  # of the image in the source
     image: ByteRange | np.ndarray
+    key: str  # the name of the image in messages
 
 
 class Fault(NamedTuple):
@@ -76,8 +77,8 @@ def _read(spec: RowSpec, config: FillConfig) -> bytes | np.ndarray | Fault:
 
 
 def _augment(image: bytes | np.ndarray, config: FillConfig, rng: np.random.Generator) -> np.ndarray:
-    """Draw the crop from the size in the header and decode no more than it; without such a header decode all."""
     transform, channels = config.transform, config.channels
+    # The crop is drawn from the size in the header, and no more than it is decoded.
     if transform.box is not None and isinstance(image, bytes) and (size := size_in_header(image)):
         return transform.finish(decode(image, channels, transform.box(size, rng)), rng)
     return transform(decode(image, channels), rng)
@@ -102,13 +103,14 @@ class FillThreads:
 
     def submit(self, images: np.ndarray, rows: Sequence[RowSpec]) -> list[Future[list[Fault]]]:
         """Start to fill `rows` of `images`, as `fill` does, in several pieces."""
-        if self._executor is None:
-            done: Future[list[Fault]] = Future()
-            done.set_result(fill(images, rows, self._config))
-            return [done]
-        return [self._executor.submit(fill, images, piece, self._config) for piece in split_rows(rows, self._pieces)]
+        if self._executor is not None:
+            pieces = split_rows(rows, self._pieces)
+            return [self._executor.submit(fill, images, piece, self._config) for piece in pieces]
+        done: Future[list[Fault]] = Future()
+        done.set_result(fill(images, rows, self._config))
+        return [done]
 
     def close(self) -> None:
         """Drop what has not started and wait for the rest."""
         if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor.shutdown(cancel_futures=True)

@@ -38,7 +38,7 @@ class FillWork(NamedTuple):
     shape: Shape
     stride: int
     config: FillConfig
-    threads: int = 0
+    threads: int
 
 
 class LoaderProcess:
