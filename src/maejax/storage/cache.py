@@ -7,8 +7,7 @@ from pathlib import Path
 def cache_folder() -> Path:
     """Return $XDG_CACHE_HOME/maejax, or ~/.cache/maejax where that variable is unset or no absolute path.
 
-    It holds fetched files in `weights`, mirrors of buckets in `runs` and `read`, and copies of parquet files. Earlier
-    commits kept weights and mirrors in ~/.cache/maejax whatever the variable said; those copies may be deleted.
+    It holds fetched files in `weights`, mirrors of buckets in `runs` and `read`, and copies of parquet files.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path("~/.cache").expanduser().absolute()) / "maejax"

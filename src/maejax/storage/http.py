@@ -40,8 +40,7 @@ def read_web(address: str, policy: RetryPolicy, stop: threading.Event) -> Genera
     for a permanent error, for a file that changed in between, and when the policy's time is up.
     """
     url, headers = resolve(address)
-    retry = Retry(policy, stop)
-    done = 0
+    retry, done = Retry(policy, stop), 0
     identity: str | None = None  # ETag or date of the file, which must not change between two requests
     length: int | None = None
     with _pool(url, policy) as pool:
@@ -51,21 +50,20 @@ def read_web(address: str, policy: RetryPolicy, stop: threading.Event) -> Genera
                 if identity is not None and not identity.startswith("W/"):
                     headers["If-Range"] = identity
             response = _request(pool, url, headers, retry)
-            if response is None:
-                continue
             try:
                 skip = _overlap(response, done)
-                new_identity, new_length = _identity(response), _length(response)
-                if done and ((identity, length) != (new_identity, new_length)):
+                before = identity, length
+                identity = response.headers.get("ETag") or response.headers.get("Last-Modified")
+                length = _length(response)
+                if done and before != (identity, length):
                     raise FetchError("the file on the server changed while it was read; start again")
-                identity, length = new_identity, new_length
                 for chunk in response.stream(CHUNK, decode_content=False):
-                    drop = min(skip, len(chunk))
-                    skip -= drop
-                    if drop < len(chunk):
-                        done += len(chunk) - drop
+                    new = chunk[skip:]
+                    skip -= len(chunk) - len(new)
+                    if new:
+                        done += len(new)
                         retry.progress()
-                        yield chunk[drop:]
+                        yield new
                 if length is None or done == length:
                     return
                 retry.wait(f"the connection ended at byte {done} of {length}")
@@ -88,8 +86,6 @@ def list_hf(pattern: str, policy: RetryPolicy) -> list[str]:
         retry = Retry(policy, threading.Event())
         while url:
             response = _request(pool, url, _token_header(), retry, preload=True)
-            if response is None:
-                continue
             head = f"hf://datasets/{repo}" + (f"@{revision}" if revision != "main" else "")
             found += [f"{head}/{entry['path']}" for entry in json.loads(response.data) if entry["type"] == "file"]
             following = re.search(r'<([^>]+)>;\s*rel="next"', response.headers.get("Link", ""))
@@ -156,34 +152,32 @@ def _pool(url: str, policy: RetryPolicy) -> urllib3.PoolManager:
 
 def _request(
     pool: urllib3.PoolManager, url: str, headers: dict[str, str], retry: Retry, *, preload: bool = False
-) -> urllib3.BaseHTTPResponse | None:
-    """Send a GET request and return the response, with its body read if `preload`.
+) -> urllib3.BaseHTTPResponse:
+    """Send a GET request, again after transient errors; the response has its body read if `preload`.
 
-    Return None after a transient error and a pause, for the caller to try again. Raises FetchError for other errors.
+    Raises FetchError for other errors, and when the time for retries is up.
     """
     # urllib3 follows redirects only; which errors are retried, and when, is decided here.
     redirects = urllib3.Retry(
         None, connect=0, read=0, status=0, other=0, redirect=10, respect_retry_after_header=False, raise_on_status=False
     )
-    try:
-        response = pool.request("GET", url, headers=headers, preload_content=preload, retries=redirects)
-    except urllib3.exceptions.HTTPError as error:
-        _check_transient(error)
-        retry.wait(_describe(error))
-        return None
-    if response.status in (200, 206):
-        return response
-    try:
-        status = f"HTTP {response.status} {response.reason or ''}".rstrip()
+    while True:
+        try:
+            response = pool.request("GET", url, headers=headers, preload_content=preload, retries=redirects)
+        except urllib3.exceptions.HTTPError as error:
+            _check_transient(error)
+            retry.wait(_describe(error))
+            continue
+        if response.status in (200, 206):
+            return response
+        response.close()
         if response.status == 416:
             raise FetchError("the file on the server became shorter while it was read; start again")
+        status = f"HTTP {response.status} {response.reason or ''}".rstrip()
         if response.status not in _TRANSIENT:
             hint = _HINTS.get(response.status)
             raise FetchError(status + (f": {hint}" if hint else ""))
         retry.wait(status, _retry_after(response.headers.get("Retry-After")))
-    finally:
-        response.close()
-    return None
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -205,10 +199,6 @@ def _overlap(response: urllib3.BaseHTTPResponse, done: int) -> int:
     if match is None or int(match[1]) > done:
         raise FetchError("the server answers with another range of bytes than was asked for")
     return done - int(match[1])
-
-
-def _identity(response: urllib3.BaseHTTPResponse) -> str | None:
-    return response.headers.get("ETag") or response.headers.get("Last-Modified")
 
 
 def _length(response: urllib3.BaseHTTPResponse) -> int | None:

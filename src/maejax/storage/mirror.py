@@ -31,11 +31,8 @@ _sending = threading.Lock()
 
 
 def work_folder(address: str, process: int) -> Path:
-    """Return the local folder in which process number `process` of a run writes the run at an address.
-
-    Processes on one host have different folders, and so have writers and readers.
-    """
-    return cache_folder().joinpath("runs", str(process), *_parts(address))
+    """Return the local folder in which process number `process` of a run writes the run at an address."""
+    return _mirror("runs", address, process)
 
 
 def read_folder(address: str, process: int) -> Path:
@@ -43,8 +40,11 @@ def read_folder(address: str, process: int) -> Path:
 
     Raises InputError if there is no run.
     """
-    _try_open(address, address)
-    folder = cache_folder().joinpath("read", str(process), *_parts(address))
+    try:
+        open_system(address)
+    except FetchError as error:
+        raise InputError(f"{address}: {error}") from None
+    folder = _mirror("read", address, process)
     for run in (folder, *folder.parents[:2]):  # the address may name a run, its `checkpoints`, or one checkpoint
         if address_of(run) and exists(run / "config.json"):
             _fetch_small(run)
@@ -53,9 +53,10 @@ def read_folder(address: str, process: int) -> Path:
     raise InputError(f"{address} has no config.json: name a run directory of maejax, one of its checkpoints, or a file")
 
 
-def _parts(address: str) -> tuple[str, ...]:
+def _mirror(use: str, address: str, process: int) -> Path:
+    # Processes on one host have different folders, and so have writers and readers.
     scheme, _, rest = address.partition("://")
-    return scheme, *filter(None, rest.split("/"))
+    return cache_folder().joinpath(use, str(process), scheme, *filter(None, rest.split("/")))
 
 
 def address_of(path: Path) -> str:
@@ -81,21 +82,13 @@ def check(output_dir: str) -> None:
         return
     if output_dir.startswith("file://"):
         raise InputError(f"--output-dir {output_dir}: write the folder as it is, without file://")
-    _try_open(output_dir, f"--output-dir {output_dir}")
+    remedy = ""
     try:
+        open_system(output_dir)
+        remedy = "; see that the bucket is there, and that this host is logged in and may write, read and delete in it"
         try_bucket(output_dir)
     except FetchError as error:
-        raise InputError(
-            f"--output-dir {output_dir}: {error}; see that the bucket is there, and that this host is logged in and "
-            "may write, read and delete in it"
-        ) from None
-
-
-def _try_open(address: str, what: str) -> None:
-    try:
-        open_system(address)
-    except FetchError as error:
-        raise InputError(f"{what}: {error}") from None
+        raise InputError(f"--output-dir {output_dir}: {error}{remedy}") from None
 
 
 def refresh(folder: Path) -> None:
@@ -131,31 +124,29 @@ def exists(path: Path) -> bool:
 
 def publish(folder: Path) -> None:
     """Copy all new and changed files of a run to the bucket, except its checkpoints."""
-    if not address_of(folder):
-        return
-    with _sending, tempfile.TemporaryDirectory(prefix="maejax-copy-") as place:
-        for path in sorted(folder.rglob("*")):
-            if path.relative_to(folder).parts[0] not in CHECKPOINTS:
-                _publish_file(path, Path(place) / "copy")
+    if address_of(folder):
+        _publish(path for path in sorted(folder.rglob("*")) if path.relative_to(folder).parts[0] not in CHECKPOINTS)
 
 
 def publish_file(path: Path) -> None:
     """Copy one file to the bucket, if its path mirrors one and it has changed."""
     if address_of(path):
-        with _sending, tempfile.TemporaryDirectory(prefix="maejax-copy-") as place:
-            _publish_file(path, Path(place) / "copy")
+        _publish([path])
 
 
-def _publish_file(path: Path, copy: Path) -> None:
-    try:
-        if path.is_symlink() or not path.is_file() or _sent.get(path) == _state(path):
-            return
-        state = _state(path)
-        shutil.copyfile(path, copy)  # the original may grow while it is sent
-    except FileNotFoundError:
-        return  # a temporary file, already gone
-    _put(path, copy)
-    _sent[path] = state
+def _publish(paths: Iterable[Path]) -> None:
+    with _sending, tempfile.TemporaryDirectory(prefix="maejax-copy-") as place:
+        copy = Path(place, "copy")
+        for path in paths:
+            try:
+                if path.is_symlink() or not path.is_file() or _sent.get(path) == _state(path):
+                    continue
+                state = _state(path)
+                shutil.copyfile(path, copy)  # the original may grow while it is sent
+            except FileNotFoundError:
+                continue  # a temporary file, already gone
+            _put(path, copy)
+            _sent[path] = state
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -242,14 +233,10 @@ def set_aside(checkpoint: Path, name: str) -> None:
 
 def _files(folder: Path) -> dict[str, int]:
     """Return the sizes in bytes of all files below a folder in a bucket, by relative path."""
-
-    def find(system: Any, key: str) -> dict[str, int]:
-        """Return the same; some file systems list folders too."""
-        found = system.find(key, detail=True)
-        files = {name: info for name, info in found.items() if info["type"] == "file" and not name.endswith("/")}
-        return {name.lstrip("/").removeprefix(f"{key.lstrip('/')}/"): info["size"] for name, info in files.items()}
-
-    return _call("listed", folder, find)
+    found, key = _call("listed", folder, lambda system, key: (system.find(key, detail=True), key))
+    # Some file systems list folders too.
+    files = {name: info for name, info in found.items() if info["type"] == "file" and not name.endswith("/")}
+    return {name.lstrip("/").removeprefix(f"{key.lstrip('/')}/"): info["size"] for name, info in files.items()}
 
 
 def _put(path: Path, source: Path) -> None:

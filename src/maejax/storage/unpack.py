@@ -43,7 +43,6 @@ class _Gzip:
         self._inner = zlib.decompressobj(31)
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        """Return at most `max_length` bytes, and set `eof`, `unused_data` and `needs_input`."""
         result = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
         self.eof, self.unused_data = self._inner.eof, self._inner.unused_data
         self.needs_input = not self._inner.unconsumed_tail
