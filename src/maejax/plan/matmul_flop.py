@@ -6,25 +6,24 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from maejax.plan.hlo import Computation, Instruction, Module, Shape, bits
+from maejax.plan.hlo import Instruction, Shape, bits
 
 
-def matmuls(module: Module, computation: Computation, instruction: Instruction) -> Iterator[tuple[str, int]]:
+def matmuls(instruction: Instruction) -> Iterator[tuple[str, int]]:
     """Yield operand type and FLOP of every matrix product in an instruction and what it fuses.
 
     A kernel, such as that of `ops/attention_tpu.py`, counts as the FLOP that it declares.
     """
     if instruction.opcode in ("dot", "convolution"):
-        shapes = [computation.instructions[name].shapes[0] for name in instruction.operands[:2]]
+        shapes = [operand.shapes[0] for operand in instruction.operands[:2]]
         types = sorted({shape.dtype for shape in shapes}, key=bits, reverse=True)
         flop = dot_flop if instruction.opcode == "dot" else convolution_flop
         yield " x ".join(types), flop(instruction, *shapes)
     elif instruction.opcode == "custom-call" and (declared := instruction.number("flops")):
-        yield computation.instructions[instruction.operands[0]].shapes[0].dtype, declared
+        yield instruction.operands[0].shapes[0].dtype, declared
     elif instruction.opcode == "fusion":
-        fused = module.computations[instruction.called[0]]
-        for inner in fused.instructions.values():
-            yield from matmuls(module, fused, inner)
+        for inner in instruction.called[0].instructions.values():
+            yield from matmuls(inner)
 
 
 def dot_flop(dot: Instruction, left: Shape, right: Shape) -> int:
