@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -59,14 +59,9 @@ def pack(
         if number is not None and (number < 1 or (flag == "--quality" and number > 100)):
             raise InputError(f"{flag} {number}: give at least 1" + (" and at most 100" if flag == "--quality" else ""))
     source, folder = open_source(src, labels=labels), Path(dst).expanduser()
-    arguments = {
-        "source": src,
-        "images": len(source),
-        "shard_size": shard_size,
-        "shuffle_seed": shuffle_seed,
-        "image_size": image_size,
-        **{name: value for name, value in (("quality", quality), ("labels", labels)) if value is not None},
-    }
+    arguments = {"source": src, "images": len(source), "shard_size": shard_size, "shuffle_seed": shuffle_seed}
+    later = {"quality": quality, "labels": labels}  # packs from before these were known do not have them
+    arguments |= {"image_size": image_size, **{name: value for name, value in later.items() if value is not None}}
     index = next(iter(_lines(folder / "index.json", whole=True)), {})
     if index.get("pack") == arguments and all(_is_there(folder, shard) for shard in index["shards"]):
         return index  # this very pack is finished
@@ -84,14 +79,8 @@ def pack(
         raise InputError(f"{src}: {what}; check the files")
     if max(sizes) - min(sizes) > 1:
         shards = _level(run, shards, shard_size)
-    index = {
-        "total": sum(shard["samples"] for shard in shards),
-        "classes": list(source.classes),
-        "skipped": skipped,
-        "problems": source.problems,
-        "shards": shards,
-        "pack": arguments,
-    }
+    index = {"total": sum(shard["samples"] for shard in shards), "classes": list(source.classes), "skipped": skipped}
+    index |= {"problems": source.problems, "shards": shards, "pack": arguments}
     with write_atomically(folder / "index.json") as new:
         new.write_text(json.dumps(index, indent=1))
     shutil.rmtree(folder / _UNEVEN, ignore_errors=True)
@@ -150,14 +139,12 @@ def _level(run: "_Run", shards: list[dict], shard_size: int) -> list[dict]:
     count = -(-len(source) // shard_size)
     names = [shard["name"] for shard in shards[:count]]
     parts = np.array_split(np.arange(len(source)), count)
-    # Their images are whole, and of the size they shall have: they are only copied.
-    shards = _Run(run.folder, run.workers, 0, None).write(source, names, parts, _as_it_is, None)
+
+    def copy(data: Any) -> tuple[bytes, str]:
+        return data, suffix_of(data)  # the images are whole, and of the size they shall have
+
+    shards = _Run(run.folder, run.workers, 0, None).write(source, names, parts, copy, None)
     return [{name: value for name, value in shard.items() if name != "skipped"} for shard in shards]
-
-
-def _as_it_is(data: bytes | np.ndarray) -> tuple[bytes, str]:
-    assert isinstance(data, bytes)  # it was read from a shard
-    return data, suffix_of(data)
 
 
 @dataclass
@@ -186,37 +173,31 @@ class _Run:
         executor = ThreadPoolExecutor(min(self.workers, len(names)), thread_name_prefix="maejax-pack")
         try:
             futures = {
-                executor.submit(self._try_shard, name, source, part, first, encode, records is not None): k
+                executor.submit(self._write_shard, name, source, part, first, encode, records is not None): k
                 for k, (name, part, first) in enumerate(zip(names, parts, firsts[:-1], strict=True))
                 if keep[k] is None
             }
             for future in as_completed(futures):
-                if not isinstance(future.exception(), Stopped):
-                    keep[futures[future]] = future.result()
+                keep[futures[future]] = future.result()
         finally:
-            self.stop.set()
+            self.stop.set()  # after an error the other threads need not finish the shards they have begun
             executor.shutdown(cancel_futures=True)
         return [record for record in keep if record is not None]
-
-    def _try_shard(self, *args) -> dict:
-        try:
-            return self._write_shard(*args)
-        except BaseException:
-            self.stop.set()  # at once: the other threads need not finish the shards they have begun
-            raise
 
     def _write_shard(
         self, name: str, source: Source, part: np.ndarray, first: int, encode: Encode, journaled: bool
     ) -> dict:
         samples, skipped = 0, {}
-        with write_atomically(self.folder / name) as new, new.open("wb") as file:
-            hashed = _Hashed(file)
-            with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[arg-type]
+        with write_atomically(self.folder / name) as new, new.open("w+b") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for number, i in enumerate(part.tolist(), first):
                     if self.stop.is_set():
                         raise Stopped
                     try:
-                        data, suffix = encode(_read(source, i))
+                        data, suffix = encode(source.read(i))
+                    except OSError as error:
+                        remedy = "start the same command again when it can, or leave the file out"
+                        raise InputError(f"{source.keys[i]}: cannot be read: {error.strerror}; {remedy}") from None
                     except UnreadableImage as error:
                         skipped[source.keys[i]] = str(error)
                     else:
@@ -231,31 +212,13 @@ class _Run:
             size = file.tell()
             file.flush()
             os.fsync(file.fileno())  # a record says that the shard is there, also after the power was cut
-        digest = hashed.digest.hexdigest()
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         record = {"name": name, "samples": samples, "bytes": size, "sha256": digest, "skipped": skipped}
         if journaled:
             with self.lock, (self.folder / _JOURNAL).open("a") as journal:
                 journal.write(json.dumps(record) + "\n")
         return record
-
-
-class _Hashed:
-    """A file for tarfile to write to, with the sha256 of all that was written."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.tell, self.digest = file, file.tell, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
-
-
-def _read(source: Source, i: int) -> bytes | np.ndarray:
-    try:
-        return source.read(i)
-    except OSError as error:
-        remedy = "start the same command again when it can, or leave the file out"
-        raise InputError(f"{source.keys[i]}: cannot be read: {error.strerror}; {remedy}") from None
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
