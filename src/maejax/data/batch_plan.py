@@ -64,11 +64,7 @@ class BatchPlan:
 
 
 class Numbered:
-    """Plans batches of a source that can be read at random, by their number.
-
-    With `shuffle`, batch `step` is positions step * B .. (step + 1) * B of an endless sequence of epochs, each a
-    permutation; else of one pass in the order of the source.
-    """
+    """Plans batches of a source by number: of an endless sequence of permutations with `shuffle`, else of one pass."""
 
     def __init__(self, source: Source, config: BatchConfig):
         self.source, self.config = source, config

@@ -70,10 +70,7 @@ def decode(data: bytes | np.ndarray, channels: int = 3, box: Box | None = None) 
 
 
 def size_in_header(data: bytes) -> tuple[int, int] | None:
-    """Read the upright size (H, W) of a JPEG of which `decode` can decode a part; None for any other image.
-
-    Raises UnreadableImage if it is larger than Pillow's `Image.MAX_IMAGE_PIXELS`.
-    """
+    """Read the upright size (H, W) of a JPEG, None if `decode` takes it only whole; raises UnreadableImage if huge."""
     if not data.startswith(_JPEG) or library() is None:
         return None
     try:

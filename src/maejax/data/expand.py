@@ -24,10 +24,7 @@ _REMOTE = re.compile(r"[a-zA-Z][\w+.-]*://")
 
 
 def expand(spec: str) -> list[Path | str]:
-    """List the places that a spec stands for: local paths that exist, and addresses of shards that must be fetched.
-
-    Raises InputError, without secrets, for what is not there.
-    """
+    """List the places of a spec, local paths that exist or addresses to fetch; raises InputError if one is missing."""
     if spec.startswith("@"):
         return [place for line in _lines(spec[1:]) for place in expand(line)]
     if spec.startswith("pipe:"):

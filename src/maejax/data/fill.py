@@ -35,22 +35,16 @@ class Fault(NamedTuple):
 
 
 class FillConfig(NamedTuple):
-    """How rows are filled, the same for all of a run: augmentation, channels, seed of the augmentation.
-
-    `decode_whole` decodes the full image once for neighbouring rows: cheaper if an image is used several times a batch.
-    """
+    """How rows are filled, the same for all of a run: augmentation, channels, seed of the augmentation."""
 
     transform: Transform
     channels: int
     seed: int
-    decode_whole: bool = False
+    decode_whole: bool = False  # once for neighbouring rows: cheaper if an image is used several times a batch
 
 
 def fill(images: np.ndarray, rows: Sequence[RowSpec], config: FillConfig) -> list[Fault]:
-    """Read, decode and augment an image for each of `rows`, into `images`, uint8 [B, H, W, C].
-
-    All arguments can be pickled, and what is written depends on nothing else. Rows that are returned are left alone.
-    """
+    """Read, decode and augment an image for each of `rows` into `images`, uint8 [B, H, W, C]; not those returned."""
     faults: list[Fault] = []
     last, image = -1, Fault(-1, "", None)
     for spec in rows:

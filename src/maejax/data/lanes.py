@@ -45,10 +45,7 @@ class Lanes:
 
     @contextmanager
     def plans(self, start: int, stop: int | None, position: Position | None) -> Iterator[Iterator[BatchPlan]]:
-        """Open the plans of batches `start` .. `stop`, without end if that is None; the lanes close with the block.
-
-        Raises InputError if `start` is not 0 and has no position, or one of another stream.
-        """
+        """Open the plans of batches `start` .. `stop` (None: no end); raises InputError if `position` does not fit."""
         if start and position is None:
             raise InputError(f"a stream cannot start at step {start}: the position it had there was not kept")
         at = {} if position is None else self._check(position)

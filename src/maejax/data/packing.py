@@ -162,10 +162,7 @@ class _Run:
     def write(
         self, source: Source, names: list[str], parts: list[np.ndarray], encode: Encode, records: dict | None
     ) -> list[dict]:
-        """Write shard `names[k]` with the images `parts[k]`, all that are not in `records`; returns all records.
-
-        Each new record is added to the journal, except if `records` is None.
-        """
+        """Write shard `names[k]` with the images `parts[k]`, unless it is in `records`; returns all records."""
         firsts = np.cumsum([0, *map(len, parts)]).tolist()
         keep = [(records or {}).get(name) for name in names]
         self.done = sum(len(part) for part, record in zip(parts, keep, strict=True) if record)

@@ -176,10 +176,7 @@ def evaluation_loader(
 
 
 def check_readable(source: Source | Stream, channels: int, at_most: int = 1000) -> None:
-    """Try images from the front until one can be read; raises InputError if none of the first `at_most` can.
-
-    Of a stream, the first shards are tried, with little patience.
-    """
+    """Try the first images, or those of the first shards; raises InputError if none of `at_most` can be read."""
     reasons: list[str] = []
     if isinstance(source, Stream):
         what, tried = "images and shards", first_images(source, reasons)

@@ -31,10 +31,7 @@ _LOADING = threading.Lock()  # two copies of the module would draw from two sets
 
 
 def check_policy(policy: str, channels: int = 3) -> None:
-    """Check a policy before any long work.
-
-    Raises InputError if timm is missing or does not know the policy, or the images have other than 1 or 3 channels.
-    """
+    """Check a policy; raises InputError if timm is missing or does not know it, or for other than 1 or 3 channels."""
     if channels not in (1, 3):
         raise InputError(f"--auto-augment {policy} changes images of 1 or 3 channels, not {channels}; set it to none")
     name, *sections = policy.split("-")

@@ -119,10 +119,7 @@ class Stream:
 
 
 def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, ByteRange | np.ndarray]]:
-    """Yield the first images, by key, of the first shards, to see whether anything there can be used.
-
-    It asks for all these shards at once and gives up early. Why a shard has no image is appended to `reasons`.
-    """
+    """Yield key and image of the first images of the first shards, with little patience; failures go to `reasons`."""
     shards = stream.shards[:PROBED]
     opened = [stream.open(number, PROBING) for number in range(len(shards))]
     try:
@@ -191,10 +188,7 @@ def fetch_all(stream: Stream) -> tuple[list[tuple[Path, str]], dict[str, str]]:
 
 
 def read_index(addresses: Sequence[str]) -> tuple[int | None, tuple[str, ...]]:
-    """Read the number of images (None: unknown) and the names of the classes from the index.json beside shards.
-
-    Returns (None, ()) if a folder has none, or it does not name all of these shards.
-    """
+    """Read the number of images and the classes from the index.json beside shards; (None, ()) if it lacks one."""
     folders: dict[str, set[str]] = {}
     for address in addresses:
         folder, _, name = address.rpartition("/")

@@ -29,10 +29,7 @@ _log = logging.getLogger("maejax.data")
 
 
 def table_files(folder: Path) -> list[Path]:
-    """Return the files of a Hugging Face `datasets` folder, or of a folder of parquet files; else [].
-
-    Raises InputError if it holds several splits.
-    """
+    """Return the files of a folder of `datasets` or parquet files, else []; raises InputError for several splits."""
     if (folder / "dataset_dict.json").is_file():
         splits = _json(folder / "dataset_dict.json").get("splits", [])
         if len(splits) != 1:

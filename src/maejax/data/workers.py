@@ -28,10 +28,7 @@ _PAGE = 4096  # slots begin at a page: JAX on CPU takes over memory that is alig
 
 
 class Slots:
-    """Memory without a name for a fixed number of batches, each free again when no array uses it any more.
-
-    New memory for every batch would cost more than writing it: the system clears it page by page.
-    """
+    """Memory without a name for a fixed number of batches, each free again when no array uses it any more."""
 
     def __init__(self, shape: Shape, count: int):
         self.shape = shape
@@ -41,7 +38,7 @@ class Slots:
         else:
             with tempfile.TemporaryFile() as file:  # has lost its name already
                 self.descriptor = os.dup(file.fileno())
-        os.truncate(self.descriptor, count * self.stride)
+        os.truncate(self.descriptor, count * self.stride)  # once: the system clears new memory page by page
         self._memory = mmap.mmap(self.descriptor, count * self.stride)
         self.free = collections.deque(range(count))
 

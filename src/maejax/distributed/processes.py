@@ -76,10 +76,7 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
 
 
 def detect() -> tuple[str, int, int, Sequence[int] | None]:
-    """Return coordinator, number of processes, this one's number and its devices, as the cluster names them.
-
-    Raises ValueError if JAX knows no cluster that started this process, or if it was started alone.
-    """
+    """Return coordinator, number of processes, this one's number and devices; raises ValueError without a cluster."""
     from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` uses it; it has no public name
 
     found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, JOIN_SECONDS)
@@ -113,12 +110,9 @@ def all_processes(true: bool) -> bool:
 
 
 def leave(code: int) -> int:
-    """Return an exit code; if it is an error and there are several processes, end this one at once instead.
-
-    A tidy end would wait for the other processes.
-    """
+    """Return an exit code; if it is an error and there are several processes, end this one at once instead."""
     if code and jax.distributed.is_initialized():
-        if _peers is not None:
+        if _peers is not None:  # a tidy end would wait for them
             _peers.announce_end(code)
         sys.stdout.flush()
         sys.stderr.flush()

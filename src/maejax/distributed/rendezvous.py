@@ -1,7 +1,4 @@
-"""The processes of a run by name: those missing at the start, and those lost before the end.
-
-JAX's own service names no process, and aborts when one is missing at the start.
-"""
+"""The processes of a run by name, which JAX's own service lacks: those missing at the start, and those lost later."""
 
 import json
 import logging

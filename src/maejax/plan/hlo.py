@@ -51,10 +51,7 @@ class Shape(NamedTuple):
 
 @dataclass(eq=False)
 class Instruction:
-    """One line of a computation; `shapes` are the arrays of its result, all those of a tuple.
-
-    `called` are the computations that it calls: a fusion's, the body and condition of a loop, branches.
-    """
+    """One line of a computation; `shapes` are the arrays of its result, all those of a tuple."""
 
     name: str
     shapes: tuple[Shape, ...]
@@ -62,7 +59,7 @@ class Instruction:
     operands: "tuple[Instruction, ...]"
     inside: str  # the text between the parentheses: the number of a parameter, the value of a constant
     attributes: str
-    called: "tuple[Computation, ...]"
+    called: "tuple[Computation, ...]"  # a fusion's, the body and condition of a loop, branches
 
     def called_by(self, attribute: str) -> "Computation":
         """Return the computation that an attribute names, such as body."""
@@ -113,10 +110,7 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
 
 
 def parse(text: str) -> Computation:
-    """Parse the text of a module, as of `compiled.as_text()`; returns the computation that runs.
-
-    Raises ValueError if there is none. Each line may use what the lines before it define.
-    """
+    """Parse a module, as of `compiled.as_text()`, to the computation that runs; raises ValueError if there is none."""
     computations: dict[str, Computation] = {}
     entry = here = None
     for line in text.splitlines():

@@ -10,10 +10,7 @@ from maejax.plan.hlo import Instruction, Shape, bits
 
 
 def matmuls(instruction: Instruction) -> Iterator[tuple[str, int]]:
-    """Yield operand type and FLOP of every matrix product in an instruction and what it fuses.
-
-    A kernel, such as that of `ops/attention_tpu.py`, counts as the FLOP that it declares.
-    """
+    """Yield operand type and FLOP of every matrix product in an instruction; a kernel has those that it declares."""
     if instruction.opcode in ("dot", "convolution"):
         shapes = [operand.shapes[0] for operand in instruction.operands[:2]]
         types = sorted({shape.dtype for shape in shapes}, key=bits, reverse=True)

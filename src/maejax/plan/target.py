@@ -68,10 +68,7 @@ class Target(NamedTuple):
 
 
 def find_target(name: str) -> Target:
-    """Return the devices of a slice by gcloud's name, such as v4-64 or v5litepod-16; "cpu", "gpu": this machine's.
-
-    Raises ValueError if there is no such slice or device, or the compiler for it is not installed.
-    """
+    """Return the devices of a slice by gcloud's name, or this machine's ("cpu", "gpu"); raises ValueError if none."""
     if name in ("cpu", "gpu"):
         try:
             devices = jax.devices(name)
@@ -91,10 +88,7 @@ def find_target(name: str) -> Target:
 
 
 def read_name(name: str) -> tuple[Chip, str, dict[str, Any]]:
-    """Return the chip of a slice, and the compiler's name and options for it, by gcloud's name.
-
-    Raises ValueError, with the slices that there are, if there is no such slice.
-    """
+    """Return chip, compiler's name and options of a slice by gcloud's name; raises ValueError if there is none."""
     version, _, count = name.partition("-")
     if version not in FAMILIES or not re.fullmatch(r"\d+", count):
         known = ", ".join(f"{version}-{min(shapes) * per}" for version, (_, per, shapes) in FAMILIES.items())

@@ -109,10 +109,7 @@ def list_bucket(pattern: str) -> list[str]:
 
 
 def open_system(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of an address, and the path in it.
-
-    Raises FetchError if its scheme is unknown, or with the name of the package that is missing.
-    """
+    """Return the file system of an address and the path in it; raises FetchError if scheme or package is missing."""
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with a trace
     scheme = address.partition("://")[0]
     try:

@@ -128,10 +128,7 @@ def _endpoint() -> str:
 
 
 def _token_header() -> dict[str, str]:
-    """Return the header with the token that the hub's own client would send.
-
-    urllib3 drops it when a redirect leaves the host.
-    """
+    """Return the header with the token that the hub's own client would send; urllib3 drops it for other hosts."""
     token = os.environ.get("HF_TOKEN", "")
     if not token:
         home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
@@ -153,10 +150,7 @@ def _pool(url: str, policy: RetryPolicy) -> urllib3.PoolManager:
 def _request(
     pool: urllib3.PoolManager, url: str, headers: dict[str, str], retry: Retry, *, preload: bool = False
 ) -> urllib3.BaseHTTPResponse:
-    """Send a GET request, again after transient errors; the response has its body read if `preload`.
-
-    Raises FetchError for other errors, and when the time for retries is up.
-    """
+    """Send a GET request until it succeeds; raises FetchError for an error that will not pass."""
     # urllib3 follows redirects only; which errors are retried, and when, is decided here.
     redirects = urllib3.Retry(
         None, connect=0, read=0, status=0, other=0, redirect=10, respect_retry_after_header=False, raise_on_status=False

@@ -36,10 +36,7 @@ def work_folder(address: str, process: int) -> Path:
 
 
 def read_folder(address: str, process: int) -> Path:
-    """Return the local folder for reading the run at an address, or a folder in it; fetch the run's small files.
-
-    Raises InputError if there is no run.
-    """
+    """Return a local folder with the small files of the run at an address; raises InputError if it is none."""
     try:
         open_system(address)
     except FetchError as error:
@@ -74,10 +71,7 @@ def shown(path: Path) -> str:
 
 
 def check(output_dir: str) -> None:
-    """Check that a run can write, read and delete below --output-dir, if that is an address.
-
-    Raises InputError if it cannot, or if a package is missing.
-    """
+    """Check that a run may write, read and delete at --output-dir, if an address; raises InputError if not."""
     if "://" not in output_dir:
         return
     if output_dir.startswith("file://"):
@@ -244,10 +238,7 @@ def _put(path: Path, source: Path) -> None:
 
 
 def _call(doing: str, path: Path, do: Callable[[Any, str], Any], size: int = 0) -> Any:
-    """Call `do(system, key)` on the file system and key that a path mirrors; `size` is that of a copied file.
-
-    Raises Failed if the call fails, or takes so long that it counts as stalled.
-    """
+    """Call `do(system, key)` for a path and a file of `size` bytes; raises Failed if it fails or stalls."""
     address = address_of(path)
     try:
         system, key = open_system(address)

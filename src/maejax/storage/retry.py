@@ -35,10 +35,7 @@ class Retry:
         self._failures, self._since = 0, time.monotonic()
 
     def wait(self, reason: str, seconds: float | None = None) -> None:
-        """Pause before the next attempt, for `seconds` if the server asked for a time.
-
-        Raises FetchError with the reason if the pause would exceed the policy's `total`, and Stopped.
-        """
+        """Pause before the next attempt, for `seconds` if given; raises FetchError beyond the policy's `total`."""
         if seconds is None:
             seconds = min(60.0, self._policy.backoff * 2**self._failures) * random.uniform(0.5, 1)
         spent = time.monotonic() - self._since

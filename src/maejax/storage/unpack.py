@@ -14,10 +14,7 @@ else:
 
 
 def unpack(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompress gzip or zstd, of one or several members; pass other bytes through.
-
-    Raises FetchError for damaged data, for an early end, and for a web page in place of a file.
-    """
+    """Decompress gzip or zstd, pass other bytes through; raises FetchError for damage, an early end, or a web page."""
     head = b""
     for chunk in chunks:
         head += chunk
