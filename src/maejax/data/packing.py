@@ -11,13 +11,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maejax.data.order import epoch_order
-from maejax.data.reencode import Encoding, suffix_of
+from maejax.data.reencode import reencode, suffix_of
 from maejax.data.sources import Source, open_source
 from maejax.errors import InputError, Stopped, UnreadableImage
 from maejax.storage.atomic import write_atomically
@@ -45,7 +46,7 @@ def pack(
 
     The shards are called after the folder (`train/train-0000.tar`) and hold at most `shard_size` images each, in
     numbers that differ by one at the most. The order is shuffled by `shuffle_seed` (None: that of the source). Labels
-    come from the source or the file `labels`. See `Encoding` for `image_size` and `quality`. `workers` threads write a
+    come from the source or the file `labels`. See `reencode` for `image_size` and `quality`. `workers` threads write a
     shard each (None: one for each core); their number changes no byte. `progress` gets the images done and in all.
 
     Returns the index: `total` images, `classes`, `skipped` (key -> reason), `problems` of the source, `shards` (name,
@@ -70,7 +71,8 @@ def pack(
     count = -(-len(source) // shard_size)
     names = [f"{folder.resolve().name}-{n:0{max(4, len(str(count - 1)))}d}.tar" for n in range(count)]
     run = _Run(folder, workers or os.cpu_count() or 1, len(source), progress)
-    shards = run.write(source, names, np.array_split(order, count), Encoding(image_size, quality).encode, records)
+    encode = partial(reencode, image_size=image_size, quality=quality)
+    shards = run.write(source, names, np.array_split(order, count), encode, records)
     skipped = {key: reason for shard in shards for key, reason in shard.pop("skipped").items()}
     sizes = [shard["samples"] for shard in shards]
     if not any(sizes):

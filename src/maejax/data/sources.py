@@ -19,15 +19,15 @@ from maejax.storage.redact import redact
 from maejax.storage.retry import RetryPolicy
 
 LOCAL_SHARD = 1000  # images
+Spec = str | Sequence[str]
 
 
 @dataclass(eq=False)
 class Source:
     """A set of images that can be read at random, from several threads at once.
 
-    `keys` names each image in messages. `labels` is int32 [n], -1 if there is none. `classes` are the names of the
-    classes if they are known, else (). `problems` are sentences on what could not be used; `lost` maps the shards that
-    could not be read to their end to the reason.
+    `keys` names each image in messages. `labels` is int32 [n], -1 if there is none; `classes` are their names, () if
+    unknown. `problems` are sentences on what could not be used, `lost` the shards that could not be read to their end.
     """
 
     keys: list[str]
@@ -102,11 +102,7 @@ class ArraySource(Source):
 
 
 def open_source(
-    spec: str | Sequence[str],
-    *,
-    labels: str | Path | None = None,
-    cache_dir: str = "",
-    patience: RetryPolicy | None = None,
+    spec: Spec, *, labels: str | Path | None = None, cache_dir: str = "", patience: RetryPolicy | None = None
 ) -> Source:
     """Open all images and labels of one spec, or several; docs/data.md lists the forms of a spec.
 
@@ -132,14 +128,10 @@ def open_source(
     return _labelled(source, [*local, *(path for path, _ in fetched)], labels)
 
 
-def open_stream(
-    spec: str | Sequence[str], *, cache_dir: str = "", patience: RetryPolicy | None = None
-) -> Source | Stream:
+def open_stream(spec: Spec, *, cache_dir: str = "", patience: RetryPolicy | None = None) -> Source | Stream:
     """Open a spec for training: as a stream if shards must be fetched or unpacked, else as `open_source` does.
 
-    Local images beside them take part as shards of `LOCAL_SHARD` images each, drawn at random.
-
-    Raises InputError for what is missing or not supported.
+    Local images beside them form shards of `LOCAL_SHARD` images each, drawn at random. Raises as `open_source`.
     """
     specs, local, addresses = _places(spec)
     if not addresses:
@@ -156,7 +148,7 @@ def open_stream(
     return stream
 
 
-def _places(spec: str | Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
+def _places(spec: Spec) -> tuple[list[str], list[Path], list[str]]:
     """Expand specs: the specs without secrets, plain local paths, and addresses that must be fetched or unpacked."""
     specs = [spec] if isinstance(spec, str) else list(spec)
     places = [place for each in specs for place in expand(each)]

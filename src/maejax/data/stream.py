@@ -58,19 +58,18 @@ class OpenShard:
     def windows(self, sizes: Iterator[int]) -> Iterator[list[Sample]]:
         """Yield its samples in groups of these sizes as they arrive; raises FormatError and FetchError at damage."""
         window, size = [], next(sizes)
-        failure: Exception | None = None
         try:
             for sample in self._samples:
                 window.append(sample)
                 if len(window) == size:
                     yield window
                     window, size = [], next(sizes)
-        except (FormatError, OSError) as error:
-            failure = error
+        except (FormatError, OSError):
+            if window:
+                yield window
+            raise
         if window:
             yield window
-        if failure is not None:
-            raise failure
 
     def close(self) -> None:
         """Stop fetching, close the file, and remove it unless it is kept."""
@@ -171,7 +170,6 @@ def fetch_all(stream: Stream) -> tuple[list[tuple[Path, str]], dict[str, str]]:
     remote = [shard for shard in stream.shards if isinstance(shard, RemoteShard)]
 
     def fetch(shard: RemoteShard) -> Path | FetchError:
-        """Return the local file of a shard, or why there is none."""
         spool = Spool(shard.address, stream.folder, shard.stem, keep=True, policy=stream.patience)
         try:
             spool.wait(1 << 62)
