@@ -16,15 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from maejax.data.augment import resize
+from maejax.data.decode import decode, opener_of
 from maejax.data.order import epoch_order
-from maejax.data.reencode import reencode, suffix_of
 from maejax.data.sources import Source, open_source
 from maejax.errors import InputError, Stopped, UnreadableImage
 from maejax.storage.atomic import write_atomically
 
 _JOURNAL = "pack.jsonl"  # lies in the folder while it is being packed into: for whom, and which shards are done
 _UNEVEN = ".uneven"  # shards from which images were left out, until their images are dealt out anew
+
+JPEG_QUALITY = 95
+_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 
 Progress = Callable[[int, int], None]
 Encode = Callable[[bytes | np.ndarray], tuple[bytes, str]]
@@ -143,7 +148,7 @@ def _level(run: "_Run", shards: list[dict], shard_size: int) -> list[dict]:
     parts = np.array_split(np.arange(len(source)), count)
 
     def copy(data: Any) -> tuple[bytes, str]:
-        return data, suffix_of(data)  # the images are whole, and of the size they shall have
+        return data, _SUFFIX[opener_of(data).format or ""]  # the images are whole, and of the size they shall have
 
     shards = _Run(run.folder, run.workers, 0, None).write(source, names, parts, copy, None)
     return [{name: value for name, value in shard.items() if name != "skipped"} for shard in shards]
@@ -224,3 +229,47 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)  # time, owner and group are 0: the same input gives the same bytes
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+
+
+def reencode(data: bytes | np.ndarray, image_size: int | None, quality: int | None) -> tuple[bytes, str]:
+    """Return the bytes of an image as a shard holds them, and their suffix.
+
+    `image_size` is the longest short side, in pixels, `quality` that of JPEG, 1..100. Without either, files are copied
+    byte for byte, and arrays are written as PNG. With `image_size`, images with a longer short side are resized to it.
+    JPEG and WebP are then written as JPEG (quality 95), others as PNG, without alpha. With `quality`, JPEG and WebP of
+    any size are written as JPEG of that quality if that is smaller.
+
+    Raises UnreadableImage, also where it would only be copied.
+    """
+    if isinstance(data, np.ndarray):
+        pixels = data if data.ndim == 3 else data[..., None]
+        if pixels.shape[2] not in (1, 3, 4):
+            raise UnreadableImage(f"has {pixels.shape[2]} channels; image files hold 1, 3 or 4")
+        return _encode(_shrink(pixels, image_size), "PNG"), ".png"
+    suffix = _SUFFIX[opener_of(data).format or ""]
+    pixels = decode(data, 3)  # what cannot be read must not get into a shard
+    lossy = suffix in (".jpg", ".webp")
+    small = _shrink(pixels, image_size)
+    resized = small.shape != pixels.shape
+    if not resized and not (lossy and quality):
+        return data, suffix
+    if (small == small[..., :1]).all():
+        small = small[..., :1]
+    if not lossy:
+        return _encode(small, "PNG"), ".png"
+    again = _encode(small, "JPEG", quality=quality or JPEG_QUALITY)
+    return (again, ".jpg") if resized or len(again) < len(data) else (data, suffix)
+
+
+def _shrink(pixels: np.ndarray, image_size: int | None) -> np.ndarray:
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    if image_size is None or side <= image_size:
+        return pixels
+    return resize(pixels, (height * image_size // side, width * image_size // side))
+
+
+def _encode(pixels: np.ndarray, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, format, **options)
+    return buffer.getvalue()

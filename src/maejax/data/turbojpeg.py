@@ -86,7 +86,7 @@ def decode_region(data: bytes, box: Box, channels: int, orientation: int = 1) ->
     space, subsampling = found.tj3Get(handle, _COLORSPACE), found.tj3Get(handle, _SUBSAMPLING)
     if space not in (_RGB_SPACE, _YCC_SPACE, _GRAY_SPACE) or not 0 <= subsampling < len(_MCU_WIDTH):
         return None
-    if found.tj3Get(handle, _PROGRESSIVE):  # its scans refine each other; libjpeg smooths over where the last are missing
+    if found.tj3Get(handle, _PROGRESSIVE):  # scans refine each other; libjpeg smooths over missing ones
         return None
     stored = found.tj3Get(handle, _HEIGHT), found.tj3Get(handle, _WIDTH)
     top, left, height, width = _stored_box(box, stored, orientation)

@@ -73,21 +73,17 @@ class Peers:
         """Receive messages from one process until it ends; process 0 forwards them to the others."""
         while True:
             message = line.receive()
-            about = other if message is None else message["process"]
-            code = None if message is None else message["bye"]
+            about, code = (other, None) if message is None else (message["process"], message["bye"])
             if code != 0 and about not in self.gone and about != self._process:
-                self._note(about, "was lost" if code is None else f"ended with exit code {code}")
+                if not self.gone:
+                    threading.Thread(target=self._end_in_time, daemon=True).start()
+                self.gone[about] = "was lost" if code is None else f"ended with exit code {code}"
+                self._changed.set()
                 for another, theirs in self._lines.items() if self._process == 0 else ():
                     if another != about:
                         theirs.send({"bye": code, "process": about})
             if message is None or about == other:
                 return
-
-    def _note(self, process: int, how: str) -> None:
-        if not self.gone:
-            threading.Thread(target=self._end_in_time, daemon=True).start()
-        self.gone[process] = how
-        self._changed.set()
 
     def _end_in_time(self) -> None:
         time.sleep(GRACE_SECONDS / 10)

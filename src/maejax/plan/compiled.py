@@ -52,12 +52,8 @@ def abstract_inputs(mesh: Mesh, batch_size: int, image_shape: tuple[int, int, in
     def array(shape, dtype, sharding) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    batch = Batch(
-        images=array((batch_size, *image_shape), np.uint8, rows),
-        labels=array((batch_size,), np.int32, rows),
-        valid=array((batch_size,), bool, rows),
-        index=array((batch_size,), np.int32, rows),
-    )
+    of_row = {"images": (image_shape, np.uint8), "labels": ((), np.int32), "valid": ((), bool), "index": ((), np.int32)}
+    batch = Batch(**{name: array((batch_size, *shape), dtype, rows) for name, (shape, dtype) in of_row.items()})
     control = Control(array((REQUESTS,), np.int32, same), array((), bool, same), array((), bool, same))
     return batch, control, array((mesh.size, REQUESTS), np.int32, rows)
 

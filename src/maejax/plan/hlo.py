@@ -97,16 +97,13 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
     for dtype, sizes, layout in _LEAF.findall(_COMMENT.sub("", text)):
         order, _, rest = layout.partition(":")
         tile, space = _TILE.search(rest), _SPACE.search(rest)
-        shapes.append(
-            Shape(
-                dtype,
-                tuple(int(size.lstrip("<= ")) for size in sizes.split(",") if size),
-                tuple(int(axis) for axis in order.split(",") if axis.isdecimal()),
-                tuple(int(size) for size in tile[1].split(",") if size.isdecimal()) if tile else (),
-                int(space[1]) if space else 0,
-            )
-        )
+        number = int(space[1]) if space else 0
+        shapes.append(Shape(dtype, _numbers(sizes), _numbers(order), _numbers(tile[1] if tile else ""), number))
     return tuple(shapes)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)))
 
 
 def parse(text: str) -> Computation:

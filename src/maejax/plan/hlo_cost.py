@@ -193,8 +193,7 @@ def _read(computation: Computation, number: int) -> int:
     parameter = computation.parameter(number)
     whole = _padded(parameter.shapes)
 
-    def of(value: Instruction) -> int:
-        """Return the bytes read of a value that is the parameter, or a bitcast of it."""
+    def of(value: Instruction) -> int:  # the parameter, or a bitcast of it
         if value is computation.root:
             return whole
         total = 0
@@ -218,7 +217,6 @@ def _written(computation: Computation) -> list[int]:
     """Return the bytes that a fused computation writes of each array of its result."""
 
     def of(instruction: Instruction) -> list[int]:
-        """Return the bytes written of each array of an instruction's result."""
         opcode, operands = instruction.opcode, instruction.operands
         if opcode == "tuple":
             return [of(operand)[0] for operand in operands]

@@ -94,10 +94,10 @@ def read_name(name: str) -> tuple[Chip, str, dict[str, Any]]:
         known = ", ".join(f"{version}-{min(shapes) * per}" for version, (_, per, shapes) in FAMILIES.items())
         raise ValueError(f"--topology {name} is no TPU slice: give one such as {known}, or cpu or gpu for this machine")
     chip_name, per_chip, shapes = FAMILIES[version]
-    if int(count) % per_chip or int(count) // per_chip not in shapes:
-        sizes = ", ".join(str(chips * per_chip) for chips in shapes)
+    chips, rest = divmod(int(count), per_chip)
+    if rest or chips not in shapes:
+        sizes = ", ".join(str(number * per_chip) for number in shapes)
         raise ValueError(f"--topology {name}: slices of {version} are of {sizes}")
-    chips = int(count) // per_chip
     options: dict[str, Any] = {}
     if chip_name in ("v4", "v5p"):
         options["chip_config_name"] = "megacore"  # one device a chip, as these versions have; the default is two
