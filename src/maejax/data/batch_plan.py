@@ -23,9 +23,8 @@ class BatchConfig:
 
     `batch_size` counts the rows of all processes; process i of `process_count` has the i-th part. With `shuffle`,
     batches are an endless sequence of epochs, else one pass in order. Each image enters `repeats` times, one after the
-    other. `seed` is that of the order and of the augmentation.
-
-    Raises InputError if `batch_size` does not divide by `repeats` or `process_count`.
+    other. `seed` is that of the order and of the augmentation. Raises InputError if `batch_size` does not divide by
+    `repeats` or `process_count`.
     """
 
     batch_size: int

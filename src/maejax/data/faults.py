@@ -18,9 +18,8 @@ class Faults:
 
     With `on_bad_data` "stop" the first fault is an error. With "skip", bad images are allowed up to the share
     `max_bad_images` of all images seen (or `TOLERATED`, unless the share is 0). So are `max_lost_shards` shards that
-    cannot be read to their end. `bad` and `lost` map each fault to the reason; the log names each once.
-
-    Raises InputError with examples in `bad_image` and `lost_shard` if there are too many.
+    cannot be read to their end. `bad` and `lost` map each fault to the reason; the log names each once. Raises
+    InputError with examples in `bad_image` and `lost_shard` if there are too many.
     """
 
     on_bad_data: OnBadData = "skip"

@@ -66,9 +66,8 @@ def in_table(path: Path, title: str) -> Listing:
 
     The image column holds encoded bytes, or structs of `bytes` and `path`; of several it is the one called image, or
     the first. The label column is a ClassLabel, whole numbers, or class names. Keys read `title:row`, followed by the
-    image's own name where it has one. Rows without an image are counted in `problems`, as is damage.
-
-    Raises InputError if pyarrow is missing, or there is no room for the copy of a parquet file.
+    image's own name where it has one. Rows without an image are counted in `problems`, as is damage. Raises InputError
+    if pyarrow is missing, or there is no room for the copy of a parquet file.
     """
     try:
         import pyarrow as pa

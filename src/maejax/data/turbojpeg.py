@@ -70,10 +70,9 @@ def decode_region(data: bytes, box: Box, channels: int, orientation: int = 1) ->
     """Decode a part of a JPEG to the same bits that it has in the whole image.
 
     `box` (top, left, height, width) is of the upright image, `orientation` is the EXIF tag 1..8. Returns the part as it
-    is stored, uint8 [H, W, C], C = 1 for `channels` 1 and a grey JPEG, else 3.
-
-    Returns None if the whole file has to be decoded: there is no libjpeg-turbo 3, or the box is all of the image. So
-    do JPEGs that are not baseline in RGB, YCbCr or grey, lack the end mark, or make libjpeg warn.
+    is stored, uint8 [H, W, C], C = 1 for `channels` 1 and a grey JPEG, else 3. Returns None if the whole file has to be
+    decoded: there is no libjpeg-turbo 3, or the box is all of the image. So do JPEGs that are not baseline in RGB,
+    YCbCr or grey, lack the end mark, or make libjpeg warn.
     """
     found = library()
     if found is None or not data.endswith(b"\xff\xd9"):
