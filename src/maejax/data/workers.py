@@ -83,8 +83,8 @@ class Workers:
         slot, images = self._slots.take(rows)
         if not self._processes:
             return images, self._threads.submit(images, rows)
-        shares = split_rows(rows, len(self._processes))
-        return images, [process.submit(slot, share) for process, share in zip(self._processes, shares, strict=False)]
+        shares = zip(self._processes, split_rows(rows, len(self._processes)), strict=False)
+        return images, [process.submit(slot, share) for process, share in shares]
 
     def keep(self, images: np.ndarray) -> np.ndarray:
         """Return the full batch for the caller to keep; a copy if it keeps so many that no slot would be left."""

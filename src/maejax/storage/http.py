@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -81,12 +82,11 @@ def list_hf(pattern: str, policy: RetryPolicy) -> list[str]:
     folder = re.split(r"[^/]*[*?\[]", path, maxsplit=1)[0].rstrip("/")
     tree = "/".join(filter(None, [quote(revision, safe=""), quote(folder)]))
     url: str | None = f"{_endpoint()}/api/datasets/{repo}/tree/{tree}?recursive=true"
+    head = f"hf://datasets/{repo}" + (f"@{revision}" if revision != "main" else "")
     found: list[str] = []
     with _pool(_endpoint(), policy) as pool:
-        retry = Retry(policy, threading.Event())
         while url:
-            response = _request(pool, url, _token_header(), retry, preload=True)
-            head = f"hf://datasets/{repo}" + (f"@{revision}" if revision != "main" else "")
+            response = _request(pool, url, _token_header(), Retry(policy, threading.Event()), preload=True)
             found += [f"{head}/{entry['path']}" for entry in json.loads(response.data) if entry["type"] == "file"]
             following = re.search(r'<([^>]+)>;\s*rel="next"', response.headers.get("Link", ""))
             url = urljoin(url, following[1]) if following else None
@@ -102,17 +102,14 @@ def resolve(address: str) -> tuple[str, dict[str, str]]:
     headers = {"Accept-Encoding": "identity", "User-Agent": "maejax"}
     if address.startswith("hf://"):
         kind, repo, revision, path = _split_hf(address)
-        url = f"{_endpoint()}/{kind}{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
-    else:
-        url = address
-    parts = urlsplit(url)
+        address = f"{_endpoint()}/{kind}{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
+    parts = urlsplit(address)
     if parts.username is not None:
-        host = parts.netloc.rpartition("@")[2]
         headers |= urllib3.make_headers(basic_auth=f"{parts.username}:{parts.password or ''}")
-        url = parts._replace(netloc=host).geturl()
-    elif (parts.scheme, parts.netloc) == urlsplit(_endpoint())[:2]:
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), headers
+    if (parts.scheme, parts.netloc) == urlsplit(_endpoint())[:2]:
         headers |= _token_header()
-    return url, headers
+    return address, headers
 
 
 def _split_hf(address: str) -> tuple[str, str, str, str]:
@@ -139,8 +136,7 @@ def _token_header() -> dict[str, str]:
 
 def _pool(url: str, policy: RetryPolicy) -> urllib3.PoolManager:
     """Open a pool of connections, through the proxy that HTTPS_PROXY and NO_PROXY choose."""
-    timeout = urllib3.Timeout(connect=policy.connect, read=policy.stall)
-    parts = urlsplit(url)
+    timeout, parts = urllib3.Timeout(connect=policy.connect, read=policy.stall), urlsplit(url)
     proxy = getproxies().get(parts.scheme)
     if proxy and not proxy_bypass(parts.hostname or ""):
         return urllib3.ProxyManager(proxy, timeout=timeout)
@@ -159,7 +155,13 @@ def _request(
         try:
             response = pool.request("GET", url, headers=headers, preload_content=preload, retries=redirects)
         except urllib3.exceptions.HTTPError as error:
-            _check_transient(error)
+            cause = getattr(error, "reason", None) or error
+            if isinstance(cause, urllib3.exceptions.SSLError):
+                raise FetchError(f"{_describe(error)}; check the certificate and the clock") from None
+            if isinstance(error, urllib3.exceptions.LocationValueError):
+                raise FetchError("the address cannot be read; correct it") from None
+            if isinstance(cause, urllib3.exceptions.ResponseError):  # too many redirects
+                raise FetchError(str(cause)) from None
             retry.wait(_describe(error))
             continue
         if response.status in (200, 206):
@@ -171,18 +173,15 @@ def _request(
         if response.status not in _TRANSIENT:
             hint = _HINTS.get(response.status)
             raise FetchError(status + (f": {hint}" if hint else ""))
-        retry.wait(status, _retry_after(response.headers.get("Retry-After")))
+        retry.wait(status, _retry_after(response.headers.get("Retry-After", "")))
 
 
-def _retry_after(value: str | None) -> float | None:
-    if value is None:
-        return None
+def _retry_after(value: str) -> float | None:
     if value.strip().isdecimal():
         return float(value)
-    try:
+    with suppress(ValueError):  # "", or no date
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    return None
 
 
 def _overlap(response: urllib3.BaseHTTPResponse, done: int) -> int:
@@ -197,22 +196,9 @@ def _overlap(response: urllib3.BaseHTTPResponse, done: int) -> int:
 
 def _length(response: urllib3.BaseHTTPResponse) -> int | None:
     """Return the length of the whole file in bytes, None if the server does not name it."""
-    if response.status == 206:
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-    else:
-        total = response.headers.get("Content-Length", "")
+    header = "Content-Range" if response.status == 206 else "Content-Length"
+    total = response.headers.get(header, "").rpartition("/")[2]
     return int(total) if total.isdecimal() else None
-
-
-def _check_transient(error: urllib3.exceptions.HTTPError) -> None:
-    """Raise FetchError for a failure to connect that will not pass."""
-    cause = getattr(error, "reason", None) or error
-    if isinstance(cause, urllib3.exceptions.SSLError):
-        raise FetchError(f"{_describe(error)}; check the certificate and the clock")
-    if isinstance(error, urllib3.exceptions.LocationValueError):
-        raise FetchError("the address cannot be read; correct it")
-    if isinstance(cause, urllib3.exceptions.ResponseError):  # too many redirects
-        raise FetchError(str(cause))
 
 
 def _describe(error: Exception) -> str:

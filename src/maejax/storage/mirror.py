@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +108,9 @@ def exists(path: Path) -> bool:
         return path.exists()
 
     def look(system: Any, key: str) -> bool:
-        try:
+        with suppress(FileNotFoundError):
             return system.info(key)["type"] == "file"
-        except FileNotFoundError:
-            return False
+        return False
 
     return _call("looked at", path, look)
 
@@ -205,8 +204,8 @@ def bring(checkpoint: Path) -> Path:
 def prune(directory: Path, keep: int) -> None:
     """Delete incomplete checkpoints, and all complete ones but the newest `keep`."""
     names = _files(directory)
-    kept = _complete(names)[-keep:]
-    for step in sorted({int(name.split("/")[0]) for name in names if name.split("/")[0].isdigit()} - set(kept)):
+    steps = {int(step) for step, *_ in (name.split("/") for name in names) if step.isdigit()}
+    for step in sorted(steps.difference(_complete(names)[-keep:])):
         remove(directory / str(step))
 
 
