@@ -90,12 +90,8 @@ def _local(spec: str) -> Iterator[Path]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(f"{spec}: not found: {', '.join(missing[:3])}{more}; correct the path, or leave these out")
     for path in paths:
-        yield from (path.is_dir() and _files_in(path)) or [path]
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """Return the shards or tables that a folder stands for, [] for a folder of images."""
-    return sorted(child for child in folder.glob("[!.]*") if _SHARD.search(child.name)) or table_files(folder)
+        shards = sorted(child for child in path.glob("[!.]*") if _SHARD.search(child.name)) if path.is_dir() else []
+        yield from shards or (table_files(path) if path.is_dir() else []) or [path]
 
 
 def _braces(text: str, lists: bool = True) -> Iterator[str]:

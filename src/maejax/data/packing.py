@@ -81,9 +81,8 @@ def pack(
     skipped = {key: reason for shard in shards for key, reason in shard.pop("skipped").items()}
     sizes = [shard["samples"] for shard in shards]
     if not any(sizes):
-        key, reason = next(iter(skipped.items()))
-        what = f"none of {len(source)} images can be read; the first, {key}: {reason}"
-        raise InputError(f"{src}: {what}; check the files")
+        first = ": ".join(next(iter(skipped.items())))
+        raise InputError(f"{src}: none of {len(source)} images can be read; the first, {first}; check the files")
     if max(sizes) - min(sizes) > 1:
         shards = _level(run, shards, shard_size)
     index = {"total": sum(shard["samples"] for shard in shards), "classes": list(source.classes), "skipped": skipped}
@@ -144,8 +143,7 @@ def _level(run: "_Run", shards: list[dict], shard_size: int) -> list[dict]:
         (run.folder / shard["name"]).replace(uneven / shard["name"])
     source = open_source([str(uneven / shard["name"]) for shard in shards if shard["samples"]])
     count = -(-len(source) // shard_size)
-    names = [shard["name"] for shard in shards[:count]]
-    parts = np.array_split(np.arange(len(source)), count)
+    names, parts = [shard["name"] for shard in shards[:count]], np.array_split(np.arange(len(source)), count)
 
     def copy(data: Any) -> tuple[bytes, str]:
         return data, _SUFFIX[opener_of(data).format or ""]  # the images are whole, and of the size they shall have

@@ -193,15 +193,14 @@ def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> S
         numbers, classes, missing = assign(source.keys, read_labels(file))
         if len(missing) == len(source):
             raise FormatError(f"{file}: names none of {len(source)} images; the first is {source.keys[0]}")
+        source.labels, source.classes = numbers, classes
+        if missing:
+            source.problems.append(f"{file}: {len(missing)} images are not named, the first is {missing[0]}")
     except (FormatError, OSError) as error:
         message = str(error) if isinstance(error, FormatError) else f"{file}: cannot be read: {error.strerror}"
         if labels is not None:
             raise InputError(message) from None
         source.problems.append(message)
-        return source
-    source.labels, source.classes = numbers, classes
-    if missing:
-        source.problems.append(f"{file}: {len(missing)} images are not named, the first is {missing[0]}")
     return source
 
 
@@ -216,13 +215,11 @@ def _gather(specs: list[str], paths: int, found: Listing) -> FileSource:
             f"give tar shards or folders with {' '.join(IMAGE_SUFFIXES)} files"
         )
     images = [image for sample in samples if isinstance(image := sample.image, ByteRange)]
-    files = list(dict.fromkeys(image.path for image in images))
-    number = {path: i for i, path in enumerate(files)}
-    labels = [sample.label for sample in samples]
+    number = {path: i for i, path in enumerate(dict.fromkeys(image.path for image in images))}
+    labels, classes = [sample.label for sample in samples], found.classes
     if max(labels) >= 0:
-        classes = found.classes
         if not classes:  # those of the index that `pack` writes beside its shards
-            _, classes = read_index([str(Path(files[0]).absolute())])
+            _, classes = read_index([str(Path(images[0].path).absolute())])
             classes = classes if max(labels) < len(classes) else ()
     else:
         classes = tuple(sorted({sample.folder for sample in samples if sample.folder is not None}))
@@ -235,7 +232,7 @@ def _gather(specs: list[str], paths: int, found: Listing) -> FileSource:
         classes=classes,
         problems=found.problems,
         lost=found.lost,
-        files=[Path(path) for path in files],
+        files=[Path(path) for path in number],
         file=np.array([number[image.path] for image in images], np.int32),
         offset=np.array([image.offset for image in images], np.int64),
         size=np.array([image.size for image in images], np.int64),

@@ -140,13 +140,12 @@ def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, Byte
 def open_shards(addresses: Sequence[str], cache_dir: str, patience: RetryPolicy | None) -> Stream:
     """Open the tar shards of addresses as a stream, which keeps them in `cache_dir` if that is given."""
     names = [redact(address) for address in addresses]
-    unique = len(set(names)) == len(set(addresses))  # else two shards would share a file
+    same = len(set(names)) < len(set(addresses))  # without their secrets: two shards would share a file
     titles = [name if name.startswith("pipe:") else name.partition("?")[0].rpartition("/")[2] for name in names]
-    count = Counter(titles)
-    shards: list[RemoteShard | LocalShard] = [
-        RemoteShard(address, name, title if count[title] == 1 else name, stem_of(address, with_secrets=not unique))
-        for address, name, title in zip(addresses, names, titles, strict=True)
-    ]
+    count, shards = Counter(titles), []
+    for address, name, title in zip(addresses, names, titles, strict=True):
+        stem = stem_of(address, with_secrets=same)
+        shards.append(RemoteShard(address, name, title if count[title] == 1 else name, stem))
     return Stream(shards, _open_folder(cache_dir), keep=bool(cache_dir), patience=patience or RetryPolicy())
 
 

@@ -18,7 +18,7 @@ HELLO_SECONDS = 10.0  # timeout of the first message
 _log = logging.getLogger("maejax.training")
 
 
-class Line:
+class _Line:
     """A connection that carries JSON messages, one a line."""
 
     def __init__(self, connection: socket.socket):
@@ -29,8 +29,7 @@ class Line:
                 connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message; do nothing if the other end is gone."""
-        with suppress(OSError):
+        with suppress(OSError):  # the other end is gone
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
@@ -43,7 +42,6 @@ class Line:
         return message if isinstance(message, dict) else None
 
     def close(self) -> None:
-        """Close the connection."""
         self._file.close()
         self._connection.close()
 
@@ -51,7 +49,7 @@ class Line:
 class Peers:
     """The other processes. `names` holds all of them in order, `gone` how each ended that ended before this one."""
 
-    def __init__(self, process: int, hosts: list[str], lines: dict[int, Line]):
+    def __init__(self, process: int, hosts: list[str], lines: dict[int, _Line]):
         self.names = [f"process {i} ({host})" for i, host in enumerate(hosts)]
         self.gone: dict[int, str] = {}
         self._process, self._lines = process, lines
@@ -69,7 +67,7 @@ class Peers:
         self._changed.wait(seconds)
         return " and ".join(f"{self.names[i]} {how}" for i, how in sorted(self.gone.items()))
 
-    def _listen(self, other: int, line: Line) -> None:
+    def _listen(self, other: int, line: _Line) -> None:
         """Receive messages from one process until it ends; process 0 forwards them to the others."""
         while True:
             message = line.receive()
@@ -115,7 +113,7 @@ def meet(coordinator: str, count: int, process: int, seconds: float) -> Peers:
                     "start the same command on every host, and look at the log of process 0"
                 ) from None
             time.sleep(0.2)
-    line = Line(connection)
+    line = _Line(connection)
     line.send({"process": process, "count": count, "host": name})
     answer = line.receive(max(1.0, deadline - time.monotonic()) + HELLO_SECONDS) or {}
     if "hosts" in answer:
@@ -128,10 +126,10 @@ def meet(coordinator: str, count: int, process: int, seconds: float) -> Peers:
 
 def _gather(port: int, count: int, name: str, deadline: float, seconds: float) -> Peers:
     """Wait as process 0 until all others have sent their first message, and answer with the names of all hosts."""
-    lines: dict[int, Line] = {}
+    lines: dict[int, _Line] = {}
     hosts: dict[int, str] = {0: name}
 
-    def refuse(kind: str, sentence: str, *more: Line) -> None:
+    def refuse(kind: str, sentence: str, *more: _Line) -> None:
         for line in (*lines.values(), *more):
             line.send({kind: sentence})
             line.close()
@@ -162,7 +160,7 @@ def _gather(port: int, count: int, name: str, deadline: float, seconds: float) -
                 if left > LOG_SECONDS:
                     _log.warning("waiting for processes %s of %d", missing, count)
                 continue
-            line = Line(connection)
+            line = _Line(connection)
             hello = line.receive(HELLO_SECONDS)
             if hello is None or not {"process", "count", "host"} <= hello.keys():
                 line.close()  # not a process of a run

@@ -4,7 +4,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -92,14 +92,14 @@ def read_shortage(message: str) -> tuple[float, float] | None:
 def waiting(console: Console, what: str, every: float = 30.0) -> Iterator[None]:
     """Show how long the block has run: by a moving line on a terminal, otherwise by a line every `every` seconds."""
     done, begun = threading.Event(), time.monotonic()
-
-    def report(update: Callable[[str], object], pause: float) -> None:
-        while not done.wait(pause):
-            update(f"{what}: {time.monotonic() - begun:.0f} s")
-
     with console.status(what) as status:
         update, pause = (status.update, 1.0) if console.is_terminal else (console.print, every)
-        thread = threading.Thread(target=report, args=(update, pause), daemon=True)
+
+        def report() -> None:
+            while not done.wait(pause):
+                update(f"{what}: {time.monotonic() - begun:.0f} s")
+
+        thread = threading.Thread(target=report, daemon=True)
         thread.start()
         try:
             yield

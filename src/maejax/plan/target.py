@@ -38,11 +38,6 @@ ALONE = {
     "TPU_ACCELERATOR_TYPE": "v4-8",
 }
 
-MISSING = (
-    f"planning for a TPU needs its compiler: {install('tpu')} (libtpu, about 140 MB; it needs no TPU, and runs "
-    "on 64-bit x86 Linux)"
-)
-
 
 class Target(NamedTuple):
     """Devices to compile for. `chip` is None if the table of chips does not hold them."""
@@ -77,7 +72,10 @@ def find_target(name: str) -> Target:
         return Target(name, chip_of(devices[0].device_kind), devices)
     chip, described, options = read_name(name)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
-        raise ValueError(f"--topology {name}: {MISSING}")
+        raise ValueError(
+            f"--topology {name}: planning for a TPU needs its compiler: {install('tpu')} (libtpu, about 140 MB; it "
+            "needs no TPU, and runs on 64-bit x86 Linux)"
+        )
     for variable, value in ALONE.items():
         os.environ.setdefault(variable, value)
     try:
