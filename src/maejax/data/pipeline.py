@@ -46,7 +46,8 @@ class Loader:
     threads, more are processes of up to 16 threads each. It changes nothing in the batches.
 
     `steps` is the number of batches in a pass, the same in every process; None for a stream of unknown size. The rows
-    of a bad image are zeros and not valid; `faults` counts them.
+    of a bad image are zeros and not valid; `faults` counts them, `bad` and `lost` name them and shards with the reason.
+    `footprint` is a sentence for the log on what prepares batches here, and the memory that they take at most.
 
     Raises InputError if a stream is to be evaluated, and if more is wrong with the data than `faults` allows.
     """
@@ -64,10 +65,12 @@ class Loader:
     ):
         self.source, self.config = source, config
         self.workers, self.faults = workers, faults or Faults()
+        self.bad, self.lost = self.faults.bad, self.faults.lost
         self.steps = None if source.total is None else -(-source.total * config.repeats // config.batch_size)
         self._ahead = AHEAD if workers else 0
         self._fill = FillConfig(transform, channels, config.seed, decode_whole=config.repeats > 1)
         self._shape = (len(config.rows), *size, channels)
+        self.footprint = describe_workers(workers, self._shape, self._ahead)
         self._position: Position | None = None
         if isinstance(source, Source):
             self._plans = Numbered(source, config)
@@ -77,21 +80,6 @@ class Loader:
             raise InputError("a stream cannot be evaluated in order; open it by open_source, which fetches all of it")
         for name, reason in source.lost.items():
             self.faults.lost_shard(name, reason)
-
-    @property
-    def footprint(self) -> str:
-        """One sentence for the log: what prepares batches on this host, and the memory that they take at most."""
-        return describe_workers(self.workers, self._shape, self._ahead)
-
-    @property
-    def bad(self) -> dict[str, str]:
-        """The key of each image that could not be read so far, and why."""
-        return self.faults.bad
-
-    @property
-    def lost(self) -> dict[str, str]:
-        """The name of each shard that could not be read to its end so far, and why."""
-        return self.faults.lost
 
     def position(self) -> Position | None:
         """Return where this process stands in a stream after the last batch; see `merge_positions`."""

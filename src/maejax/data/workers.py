@@ -27,7 +27,7 @@ HELD = 4  # batches that the caller may hold without a copy: one in use, two giv
 _PAGE = 4096  # slots begin at a page: JAX on CPU takes over memory that is aligned to 64 bytes, and copies other
 
 
-class Slots:
+class _Slots:
     """Memory without a name for a fixed number of batches, each free again when no array uses it any more."""
 
     def __init__(self, shape: Shape, count: int):
@@ -52,10 +52,6 @@ class Slots:
             images[np.setdiff1d(np.arange(len(images)), [spec.row for spec in rows])] = 0
         return slot, images
 
-    def close(self) -> None:
-        """Release the memory; arrays that were handed out keep it."""
-        os.close(self.descriptor)
-
 
 class Workers:
     """Fills batches of one shape, by threads of this process or by processes with threads; 0 cores: by the caller.
@@ -68,7 +64,7 @@ class Workers:
         count = loader_processes(cores)
         if count:
             pickle.dumps(config)  # an object that cannot be sent raises here, before anything is started
-        self._slots = Slots(shape, ahead + 1 + HELD)
+        self._slots = _Slots(shape, ahead + 1 + HELD)
         self._threads = FillThreads(0 if count else cores, config)
         self._processes = [
             LoaderProcess(i, FillWork(shape, self._slots.stride, config, threads), self._slots.descriptor)
@@ -99,7 +95,7 @@ class Workers:
         for process in self._processes:
             process.join()
         self._threads.close()
-        self._slots.close()
+        os.close(self._slots.descriptor)  # arrays that were handed out keep the memory
 
 
 def describe_workers(cores: int, shape: Shape, ahead: int) -> str:

@@ -72,7 +72,7 @@ def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
     if chip is None or not chip.clock:
         return facts | {"step_seconds": None}
     times = step_time(cost, chip, devices)
-    slow, fast = times.slowest, times.fastest
+    slow, fast = times.mix + times.messages, max(times.roof, times.messages)
     ideal = facts["model_flop"] / devices / chip.peak
     epochs = work.steps * work.batch_size / work.images
     return facts | {
