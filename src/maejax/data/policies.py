@@ -86,14 +86,10 @@ def _transform(policy: str, size: tuple[int, int], fill: tuple[int, ...]) -> Cal
     return module.auto_augment_transform(policy, settings)
 
 
-class _Module:
-    """Stands for a module; `find` looks its attributes up."""
-
-    def __init__(self, find: Callable[[str], Any]):
-        self._find = find
-
-    def __getattr__(self, name: str) -> Any:
-        return self._find(name)
+def _stand_in(find: Callable[[str], Any]) -> ModuleType:
+    module = ModuleType("maejax_stand_in")
+    vars(module)["__getattr__"] = find  # PEP 562: looks up what a module does not have
+    return module
 
 
 def _timm_policies() -> Any:
@@ -118,8 +114,8 @@ def _load() -> ModuleType:
 
     vars(module).update(
         draws=draws,
-        random=_Module(lambda name: getattr(draws.python, name)),
-        np=_Module(lambda name: draws.numpy if name == "random" else getattr(np, name)),
-        ImageOps=_Module(lambda name: posterize if name == "posterize" else getattr(ImageOps, name)),
+        random=_stand_in(lambda name: getattr(draws.python, name)),
+        np=_stand_in(lambda name: draws.numpy if name == "random" else getattr(np, name)),
+        ImageOps=_stand_in(lambda name: posterize if name == "posterize" else getattr(ImageOps, name)),
     )
     return module

@@ -29,14 +29,9 @@ class Shape(NamedTuple):
     space: int
 
     @property
-    def elements(self) -> int:
-        """The number of elements."""
-        return math.prod(self.sizes)
-
-    @property
     def nbytes(self) -> int:
         """The bytes of its elements, without padding."""
-        return self.elements * bits(self.dtype) // 8
+        return math.prod(self.sizes) * bits(self.dtype) // 8
 
     @property
     def padded(self) -> int:
@@ -79,10 +74,6 @@ class Computation:
     name: str
     instructions: dict[str, Instruction] = field(default_factory=dict)
     root: Instruction | None = None
-
-    def parameter(self, number: int) -> Instruction:
-        """Return the parameter with a number."""
-        return next(i for i in self.instructions.values() if i.opcode == "parameter" and i.inside == str(number))
 
 
 def bits(dtype: str) -> int:

@@ -192,14 +192,15 @@ def _traffic(instruction: Instruction) -> int:
 
 def _read(computation: Computation, number: int) -> int:
     """Return the bytes that a computation reads of a parameter: all of it, or only its slices."""
-    parameter = computation.parameter(number)
+    instructions = computation.instructions.values()
+    parameter = next(i for i in instructions if i.opcode == "parameter" and i.inside == str(number))
     whole = _padded(parameter.shapes)
 
     def of(value: Instruction) -> int:  # the parameter, or a bitcast of it
         if value is computation.root:
             return whole
         total = 0
-        for user in computation.instructions.values():
+        for user in instructions:
             if value not in user.operands:
                 continue
             if user.opcode in SLICES and user.operands[0] is value:
@@ -289,7 +290,7 @@ def _dot_flop(dot: Instruction, left: Shape, right: Shape) -> int:
     """Return the FLOP of a `dot`: two for each element of the result and each contracted index."""
     found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
     contracted = math.prod(left.sizes[int(axis)] for axis in found[1].split(",") if axis) if found else 1
-    return 2 * dot.shapes[0].elements * contracted
+    return 2 * math.prod(dot.shapes[0].sizes) * contracted
 
 
 def convolution_flop(convolution: Instruction, left: Shape, right: Shape) -> int:

@@ -44,7 +44,7 @@ def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
     devices, chip = len(target.devices), target.chip
     facts: dict[str, Any] = {
         "topology": target.name,
-        "device_kind": target.kind,
+        "device_kind": target.devices[0].device_kind,
         "devices": devices,
         "hosts": target.hosts,
         "batch_size": work.batch_size,

@@ -52,11 +52,6 @@ class Target(NamedTuple):
         return len({device.process_index for device in self.devices})
 
     @property
-    def kind(self) -> str:
-        """JAX's name for the kind of device."""
-        return self.devices[0].device_kind
-
-    @property
     def mesh(self) -> Mesh:
         """The mesh that training makes of these devices."""
         return Mesh(np.array(self.devices), ("data",), axis_types=(AxisType.Auto,))
