@@ -3,7 +3,6 @@
 import fnmatch
 import glob
 import re
-import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -37,9 +36,8 @@ def expand(spec: str) -> list[Path | str]:
 def _lines(name: str) -> list[str]:
     """Read a list of specs: one a line, without empty lines and those that start with #."""
     try:
-        data = b""
-        address = name if _REMOTE.match(name) else str(Path(name).expanduser())
-        for chunk in read_address(address, _ASKING, threading.Event()):
+        data, address = b"", name if _REMOTE.match(name) else str(Path(name).expanduser())
+        for chunk in read_address(address, _ASKING):
             data += chunk
             if len(data) > LIST_LIMIT:
                 raise FetchError("is too large to be a list")

@@ -5,7 +5,6 @@ import itertools
 import json
 import shutil
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -119,10 +118,9 @@ class Stream:
 
 def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, ByteRange | np.ndarray]]:
     """Yield key and image of the first images of the first shards, with little patience; failures go to `reasons`."""
-    shards = stream.shards[:PROBED]
-    opened = [stream.open(number, PROBING) for number in range(len(shards))]
+    opened = [stream.open(number, PROBING) for number in range(min(PROBED, len(stream.shards)))]
     try:
-        for shard, reading in zip(shards, opened, strict=True):
+        for shard, reading in zip(stream.shards, opened, strict=False):
             before = len(reasons)
             try:
                 for (sample,) in itertools.islice(reading.windows(itertools.repeat(1)), PROBED_IMAGES):
@@ -130,8 +128,7 @@ def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, Byte
             except (FormatError, FetchError) as error:
                 reasons.append(f"{shard.name}: {error}")
             else:
-                if len(reasons) == before:
-                    reasons.append(f"{shard.name}: holds no image")
+                reasons += [f"{shard.name}: holds no image"] if len(reasons) == before else []
     finally:
         for reading in opened:
             reading.close()
@@ -192,11 +189,10 @@ def read_index(addresses: Sequence[str]) -> tuple[int | None, tuple[str, ...]]:
         folders.setdefault(folder, set()).add(name)
     if len(folders) > 4 or any(address.startswith("pipe:") or "?" in address for address in addresses):
         return None, ()
-    sizes, classes = [], ()
+    sizes, classes, patience = [], (), RetryPolicy(connect=5, stall=5, total=5)
     for folder, names in folders.items():
         try:
-            chunks = read_address(f"{folder}/index.json", RetryPolicy(connect=5, stall=5, total=5), threading.Event())
-            index = json.loads(b"".join(chunks))
+            index = json.loads(b"".join(read_address(f"{folder}/index.json", patience)))
             samples = {entry["name"]: entry.get("samples") for entry in index["shards"]}
             sizes += [samples[name] for name in names]
             classes = tuple(map(str, index["classes"]))
