@@ -52,10 +52,9 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
             ) from None
     _peers = meet(coordinator, num_processes, process_id, JOIN_SECONDS)
     try:
-        place: dict[str, Any] = {"local_device_ids": local_devices, "cluster_detection_method": "deactivate"}
-        limits = {"heartbeat_timeout_seconds": SILENT_SECONDS, "shutdown_timeout_seconds": SILENT_SECONDS}
-        limits["initialization_timeout"] = JOIN_SECONDS
-        jax.distributed.initialize(coordinator, num_processes, process_id, **place, **limits)
+        options: dict[str, Any] = {"cluster_detection_method": "deactivate", "initialization_timeout": JOIN_SECONDS}
+        options |= {"heartbeat_timeout_seconds": SILENT_SECONDS, "shutdown_timeout_seconds": SILENT_SECONDS}
+        jax.distributed.initialize(coordinator, num_processes, process_id, local_devices, **options)
     except RuntimeError as error:  # of the coordination service
         raise Failed(f"the processes were not joined within {JOIN_SECONDS} s: {first_line(error)}") from None
     atexit.register(_peers.announce_end, 0)  # runs before JAX's own handler, which waits for the others

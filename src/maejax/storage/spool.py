@@ -80,13 +80,8 @@ class Spool:
                     if self._stop.is_set():
                         raise Stopped
                     if self._size - looked >= _LOOK:
-                        looked, free = self._size, shutil.disk_usage(self._folder).free
-                        if free < self._reserve:
-                            raise InputError(
-                                f"{self._folder}: only {free / 1e9:.1f} GB are free there, and "
-                                f"{self._reserve / 1e9:.1f} GB must stay; "
-                                "free some, or give --cache-dir on a larger disk"
-                            )
+                        looked = self._size
+                        self._check_disk()
                     view = memoryview(chunk)
                     while view:
                         view = view[file.write(view) :]
@@ -109,6 +104,14 @@ class Spool:
                 error = error and FetchError("closed while it was fetched")
             self._error, self.done = error, True
             self._changed.notify_all()
+
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if free < self._reserve:
+            raise InputError(
+                f"{self._folder}: only {free / 1e9:.1f} GB are free there, and {self._reserve / 1e9:.1f} GB must stay; "
+                "free some, or give --cache-dir on a larger disk"
+            )
 
 
 def stem_of(address: str, *, with_secrets: bool = False) -> str:
