@@ -103,6 +103,7 @@ class _Lane:
             self._next = self._open(self.shard + 1)
 
     def take(self) -> tuple[int, Sample]:
+        """Return the next image and its number; waits until it is here."""
         while True:
             try:
                 image = next(self._images)

@@ -122,6 +122,7 @@ class _Group:
         self.bad_labels: list[str] = []
 
     def add(self, key: str, member: Member) -> str:
+        """Add a member and return its suffix."""
         suffix, extension = _suffix(member.name.rpartition("/")[2]), member.name[len(key) + 1 :]
         if suffix in IMAGE_SUFFIXES:
             self._images.setdefault(key, []).append(member)
@@ -135,6 +136,7 @@ class _Group:
         return suffix
 
     def samples(self, title: str) -> Iterator[Sample]:
+        """Yield a sample for each image among the members."""
         for key, candidates in self._images.items():
             plain = [member for member in candidates if member.name.count(".", len(key)) == 1]
             folder = key.rpartition("/")[0].rpartition("/")[2].removeprefix(".") or None  # "./1.jpg" lies in no folder

@@ -166,6 +166,7 @@ def fetch_all(stream: Stream) -> tuple[list[tuple[Path, str]], dict[str, str]]:
     remote = [shard for shard in stream.shards if isinstance(shard, RemoteShard)]
 
     def fetch(shard: RemoteShard) -> Path | FetchError:
+        """Return the local file of a shard, or why there is none."""
         spool = Spool(shard.address, stream.folder, shard.stem, keep=True, policy=stream.patience)
         try:
             spool.wait(1 << 62)

@@ -196,7 +196,8 @@ def _read(computation: Computation, number: int) -> int:
     parameter = next(i for i in instructions if i.opcode == "parameter" and i.inside == str(number))
     whole = _padded(parameter.shapes)
 
-    def of(value: Instruction) -> int:  # the parameter, or a bitcast of it
+    def of(value: Instruction) -> int:
+        """Return the bytes read of a value that is the parameter, or a bitcast of it."""
         if value is computation.root:
             return whole
         total = 0
@@ -220,6 +221,7 @@ def _written(computation: Computation) -> list[int]:
     """Return the bytes that a fused computation writes of each array of its result."""
 
     def of(instruction: Instruction) -> list[int]:
+        """Return the bytes written of each array of an instruction's result."""
         opcode, operands = instruction.opcode, instruction.operands
         if opcode == "tuple":
             return [of(operand)[0] for operand in operands]
