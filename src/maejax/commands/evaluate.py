@@ -97,7 +97,7 @@ class EvaluateCommand(Encode):
         """Write report.json and report.html."""
         from maejax.evaluate.protocols import DRAWS
         from maejax.evaluate.report import Report, write_report
-        from maejax.evaluate.scores import explain_control
+        from maejax.evaluate.scores import explain
         from maejax.training.rundir import write_json
 
         methods = {
@@ -111,7 +111,7 @@ class EvaluateCommand(Encode):
         note = f"{train:,} training and {test:,} test images; one standard error is {level:.1f} points. "
         note += f"Features: {self.pool}; {'; '.join(methods[name] for name in protocols)}."
         if not self.no_control:
-            result["explanation"] = explain_control(result["scores"], measured(result), level)
+            result["explanation"] = explain(result["scores"], measured(result), level)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "report.json", result)
         report = Report(

@@ -32,7 +32,7 @@ class ReconstructCommand(Command):
             raise InputError("IMAGE is missing: name image files, as in `maejax reconstruct CKPT photo.jpg`")
         check_writable("--out", self.out, folder=True)
         prepare_devices()
-        from maejax.evaluate.pictures import write_pictures
+        from maejax.evaluate.reconstruction import write_pictures
         from maejax.models.mae import MaskedAutoencoder
         from maejax.weights.files import load
 

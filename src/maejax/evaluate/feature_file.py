@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from maejax.data.sources import Source
 from maejax.errors import InputError, install
-from maejax.evaluate.encoding import Pool, encode_source
+from maejax.evaluate.encoding import READING, Layers, Pool, encode_source
 from maejax.models.trees import named_arrays
 from maejax.training.rundir import write_json
 
@@ -54,11 +54,9 @@ def write_features(
     path: Path,
     *,
     pool: Pool | None = "cls",
-    layers: Sequence[int] | None = None,
-    crop_ratio: float = 0.875,
-    batch_size: int = 256,
-    workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    layers: Layers = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **reading: Any,
 ) -> Written:
     """Encode every image of a source, as `encode_source` does, and write `features`, `labels` and `names` to `path`.
 
@@ -73,7 +71,8 @@ def write_features(
     """
     start = time.monotonic()
     check_path(path)
-    part = path.with_name(path.name + ".part")
+    part, reading = path.with_name(path.name + ".part"), READING | reading
+    batch_size = reading["batch_size"]
     recipe = {
         "encoder": fingerprint(model.encoder),
         "images": len(source),
@@ -81,7 +80,7 @@ def write_features(
         "last": source.keys[-1],
         "pool": pool,
         "layers": None if layers is None else list(layers),
-        "crop_ratio": crop_ratio,
+        "crop_ratio": reading["crop_ratio"],
         "batch_size": batch_size,
         "size": list(model.config.encoder.image_size),
     }
@@ -89,16 +88,7 @@ def write_features(
     rows: np.memmap | None = np.load(part / "features.npy", mmap_mode="r+") if first else None
     valid = np.load(part / "valid.npy") if first else np.zeros(len(source), bool)
     done, saved = first * batch_size, time.monotonic()
-    for batch, features in encode_source(
-        model,
-        source,
-        pool=pool,
-        layers=layers,
-        crop_ratio=crop_ratio,
-        batch_size=batch_size,
-        workers=workers,
-        first=first,
-    ):
+    for batch, features in encode_source(model, source, pool=pool, layers=layers, first=first, **reading):
         if rows is None:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
@@ -113,12 +103,10 @@ def write_features(
             np.save(part / "valid.npy", valid)
             write_json(part / "done.json", {"recipe": recipe, "batches": done // batch_size, "kept": kept})
             saved = time.monotonic()
-        if progress is not None:
-            progress(done, len(source))
+        progress(done, len(source))
     assert rows is not None  # a source has images
-    new = part / f"new{path.suffix}"
-    _WRITERS[path.suffix](new, rows[:kept], source, valid, recipe)
-    shape = rows.shape[1:]
+    new, shape = part / f"new{path.suffix}", rows.shape[1:]
+    _write(new, rows[:kept], source, np.flatnonzero(valid), recipe)
     del rows
     new.replace(path)
     shutil.rmtree(part)
@@ -142,51 +130,32 @@ def _resume_point(part: Path, recipe: dict[str, Any]) -> tuple[int, int]:
         return 0, 0
 
 
-def _columns(source: Source, valid: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Return labels and names of the images that could be read."""
-    index = np.flatnonzero(valid)
-    return np.asarray(source.labels[index], np.int32), [source.keys[i] for i in index.tolist()]
+def _write(path: Path, rows: np.ndarray, source: Source, index: np.ndarray, recipe: dict[str, Any]) -> None:
+    """Write features, labels and names of the images `index`, without reading all of a memory-mapped array."""
+    labels, names = np.asarray(source.labels[index], np.int32), [source.keys[i] for i in index.tolist()]
+    about = {"recipe": json.dumps(recipe)}
+    if path.suffix == ".npz":
+        texts = {"names": np.array(names, np.str_), "classes": np.array(source.classes, np.str_)}
+        np.savez(path, features=rows, labels=labels, **texts)
+    elif path.suffix == ".safetensors":  # from its version 0.8 on
+        tensors = {"features": rows, "labels": labels, "names": np.frombuffer("\n".join(names).encode(), np.uint8)}
+        save_file(tensors, path, {"classes": json.dumps(source.classes), **about})
+    else:
+        _write_parquet(path, rows, names, labels, dict(enumerate(source.classes)), about)
 
 
-# NumPy and safetensors (from 0.8 on) write a memory-mapped array without reading all of it into memory.
-def _write_npz(path: Path, rows: np.ndarray, source: Source, valid: np.ndarray, recipe: dict[str, Any]) -> None:
-    labels, names = _columns(source, valid)
-    classes = np.array(source.classes, np.str_)
-    np.savez(path, features=rows, labels=labels, names=np.array(names, np.str_), classes=classes)
-
-
-def _write_safetensors(path: Path, rows: np.ndarray, source: Source, valid: np.ndarray, recipe: dict[str, Any]) -> None:
-    labels, names = _columns(source, valid)
-    tensors = {"features": rows, "labels": labels, "names": np.frombuffer("\n".join(names).encode(), np.uint8)}
-    save_file(tensors, path, {"classes": json.dumps(source.classes), "recipe": json.dumps(recipe)})
-
-
-def _write_parquet(path: Path, rows: np.ndarray, source: Source, valid: np.ndarray, recipe: dict[str, Any]) -> None:
+def _write_parquet(
+    path: Path, rows: np.ndarray, names: list[str], labels: np.ndarray, classes: dict[int, str], about: dict[str, str]
+) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    labels, names = _columns(source, valid)
     width = int(np.prod(rows.shape[1:]))
-    classes = dict(enumerate(source.classes))
-    schema = pa.schema(
-        [
-            ("name", pa.string()),
-            ("label", pa.int32()),
-            ("class", pa.string()),
-            ("features", pa.list_(pa.float32(), width)),
-        ],
-        metadata={"recipe": json.dumps(recipe), "shape": json.dumps(rows.shape[1:])},
-    )
+    types = {"name": pa.string(), "label": pa.int32(), "class": pa.string(), "features": pa.list_(pa.float32(), width)}
+    schema = pa.schema(types, metadata={**about, "shape": json.dumps(rows.shape[1:])})
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, len(rows), ROWS):
             place = slice(start, start + ROWS)
-            columns = [
-                pa.array(names[place], pa.string()),
-                pa.array(labels[place]),
-                pa.array([classes.get(label) for label in labels[place].tolist()], pa.string()),
-                pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(rows[place]).reshape(-1)), width),
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-
-
-_WRITERS = {".npz": _write_npz, ".safetensors": _write_safetensors, ".parquet": _write_parquet}
+            named = [classes.get(label) for label in labels[place].tolist()]
+            features = pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(rows[place]).reshape(-1)), width)
+            writer.write_table(pa.table([names[place], labels[place], named, features], schema=schema))

@@ -2,19 +2,13 @@
 
 import numpy as np
 
-from maejax.evaluate.probe import check_labels, standardise
+from maejax.evaluate.probe import Array, accuracy_over_draws, check_labels, standardise
 
 _STRENGTHS = 10.0 ** np.arange(-4, 4)  # of the penalty, in units of the mean square length of a feature
 
 
 def few_shot(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    test_y: np.ndarray,
-    shots: int,
-    draws: int = 10,
-    seed: int = 0,
+    train_x: Array, train_y: Array, test_x: Array, test_y: Array, shots: int, draws: int = 10, seed: int = 0
 ) -> tuple[float, float]:
     """Fit ridge regression to `shots` images of each class, several times; return mean accuracy and spread in percent.
 
@@ -31,17 +25,15 @@ def few_shot(
     if not 1 <= shots <= smallest:
         raise ValueError(f"{shots} images of each class cannot be drawn: one class has {smallest}")
     x, test = standardise(train_x, test_x)
-    rng = np.random.default_rng(seed)
-    accuracies = []
-    for _ in range(draws):
-        members = [rng.choice(np.flatnonzero(y == c), shots, replace=False) for c in range(len(classes))]
-        drawn = np.concatenate(members)
-        scores = _fit_and_score(x[drawn], 2.0 * np.eye(len(classes))[y[drawn]] - 1, test)
-        accuracies.append(100 * float(np.mean(classes[np.argmax(scores, axis=1)] == test_y)))
-    return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)) if draws > 1 else 0.0
+    targets = 2.0 * np.eye(len(classes))[y] - 1
+
+    def guess(rows: Array) -> Array:
+        return classes[np.argmax(_fit_and_score(x[rows], targets[rows], test), axis=1)]
+
+    return accuracy_over_draws(guess, test_y, y, shots, draws, seed)
 
 
-def _fit_and_score(x: np.ndarray, targets: np.ndarray, test: np.ndarray) -> np.ndarray:
+def _fit_and_score(x: Array, targets: Array, test: Array) -> Array:
     """Return the scores [m, classes] of test features by ridge regression from x [n, D] to targets [n, classes]."""
     n = len(x)
     centre, offset = x.mean(axis=0), targets.mean(axis=0)

@@ -1,11 +1,13 @@
 """Linear probes: logistic regression on frozen features, with all labels or with a few."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.optimize import minimize
+
+Array = np.ndarray
 
 _STRENGTHS = 10.0 ** np.arange(-1, -5, -1)  # of the L2 penalty, from 0.1 to 1e-4
 _FEW_LABEL_STRENGTH = 0.1
@@ -14,9 +16,7 @@ _FEW_LABEL_STRENGTH = 0.1
 _CONVERGED, _NEARLY = 1e-5, 1e-4
 
 
-def linear_probe(
-    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, seed: int = 0
-) -> float:
+def linear_probe(train_x: Array, train_y: Array, test_x: Array, test_y: Array, seed: int = 0) -> float:
     """Train a linear classifier on frozen features with all labels; return its test accuracy in percent.
 
     `train_x` [n, D] and `test_x` [m, D] are real numbers of any scale, `train_y` [n] and `test_y` [m] integer labels.
@@ -46,13 +46,7 @@ def linear_probe(
 
 
 def few_label_probe(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    test_y: np.ndarray,
-    labels: int = 100,
-    draws: int = 10,
-    seed: int = 0,
+    train_x: Array, train_y: Array, test_x: Array, test_y: Array, labels: int = 100, draws: int = 10, seed: int = 0
 ) -> tuple[float, float]:
     """Train a linear classifier on a few labels, several times; return mean and standard deviation of its accuracy.
 
@@ -71,19 +65,17 @@ def few_label_probe(
     if not 1 <= each <= smallest:
         raise ValueError(f"{labels} labels are {each} for each of {len(classes)} classes; one class has {smallest}")
     x, test = standardise(train_x, test_x)
-    rng = np.random.default_rng(seed)
-    accuracies = []
-    for _ in range(draws):
-        members = [rng.choice(np.flatnonzero(y == c), each, replace=False) for c in range(len(classes))]
-        drawn = np.concatenate(members)
-        solution = next(_solutions(x[drawn], y[drawn], len(classes), [_FEW_LABEL_STRENGTH]))
-        accuracies.append(_accuracy(test, test_y, *solution, classes))
-    return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)) if draws > 1 else 0.0
+
+    def guess(rows: Array) -> Array:
+        weights, bias = next(_solutions(x[rows], y[rows], len(classes), [_FEW_LABEL_STRENGTH]))
+        return classes[np.argmax(test @ weights + bias, axis=1)]
+
+    return accuracy_over_draws(guess, test_y, y, each, draws, seed)
 
 
 def _solutions(
-    x: np.ndarray, y: np.ndarray, classes: int, strengths: Iterable[float], tolerance: float = _CONVERGED
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    x: Array, y: Array, classes: int, strengths: Iterable[float], tolerance: float = _CONVERGED
+) -> Iterator[tuple[Array, Array]]:
     """Yield weights [D, classes] and bias [classes] for each L2 strength, each starting from the one before.
 
     The loss is mean cross-entropy + l2 / 2 |W|^2, without a penalty on the bias; it is convex. L-BFGS runs in the
@@ -102,7 +94,7 @@ def _solutions(
         # Curvature: the variance times p (1 - p), a fifth for a classifier that has learnt a little.
         scale = np.append(1 / np.sqrt(np.maximum(variance, 0) / 5 + l2), 1)[:, None]
 
-        def objective(u: np.ndarray, scale=scale, l2=l2) -> tuple[float, np.ndarray]:
+        def objective(u: Array, scale=scale, l2=l2) -> tuple[float, Array]:
             value, gradient = _loss(jnp.asarray(u.reshape(shape) * scale, jnp.float32), rotated, targets, l2)
             return float(value), (np.asarray(gradient, np.float64) * scale).ravel()
 
@@ -119,11 +111,11 @@ def _loss(w: jax.Array, x: jax.Array, targets: jax.Array, l2: float) -> jax.Arra
     return -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * targets, axis=1)) + l2 / 2 * jnp.sum(w[:-1] ** 2)
 
 
-def _accuracy(x: np.ndarray, y: np.ndarray, weights: np.ndarray, bias: np.ndarray, classes: np.ndarray) -> float:
+def _accuracy(x: Array, y: Array, weights: Array, bias: Array, classes: Array) -> float:
     return 100 * float(np.mean(classes[np.argmax(x @ weights + bias, axis=1)] == y))
 
 
-def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def standardise(train: Array, test: Array) -> tuple[Array, Array]:
     """Flatten features and scale each to mean 0 and standard deviation 1 in `train`."""
     train, test = (np.asarray(x, np.float32).reshape(len(x), -1) for x in (train, test))
     mean, std = train.mean(axis=0), train.std(axis=0)
@@ -132,10 +124,36 @@ def standardise(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.nda
     return (train - mean) * scale, (test - mean) * scale
 
 
-def check_labels(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> None:
-    """Raise ValueError if features and labels differ in number, or with fewer than two classes or no test image."""
+def check_labels(train_x: Array, train_y: Array, test_x: Array, test_y: Array, least_classes: int = 2) -> None:
+    """Raise ValueError if features and labels differ in number, or with too few classes or no test image."""
     if len(train_x) != len(train_y) or len(test_x) != len(test_y):
         counts = f"train {len(train_x)} and {len(train_y)}, test {len(test_x)} and {len(test_y)}"
         raise ValueError(f"features and labels differ in number: {counts}")
-    if len(test_x) == 0 or len(np.unique(train_y)) < 2:
-        raise ValueError("a probe needs at least two classes to train on and one image to test")
+    if len(test_x) == 0 or len(np.unique(train_y)) < least_classes:
+        least = "two classes" if least_classes == 2 else "one image"
+        raise ValueError(f"evaluation needs at least {least} to train on and one image to test")
+
+
+def accuracy_over_draws(
+    guess: Callable[[Array], Array], test_y: Array, y: Array, each: int, draws: int, seed: int
+) -> tuple[float, float]:
+    """Draw `each` rows of every class of y [n] several times; return mean and spread of the accuracy in percent.
+
+    `guess` returns the labels of the test images from drawn row numbers. Classes are numbered from 0. The spread is the
+    standard deviation (n - 1) over draws, 0 for one draw.
+    """
+    rng, accuracies = np.random.default_rng(seed), []
+    for _ in range(draws):
+        members = [rng.choice(np.flatnonzero(y == c), each, replace=False) for c in range(y.max() + 1)]
+        accuracies.append(100 * float(np.mean(guess(np.concatenate(members)) == test_y)))
+    return float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)) if draws > 1 else 0.0
+
+
+def padded_accuracy(guess: Callable[[Array], Array], x: Array, y: Array, rows: int) -> float:
+    """Return the accuracy in percent of `guess`, which labels `rows` of x [n, ...] at a time, padded to one shape."""
+    rows, correct = min(rows, len(x)), 0
+    for start in range(0, len(x), rows):
+        part = x[start : start + rows]
+        padded = np.pad(part, [(0, rows - len(part)), *[(0, 0)] * (x.ndim - 1)])
+        correct += int(np.sum(guess(padded)[: len(part)] == y[start : start + rows]))
+    return 100 * correct / len(x)

@@ -46,13 +46,11 @@ def pair(train: Source, test: Source) -> EvalSplits:
     """
     for name, source in (("--train-dataset-shards", train), ("--valid-dataset-shards", test)):
         if (source.labels < 0).all():
-            raise InputError(
-                f"{name}: no image has a label; use class folders, .cls members or a label file (--labels)"
-            )
+            remedy = "use class folders, .cls members or a label file (--labels)"
+            raise InputError(f"{name}: no image has a label; {remedy}")
     if extra := test.number_classes_as(train.classes):
-        raise InputError(
-            f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {', '.join(extra[:5])}"
-        )
+        names = ", ".join(extra[:5])
+        raise InputError(f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {names}")
     found = np.unique(train.labels[train.labels >= 0])
     if len(found) < 2:
         raise InputError("--train-dataset-shards has images of one class only; evaluation needs at least two")
@@ -73,17 +71,15 @@ def score(
     protocols: Sequence[str],
     *,
     pool: Pool = "cls+mean",
-    crop_ratio: float = 0.875,
-    batch_size: int = 64,
-    workers: int = 0,
     seed: int = 0,
     log: Callable[[str], None] = lambda _: None,
+    **reading: Any,
 ) -> dict[str, float]:
     """Evaluate an encoder by each protocol; return accuracies in percent by the names in `MEASURES`.
 
     Few-shot scores have a companion `NAME_std`, the standard deviation over draws. Shots are left out if the smallest
     class has fewer images, numbers of neighbours if there are fewer training images. Images that have no label or
-    cannot be read are left out. `log` receives a line before each stage.
+    cannot be read are left out. `log` receives a line before each stage. `reading` is as of `encode_source`.
     """
     scores: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="maejax-tokens-") as folder:
@@ -91,7 +87,6 @@ def score(
         for name, source in (("training", splits.train), ("test", splits.test)):
             log(f"encoding {len(source):,} {name} images")
             tokens_path = Path(folder, f"{name}.npy") if "attentive" in protocols else None
-            reading: dict[str, Any] = {"crop_ratio": crop_ratio, "batch_size": batch_size, "workers": workers}
             sides.append(_encode(encoder, source, pool, tokens_path, reading))
         (train_x, train_y, train_tokens), (test_x, test_y, test_tokens) = sides
         if "knn" in protocols:

@@ -39,8 +39,10 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Write a report to `path`, with its pictures inside. Raises FileNotFoundError for a missing picture."""
     sentence = explain(report.scores) if report.sentence is None else report.sentence
-    pictures = "\n".join(_figure(caption, Path(file)) for caption, file in report.pictures.items())
+    pictures = "\n".join(_figure(caption, file) for caption, file in report.pictures.items())
     curve = draw_curve(report.losses, report.x_label, "loss") if report.losses else ""
+    config = escape(json.dumps(report.config, indent=2, default=str))
+    config = f"<details>\n<summary>Configuration</summary>\n<pre>{config}</pre>\n</details>"
     parts = [
         f'<p class="lead">{escape(sentence)}</p>',
         _score_table(report.scores, report.measures),
@@ -48,7 +50,7 @@ def write_report(path: Path, report: Report) -> None:
         section("Pictures", pictures),
         section("Loss", curve),
         section("Time", _time_table(report.seconds)),
-        section("Do it again", f"{command_line(report.command)}\n{_configuration(report.config)}"),
+        section("Do it again", f"{command_line(report.command)}\n{config}"),
     ]
     write_page(path, report.title, parts, [report.licence])
 
@@ -69,12 +71,7 @@ def _time_table(seconds: Mapping[str, float]) -> str:
     return f'<table class="times">\n<tbody>\n{rows}\n</tbody>\n</table>'
 
 
-def _configuration(config: Mapping[str, Any]) -> str:
-    text = escape(json.dumps(config, indent=2, default=str))
-    return f"<details>\n<summary>Configuration</summary>\n<pre>{text}</pre>\n</details>"
-
-
-def _figure(caption: str, file: Path) -> str:
-    data = base64.b64encode(file.read_bytes()).decode("ascii")
+def _figure(caption: str, file: str | Path) -> str:
+    data = base64.b64encode(Path(file).read_bytes()).decode("ascii")
     image = f'<img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
     return f"<figure>\n{image}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"

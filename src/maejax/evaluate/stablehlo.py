@@ -13,25 +13,18 @@ from maejax.evaluate.encoding import Pool, encode
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
-def write_compiled(model: Any, path: Path, *, pool: Pool | None = "cls", platforms: tuple[str, ...] = PLATFORMS) -> int:
-    """Write uint8 images [B, H, W, C] -> float32 features as StableHLO for any B; return the number of bytes.
+def write_compiled(model: Any, path: Path, pool: Pool | None) -> float:
+    """Write uint8 images [B, H, W, C] -> float32 features as StableHLO for any B, and run it on three random images.
 
     Weights and normalisation are inside; features are those of `encoding.extract`.
-    `jax.export.deserialize(bytes).call(images)` runs the file.
+    `jax.export.deserialize(bytes).call(images)` runs the file. Returns the largest difference to the model's features,
+    relative to the largest of them.
     """
-    config = model.config.encoder
-    (batch,) = export.symbolic_shape("B")
-    images = jax.ShapeDtypeStruct((batch, *config.image_size, config.channels), jnp.uint8)
-    exported = export.export(jax.jit(lambda images: encode(model, images, pool)), platforms=platforms)(images)
+    shape = *model.config.encoder.image_size, model.config.encoder.channels
+    images = jax.ShapeDtypeStruct((*export.symbolic_shape("B"), *shape), jnp.uint8)
+    exported = export.export(jax.jit(lambda images: encode(model, images, pool)), platforms=PLATFORMS)(images)
     path.write_bytes(exported.serialize())
-    return path.stat().st_size
-
-
-def difference(model: Any, path: Path, images: np.ndarray, pool: Pool | None = "cls") -> float:
-    """Run a file on uint8 images [B, H, W, C]; return its largest difference to the model's features.
-
-    The difference is relative to the largest feature.
-    """
-    wanted = np.asarray(encode(model, images, pool))
-    found = np.asarray(export.deserialize(bytearray(path.read_bytes())).call(images))
+    noise = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+    wanted = np.asarray(encode(model, noise, pool))
+    found = np.asarray(export.deserialize(bytearray(path.read_bytes())).call(noise))
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
