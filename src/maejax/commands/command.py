@@ -79,10 +79,8 @@ def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:
         raise
     except (RuntimeError, AssertionError) as error:  # JAX asserts where a known platform has no plugin
         why = f" ({str(error).partition(' (set ')[0]})" if str(error) else ""
-        raise InputError(
-            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device on this machine{why}; "
-            "set JAX_PLATFORMS=cpu, or see what `maejax doctor` says"
-        ) from None
+        found = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device on this machine{why}"
+        raise InputError(f"{found}; set JAX_PLATFORMS=cpu, or see what `maejax doctor` says") from None
     return first
 
 

@@ -19,32 +19,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Found by search on 2 CPU cores, see docs/demo.md.
-RECIPE: dict[str, Any] = {
-    "channels": 1,
-    "mean": (0.286,),
-    "std": (0.353,),
-    "image_size": "28",
-    "patch_size": 7,
-    "random_crop": "none",
-    "test_crop_ratio": 1.0,
-    "layers": 4,
-    "dim": 128,
-    "heads": 4,
-    "dec_layers": 1,
-    "dec_dim": 64,
-    "dec_heads": 4,
-    "norm_pix_loss": True,
-    "train_batch_size": 128,
-    "valid_batch_size": 500,
-    "learning_rate": 4.8e-3,
-    "training_steps": 4000,
-    "warmup_steps": 200,
-    "eval_interval": 1000,
-    "save_interval": 1000,
-    "log_interval": 50,
-    "train_loader_workers": 1,
-    "valid_loader_workers": 1,
-}
+_DATA = {"channels": 1, "mean": (0.286,), "std": (0.353,), "random_crop": "none", "test_crop_ratio": 1.0}
+_MODEL = {"image_size": "28", "patch_size": 7, "layers": 4, "dim": 128, "heads": 4, "norm_pix_loss": True}
+_DECODER = {"dec_layers": 1, "dec_dim": 64, "dec_heads": 4}
+_STEPS = {"learning_rate": 4.8e-3, "training_steps": 4000, "warmup_steps": 200, "eval_interval": 1000}
+_BATCHES = {"train_batch_size": 128, "valid_batch_size": 500, "train_loader_workers": 1, "valid_loader_workers": 1}
+RECIPE: dict[str, Any] = {**_DATA, **_MODEL, **_DECODER, **_STEPS, **_BATCHES}
 SEEDS = ("init_seed", "noise_seed", "shuffle_seed", "dropout_seed")
 FEATURES = "cls+mean"
 DRAWS = 10  # of 100 labels
@@ -179,13 +159,9 @@ def score(train_x: "np.ndarray", train_y: "np.ndarray", test_x: "np.ndarray", te
     from maejax.evaluate.knn import knn_accuracy
     from maejax.evaluate.probe import few_label_probe, linear_probe
 
-    few, spread = few_label_probe(train_x, train_y, test_x, test_y, labels=100, draws=DRAWS)
-    scores = {
-        "knn": knn_accuracy(train_x, train_y, test_x, test_y),
-        "linear": linear_probe(train_x, train_y, test_x, test_y),
-        "linear_100": few,
-        "linear_100_std": spread,
-    }
+    data = train_x, train_y, test_x, test_y
+    few, spread = few_label_probe(*data, labels=100, draws=DRAWS)
+    scores = {"knn": knn_accuracy(*data), "linear": linear_probe(*data), "linear_100": few, "linear_100_std": spread}
     return {measure: round(float(score), 2) for measure, score in scores.items()}
 
 

@@ -50,10 +50,9 @@ class EvaluateCommand(Encode):
             raise InputError(f"--protocol {unknown[0]}: choose {', '.join(PROTOCOLS)} (several with commas), or all")
         self.check(self.pool, encoding.POOLS)
         shards = {"train": self.train_dataset_shards, "valid": self.valid_dataset_shards}
-        for name, spec in shards.items():
-            if not spec:
-                name = f"--{name}-dataset-shards"
-                raise InputError(f"{name} is missing; name labelled images: class folders, tar shards, .npz")
+        for name in [name for name, spec in shards.items() if not spec]:
+            remedy = "name labelled images: class folders, tar shards, .npz"
+            raise InputError(f"--{name}-dataset-shards is missing; {remedy}")
         check_writable("--out", self.out, folder=True)
         prepare_devices()
         from maejax.weights.files import load
@@ -64,21 +63,12 @@ class EvaluateCommand(Encode):
             pipeline.check_readable(source, encoders["pretrained"].config.channels)
         if not self.no_control:
             encoders["untrained"] = untrained_like(encoders["pretrained"], self.seed)
-        scores: dict[str, dict[str, float]] = {}
-        seconds: dict[str, float] = {}
+        scores, seconds = {}, {}
+        given: dict[str, Any] = {"pool": self.pool, "seed": self.seed, **self.reading}
         for kind, encoder in encoders.items():
             start = time.monotonic()
-            scores[kind] = score(
-                encoder,
-                data,
-                protocols,
-                pool=self.pool,  # type: ignore[arg-type]
-                crop_ratio=self.test_crop_ratio,
-                batch_size=self.batch_size,
-                workers=self.workers,
-                seed=self.seed,
-                log=lambda what, kind=kind: plain(console, f"{kind}: {what}"),
-            )
+            given["log"] = lambda what, kind=kind: plain(console, f"{kind}: {what}")
+            scores[kind] = score(encoder, data, protocols, **given)
             seconds[kind] = round(time.monotonic() - start, 1)
         result = {
             "checkpoint": self.ckpt,

@@ -13,6 +13,7 @@ from maejax.config import declarations, flags, recipe
 from maejax.console import plain
 from maejax.errors import InputError, install
 
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # of StableHLO
 TOLERANCE = 1e-5  # of features that are run back, relative to the largest
 DATA_FLAGS = ("train_dataset_shards", "valid_dataset_shards")
 
@@ -74,11 +75,26 @@ class ExportCommand(Command):
 
 
 def write_compiled(weights: Any, path: Path, pool: Any) -> str:
-    """Write StableHLO, run it back on random images and return a sentence; raises InputError if features differ."""
-    from maejax.evaluate import stablehlo
+    """Write uint8 images [B, H, W, C] -> float32 features of `encoding.extract` as StableHLO, for any B.
+
+    Weights and normalisation are inside; `jax.export.deserialize(bytes).call(images)` runs the file. It is run back on
+    random images. Returns a sentence; raises InputError if features differ.
+    """
+    import jax
+    import numpy as np
+    from jax.export import deserialize, export, symbolic_shape
+
+    from maejax.evaluate.encoding import encode
     from maejax.weights.weights import model_of
 
-    apart = stablehlo.write_compiled(model_of(weights), path, pool)
+    model, encoder = model_of(weights), weights.config.encoder
+    shape = *encoder.image_size, encoder.channels
+    images = jax.ShapeDtypeStruct((*symbolic_shape("B"), *shape), np.uint8)
+    exported = export(jax.jit(lambda images: encode(model, images, pool)), platforms=PLATFORMS)(images)
+    path.write_bytes(exported.serialize())
+    noise = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+    wanted, found = np.asarray(encode(model, noise, pool)), deserialize(bytearray(path.read_bytes())).call(noise)
+    apart = float(np.abs(found - wanted).max() / np.abs(wanted).max())
     if not apart <= TOLERANCE:
         path.unlink()
         raise InputError(f"{path}, run back, differs from the model by {apart:.1e} and was removed")

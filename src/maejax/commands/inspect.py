@@ -25,13 +25,11 @@ USES = {
         ("see reconstructions", "maejax reconstruct {} IMAGE ..."),
         ("continue pre-training", "maejax train --pretrained-ckpt {}"),
         ("probe or fine-tune the encoder", TUNE),
-        FEATURES,
     ],
-    "encoder": [("probe or fine-tune (no decoder: no pre-training)", TUNE), FEATURES],
+    "encoder": [("probe or fine-tune (no decoder: no pre-training)", TUNE)],
     "classifier": [
         ("score it on labelled images", f"{TUNE} --eval-only --valid-dataset-shards IMAGES"),
         ("fine-tune further (no decoder: no pre-training)", TUNE),
-        FEATURES,
     ],
 }
 
@@ -123,5 +121,5 @@ def describe(path: str, weights: "Weights") -> dict[str, Any]:
         "gelu": encoder.gelu,
         "parameters": sum(array.size for array in arrays.values()),
         "notices": list(weights.notices),
-        "uses": [{"for": what, "command": command.format(path)} for what, command in USES[config.kind]],
+        "uses": [{"for": what, "command": command.format(path)} for what, command in (*USES[config.kind], FEATURES)],
     }

@@ -29,8 +29,7 @@ class PackCommand(Command):
     image_size: int | None = None
     """Resize larger images to this short side, in pixels."""
     quality: int | None = None
-    """JPEG quality, 1 to 100: JPEG and WebP images become JPEG of this quality if that is smaller. None: only resized
-    images are encoded again, at 95."""
+    """1 to 100: JPEG and WebP become JPEG of this quality if that is smaller. None: resized images alone do, at 95."""
     labels: str = ""
     """File with the class of each image: csv, tsv or json, file name (or stem) and class."""
     workers: int | None = None
@@ -55,23 +54,15 @@ class PackCommand(Command):
     def _pack(self, console: Console) -> dict[str, Any]:
         from maejax.data.packing import pack
 
+        given: dict[str, Any] = {
+            name: getattr(self, name) for name in ("shard_size", "shuffle_seed", "image_size", "quality", "workers")
+        }
         try:
             with progress(console, "packing", "images") as report:
-                index = pack(
-                    self.src,
-                    self.dst,
-                    shard_size=self.shard_size,
-                    shuffle_seed=self.shuffle_seed,
-                    image_size=self.image_size,
-                    quality=self.quality,
-                    labels=self.labels or None,
-                    workers=self.workers,
-                    progress=report,
-                )
+                index = pack(self.src, self.dst, labels=self.labels or None, progress=report, **given)
         except OSError as error:
-            raise Failed(
-                f"{self.dst}: {error.strerror}; make room, or mend it, and start the same command again"
-            ) from None
+            remedy = "make room, or mend it, and start the same command again"
+            raise Failed(f"{self.dst}: {error.strerror}; {remedy}") from None
         for problem in index.get("problems", ()):
             plain(console, problem)
         for key, reason in index["skipped"].items():

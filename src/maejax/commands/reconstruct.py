@@ -38,10 +38,8 @@ class ReconstructCommand(Command):
 
         model = load(self.ckpt)
         if not isinstance(model, MaskedAutoencoder):
-            raise InputError(
-                f"{self.ckpt} has no decoder and cannot reconstruct: name a run of --mode pretrain, or the weights of "
-                "a masked autoencoder"
-            )
+            remedy = "name a run of --mode pretrain, or the weights of a masked autoencoder"
+            raise InputError(f"{self.ckpt} has no decoder and cannot reconstruct: {remedy}")
         paths = write_pictures(model, self.images, Path(self.out), mask=self.mask, seed=self.seed)
         return {"pictures": [str(path) for path in paths]}
 

@@ -22,11 +22,8 @@ def attentive_probe(
     `train_x` [n, T, D] and `test_x` [m, T, D] are tokens, in memory or mapped into it; `train_y` [n] and `test_y` [m]
     are integer labels. Keys and values are linear in the normalised tokens. One query for all images attends to them
     in `heads` heads; the result is projected, normalised and classified (the attentive classifier of CAE, Chen et al.
-    2022, section 4.1, and of V-JEPA). The optimizer is AdamW with a cosine schedule from 1e-3, weight decay .05 and
-    batches of 128, for a fixed number of epochs: test labels decide nothing.
-
-    Raises ValueError if tokens and labels differ in number, with fewer than two classes, or if the heads do not divide
-    D.
+    2022, section 4.1, and of V-JEPA). AdamW's rate is a cosine from 1e-3, its weight decay .05, a batch 128, the number
+    of epochs fixed: test labels decide nothing. Raises ValueError as `check_labels`, or if the heads do not divide D.
     """
     check_labels(train_x, train_y, test_x, test_y)
     dim = train_x.shape[-1]

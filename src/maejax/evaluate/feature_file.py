@@ -60,10 +60,9 @@ def write_features(
 ) -> Written:
     """Encode every image of a source, as `encode_source` does, and write `features`, `labels` and `names` to `path`.
 
-    Rows are in the source's order, without images that cannot be read. Features are float32 as of `extract`, labels
-    int32 (-1: none), names the source's keys. .npz holds arrays, with `classes` as a fourth. .safetensors holds `names`
-    as UTF-8 bytes with a newline between two, and the classes as JSON in its metadata. .parquet has the columns `name`,
-    `label`, `class` and `features` (flattened).
+    Rows are in the source's order, without unreadable images. Features are float32 as of `extract`, labels int32 (-1:
+    none), names the source's keys. .npz holds arrays, with `classes` as a fourth. .safetensors holds `names` as UTF-8,
+    a newline between two, and classes as JSON in its metadata. .parquet has `name`, `label`, `class`, flat `features`.
 
     Finished rows stay in PATH.part until the file is complete. A call with the same weights, images and settings
     resumes there; any other call starts anew. `progress` is called with the images done and the images in all. Raises

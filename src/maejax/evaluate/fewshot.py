@@ -14,10 +14,8 @@ def few_shot(
 
     Features [n, D] are standardised by all of `train_x`, since unlabelled images are plenty. Targets are +1 for the
     class and -1 for the others, with a free offset (Dosovitskiy et al. 2021, section 4.1). The penalty is the one with
-    the smallest leave-one-out error on the drawn images; test labels decide nothing. The spread is the standard
-    deviation (n - 1) over draws, 0 for one draw.
-
-    Raises ValueError if features and labels differ in number, or a class has fewer images than `shots`.
+    the smallest leave-one-out error on the drawn images; test labels decide nothing. The spread is that of
+    `accuracy_over_draws`. Raises ValueError as `check_labels`, or if a class has fewer images than `shots`.
     """
     check_labels(train_x, train_y, test_x, test_y)
     classes, y = np.unique(train_y, return_inverse=True)

@@ -18,10 +18,8 @@ def knn_accuracy(
 
     `train_x` [n, D] and `test_x` [m, D] are real numbers of any scale, `train_y` [n] and `test_y` [m] integer labels.
     Neighbours are nearest by cosine similarity s and vote with weight exp(s / temperature), as in DINO (Caron et al.
-    2021, appendix F.1; k = 20, temperature .07). Ties go to the earlier neighbour and the smaller label. With fewer
-    than k training features, all vote.
-
-    Raises ValueError if features and labels differ in number or either side is empty.
+    2021, appendix F.1; k = 20, temperature .07). Ties go to the earlier neighbour and the smaller label. Of fewer than
+    k training features all vote. Raises ValueError if features and labels differ in number or either side is empty.
     """
     check_labels(train_x, train_y, test_x, test_y, least_classes=1)
     classes, train_index = np.unique(train_y, return_inverse=True)

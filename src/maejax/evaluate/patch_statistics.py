@@ -19,8 +19,7 @@ def hidden_statistics(tiles: np.ndarray, visible: np.ndarray, grid: tuple[int, i
     `tiles` is float [N, p, p, C]: pixels where `visible` (bool [N]) is True, predicted patterns elsewhere. `grid` is
     (rows, columns). A hidden patch i is m_i + s_i pattern_i in all channels. The estimate minimises the mean squared
     difference of touching pixels over all pairs of neighbours. A ridge keeps m and s near `interpolated_statistics`.
-    This is one linear system. Each s below a tenth of its interpolated value is fixed there, and the system is solved
-    again.
+    It solves a linear system, and again while some s is below a tenth of its interpolated value: that s is fixed there.
     """
     n = len(tiles)
     prior = np.concatenate(interpolated_statistics(tiles, visible, grid))

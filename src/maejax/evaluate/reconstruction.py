@@ -29,8 +29,7 @@ _NORM_PIX_NOTE = (
 class Reconstruction:
     """Four pictures of each image, uint8 [B, H, W, C], and a `note` on the predicted pixels to print below.
 
-    `masked` shows the visible patches on grey, `reconstruction` the predicted ones, `pasted` both together. The decoder
-    predicts hidden patches only.
+    `masked` shows the visible patches on grey, `reconstruction` the predicted, hidden ones, `pasted` both together.
     """
 
     original: np.ndarray
@@ -45,9 +44,7 @@ def reconstruct(model: Any, images: np.ndarray, order: np.ndarray) -> Reconstruc
 
     `images` is uint8 [B, H, W, C]. `order` is int [B, N], a permutation of the patches for each image; the first
     K stay visible. For a model trained on normalised patches, mean and standard deviation come from
-    `hidden_statistics`: only `original` shows hidden pixels.
-
-    Raises ValueError if `order` is no permutation of the N patches for each of the B images.
+    `hidden_statistics`: only `original` shows hidden pixels. Raises ValueError if `order` is no permutation.
     """
     config, encoder = model.config, model.config.encoder
     (rows, columns), size = encoder.grid, encoder.patch_size
@@ -83,9 +80,8 @@ def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), leas
     """Draw an RGB picture with a row for each image: original, masked, reconstruction and pasted.
 
     Images with a side below `least` pixels are enlarged by a whole factor without smoothing. Three channels are drawn
-    as colours, otherwise the first as grey. `captions`, one for each image, stand under the rows.
-
-    Raises ValueError if there are captions, but not one for each image.
+    as colours, otherwise the first as grey. `captions`, one for each image, stand under the rows; raises ValueError if
+    there are others.
     """
     columns = ("original", "masked", "reconstruction", "pasted")
     count, height, width, _ = reconstruction.original.shape

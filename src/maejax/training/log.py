@@ -23,11 +23,8 @@ class RunLog:
     """Metrics and progress of a run from step `start` to `stop`; a context manager.
 
     Metrics are appended to `metrics.jsonl` in `directory`, one object per line. Lines beyond `start`, written by an
-    earlier process after its last checkpoint, are dropped, so that every step is logged once. If the file cannot be
-    written (a full disk, say), an error is logged and the lines are written later.
-
-    Of several processes the `first` alone writes and prints. `trackers` also get metrics and pictures, and are closed
-    with the log. Only a terminal gets a moving bar.
+    earlier process after its last checkpoint, are dropped, so that every step is logged once. Of several processes the
+    `first` alone writes and prints. `trackers` also get metrics and pictures, and are closed with the log.
     """
 
     def __init__(

@@ -137,9 +137,9 @@ def fit(
             if intervals.minutes and jax.process_index() == 0 and time.monotonic() - saved_at > 60 * intervals.minutes:
                 agreement.ask(SAVE)
             due = evaluate is not None and run.evaluates(step) and (step > run.start or not evaluated)
-            if due or last or agreement.any() or step % intervals.save == 0:
+            if due or last or agreement.agreed.any() or step % intervals.save == 0:
                 flight.finish(flat)  # may bring requests of other processes
-            if agreement.has(HALT):
+            if agreement.agreed[HALT]:
                 step = int(jax.device_get(flat.state.step))
                 position = position if flight.halted is None else flight.halted.position
                 run.checkpoints.save(flat.state, step, feed.merge(gather(position, mesh)))
@@ -147,14 +147,14 @@ def fit(
                 raise reader.failure or Failed(f"the input of another process failed; step {step} was saved")
 
             found, fault = None, None
-            if due and evaluate is not None and not agreement.has(STOP):
+            if due and evaluate is not None and not agreement.agreed[STOP]:
                 evaluate_all = partial(evaluate, flat.state, step, partial(agreement.watch, stop=stop))
                 found, fault = try_to_evaluate(evaluate_all, agreement, mesh)
                 if found is not None:
                     run.log.write(step, found)
                 flight.restart_clocks(step)
 
-            if last or agreement.any() or fault or (step > run.start and step % intervals.save == 0):
+            if last or agreement.agreed.any() or fault or (step > run.start and step % intervals.save == 0):
                 run.checkpoints.save(flat.state, step, feed.merge(gather(position, mesh)))
                 saved_at = time.monotonic()
                 agreement.clear(SAVE)
@@ -162,7 +162,7 @@ def fit(
                 run.checkpoints.wait()
                 run.log.message(f"the evaluation of step {step} failed; {kept(run.checkpoints)}")
                 raise fault
-            if last or agreement.has(STOP):
+            if last or agreement.agreed[STOP]:
                 return flat.state, last and (not due or found is not None)
             if run.trace is not None and run.trace.changes_at(step):
                 flight.finish(flat)
@@ -171,7 +171,7 @@ def fit(
             with jax.transfer_guard("disallow"):
                 with flight.waiting_for_input():
                     rows = reader.next()
-                if agreement.has(HALT):
+                if agreement.agreed[HALT]:
                     continue
                 flight.finish(flat, leave=QUEUED - 1)
                 batch, requests = put_rows(rows, mesh), agreement.requests()
@@ -211,7 +211,7 @@ class InFlight:
         with self.waits.waiting("input"):
             yield
         newest: Any = self.running[-1].control.bad if self.running else None
-        if newest is not None and newest.is_ready() and not self._agreement.has(HALT):
+        if newest is not None and newest.is_ready() and not self._agreement.agreed[HALT]:
             self._meter.wait(time.monotonic() - before)
 
     def finish(self, flat: FlatState, leave: int = 0) -> None:
@@ -223,8 +223,8 @@ class InFlight:
         done, run = self.running.popleft(), self._run
         with self.waits.waiting("device"):
             requested, bad, halted = jax.device_get(done.control)
-        self._agreement.receive(requested)
-        if halted and self._agreement.has(HALT):
+        self._agreement.agreed |= requested > 0
+        if halted and self._agreement.agreed[HALT]:
             self.halted = self.halted or done
             return
         regular = done.step % run.intervals.log == 0 or done.step in (run.start + 1, run.stop)
@@ -294,7 +294,7 @@ def try_to_evaluate(
         if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
             raise
         fault = error
-    if not agreement.has(STOP) and any(gather(fault is not None, mesh)):
+    if not agreement.agreed[STOP] and any(gather(fault is not None, mesh)):
         return None, fault or Failed("the evaluation failed in another process")
     return found, fault
 
@@ -318,8 +318,6 @@ def named_peers(checkpoints: Checkpoints):
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        why = lost_peers(seconds=2) or "most likely another process ended"
-        raise Failed(
-            f"{name_of(jax.process_index())} cannot go on, for {why}: "
-            f"{first_line(error)}; {kept(checkpoints)}; start the same command again on every host to go on from there"
-        ) from error
+        why = f"{lost_peers(seconds=2) or 'most likely another process ended'}: {first_line(error)}"
+        remedy = f"{kept(checkpoints)}; start the same command again on every host to go on from there"
+        raise Failed(f"{name_of(jax.process_index())} cannot go on, for {why}; {remedy}") from error

@@ -35,8 +35,7 @@ def state_sharding(state: Any, mesh: Mesh | AbstractMesh, sharding: Sharding) ->
     """Return the sharding of every array of a state, or of its abstract shape.
 
     "replicated": all on every device. "fsdp" (ZeRO-3, Rajbhandari et al. 2020): the largest axis that divides by the
-    number of devices is split. The depth of a stack never is, since its layers are used one at a time. Small arrays,
-    and those without such an axis, stay whole.
+    number of devices is split, but never the depth of a stack, whose layers are used one at a time. Others stay whole.
     """
 
     def place(path, array) -> NamedSharding:

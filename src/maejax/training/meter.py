@@ -43,9 +43,8 @@ class Meter:
         seconds = elapsed / steps
         self._seconds = seconds if self._seconds is None else 0.9 * self._seconds + 0.1 * seconds
         rate = self.batch_size / seconds
-        known = self.flop and self._peak
-        return {
-            **({"train/mfu": self.flop * rate / jax.device_count() / self._peak} if known else {}),  # type: ignore[operator]
+        mfu = {"train/mfu": self.flop * rate / jax.device_count() / self._peak} if self.flop and self._peak else {}
+        return mfu | {
             "train/images_per_second": rate,
             "train/images_per_second_per_device": rate / jax.device_count(),
             "train/input_wait": waited / elapsed,
@@ -58,5 +57,7 @@ def memory() -> dict[str, float]:
     """Measure peak memory in bytes, of this process and of its first device, if that reports it."""
     device = jax.local_devices()[0].memory_stats() or {}
     unit = 1.0 if sys.platform == "darwin" else 1024.0
-    peak = {"host/peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    return peak | ({"device/peak_memory": float(device["peak_bytes_in_use"])} if "peak_bytes_in_use" in device else {})
+    peaks = {"host/peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if "peak_bytes_in_use" in device:
+        peaks["device/peak_memory"] = float(device["peak_bytes_in_use"])
+    return peaks

@@ -74,8 +74,7 @@ def _span(lam: jax.Array, centre: jax.Array, length: int) -> jax.Array:
 def blend(images: jax.Array, targets: jax.Array, valid: jax.Array, mixture: Mixture) -> tuple[jax.Array, jax.Array]:
     """Mix rows with their partners: images [B, H, W, C], uint8 or float, and targets [B, labels] become float32.
 
-    A row is not changed if it or its partner is not `valid` [B]. Values keep their scale; mixing is linear, so it may
-    come before or after normalisation.
+    A row is not changed if it or its partner is not `valid` [B]. Mixing is linear: it may come before normalisation.
     """
     pairs = (valid & valid[::-1])[:, None]
     weight = jnp.where(pairs[..., None, None], mixture.pixels[None, :, :, None], 1.0)

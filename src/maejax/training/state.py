@@ -59,11 +59,8 @@ def new_state(init: Init, optimizer: Optimizer) -> TrainState:
 def abstract_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
     """Describe a state on the mesh by shapes, types and shardings (see `state_sharding`); takes no memory."""
     shapes = jax.eval_shape(partial(new_state, init, optimizer))
-    return jax.tree.map(
-        lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
-        shapes,
-        state_sharding(shapes, mesh, sharding),
-    )
+    places = state_sharding(shapes, mesh, sharding)
+    return jax.tree.map(lambda a, to: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=to), shapes, places)
 
 
 def create_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:

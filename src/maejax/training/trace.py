@@ -16,7 +16,8 @@ class Trace:
         return self
 
     def __exit__(self, *_):
-        self._end()
+        if self._running:
+            self.start_or_stop(self.stop)
 
     def changes_at(self, step: int) -> bool:
         """Return whether the trace starts or stops after step `step`."""
@@ -26,11 +27,6 @@ class Trace:
         """Start or stop the trace; to be called when no step is in flight."""
         if step == self.start:
             jax.profiler.start_trace(str(self.directory))
-            self._running = True
-        elif step == self.stop:
-            self._end()
-
-    def _end(self) -> None:
-        if self._running:
+        elif self._running:
             jax.profiler.stop_trace()
-            self._running = False
+        self._running = step == self.start
