@@ -17,11 +17,6 @@ def plain(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def escaped(text: str) -> str:
-    """Return text that rich prints as it is within its markup."""
-    return text.replace("[", r"\[")
-
-
 @contextmanager
 def progress(console: Console, what: str, unit: str, scale: float = 1.0) -> Iterator[Callable[[int, int], None]]:
     """Show the progress of a job: a bar on a terminal, else a line every ten seconds. Yields `report(done, total)`."""

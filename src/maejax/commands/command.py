@@ -63,10 +63,7 @@ def docstrings(owner: type) -> dict[str, str]:
 
 
 def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:
-    """Set up memory and devices before JAX computes anything; returns what `join` does, which may join processes.
-
-    Raises InputError if JAX does not find the devices that it is told to use.
-    """
+    """Set up memory and devices before JAX computes; return what `join` does. Raises InputError without a device."""
     import jax
 
     from maejax.training.memory import keep_freed_memory
@@ -85,10 +82,7 @@ def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:
 
 
 def check_writable(flag: str, path: str | Path, *, folder: bool = False) -> None:
-    """Check before any work that a file or folder can be written; nothing is left behind.
-
-    Raises InputError that names the flag if it cannot.
-    """
+    """Check that a file or folder can be written, leaving nothing behind; raises InputError that names the flag."""
     path = Path(path).expanduser().absolute()
     try:
         if path.exists() and path.is_dir() != folder:

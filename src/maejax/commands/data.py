@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
 from maejax.commands.command import Command, check_writable
 from maejax.config import image_shape
-from maejax.console import escaped, progress
+from maejax.console import progress
 from maejax.errors import InputError
 
 HEAD, TAIL = 5, 3  # classes that are shown
@@ -107,33 +108,30 @@ class DataCommand(Command):
         table.add_row("", _sizes(result))
         if bad := result["bad"]:
             of = "" if every else f" of {result['looked_at']:,} looked at"
-            table.add_row("[red]bad[/red]", f"[red]{len(bad):,}{of} cannot be read[/red]")
-            _list(table, [f"{key}: {reason}" for key, reason in bad.items()])
+            lines = [f"{key}: {reason}" for key, reason in bad.items()]
+            _list(table, "[red]bad[/red]", f"[red]{len(bad):,}{of} cannot be read[/red]", lines)
         else:
             table.add_row("bad", "none" if every else "none in the sample; --all looks at every image")
         if duplicates := result["duplicates"]:
-            table.add_row("[yellow]duplicates[/yellow]", f"{len(duplicates):,} names occur more than once")
-            _list(table, [f"{name} x {count}" for name, count in duplicates.items()])
-        if result["problems"]:
-            table.add_row("[yellow]problems[/yellow]", f"{len(result['problems']):,}")
-            _list(table, result["problems"])
+            lines = [f"{name} x {count}" for name, count in duplicates.items()]
+            _list(table, "[yellow]duplicates[/yellow]", f"{len(lines):,} names occur more than once", lines)
+        if problems := result["problems"]:
+            _list(table, "[yellow]problems[/yellow]", f"{len(problems):,}", problems)
         table.add_row("loader", _speed(result["loader"]))
         table.add_row("pictures", str(result["contact_sheet"]))
-        console.print(Panel(table, title=escaped(result["source"]), title_align="left", expand=False))
+        console.print(Panel(table, title=escape(result["source"]), title_align="left", expand=False))
 
 
 def keeps_up(loader: dict[str, Any], consume: float) -> dict[str, Any]:
-    """Compute whether the loader delivers what a model takes, and on how many cores like these it would.
-
-    Cores are counted at the rate of one core while all of them work, which is below the rate of one alone.
-    """
+    """Compute whether the loader delivers what a model takes, and how many cores would at the rate of all of these."""
     cores = math.ceil(consume / (loader["all"] / loader["cores"]))
     return {"keeps_up": bool(loader["all"] >= consume), "cores_needed": cores}
 
 
-def _list(table: Table, lines: list[str]) -> None:
+def _list(table: Table, title: str, count: str, lines: list[str]) -> None:
+    table.add_row(title, count)
     for line in lines[:LISTED]:
-        table.add_row("", f"[dim]{escaped(line)}[/dim]")
+        table.add_row("", f"[dim]{escape(line)}[/dim]")
     if len(lines) > LISTED:
         table.add_row("", f"[dim]and {len(lines) - LISTED:,} more; --json lists them all[/dim]")
 
@@ -156,7 +154,7 @@ def _bars(counts: list[list[Any]]) -> Table:
     """Draw the most and the least frequent classes."""
     largest, rows = max(counts[0][1], 1), []
     for name, count in counts:
-        rows.append((escaped(name), f"{count:,}", f"[cyan]{'━' * max(1, round(24 * count / largest))}[/cyan]"))
+        rows.append((escape(name), f"{count:,}", f"[cyan]{'━' * max(1, round(24 * count / largest))}[/cyan]"))
     if len(rows) > HEAD + TAIL + 1:
         rows[HEAD:-TAIL] = [("[dim]...[/dim]", "", "")]
     bars = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from maejax.commands.command import DONE, FAILED, Command
 from maejax.commands.data import keeps_up
-from maejax.console import escaped
 from maejax.errors import FetchError, InputError, install
 
 DEVICE_SECONDS = 300  # the chips of a pod come up when all its hosts ask for them, which may be minutes apart
@@ -55,10 +55,7 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class DoctorCommand(Command):
-    """Check whether this machine is ready to train; exit code 1 if something fails.
-
-    Nothing is left behind in the folder and the bucket that are tried.
-    """
+    """Check whether this machine is ready to train, and leave nothing behind; exit code 1 if something fails."""
 
     output_dir: str = "runs"
     """Folder of runs, or its address: whether it takes all that a run writes."""
@@ -99,9 +96,9 @@ class DoctorCommand(Command):
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         for check in result["checks"]:
             status = check["status"]
-            table.add_row(f"[{colours[status]}]{status}", f"[bold]{check['name']}", escaped(check["found"]))
+            table.add_row(f"[{colours[status]}]{status}", f"[bold]{check['name']}", escape(check["found"]))
             if check["advice"]:
-                table.add_row("", "", "[dim]" + escaped(check["advice"]))
+                table.add_row("", "", "[dim]" + escape(check["advice"]))
         console.print(table)
 
     def exit_code(self, result: dict[str, Any]) -> int:
@@ -139,10 +136,7 @@ def check_versions(constraints: str) -> Check:
 
 
 def run_apart(code: str) -> Any:
-    """Run Python code in a process of its own, and parse its last line as JSON.
-
-    Raises TimeoutError if that takes longer than `DEVICE_SECONDS`, and RuntimeError with its last line if it fails.
-    """
+    """Run code in a process of its own; parse its last line. Raises TimeoutError, or RuntimeError if the code fails."""
     command = [sys.executable, "-c", code]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=DEVICE_SECONDS)
@@ -269,13 +263,13 @@ def check_loader(shards: str, consume: float | None) -> Check:
     return Check("loader", "ok", found)
 
 
-def draw_images(folder: Path, count: int = 64) -> str:
+def draw_images(folder: Path) -> str:
     """Write JPEG images of about ImageNet's size in pixels and bytes: 500 x 375, some 100 kB."""
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    for i in range(count):
+    for i in range(64):
         blots = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
         shapes = np.asarray(blots.resize((500, 375), Image.Resampling.BICUBIC))
         pixels = np.clip(shapes + rng.normal(0, 14, (375, 500, 1)), 0, 255).astype(np.uint8)

@@ -17,10 +17,7 @@ NO_CONTROL = "Accuracies of the frozen encoder, without a control."
 
 @dataclass(frozen=True)
 class EvaluateCommand(Encode):
-    """Evaluate a frozen encoder on labelled images, and the same encoder untrained as a control.
-
-    Writes OUT/report.json and OUT/report.html.
-    """
+    """Evaluate an encoder on labelled images, and untrained for control; writes OUT/report.json and OUT/report.html."""
 
     ckpt: str = field(metadata={"positional": "CKPT"})
     """Run directory or checkpoint, or anything else that `maejax inspect` takes."""

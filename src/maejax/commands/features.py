@@ -1,6 +1,5 @@
 """`maejax features`: features of all images of a source, in a file."""
 
-import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,7 +80,7 @@ class FeaturesCommand(Encode):
         chosen: dict[str, Any] = {"pool": None if self.pool == "none" else self.pool, "layers": self.layers or None}
         with progress(console, "encoding", "images") as report:
             written = feature_file.write_features(model, source, out, progress=report, **chosen, **self.reading)
-        return {"out": str(out), **dataclasses.asdict(written)}
+        return {"out": str(out), **written._asdict()}
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print in one line what was written."""

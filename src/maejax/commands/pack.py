@@ -44,19 +44,21 @@ class PackCommand(Command):
         if self.verify:
             if self.dst:
                 raise InputError(f"--verify takes one folder, not {self.src} and {self.dst}; name that of the shards")
-            return self._verify(console)
+            from maejax.data.verify import verify
+
+            with progress(console, "verifying", "MB", 1e-6) as report:
+                found = verify(self.src, deep=self.deep, workers=self.workers, progress=report)
+            for name, reason in found.wrong:
+                plain(console, f"{name}: {reason}")
+            return found._asdict()
         if not self.dst:
             raise InputError("DST is missing: name the folder for the shards, as in `maejax pack SRC DST`")
         if self.deep:
             raise InputError("--deep belongs to --verify; packing decodes every image anyway")
-        return self._pack(console)
-
-    def _pack(self, console: Console) -> dict[str, Any]:
         from maejax.data.packing import pack
 
-        given: dict[str, Any] = {
-            name: getattr(self, name) for name in ("shard_size", "shuffle_seed", "image_size", "quality", "workers")
-        }
+        options = ("shard_size", "shuffle_seed", "image_size", "quality", "workers")
+        given: dict[str, Any] = {name: getattr(self, name) for name in options}
         try:
             with progress(console, "packing", "images") as report:
                 index = pack(self.src, self.dst, labels=self.labels or None, progress=report, **given)
@@ -69,15 +71,6 @@ class PackCommand(Command):
             plain(console, f"left out {key}: {reason}")
         return index
 
-    def _verify(self, console: Console) -> dict[str, Any]:
-        from maejax.data.verify import verify
-
-        with progress(console, "verifying", "MB", 1e-6) as report:
-            found = verify(self.src, deep=self.deep, workers=self.workers, progress=report)
-        for name, reason in found.wrong:
-            plain(console, f"{name}: {reason}")
-        return found._asdict()
-
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print in one line what was packed, or how the verification ended."""
         if not self.verify:
@@ -86,10 +79,9 @@ class PackCommand(Command):
             return
         shards, images, size = result["shards"], result["images"], result["bytes"] / 1e6
         seen = f"{shards:,} shard{'s' * (shards != 1)}, {images:,} images, {size:,.1f} MB"
-        if result["wrong"]:
-            console.print(f"[bold red]{len(result['wrong']):,} wrong[/bold red] in {seen}", highlight=False)
-        else:
-            console.print(f"[green]all right:[/green] {seen}", highlight=False)
+        wrong = result["wrong"]
+        verdict = f"[bold red]{len(wrong):,} wrong[/bold red] in" if wrong else "[green]all right:[/green]"
+        console.print(f"{verdict} {seen}", highlight=False)
 
     def exit_code(self, result: dict[str, Any]) -> int:
         """Return 2 if a shard is wrong."""

@@ -39,6 +39,8 @@ def attentive_probe(
 
     @jax.jit
     def step(weights, opt_state, tokens, labels):
+        """Return weights and optimizer state after one batch."""
+
         def loss(weights):
             logits = _logits(weights, tokens, heads)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()

@@ -19,8 +19,7 @@ def draw_curve(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str,
     Points that are not finite are left out. Lines of more than 400 points are averaged over equal stretches. Each line
     ends in its name and last value. The page sets the colours: line k has the class "line-k".
     """
-    drawn = {name: _shorten(points) for name, points in lines.items()}
-    drawn = {name: points for name, points in drawn.items() if len(points)}
+    drawn = {name: shortened for name, points in lines.items() if len(shortened := _shorten(points))}
     if not drawn:
         return '<p class="quiet">No losses were recorded.</p>'
     every = np.concatenate(list(drawn.values()))

@@ -13,19 +13,16 @@ from maejax.data.sources import Source
 from maejax.models.vit import POOLS, Pool, pooled
 
 Layers = Sequence[int] | None
+Images = Iterable[np.ndarray]  # uint8 [n, H, W, C], of any n
 READING = {"crop_ratio": 0.875, "batch_size": 64, "workers": 0}  # of `evaluation_loader`
 
 
 def extract(
-    model: Any,
-    images: np.ndarray | Iterable[np.ndarray],
-    batch_size: int = 256,
-    pool: Pool | None = "cls+mean",
-    layers: Layers = None,
+    model: Any, images: Images, batch_size: int = 256, pool: Pool | None = "cls+mean", layers: Layers = None
 ) -> np.ndarray:
     """Encode images and return one feature each: float32 [n, D], [n, 2 D] for "cls+mean", [n, 1 + N, D] for None.
 
-    `images` is uint8 [n, H, W, C], or an iterable of uint8 [b, H, W, C] with b of any size. "cls" is the class token,
+    `images` is one array, uint8 [n, H, W, C], or an iterable of them with n of any size. "cls" is the class token,
     "mean" the mean of the patch tokens, "cls+mean" both, which is stronger for small encoders; None keeps all tokens.
     `layers` are those of `VisionTransformer.encode`; with them the result is [n, L, ...].
 
@@ -73,7 +70,7 @@ def _encode_all(
         yield label, np.asarray(features)[:count]
 
 
-def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+def _chunks(batches: Images, size: int) -> Iterator[np.ndarray]:
     for batch in batches:
         if batch.ndim != 4 or batch.dtype != np.uint8:
             raise ValueError(f"images are uint8 [B, H, W, C], not {batch.dtype} {list(batch.shape)}")

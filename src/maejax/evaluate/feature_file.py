@@ -1,13 +1,13 @@
 """Features of a whole source in one file: written as they come, in constant memory, and resumable."""
 
+import contextlib
 import hashlib
 import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -23,8 +23,7 @@ ROWS = 4096  # rows of one group in a parquet file
 SAVE_SECONDS = 10.0  # between two notes of progress
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """The content of a file of features: images, unreadable images, shape of a feature; and the seconds it took."""
 
     images: int
@@ -35,10 +34,7 @@ class Written:
 
 
 def check_path(path: Path) -> None:
-    """Check that a file of features can have this name, before anything is computed.
-
-    Raises InputError for a suffix other than .npz, .safetensors and .parquet, or if pyarrow is missing.
-    """
+    """Check the name of a file of features; raises InputError for another suffix, or if pyarrow is missing."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"--out {path}: give a name that ends in {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
@@ -83,7 +79,11 @@ def write_features(
         "batch_size": batch_size,
         "size": list(model.config.encoder.image_size),
     }
-    first, kept = _resume_point(part, recipe)
+    first, kept = 0, 0
+    with contextlib.suppress(OSError, ValueError, KeyError):  # KeyError: of an earlier version
+        found = json.loads((part / "done.json").read_text())
+        if found["recipe"] == recipe:
+            first, kept = found["batches"], found["kept"]
     rows: np.memmap | None = np.load(part / "features.npy", mmap_mode="r+") if first else None
     valid = np.load(part / "valid.npy") if first else np.zeros(len(source), bool)
     done, saved = first * batch_size, time.monotonic()
@@ -118,15 +118,6 @@ def fingerprint(model: Any) -> str:
     for name, array in sorted(named_arrays(model).items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _resume_point(part: Path, recipe: dict[str, Any]) -> tuple[int, int]:
-    """Return the batches that an interrupted call with the same recipe has finished, and the rows that they left."""
-    try:
-        found = json.loads((part / "done.json").read_text())
-        return (found["batches"], found["kept"]) if found["recipe"] == recipe else (0, 0)
-    except (OSError, ValueError, KeyError):  # KeyError: of an earlier version
-        return 0, 0
 
 
 def _write(path: Path, rows: np.ndarray, source: Source, index: np.ndarray, recipe: dict[str, Any]) -> None:

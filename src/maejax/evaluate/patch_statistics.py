@@ -43,10 +43,7 @@ def hidden_statistics(tiles: np.ndarray, visible: np.ndarray, grid: tuple[int, i
 def interpolated_statistics(
     tiles: np.ndarray, visible: np.ndarray, grid: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean [N] and standard deviation [N] at every place, averaged over visible patches by distance^-3.
-
-    Arguments as in `hidden_statistics`. The standard deviation is the unbiased one, as in training.
-    """
+    """Return mean and unbiased standard deviation [N] at every place, averaged over visible patches by distance^-3."""
     place = np.stack(np.unravel_index(np.arange(len(tiles)), grid), axis=1)
     distance = np.linalg.norm(place[:, None] - place[None, visible], axis=-1)
     weights = np.maximum(distance, 1e-3) ** -3

@@ -2,9 +2,8 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,9 +11,8 @@ from maejax.data.sources import Source
 from maejax.errors import InputError
 from maejax.evaluate.attentive import attentive_probe
 from maejax.evaluate.encoding import encode_source
-from maejax.evaluate.fewshot import few_shot
 from maejax.evaluate.knn import knn_accuracy
-from maejax.evaluate.probe import linear_probe
+from maejax.evaluate.probe import few_shot, linear_probe
 from maejax.models.build import initial_model
 from maejax.models.vit import Pool, VisionTransformer, pooled
 
@@ -30,8 +28,7 @@ MEASURES = {
 }
 
 
-@dataclass(frozen=True)
-class EvalSplits:
+class EvalSplits(NamedTuple):
     """Labelled images to train the evaluators on and to test them with. `classes` names the labels, or is empty."""
 
     train: Source
@@ -40,9 +37,9 @@ class EvalSplits:
 
 
 def pair(train: Source, test: Source) -> EvalSplits:
-    """Check that two sources have labels of the same classes, and number those of `test` as in `train`.
+    """Check that two sources have labels of the same two or more classes, and number those of `test` as in `train`.
 
-    Raises InputError if a source has no labels, `train` has fewer than two classes, or `test` has a class of its own.
+    Raises InputError if they have not.
     """
     for name, source in (("--train-dataset-shards", train), ("--valid-dataset-shards", test)):
         if (source.labels < 0).all():

@@ -79,9 +79,8 @@ def _predict(model: Any, images: jax.Array, order: jax.Array) -> tuple[jax.Array
 def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), least: int = 128) -> Image.Image:
     """Draw an RGB picture with a row for each image: original, masked, reconstruction and pasted.
 
-    Images with a side below `least` pixels are enlarged by a whole factor without smoothing. Three channels are drawn
-    as colours, otherwise the first as grey. `captions`, one for each image, stand under the rows; raises ValueError if
-    there are others.
+    Sides below `least` pixels are enlarged by a whole factor without smoothing. Three channels are drawn as colours,
+    otherwise the first as grey. `captions` stand under the rows; raises ValueError if they are not one for each image.
     """
     columns = ("original", "masked", "reconstruction", "pasted")
     count, height, width, _ = reconstruction.original.shape

@@ -41,6 +41,8 @@ def write_report(path: Path, report: Report) -> None:
     sentence = explain(report.scores) if report.sentence is None else report.sentence
     pictures = "\n".join(_figure(caption, file) for caption, file in report.pictures.items())
     curve = draw_curve(report.losses, report.x_label, "loss") if report.losses else ""
+    stages = {**report.seconds, "all": sum(report.seconds.values())}
+    times = "\n".join(f"<tr><th>{escape(stage)}</th><td>{value:,.1f} s</td></tr>" for stage, value in stages.items())
     config = escape(json.dumps(report.config, indent=2, default=str))
     config = f"<details>\n<summary>Configuration</summary>\n<pre>{config}</pre>\n</details>"
     parts = [
@@ -49,7 +51,7 @@ def write_report(path: Path, report: Report) -> None:
         *(f'<p class="quiet">{escape(note)}</p>' for note in report.notes),
         section("Pictures", pictures),
         section("Loss", curve),
-        section("Time", _time_table(report.seconds)),
+        section("Time", f'<table class="times">\n<tbody>\n{times}\n</tbody>\n</table>'),
         section("Do it again", f"{command_line(report.command)}\n{config}"),
     ]
     write_page(path, report.title, parts, [report.licence])
@@ -63,12 +65,6 @@ def _score_table(scores: Scores, measures: Mapping[str, str]) -> str:
         rows.append(f"<tr{best}><th>{escape(FEATURES.get(kind, kind))}</th>{cells}</tr>")
     legend = '<p class="quiet">Test accuracy in percent on frozen features; ± is the standard deviation over draws.</p>'
     return f"{table(('', *measures.values()), rows)}\n{legend}"
-
-
-def _time_table(seconds: Mapping[str, float]) -> str:
-    stages = {**seconds, "all": sum(seconds.values())}
-    rows = "\n".join(f"<tr><th>{escape(stage)}</th><td>{value:,.1f} s</td></tr>" for stage, value in stages.items())
-    return f'<table class="times">\n<tbody>\n{rows}\n</tbody>\n</table>'
 
 
 def _figure(caption: str, file: str | Path) -> str:

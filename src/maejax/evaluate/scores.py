@@ -35,8 +35,7 @@ def cell(row: Mapping[str, float], measure: str) -> str:
 def explain(scores: Scores, measures: Mapping[str, str] = MEASURES, level: float = _LEVEL) -> str:
     """Return a sentence that compares the pre-trained encoder with the untrained one and, if scored, with raw pixels.
 
-    `scores` are accuracies in percent, as under "scores" in report.json; `measures` are the columns to compare. A
-    difference below `level` points counts as level.
+    `scores` are accuracies in percent; differences in `measures` below `level` points count as level.
     """
     untrained = _compare(scores, "untrained", measures, level)
     ahead, compared = len(untrained["ahead of"]), _compared(untrained, "the untrained one", "it")

@@ -78,10 +78,7 @@ class Checkpoints:
         return self.steps[-1] if self.steps else None
 
     def save(self, state: TrainState, step: int, data: Any = None) -> None:
-        """Save a state in the background; the arrays are copied before this returns. A saved step is not rewritten.
-
-        `data` is any JSON value, the same in every process, such as the position of the input.
-        """
+        """Copy a state and save it in the background, if it is not saved; `data` is JSON, the same in all processes."""
         self.wait()
         if step in self.steps:
             return
@@ -211,10 +208,7 @@ def parts_of(state: TrainState) -> Parts:
 
 
 def save_alone(path: Path, parts: Parts, metadata: dict[str, Any]) -> None:
-    """Save the parts of a checkpoint from the first process, while the others do something else.
-
-    In Orbax's newer interface all processes take part in every save, so this is the older one; it writes the same.
-    """
+    """Save a checkpoint from the first process alone, which needs Orbax's older interface; the files are the same."""
     alone = MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone")
     handlers = {name: PyTreeCheckpointHandler(multiprocessing_options=alone) for name in parts}
     options = CompositeOptions(multiprocessing_options=alone)
@@ -239,9 +233,7 @@ def saved_steps(directory: Path) -> list[int]:
     """List the steps saved in a `checkpoints` folder, oldest first, without unfinished saves."""
     if mirror.address_of(directory):
         return mirror.saved_steps(directory)
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
 
 
 def read_model_arrays(checkpoint: Path) -> dict[str, jax.Array]:

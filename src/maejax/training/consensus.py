@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,8 +13,6 @@ from jax.sharding import Mesh
 from maejax.errors import Failed, Stopped
 from maejax.training.mesh import gather, put_rows, put_same
 from maejax.training.state import REQUESTS, STOP, Control
-
-Item = TypeVar("Item")
 
 
 @contextmanager
@@ -57,13 +55,13 @@ class Agreement:
         """Remove a request that was fulfilled."""
         self._asked[request], self.agreed[request] = 0, False
 
-    def watch(self, items: Iterable[Item], stop: threading.Event) -> Iterator[Item]:
+    def watch(self, items: Iterable[Any], stop: threading.Event) -> Iterator[Any]:
         """Yield `items`, of which all processes have the same number; before each, all exchange stops and failures.
 
         Raises Stopped if some process was asked to stop, what `items` raised, and Failed if another process's failed.
         """
         source, end = iter(items), False
-        with closing(source) if hasattr(source, "close") else nullcontext():  # type: ignore[type-var]
+        with closing(source) if hasattr(source, "close") else nullcontext():
             while not end:
                 item, failure = None, None
                 try:
@@ -82,7 +80,7 @@ class Agreement:
                 if any(failed for _, failed in received):
                     raise Failed("the input of another process failed")
                 if not end:
-                    yield item  # type: ignore[misc]
+                    yield item
 
     def first_control(self) -> Control:
         """Return the `Control` that the first step gets."""

@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,9 +17,8 @@ from maejax.training.checkpoint import Checkpoints
 from maejax.training.consensus import Agreement, stop_requests
 from maejax.training.log import RunLog
 from maejax.training.mesh import gather, put_rows
-from maejax.training.meter import Meter
+from maejax.training.meter import Meter, WaitTimes, describe
 from maejax.training.state import HALT, SAVE, STOP, Control, FlatState, TrainState
-from maejax.training.stragglers import WaitTimes, describe
 from maejax.training.trace import Trace
 
 QUEUED = 2  # steps handed to the device before the first of them is done; each holds a batch in its memory
@@ -35,12 +33,8 @@ Evaluate = Callable[[TrainState, int, Watch], dict[str, float]]
 Explain = Callable[[TrainState, int, Any], str]
 
 
-@dataclass(frozen=True)
-class Intervals:
-    """Steps between saves, log lines and evaluations; with `evaluate` 0 the last state alone is evaluated.
-
-    A run also saves `minutes` after its last save, unless that is 0.
-    """
+class Intervals(NamedTuple):
+    """Steps between saves, log lines, evaluations (0: of the last state alone); `minutes` between saves, 0: any."""
 
     save: int
     log: int
@@ -48,8 +42,7 @@ class Intervals:
     minutes: float = 0
 
 
-@dataclass(frozen=True)
-class RunContext:
+class RunContext(NamedTuple):
     """A run from step `start` to `stop`: where it writes, and how often."""
 
     start: int
@@ -65,12 +58,10 @@ class RunContext:
         return step == self.stop or (interval > 0 and step % interval == 0)
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(NamedTuple):
     """Rows of this host in the global batches `start`, `start` + 1, ..., each of `batch_size` images in all.
 
-    `position` returns where the input stands, as JSON holds it. `merge` makes one position of those of all processes.
-    `metrics` returns what the host adds to every log line.
+    `position`: that of the input, as JSON; `merge` makes one of those of all processes; `metrics` join every log line.
     """
 
     batches: Iterator[Any]
@@ -81,10 +72,7 @@ class Feed:
 
 
 class Running(NamedTuple):
-    """A step that the device works on: its number (that of the state after it), its input and its results.
-
-    `rows` are those of this host, `position` is that of the input before they were taken.
-    """
+    """A step in work: that of the state after it, this host's rows, the input's position before them, and results."""
 
     step: int
     rows: Any
@@ -164,7 +152,7 @@ def fit(
                 raise fault
             if last or agreement.agreed[STOP]:
                 return flat.state, last and (not due or found is not None)
-            if run.trace is not None and run.trace.changes_at(step):
+            if run.trace is not None and step in run.trace.ends:
                 flight.finish(flat)
                 run.trace.start_or_stop(step)
 

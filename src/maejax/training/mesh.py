@@ -124,10 +124,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def fetch_on_first(tree: Any, mesh: Mesh) -> Any:
-    """Return the arrays of a tree in the host memory of the first process, and None in the others.
-
-    All processes call this together; the devices hold one array more at a time.
-    """
+    """Fetch a tree into the first process's memory, array by array; None in the others, which call this too."""
 
     def fetch(array: jax.Array) -> np.ndarray | None:
         full = array if array.is_fully_replicated else replicate(array, mesh)

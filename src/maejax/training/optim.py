@@ -5,7 +5,6 @@ The layers of a model are one stack, so a bias has two dimensions here: every ru
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,8 +22,7 @@ OPTIMIZERS = ("adamw", "lamb", "sgd", "lars")
 MOMENTUM = 0.9  # SGD and LARS: the paper's Table 10 and the original
 
 
-@dataclass(frozen=True)
-class ParameterRules:
+class ParameterRules(NamedTuple):
     """How an optimizer treats single parameters: those named in `decayed` decay, and have trust ratios in LARS, LAMB.
 
     `lr_decay` as in `layer_rates`, 1 for none; `tuned_blocks` as in `tuned_factors`, None for the whole encoder.
@@ -105,14 +103,14 @@ def select(skip: jax.Array | bool, old: Any, new: Any) -> Any:
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
     """Scale by Adam's moments exactly as `optax.scale_by_adam`, but keep the old state where `skip` is true.
 
-    The state is selected before it is read. Selected later, XLA on CPU copies all arrays: an update takes half as long
-    again.
+    It is selected before it is read: later, XLA on CPU copies all arrays, and an update takes half as long again.
     """
 
     def init(params):
         return AdamState(jnp.zeros((), jnp.int32), optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
     def update(updates, state, params=None, *, skip=False, **extra):
+        """Compute the scaled updates and the new state."""
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         new = AdamState(*select(skip, tuple(state), (optax.safe_increment(state.count), mu, nu)))
@@ -148,6 +146,7 @@ def layer_rates(model: Any, decay: float):
     """
 
     def factor(path, array):
+        """Compute the factor of one array."""
         name = array_name(path)
         if name.startswith("encoder.transformer.blocks."):
             depth = array.shape[0]
@@ -167,6 +166,7 @@ def tuned_factors(model: Any, blocks: float):
     """
 
     def factor(path, array):
+        """Compute the factor of one array."""
         name = array_name(path)
         if not name.startswith("encoder."):
             return 1.0

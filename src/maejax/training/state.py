@@ -138,10 +138,7 @@ def make_step(
 
 
 def mean_gradient(losses: Callable, trained: Any, rest: Any, batch: Any, step: jax.Array, parts: int):
-    """Compute the mean loss over the valid rows of a batch and its gradient, the batch taken in `parts`.
-
-    `trained` and `rest` are the two parts of the model; the gradient is that of `trained`.
-    """
+    """Compute the mean loss over the valid rows of a batch, taken in `parts`, and its gradient by `trained`."""
 
     def weighted_loss(trained, batch, weight, microstep):
         # Each row has its weight in the mean, so that nothing as large as the parameters is scaled afterwards.
