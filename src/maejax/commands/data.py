@@ -151,7 +151,6 @@ def _classes(labels: dict[str, Any]) -> str:
 
 
 def _bars(counts: list[list[Any]]) -> Table:
-    """Draw the most and the least frequent classes."""
     largest, rows = max(counts[0][1], 1), []
     for name, count in counts:
         rows.append((escape(name), f"{count:,}", f"[cyan]{'━' * max(1, round(24 * count / largest))}[/cyan]"))

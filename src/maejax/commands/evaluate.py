@@ -81,7 +81,6 @@ class EvaluateCommand(Encode):
         return self._write(result, protocols)
 
     def _write(self, result: dict[str, Any], protocols: tuple[str, ...]) -> dict[str, Any]:
-        """Write report.json and report.html."""
         from maejax.evaluate.protocols import DRAWS
         from maejax.evaluate.report import Report, write_report
         from maejax.evaluate.scores import explain

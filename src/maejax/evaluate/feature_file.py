@@ -131,21 +131,16 @@ def _write(path: Path, rows: np.ndarray, source: Source, index: np.ndarray, reci
         tensors = {"features": rows, "labels": labels, "names": np.frombuffer("\n".join(names).encode(), np.uint8)}
         save_file(tensors, path, {"classes": json.dumps(source.classes), **about})
     else:
-        _write_parquet(path, rows, names, labels, dict(enumerate(source.classes)), about)
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-
-def _write_parquet(
-    path: Path, rows: np.ndarray, names: list[str], labels: np.ndarray, classes: dict[int, str], about: dict[str, str]
-) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    width = int(np.prod(rows.shape[1:]))
-    types = {"name": pa.string(), "label": pa.int32(), "class": pa.string(), "features": pa.list_(pa.float32(), width)}
-    schema = pa.schema(types, metadata={**about, "shape": json.dumps(rows.shape[1:])})
-    with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(rows), ROWS):
-            place = slice(start, start + ROWS)
-            named = [classes.get(label) for label in labels[place].tolist()]
-            features = pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(rows[place]).reshape(-1)), width)
-            writer.write_table(pa.table([names[place], labels[place], named, features], schema=schema))
+        classes, width = dict(enumerate(source.classes)), int(np.prod(rows.shape[1:]))
+        text, floats = pa.string(), pa.list_(pa.float32(), width)
+        types = {"name": text, "label": pa.int32(), "class": text, "features": floats}
+        schema = pa.schema(types, metadata={**about, "shape": json.dumps(rows.shape[1:])})
+        with pq.ParquetWriter(path, schema) as writer:
+            for start in range(0, len(rows), ROWS):
+                place = slice(start, start + ROWS)
+                named = [classes.get(label) for label in labels[place].tolist()]
+                flat = pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(rows[place]).reshape(-1)), width)
+                writer.write_table(pa.table([names[place], labels[place], named, flat], schema=schema))

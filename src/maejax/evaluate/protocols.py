@@ -20,12 +20,9 @@ PROTOCOLS = ("knn", "fewshot", "linear", "attentive")
 NEIGHBOURS = (10, 20, 100, 200)  # as DINO
 SHOTS = (1, 5, 10, 25)
 DRAWS = 10
-MEASURES = {
-    **{f"knn_{k}": f"{k}-NN" for k in NEIGHBOURS},
-    **{f"fewshot_{n}": f"{n} shot{'s' * (n > 1)}" for n in SHOTS},
-    "linear": "linear",
-    "attentive": "attentive",
-}
+_KNN = {f"knn_{k}": f"{k}-NN" for k in NEIGHBOURS}
+_FEWSHOT = {f"fewshot_{n}": f"{n} shot{'s' * (n > 1)}" for n in SHOTS}
+MEASURES = {**_KNN, **_FEWSHOT, "linear": "linear", "attentive": "attentive"}
 
 
 class EvalSplits(NamedTuple):
@@ -37,10 +34,7 @@ class EvalSplits(NamedTuple):
 
 
 def pair(train: Source, test: Source) -> EvalSplits:
-    """Check that two sources have labels of the same two or more classes, and number those of `test` as in `train`.
-
-    Raises InputError if they have not.
-    """
+    """Number the classes of `test` as in `train`; raises InputError without labels or two classes, or for a new one."""
     for name, source in (("--train-dataset-shards", train), ("--valid-dataset-shards", test)):
         if (source.labels < 0).all():
             remedy = "use class folders, .cls members or a label file (--labels)"

@@ -39,6 +39,12 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Write a report to `path`, with its pictures inside. Raises FileNotFoundError for a missing picture."""
     sentence = explain(report.scores) if report.sentence is None else report.sentence
+    rows = []
+    for kind, row in report.scores.items():
+        cells = "".join(f"<td>{cell(row, measure)}</td>" for measure in report.measures)
+        best = ' class="best"' if kind == "pretrained" else ""
+        rows.append(f"<tr{best}><th>{escape(FEATURES.get(kind, kind))}</th>{cells}</tr>")
+    legend = "Test accuracy in percent on frozen features; ± is the standard deviation over draws."
     pictures = "\n".join(_figure(caption, file) for caption, file in report.pictures.items())
     curve = draw_curve(report.losses, report.x_label, "loss") if report.losses else ""
     stages = {**report.seconds, "all": sum(report.seconds.values())}
@@ -47,24 +53,14 @@ def write_report(path: Path, report: Report) -> None:
     config = f"<details>\n<summary>Configuration</summary>\n<pre>{config}</pre>\n</details>"
     parts = [
         f'<p class="lead">{escape(sentence)}</p>',
-        _score_table(report.scores, report.measures),
-        *(f'<p class="quiet">{escape(note)}</p>' for note in report.notes),
+        table(("", *report.measures.values()), rows),
+        *(f'<p class="quiet">{escape(note)}</p>' for note in (legend, *report.notes)),
         section("Pictures", pictures),
         section("Loss", curve),
         section("Time", f'<table class="times">\n<tbody>\n{times}\n</tbody>\n</table>'),
         section("Do it again", f"{command_line(report.command)}\n{config}"),
     ]
     write_page(path, report.title, parts, [report.licence])
-
-
-def _score_table(scores: Scores, measures: Mapping[str, str]) -> str:
-    rows = []
-    for kind, row in scores.items():
-        cells = "".join(f"<td>{cell(row, measure)}</td>" for measure in measures)
-        best = ' class="best"' if kind == "pretrained" else ""
-        rows.append(f"<tr{best}><th>{escape(FEATURES.get(kind, kind))}</th>{cells}</tr>")
-    legend = '<p class="quiet">Test accuracy in percent on frozen features; ± is the standard deviation over draws.</p>'
-    return f"{table(('', *measures.values()), rows)}\n{legend}"
 
 
 def _figure(caption: str, file: str | Path) -> str:

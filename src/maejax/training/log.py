@@ -51,8 +51,7 @@ class RunLog:
         hidden = not console.is_terminal
         self._bar = Progress(*columns, console=console, disable=hidden, speed_estimate_period=60)
         self._task = self._bar.add_task("training", total=stop, completed=start, now="compiling")
-        self._stop = stop
-        self._begun = False
+        self._stop, self._begun = stop, False
 
     def __enter__(self):
         self._bar.start()

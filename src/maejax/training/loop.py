@@ -96,6 +96,8 @@ def fit(
     """Train a state from step `run.start` to `run.stop`; its memory is given up. All processes call this together.
 
     Returns the last state, and whether all is done. If not, a signal asked to stop, and the state was saved.
+    `step_fn` is that of `make_step`. If `evaluated`, the state at `run.start` needs no evaluation. `flop` is that of an
+    image in one step, for the share of the devices' peak; 0 leaves it out.
 
     The order evaluate, save, next batch, step, log must not change:
 
@@ -104,11 +106,6 @@ def fit(
     - Save before the next batch: the position in a checkpoint is then that of the first batch unknown to the state.
     - Log last, and up to two steps late: the device then never waits for the host. All processes read the same results
       at the same step, so all of them stop, save or halt there.
-
-    Args:
-        step_fn: `(state, batch, control, requests) -> (state, metrics, control)` on a `FlatState`, see `make_step`.
-        evaluated: whether the state at `run.start` needs no evaluation.
-        flop: that of one image in one step, for the share of the devices' peak; 0 leaves it out.
 
     Raises Failed if the loss or gradient is not finite, another process ended, or its input failed. Raises what
     `feed` or `evaluate` raised, after the state was saved.

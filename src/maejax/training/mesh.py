@@ -1,6 +1,7 @@
 """Placement of arrays: one mesh of all devices, batches split over it, the state on every device or split as well."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -65,16 +66,15 @@ def gather_unstacked(model: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(gather_one, model)
 
 
-def put_rows(rows: Any, mesh: Mesh) -> Any:
+def put_rows(rows: Any, mesh: Mesh, place: Callable[[Mesh], NamedSharding] = split) -> Any:
     """Copy this host's rows of a global array, or of a tree of them, to its devices; works for any number of hosts."""
     with jax.transfer_guard_host_to_device("allow"):  # JAX does not count this as the explicit transfer that it is
-        return jax.make_array_from_process_local_data(split(mesh), rows)
+        return jax.make_array_from_process_local_data(place(mesh), rows)
 
 
 def put_same(value: np.ndarray, mesh: Mesh) -> jax.Array:
     """Copy an array that is the same on every host to every device."""
-    with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_process_local_data(replicated(mesh), value)
+    return put_rows(value, mesh, replicated)
 
 
 def gather(value: Any, mesh: Mesh) -> list[Any]:

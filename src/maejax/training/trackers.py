@@ -27,9 +27,9 @@ class WandB:
             known.write_text(uuid.uuid4().hex[:8] + "\n")
         off: dict[str, Any] = {f"x_disable_{what}": True for what in ("meta", "stats", "machine_info")}
         off |= {"disable_git": True, "disable_code": True, "save_code": False, "console": "off"}
-        run = {"project": project or "maejax", "name": name, "id": known.read_text().strip(), "resume": "allow"}
+        run: dict[str, Any] = {"project": project or "maejax", "name": name, "id": known.read_text().strip()}
         settings = wandb.Settings(silent=True, host="-", **off)
-        self._run = wandb.init(dir=directory, config=config, settings=settings, **run)
+        self._run = wandb.init(dir=directory, config=config, settings=settings, resume="allow", **run)
         self._run.define_metric("*", step_metric="step")  # its own counter does not go back when a run does
         self._image = wandb.Image
 
