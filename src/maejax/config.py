@@ -148,6 +148,8 @@ class Encoder:
     """Number of classes; 0 or less: read from the data."""
     layerscale: bool = False
     """LayerScale, initial value 1e-4."""
+    qk_norm: bool = False
+    """LayerNorm over the queries and keys of each head."""
     patch_size: int = 16
     """Side of a patch in pixels."""
     image_size: str = "224"

@@ -123,7 +123,7 @@ def test_a_scan_keeps_no_scores():
 @pytest.mark.parametrize("scan", [False, True])
 def test_gradients_are_never_summed_over_samples_in_half_precision(scan):
     """What is widened to float32 still has a row for every sample: a sum that was rounded would have none."""
-    learned = {"posemb": "learnable", "layerscale": True}
+    learned = {"posemb": "learnable", "layerscale": True, "qk_norm": True}
     model = jax.eval_shape(lambda: tiny(learned, learned, {"dtype": "bfloat16", "scan": scan}))
     x, order = jax.ShapeDtypeStruct((7, 16, 24, 3), jnp.float32), jax.ShapeDtypeStruct((7, 24), jnp.int32)
 
@@ -180,6 +180,7 @@ def test_every_sample_has_its_own_mask_and_any_ratio_is_exact():
         {"encoder": {"channels": 7, "mean": (0.5,) * 7, "std": (0.2,) * 7}},
         {"encoder": {"posemb": "learnable"}, "decoder": {"posemb": "learnable"}},
         {"encoder": {"layerscale": True}, "decoder": {"layerscale": True}},
+        {"encoder": {"qk_norm": True}, "decoder": {"qk_norm": True}},
         {"encoder": {"dropout": 0.1, "droppath": 0.2}, "decoder": {"dropout": 0.1, "droppath": 0.2}},
         {"compute": {"dtype": "bfloat16"}},
         {"norm_pix_loss": True},
@@ -200,7 +201,7 @@ def test_every_option_trains(changes):
     fixed = {"encoder.positions", "dec_positions"} if "posemb" not in changes.get("encoder", {}) else set()
     for name, grad in named_arrays(grads).items():
         assert grad.dtype == jnp.float32
-        if name not in fixed and not name.endswith("qkv.bias"):  # the key's bias has no effect
+        if name not in fixed and not name.endswith(("qkv.bias", "k_norm.bias")):  # a key's bias has no effect
             assert float(jnp.abs(grad).max()) > 0, name
 
 

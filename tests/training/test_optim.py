@@ -23,8 +23,8 @@ def classifier():
     return initial_model(Classifier(encoder=encoder, labels=7, pooling="gap"))
 
 
-def autoencoder():
-    encoder = ViT(image_size=(8, 8), patch_size=4, dim=16, layers=2, heads=2, layerscale=True)
+def autoencoder(**changes):
+    encoder = ViT(image_size=(8, 8), patch_size=4, dim=16, layers=2, heads=2, layerscale=True, **changes)
     return initial_model(MAE(encoder=encoder, decoder=Stack(dim=8, layers=1, heads=2)))
 
 
@@ -40,7 +40,7 @@ def test_rates_and_decay_of_fine_tuning_are_the_authors(golden):
 
 
 def test_pre_training_decays_weights_and_tokens_only():
-    decayed = {name for name, decays in named_arrays(decay_mask(autoencoder())).items() if decays}
+    decayed = {name for name, decays in named_arrays(decay_mask(autoencoder(qk_norm=True))).items() if decays}
     assert {"encoder.cls_token", "mask_token", "encoder.embed.kernel", "predict.kernel"} < decayed
     assert all(name.endswith(("kernel", "cls_token", "mask_token")) for name in decayed)
     assert sum(name.endswith("kernel") for name in named_arrays(autoencoder())) == len(decayed) - 2

@@ -131,6 +131,13 @@ def test_what_is_not_in_the_file_is_asked_for(weights, golden):
         huggingface.to_hf(torch_names.to_theirs(weights("gap").arrays, weights("gap").config.encoder))
 
 
+@pytest.mark.parametrize("layout", ["fair", "original", "hf"])
+def test_a_layout_without_query_key_normalisation_refuses_it(weights, tmp_path, layout):
+    with pytest.raises(WeightsError, match=r"no place for .*k_norm.*convert to .*timm"):
+        files.write(weights("encoder", qk_norm=True), tmp_path / "out", layout)
+    assert not (tmp_path / "out").exists()
+
+
 def test_positions_are_interpolated_and_the_cls_row_stays(weights, tmp_path):
     files.write(weights("encoder"), tmp_path / "w.safetensors", "maejax")
     found, _ = fetch_pretrained(str(tmp_path / "w.safetensors"), (32, 24), 3)

@@ -1,15 +1,19 @@
 """The same weights computed by PyTorch, timm and transformers; needs the extra `interop`."""
 
+import functools
 import re
 import subprocess
 import sys
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maejax.weights import files, hub
+from maejax.ops import attention
+from maejax.ops.attention_tpu import attend_packed_on_chip
+from maejax.weights import files, hub, torch_names
 from maejax.weights.pretrained import resize_positions
 from maejax.weights.weights import model_of
 from tests.bounds import assert_close
@@ -78,6 +82,25 @@ def test_timm_computes_the_same(timm, weights, same, tmp_path, kind):
     back = files.read(tmp_path / "back.pth", image_size=(16, 24))
     if kind != "probe":  # its BatchNorm is folded
         same(back.arrays, made.arrays)
+
+
+@pytest.mark.parametrize("form", ["xla", "pallas", "cudnn"])
+def test_timm_normalises_queries_and_keys_the_same(timm, weights, same, tmp_path, monkeypatch, form):
+    made = weights("cls", "learnable", qk_norm=True, dim=128, heads=2)
+    files.write(made, tmp_path / "t.pth", "timm")
+    model = vit(timm, embed_dim=128, num_heads=2, qk_norm=torch_names.timm_options(made.config)["qk_norm"])
+    model.load_state_dict(torch.load(tmp_path / "t.pth", weights_only=True))
+    # The code of each form runs here, interpreted or with JAX's own products in place of NVIDIA's.
+    packed, product = functools.partial(attend_packed_on_chip, interpret=True), jax.nn.dot_product_attention
+    monkeypatch.setattr(attention, "chosen_form", lambda *_: form)
+    monkeypatch.setattr(attention, "attend_packed_on_chip", packed)
+    stand_in = lambda *qkv, implementation, **masks: product(*qkv, implementation="xla", **masks)  # noqa: E731
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    theirs = model(torch.from_numpy(X))
+    close(model_of(made)(ours()), theirs)
+    plain = replace(made, arrays={name: np.ones_like(a) if "k_norm" in name else a for name, a in made.arrays.items()})
+    assert np.abs(model_of(plain)(ours()) - theirs.detach().numpy()).max() > 0.01
+    same(files.read(tmp_path / "t.pth", image_size=(16, 24)).arrays, made.arrays)
 
 
 def test_the_readmes_example_works_to_the_letter(timm, weights, same, tmp_path):

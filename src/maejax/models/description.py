@@ -26,6 +26,8 @@ class Stack:
     """Positions: fixed sine-cosine waves, or learned."""
     layerscale: bool = False
     """Scale each branch of a block by a learned vector."""
+    qk_norm: bool = False
+    """Normalise the queries and keys of each head by layer norms before attention (Dehghani et al. 2023, section 2)."""
     gelu: Literal["erf", "tanh"] = "erf"
     """Activation: the exact GELU, or the tanh approximation of the original MaskedAutoencoder-Jax."""
     dropout: float = 0.0

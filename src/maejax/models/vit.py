@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from maejax.models.description import Compute, Network, Stack, ViT
 from maejax.models.patches import patchify, sincos_table, take_patches
-from maejax.ops.attention import attend, attend_packed, attention_weights, check_form
+from maejax.ops.attention import attend, attend_packed, attention_weights, by_head, check_form
 from maejax.ops.dense import dropout, layer_norm, linear, mlp
 
 LAYERSCALE_INIT = 1e-4  # as in the original
@@ -42,13 +42,17 @@ class Attention(nnx.Module):
         self.heads, self.form = config.heads, compute.attention
         self.qkv = linear(config.dim, 3 * config.dim, jnp.dtype(compute.dtype), rngs)
         self.proj = linear(config.dim, config.dim, jnp.dtype(compute.dtype), rngs)
+        head = config.dim // config.heads
+        self.q_norm, self.k_norm = (layer_norm(head, rngs) if config.qk_norm else None for _ in range(2))
 
     def __call__(self, x: jax.Array, last: int | None = None) -> jax.Array:
         """Attend over x [B, T, D]; with `last`, only the last `last` tokens have queries: [B, last, D]."""
-        if last is None:
+        if last is not None:
+            attended = attend(*self.project(x, last), self.heads, self.form)
+        elif self.q_norm is None:
             attended = attend_packed(checkpoint_name(self.qkv(x), "qkv"), self.heads, self.form)
         else:
-            attended = attend(*self.project(x, last), self.heads, self.form)
+            attended = attend_packed(jnp.concatenate(self.project(x), axis=-1), self.heads, self.form)
         return self.proj(checkpoint_name(attended, "attended"))
 
     def project(self, x: jax.Array, last: int | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -56,7 +60,11 @@ class Attention(nnx.Module):
         dim = x.shape[-1]
         q = checkpoint_name(self.qkv(x if last is None else x[:, -last:], slice(dim)), "qkv")
         k, v = jnp.split(checkpoint_name(self.qkv(x, slice(dim, None)), "qkv"), 2, axis=-1)
-        return q, k, v
+        return self.normalize_heads(q, self.q_norm), self.normalize_heads(k, self.k_norm), v
+
+    def normalize_heads(self, x: jax.Array, norm: nnx.LayerNorm | None) -> jax.Array:
+        """Apply a layer norm to each head of queries or keys x [B, T, D]; identity without one."""
+        return x if norm is None else norm(by_head(x, self.heads)).reshape(x.shape).astype(x.dtype)
 
     def weights(self, x: jax.Array) -> jax.Array:
         """Compute how much each token of x [B, T, D] attends to each, float32 [B, heads, T, T]."""

@@ -43,7 +43,14 @@ BLOCK = {
     "mlp.fc2.weight": "fc2.kernel",
     "mlp.fc2.bias": "fc2.bias",
 }
-TIMM_BLOCK = {"ls1.gamma": "scale1", "ls2.gamma": "scale2"}  # what timm adds to the authors' blocks
+TIMM_BLOCK = {  # what timm adds to the authors' blocks
+    "ls1.gamma": "scale1",
+    "ls2.gamma": "scale2",
+    "attn.q_norm.weight": "attention.q_norm.scale",
+    "attn.q_norm.bias": "attention.q_norm.bias",
+    "attn.k_norm.weight": "attention.k_norm.scale",
+    "attn.k_norm.bias": "attention.k_norm.bias",
+}
 ENCODER = {
     "cls_token": "encoder.cls_token",
     "pos_embed": "encoder.positions",
@@ -136,6 +143,7 @@ def stack_of(state: Mapping[str, np.ndarray], prefix: str, pos_embed: np.ndarray
         "heads": heads,
         "posemb": posemb_of(pos_embed, grid),
         "layerscale": f"{prefix}0.ls1.gamma" in state,
+        "qk_norm": f"{prefix}0.attn.q_norm.weight" in state,
     }
 
 
@@ -158,6 +166,8 @@ def config_of(
         raise WeightsError(f"{what} has patches of {patch} x {wide} pixels; only square ones are known here")
     size = image_size_of(pos_embed.shape[1] - 1, patch, image_size)
     grid = (size[0] // patch, size[1] // patch)
+    if (of_head := state.get("blocks.0.attn.q_norm.weight")) is not None:
+        heads = dim // len(of_head)
     blocks = stack_of(state, "blocks.", pos_embed, grid, head_count(dim, heads))
     encoder = ViT(image_size=size, patch_size=patch, channels=channels, **blocks)
     if "mask_token" in state or "decoder_embed.weight" in state:
@@ -210,7 +220,8 @@ def to_fair(weights: Weights) -> tuple[dict[str, np.ndarray], list[str]]:
     Raises WeightsError if that code cannot express the model.
     """
     if added := [name for name in weights.arrays if name.rpartition("blocks.")[2] in TIMM_BLOCK.values()]:
-        raise WeightsError(f"the authors' code has no LayerScale: no place for {added[0]}; convert to timm or maejax")
+        what = "query-key normalisation" if "_norm" in added[0] else "LayerScale"
+        raise WeightsError(f"the authors' code has no {what}: no place for {added[0]}; convert to timm or maejax")
     arrays = dict(weights.arrays)
     if "head_norm.mean" in arrays:
         arrays.setdefault("head_norm.batches", np.array(0))
@@ -258,6 +269,8 @@ def timm_options(config: Network) -> dict[str, Any]:
     }
     if encoder.layerscale:
         options["init_values"] = 1e-4
+    if encoder.qk_norm:
+        options["qk_norm"] = True
     if isinstance(config, Classifier) and config.pooling == "gap":
         options["global_pool"] = "avg"
     if encoder.gelu == "tanh":
