@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 from maejax.errors import InputError
 
-MODES = ("pretrain", "linear", "finetune")
-
 
 def flag(default: Any, *, least: float | None = None, free: bool = False, written: bool = True) -> Any:
     """Declare the `least` value of a flag, and whether it may change within a run (`free`) and config.json has it.
@@ -261,8 +259,7 @@ class Machine:
     process_id: int = flag(-1, free=True, written=False)
     """Number of this process, from 0, for --coordinator."""
     sharding: Literal["replicated", "fsdp"] = flag("replicated", free=True)
-    """replicated: every device holds the model and optimizer. fsdp: each holds a part and gathers one layer at a time
-    (ZeRO-3); layers run as with --scan-layers."""
+    """replicated: devices hold the whole state. fsdp: parts, gathered layer by layer (ZeRO-3) as with --scan-layers."""
     on_nan: Literal["stop", "skip"] = flag("stop", free=True)
     """If the loss or gradient is not finite. stop: write the batch, name the layer and end. skip: make no update."""
 
@@ -313,6 +310,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "linear": {**_BOTH, "train_batch_size": 16384, "optimizer": "lars", "learning_rate": 0.1, "weight_decay": 0.0},
     "finetune": {**_BOTH, **_FINETUNE, **_AUGMENT, "label_smoothing": 0.1},
 }
+MODES = tuple(RECIPES)
 
 
 def flags(config: Config) -> dict[str, Any]:

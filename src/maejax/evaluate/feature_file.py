@@ -125,7 +125,7 @@ def _write(path: Path, rows: np.ndarray, source: Source, index: np.ndarray, reci
     labels, names = np.asarray(source.labels[index], np.int32), [source.keys[i] for i in index.tolist()]
     about = {"recipe": json.dumps(recipe)}
     if path.suffix == ".npz":
-        texts = {"names": np.array(names, np.str_), "classes": np.array(source.classes, np.str_)}
+        texts: dict[str, Any] = {"names": np.array(names, np.str_), "classes": np.array(source.classes, np.str_)}
         np.savez(path, features=rows, labels=labels, **texts)
     elif path.suffix == ".safetensors":  # from its version 0.8 on
         tensors = {"features": rows, "labels": labels, "names": np.frombuffer("\n".join(names).encode(), np.uint8)}

@@ -61,7 +61,7 @@ class Agreement:
         Raises Stopped if some process was asked to stop, what `items` raised, and Failed if another process's failed.
         """
         source, end = iter(items), False
-        with closing(source) if hasattr(source, "close") else nullcontext():
+        with closing(source) if hasattr(source, "close") else nullcontext():  # type: ignore[type-var]
             while not end:
                 item, failure = None, None
                 try:
