@@ -35,10 +35,10 @@ from maejax.commands.train import TrainCommand
 from maejax.config import MODES, recipe
 from maejax.errors import Failed, FetchError, InputError
 
-_KINDS = (
-    *(TrainCommand, DemoCommand, DataCommand, PackCommand, ReconstructCommand, InspectCommand, ConvertCommand),
-    *(ExportCommand, FeaturesCommand, EvaluateCommand, PlanCommand, DoctorCommand),
-)
+# In the order of the help; each class has the name of its command.
+_OF_IMAGES = (TrainCommand, DemoCommand, DataCommand, PackCommand)
+_OF_WEIGHTS = (ReconstructCommand, InspectCommand, ConvertCommand, ExportCommand, FeaturesCommand, EvaluateCommand)
+_KINDS = (*_OF_IMAGES, *_OF_WEIGHTS, PlanCommand, DoctorCommand)
 COMMANDS: dict[str, type[Command]] = {kind.__name__.removesuffix("Command").lower(): kind for kind in _KINDS}
 # The system's errors for a path that is not there, or is not what it should be; all others come on the way.
 WRONG_PATH = {"EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP"}

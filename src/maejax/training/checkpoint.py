@@ -129,14 +129,13 @@ class Checkpoints:
         """
         damaged = []
         for candidate in reversed(self.steps) if step is None else [step]:
+            restored, reason = None, "another process cannot read it"
             try:
                 restored = self._read(like, candidate)
             except (InputError, Failed):
                 raise
             except Exception as error:  # whatever Orbax, TensorStore or the file system raise
-                restored, reason = None, first_line(error)
-            else:
-                reason = "another process cannot read it"
+                reason = first_line(error)
             if all_processes(restored is not None) and restored is not None:
                 self._set_aside(damaged)
                 return restored
