@@ -42,7 +42,7 @@ def no_compilation(monkeypatch):
         (["--patch-size", "5"], "patches of 5 pixels do not divide an image of 16 x 16"),
         (["--heads", "3"], "3 heads do not divide a width of 16"),
         (["--image-mask-ratio", "1.5"], "mask ratio 1.5"),
-        (["--train-batch-size", "10"], "--train-batch-size 10 .* 4 devices .* take 8 or 12"),
+        (["--train-batch-size", "10"], "--train-batch-size 10 .* 4 devices; take 8 or 12"),
         (["--grad-accum", "3"], "--train-batch-size 8 .* 3 parts .* take 12"),
         (["--valid-dataset-shards", "{images}", "--valid-batch-size", "6"], "--valid-batch-size 6 .* take 4 or 8"),
         (["--image-size", "16by16"], "--image-size 16by16"),

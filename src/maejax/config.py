@@ -118,7 +118,7 @@ class Augment:
     """Augmentation policy by its timm name (rand-m9-mstd0.5-inc1, augmix-..., original, v0, 3a), or none."""
     random_erasing: float = 0.0
     """Probability of random erasing."""
-    augment_repeats: int = 1
+    augment_repeats: int = flag(1, least=1)
     """How many times each image enters a batch, augmented differently."""
     test_crop_ratio: float = 0.875
     """Validation images are resized to image size / ratio and cropped at the centre."""
@@ -220,7 +220,7 @@ class Optimization:
     """Decay of an exponential moving average of the weights, which is then validated and kept as best; 0: none."""
     clip_grad: float = 0.0
     """Largest global gradient norm; 0 switches clipping off."""
-    grad_accum: int = 1
+    grad_accum: int = flag(1, least=1)
     """Number of parts of a batch, computed one after the other; the result is that of the whole batch."""
     min_learning_rate: float = 0.0
     """Final learning rate; absolute, not per 256 images."""

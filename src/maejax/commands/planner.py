@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from maejax.commands.plan import PlanCommand
@@ -23,7 +22,7 @@ from maejax.plan import summary
 from maejax.plan.compiled import Compiled, abstract_inputs, compile_for, waiting
 from maejax.plan.target import Target, find_target
 from maejax.tasks import classify, pretrain
-from maejax.tasks.checks import compute_of
+from maejax.tasks.checks import check_least, check_step, compute_of
 from maejax.training.state import abstract_state
 
 # In the order of what they cost: a message a layer, a third more arithmetic, smaller products. Unrolled layers keep the
@@ -125,18 +124,9 @@ def checked(config: Config, target: Target) -> Config:
     """
     if config.run.cache_features:
         raise InputError("--cache-features: a step of heads alone is small on any device; plan without it")
-    parts, repeats, devices = config.optimization.grad_accum, config.augment.augment_repeats, len(target.devices)
-    here = jax.device_count() * max(1, parts) * max(1, repeats)
-    # The data, and timm's policies for them, need not be here; the batch is for other devices than this machine's.
-    elsewhere = {"train_dataset_shards": "none", "valid_dataset_shards": "", "auto_augment": "none"}
-    task_of(config).check_flags(with_flags(config, **elsewhere, train_batch_size=here))
-    unit, size = int(np.lcm(devices * parts, repeats)), config.data.train_batch_size
-    if size < 1 or size % unit:
-        near = sorted({max(unit, size // unit * unit), (size // unit + 1) * unit})
-        raise InputError(
-            f"--train-batch-size {size} does not divide by the {devices} devices of {target.name} x {parts} parts "
-            f"(--grad-accum) and --augment-repeats {repeats}; take {' or '.join(map(str, near))}"
-        )
+    check_least(config)
+    task_of(config).check_flags(config)
+    check_step(config, len(target.devices), f" of {target.name}")
     if config.run.precision == "auto":
         config = with_flags(config, precision="float32" if target.name == "cpu" else "bfloat16")
     model_config(config)

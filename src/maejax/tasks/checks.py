@@ -1,11 +1,11 @@
 """Checks of flags that every task makes, and the flags that config.json holds."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from maejax.config import Config, declarations, differences, flags, recipe
 from maejax.data.policies import check_policy
@@ -14,25 +14,33 @@ from maejax.models.description import Compute, Stack, ViT
 from maejax.storage.redact import redact
 
 
-def check_run_flags(config: Config, *, training: bool = True) -> None:
-    """Check sizes that no task can use. Raises InputError at the first flag that is wrong."""
+def check_least(config: Config) -> None:
+    """Check that no flag is below its smallest value. Raises InputError with the first that is."""
     given = flags(config)
     for name, declared in declarations().items():
         least = declared.get("least")
         if least is not None and given[name] < least:
             raise InputError(f"--{name.replace('_', '-')} {given[name]}: give at least {least}")
-    if config.data.valid_dataset_shards:
-        check_batch("--valid-batch-size", config.data.valid_batch_size, 1, config)
-    if not training:
-        return
-    traced_steps(config)
-    if not config.data.train_dataset_shards:
+
+
+def check_data(config: Config) -> None:
+    """Check the flags of the data that training reads here. Raises InputError at the first that is wrong."""
+    data, policy = config.data, config.augment.auto_augment
+    if data.valid_dataset_shards:
+        check_batch("--valid-batch-size", data.valid_batch_size, jax.device_count())
+    if not data.train_dataset_shards:
         raise InputError("--train-dataset-shards is missing: name tar shards, an image folder or an .npz file")
-    if config.augment.auto_augment != "none":
-        check_policy(config.augment.auto_augment, config.data.channels)
+    if policy != "none":
+        check_policy(policy, data.channels)
+
+
+def check_step(config: Config, devices: int, where: str = "") -> None:
+    """Check what a step computes on so many devices, named in `where`. Raises InputError at the first wrong flag."""
+    traced_steps(config)
     if config.augment.color_jitter and config.data.channels not in (1, 3):
         raise InputError(f"--color-jitter works on 1 or 3 channels, not {config.data.channels}")
-    check_batch("--train-batch-size", config.data.train_batch_size, config.optimization.grad_accum, config)
+    parts, repeats = config.optimization.grad_accum, config.augment.augment_repeats
+    check_batch("--train-batch-size", config.data.train_batch_size, devices, where, parts=parts, repeats=repeats)
 
 
 def refuse_ignored(config: Config, neutral: Mapping[str, Any], why: str) -> None:
@@ -84,17 +92,17 @@ def precision(config: Config) -> Literal["float32", "bfloat16"]:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def check_batch(flag: str, size: int, parts: int, config: Config) -> None:
-    """Check that a global batch divides over devices x grad-accum. Raises InputError with the nearest that do."""
-    if parts < 1 or config.augment.augment_repeats < 1:
-        raise InputError("--grad-accum and --augment-repeats are at least 1")
-    unit = int(np.lcm(jax.device_count() * parts, config.augment.augment_repeats))
+def check_batch(flag: str, size: int, devices: int, where: str = "", *, parts: int = 1, repeats: int = 1) -> None:
+    """Check that a global batch divides over the devices, parts of `--grad-accum`, and repeats of an image.
+
+    Raises InputError with the nearest sizes that do.
+    """
+    unit = math.lcm(devices * parts, repeats)
     if size < 1 or size % unit:
         near = sorted({max(unit, size // unit * unit), (size // unit + 1) * unit})
-        raise InputError(
-            f"{flag} {size} does not divide by {jax.device_count()} devices x {parts} parts (--grad-accum) and "
-            f"--augment-repeats {config.augment.augment_repeats}; take {' or '.join(map(str, near))}"
-        )
+        split = f"the {devices} devices{where}{f' x {parts} parts (--grad-accum)' if parts > 1 else ''}"
+        shared = f" and --augment-repeats {repeats}" if repeats > 1 else ""
+        raise InputError(f"{flag} {size} does not divide by {split}{shared}; take {' or '.join(map(str, near))}")
 
 
 def traced_steps(config: Config) -> tuple[int, int]:

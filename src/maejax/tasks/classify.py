@@ -22,9 +22,9 @@ from maejax.models.flops import classify_flop
 from maejax.storage import mirror
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
-from maejax.tasks.checks import check_run_flags, encoder_config, refuse_ignored
+from maejax.tasks.checks import encoder_config, refuse_ignored
 from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed, run_directory
-from maejax.tasks.diagnosis import first_bad_part, list_keys, write_batch
+from maejax.tasks.diagnosis import describe_batch, first_bad_part
 from maejax.tasks.fast_forms import choose_forms
 from maejax.tasks.run import Finished, open_directory, train
 from maejax.tasks.task import Task
@@ -112,9 +112,8 @@ class Classification(Task[Classifier]):
             bad = np.flatnonzero(valid & ~np.isfinite(logits).all(axis=-1))
             bad = bad if len(bad) else np.flatnonzero(valid)
             where = first_bad_part(model, rows.images[bad], jnp.asarray(rows.labels[bad]))
-        keys = list_keys([self.source.key(i) for i in rows.index[bad].tolist()])
-        written = write_batch(directory / "bad" / f"{step}-{jax.process_index()}.npz", rows._asdict())
-        return f"first not finite: {where}; on {keys}; {written}"
+        path = directory / "bad" / f"{step}-{jax.process_index()}.npz"
+        return describe_batch(where, self.source, bad, path, rows._asdict())
 
 
 def probe_cached(task: Classification, console: Console) -> Finished:
@@ -193,7 +192,6 @@ def check_flags(config: Config) -> None:
         raise InputError(f"--ema {config.optimization.ema}: give at least 0 and less than 1, such as 0.9999")
     if not 0 <= config.augment.label_smoothing < 1:
         raise InputError(f"--label-smoothing {config.augment.label_smoothing}: give at least 0 and less than 1")
-    check_run_flags(config)
 
 
 def tuned_blocks(config: Config) -> float | None:

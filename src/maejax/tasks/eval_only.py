@@ -16,7 +16,7 @@ from maejax.models.description import PLAIN
 from maejax.storage import mirror
 from maejax.storage.redact import redact
 from maejax.tasks.accuracy import Accuracy
-from maejax.tasks.checks import check_run_flags, precision
+from maejax.tasks.checks import check_batch, check_least, precision
 from maejax.tasks.configured import faults_allowed, run_directory
 from maejax.tasks.transfer import match_classes
 from maejax.training.mesh import make_mesh, put_same
@@ -39,7 +39,8 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     for flag, value in (("--pretrained-ckpt", path), ("--valid-dataset-shards", data.valid_dataset_shards)):
         if not value:
             raise InputError(f"--eval-only needs {flag}")
-    check_run_flags(config, training=False)
+    check_least(config)
+    check_batch("--valid-batch-size", data.valid_batch_size, jax.device_count())
     mirror.check(config.run.output_dir)
     source = open_source(data.valid_dataset_shards, cache_dir=data.cache_dir)
     check_readable(source, data.channels)

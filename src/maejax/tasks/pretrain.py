@@ -21,9 +21,9 @@ from maejax.models.description import MAE, Compute
 from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
 from maejax.storage import mirror
-from maejax.tasks.checks import check_run_flags, decoder_config, encoder_config, refuse_ignored
+from maejax.tasks.checks import decoder_config, encoder_config, refuse_ignored
 from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed
-from maejax.tasks.diagnosis import first_bad_layer, list_keys, write_batch
+from maejax.tasks.diagnosis import describe_batch, first_bad_layer
 from maejax.tasks.run import Finished, train
 from maejax.tasks.task import Task
 from maejax.tasks.transfer import with_weights
@@ -97,8 +97,7 @@ class Pretraining(Task[MAE]):
             bad = np.flatnonzero(rows.valid & ~np.isfinite(losses))
             bad = bad if len(bad) else np.flatnonzero(rows.valid)
             where = first_bad_layer(model, rows.images[bad], order[bad])
-        keys = list_keys([self.source.key(i) for i in rows.index[bad].tolist()])
-        return f"first not finite: {where}; on {keys}; {write_batch(path, {**rows._asdict(), 'order': order})}"
+        return describe_batch(where, self.source, bad, path, {**rows._asdict(), "order": order})
 
     def finish(self, directory: Path, console: Console) -> None:
         """Export the newest and the best model if `--export-msgpack` asks for it."""
@@ -134,7 +133,6 @@ def check_flags(config: Config) -> None:
         ignored,
         "pre-training has no classifier and would ignore it; leave it out, or choose --mode linear or finetune",
     )
-    check_run_flags(config)
 
 
 def model_config(config: Config) -> MAE:

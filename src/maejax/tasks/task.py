@@ -17,7 +17,7 @@ from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.models.description import MAE, Classifier, Compute
 from maejax.storage import mirror
-from maejax.tasks.checks import precision
+from maejax.tasks.checks import check_data, check_least, check_step, precision
 from maejax.tasks.configured import configured_rate, configured_transform, open_sources, run_directory, train_loader
 from maejax.training.loop import Watch
 from maejax.training.state import TrainState
@@ -89,7 +89,10 @@ class Task(ABC, Generic[Model]):
 
     def prepare(self) -> None:
         """Check and open all that can be wrong, before anything is compiled. Raises InputError if something is."""
+        check_least(self.config)
         self.check_flags()
+        check_data(self.config)
+        check_step(self.config, jax.device_count())
         mirror.check(self.config.run.output_dir)
         check_installed(wandb=self.config.run.wandb, tensorboard=self.config.run.tensorboard)
         self.source, self.valid = self.sources or open_sources(self.config)
@@ -98,7 +101,7 @@ class Task(ABC, Generic[Model]):
 
     @abstractmethod
     def check_flags(self) -> None:
-        """Check the flags. Raises InputError at the first that is wrong."""
+        """Check the flags that the task reads in its own way. Raises InputError at the first that is wrong."""
 
     @abstractmethod
     def describe_model(self) -> None:
