@@ -9,7 +9,8 @@ from .conftest import ROOT
 
 TEXT = (ROOT / "docs/walks.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", TEXT, re.MULTILINE | re.DOTALL))
-MOST = {"An image, from shard to loss": 8}  # forms, the bold ones
+IMAGE, WEIGHT = "An image, from shard to loss", "A weight, from .pth to a running model"
+MOST = {IMAGE: 8, WEIGHT: 6}  # forms, the bold ones
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -25,3 +26,7 @@ def test_a_walk_has_few_forms(section):
     forms = re.findall(r"^\d+\. \*\*(.+?)\*\*", SECTIONS[section], re.MULTILINE)
     assert len(forms) == len(re.findall(r"^\d+\. ", SECTIONS[section], re.MULTILINE)), "every step is one form"
     assert 1 < len(forms) <= MOST[section]
+
+
+def test_a_weight_passes_few_files():
+    assert len(set(re.findall(r"`(\w+\.\w+)\.\w+`", SECTIONS[WEIGHT]))) <= 7

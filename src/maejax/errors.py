@@ -1,4 +1,4 @@
-"""What can go wrong, for callers to tell apart: wrong input ends a command with exit code 2, a failure with 1.
+"""Exceptions of the package: wrong input ends a command with exit code 2, a failure with 1.
 
 Importing this loads nothing.
 """

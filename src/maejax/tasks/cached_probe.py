@@ -17,13 +17,13 @@ from rich.console import Console
 from maejax.config import Config
 from maejax.console import progress
 from maejax.data.order import epoch_order
+from maejax.data.pipeline import Loader
 from maejax.errors import InputError
 from maejax.evaluate.curve import write_curve
 from maejax.models.classifier import ImageClassifier
 from maejax.models.trees import combine, partition
 from maejax.tasks.accuracy import Accuracy, score_logits
 from maejax.tasks.checks import refuse_ignored
-from maejax.tasks.task import Input
 from maejax.tasks.transfer import check_labels
 from maejax.training.losses import Features, is_encoder, probe_losses, update_stats
 from maejax.training.mesh import put_rows
@@ -62,7 +62,7 @@ def check_flags(config: Config) -> None:
         raise InputError("--cache-features chooses the best learning rate on --valid-dataset-shards: name them")
     if jax.process_count() > 1:
         raise InputError("--cache-features works in one process; leave it out on several")
-    refuse_ignored(config, {"ema": 0.0, "grad_accum": 1, "random_erasing": 0.0}, "--cache-features would ignore it")
+    refuse_ignored(config, "ema grad_accum random_erasing", "--cache-features would ignore it")
 
 
 def rates_of(config: Config) -> tuple[float, ...]:
@@ -78,7 +78,7 @@ def encoder_on(mesh: Mesh) -> Callable[[Any, np.ndarray], np.ndarray]:
 
 
 def fill_cache(
-    model: ImageClassifier, loader: Input, steps: int, mesh: Mesh, tell: Callable[[int, int], None]
+    model: ImageClassifier, loader: Loader, steps: int, mesh: Mesh, tell: Callable[[int, int], None]
 ) -> Cache:
     """Encode the batches of the first `steps` steps of a run, as live probing sees them."""
     encode = encoder_on(mesh)
@@ -120,6 +120,7 @@ def sweep(
     table = Cache(*(jnp.asarray(column) for column in cache))
 
     def one(trained: Any, state: Any, factor: jax.Array, batch: Features):
+        """Update one head, its rate multiplied by `factor`."""
         def loss(trained):
             losses = probe_losses(combine(trained, rest), batch, jnp.zeros((), jnp.int32))
             return jnp.sum(losses * batch.valid) / jnp.maximum(1, jnp.sum(batch.valid))
@@ -165,20 +166,6 @@ def score(model: ImageClassifier, many: Any, evaluator: Accuracy) -> list[dict[s
     ]
 
 
-def choose(
-    model: ImageClassifier,
-    many: Any,
-    rates: tuple[float, ...],
-    scores: list[dict[str, float]],
-    speed: dict[str, dict[str, float]],
-) -> Sweep:
-    """Choose the head of the rate that validates best; of equal ones the smaller rate's."""
-    best = max(range(len(rates)), key=lambda i: (scores[i]["val/acc1"], -rates[i]))
-    rest = partition(model, is_encoder)[1]
-    chosen = combine(jax.tree.map(lambda a: a[best], many), rest)
-    return Sweep(rates[best], chosen, dict(zip(rates, scores, strict=True)), speed)
-
-
 def write_sweep(directory: Path, found: Sweep) -> None:
     """Write sweep.json and the plot sweep.svg into a run's folder."""
     rows = [{"learning_rate": rate, **scores} for rate, scores in found.scores.items()]
@@ -197,11 +184,11 @@ def probe(
     console: Console,
     state: TrainState,
     optimizer: optax.GradientTransformation,
-    loader: Input,
+    loader: Loader,
     evaluator: Accuracy,
     images: int,
 ) -> Sweep:
-    """Fill the cache, sweep, choose.
+    """Fill the cache, train a head for every rate, and choose the one that validates best.
 
     `state` has the model to start from; `optimizer` the schedule of `--learning-rate`; `images` are those of an epoch.
     """
@@ -221,7 +208,10 @@ def probe(
         many = jax.block_until_ready(sweep(model, cache, optimizer, factors, order, labels, smoothing, tell))
     trained = time.monotonic()
     speed = {"encoding": rate_of(len(cache.features), encoded - began), "heads": rate_of(order.size, trained - encoded)}
-    return choose(model, many, rates, score(model, many, evaluator), speed)
+    scores = score(model, many, evaluator)
+    best = max(range(len(rates)), key=lambda i: (scores[i]["val/acc1"], -rates[i]))  # of equal ones the smaller rate
+    chosen = combine(jax.tree.map(lambda a: a[best], many), partition(model, is_encoder)[1])
+    return Sweep(rates[best], chosen, dict(zip(rates, scores, strict=True)), speed)
 
 
 def rate_of(images: int, seconds: float) -> dict[str, float]:

@@ -43,14 +43,14 @@ def check_step(config: Config, devices: int, where: str = "") -> None:
     check_batch("--train-batch-size", config.data.train_batch_size, devices, where, parts=parts, repeats=repeats)
 
 
-def refuse_ignored(config: Config, neutral: Mapping[str, Any], why: str) -> None:
-    """Check that flags which a task would have to ignore are as `neutral` says.
+def refuse_ignored(config: Config, names: str, why: str) -> None:
+    """Check that flags which a task would have to ignore, a list of words, have the defaults of their mode.
 
-    Raises InputError with the first that is not, and `why`.
+    Raises InputError with the first that has not, and `why`.
     """
-    given = flags(config)
-    for name, value in neutral.items():
-        if given[name] != value:
+    given, usual = flags(config), flags(recipe(config.run.mode))
+    for name in names.split():
+        if given[name] != usual[name]:
             raise InputError(f"--{name.replace('_', '-')} {given[name]}: {why}")
 
 

@@ -161,28 +161,14 @@ def check_flags(config: Config) -> None:
 
     Raises InputError at the first that is wrong.
     """
-    refuse_ignored(
-        config,
-        {"image_mask_ratio": 0.0, "norm_pix_loss": False, "export_msgpack": False},
-        f"--mode {config.run.mode} masks and reconstructs nothing and would ignore it; leave it out",
-    )
+    why = f"--mode {config.run.mode} masks and reconstructs nothing and would ignore it; leave it out"
+    refuse_ignored(config, "image_mask_ratio norm_pix_loss export_msgpack", why)
     for name in ("mixup", "cutmix", "random_erasing"):
         if not 0 <= getattr(config.augment, name) <= (1 if name == "random_erasing" else np.inf):
             raise InputError(f"--{name.replace('_', '-')} {getattr(config.augment, name)} is out of range")
     if config.run.mode == "linear":
-        refuse_ignored(
-            config,
-            {
-                "droppath": 0.0,
-                "dropout": 0.0,
-                "lr_decay": 1.0,
-                "finetune_blocks": "all",
-                "criterion": "ce",
-                "mixup": 0.0,
-                "cutmix": 0.0,
-            },
-            "a linear probe trains its head alone and would ignore it; leave it out, or choose --mode finetune",
-        )
+        why = "a linear probe trains its head alone and would ignore it; leave it out, or choose --mode finetune"
+        refuse_ignored(config, "droppath dropout lr_decay finetune_blocks criterion mixup cutmix", why)
     if config.run.cache_features:
         cached_probe.check_flags(config)
     elif config.optimization.sweep_rates:

@@ -108,29 +108,11 @@ class Pretraining(Task[MAE]):
 
 
 def check_flags(config: Config) -> None:
-    """Check the flags: none that pre-training would have to ignore, and sizes that fit.
-
-    Raises InputError at the first that is wrong.
-    """
-    ignored = {
-        "eval_only": False,
-        "ema": 0,
-        "finetune_blocks": "all",
-        "mixup": 0,
-        "cutmix": 0,
-        "criterion": "ce",
-        "label_smoothing": 0,
-        "pooling": "cls",
-        "label_mapping": "",
-        "random_erasing": 0,
-        "cache_features": 0,
-        "sweep_rates": (),
-    }
-    if config.encoder.labels > 0:
-        ignored["labels"] = 0
+    """Check that no flag is given that pre-training would have to ignore. Raises InputError at the first that is."""
     refuse_ignored(
         config,
-        ignored,
+        "eval_only ema finetune_blocks mixup cutmix criterion label_smoothing pooling label_mapping random_erasing "
+        "cache_features sweep_rates" + " labels" * (config.encoder.labels > 0),
         "pre-training has no classifier and would ignore it; leave it out, or choose --mode linear or finetune",
     )
 

@@ -11,13 +11,14 @@ from rich.console import Console
 
 from maejax.config import Config
 from maejax.data.lanes import merge_positions
+from maejax.data.pipeline import Loader
 from maejax.distributed.processes import all_processes, broadcast_from_0
 from maejax.errors import InputError
 from maejax.storage import mirror
 from maejax.tasks.checks import compute_of, run_differences, safe_flags, traced_steps
 from maejax.tasks.configured import run_directory
 from maejax.tasks.fast_forms import choose_forms
-from maejax.tasks.task import Evaluator, Input, Task
+from maejax.tasks.task import Evaluator, Task
 from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.ema import as_evaluated
@@ -136,7 +137,7 @@ def open_directory(task: Task) -> tuple[int, dict[str, Any]]:
     return newest, written
 
 
-def announce(task: Task, log: RunLog, state: TrainState, start: int, forms: list[str], loader: Input) -> None:
+def announce(task: Task, log: RunLog, state: TrainState, start: int, forms: list[str], loader: Loader) -> None:
     """Print what is about to be trained, on what and how."""
     config = task.config
     if config.run.ipaddr:
@@ -192,7 +193,7 @@ def open_trackers(config: Config, directory: Path, start: int, written: dict[str
     return trackers
 
 
-def count_faults(loader: Input) -> dict[str, float]:
+def count_faults(loader: Loader) -> dict[str, float]:
     """Count what this process's input left out so far."""
     return {"data/bad_images": float(len(loader.bad)), "data/lost_shards": float(len(loader.lost))}
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from maejax.config import Config
 from maejax.data.augment import Transform
-from maejax.data.pipeline import Batch
+from maejax.data.pipeline import Batch, Loader
 from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.models.description import MAE, Classifier, Compute
@@ -24,33 +24,6 @@ from maejax.training.state import TrainState
 from maejax.training.trackers import check_installed
 
 Model = TypeVar("Model", MAE, Classifier)
-
-
-class Input(Protocol):
-    """A source of batches: a `Loader`, or a stand-in for one."""
-
-    @property
-    def bad(self) -> Mapping[str, str]:
-        """The fault of each image that could not be read."""
-        ...
-
-    @property
-    def lost(self) -> Mapping[str, str]:
-        """The fault of each shard that was not read to its end."""
-        ...
-
-    @property
-    def footprint(self) -> str:
-        """How much of the host it takes, in words."""
-        ...
-
-    def iterate(self, start: int = 0, stop: int | None = None, position: Any = None) -> Any:
-        """Yield batches `start` .. `stop`; can be closed."""
-        ...
-
-    def position(self) -> Any:
-        """Return where it stands, as JSON holds it."""
-        ...
 
 
 class Evaluation(NamedTuple):
@@ -111,7 +84,7 @@ class Task(ABC, Generic[Model]):
     def build_step(self, compute: Compute) -> tuple[Callable[[], nnx.Module], optax.GradientTransformation, Callable]:
         """Build a function that makes the model, the optimizer, and the step of `make_step`."""
 
-    def open_loader(self) -> Input:
+    def open_loader(self) -> Loader:
         """Open the training batches of this host; called once the run is known to be able to start."""
         return train_loader(self.config, self.source, self.transform)
 
