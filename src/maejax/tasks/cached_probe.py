@@ -121,6 +121,7 @@ def sweep(
 
     def one(trained: Any, state: Any, factor: jax.Array, batch: Features):
         """Update one head, its rate multiplied by `factor`."""
+
         def loss(trained):
             losses = probe_losses(combine(trained, rest), batch, jnp.zeros((), jnp.int32))
             return jnp.sum(losses * batch.valid) / jnp.maximum(1, jnp.sum(batch.valid))
