@@ -15,7 +15,6 @@ from which one is drawn for every image that comes in, filled before the first i
 
 import argparse
 import os
-from contextlib import ExitStack
 
 import numpy as np
 
@@ -37,7 +36,8 @@ def lanes_order(shards: np.ndarray, batch_size: int, epochs: int, seed: int) -> 
     stream = Stream(made, folder=None, keep=False, patience=RetryPolicy())  # type: ignore[arg-type]
     lanes = Lanes(stream, BatchConfig(batch_size, seed=seed), Faults())
     steps = -(-shards.size * epochs // batch_size)
-    labels = np.concatenate([plan.labels for plan in lanes.plans(0, steps, None, ExitStack())])
+    with lanes.plans(0, steps, None) as plans:
+        labels = np.concatenate([plan.labels for plan in plans])
     # Rows of a batch stand lane by lane, but enter the model together: within a batch their order says nothing.
     rng = np.random.default_rng(seed)
     labels = np.concatenate([rng.permutation(labels[i : i + batch_size]) for i in range(0, len(labels), batch_size)])

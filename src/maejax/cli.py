@@ -35,20 +35,11 @@ from maejax.commands.train import TrainCommand
 from maejax.config import MODES, recipe
 from maejax.errors import Failed, FetchError, InputError
 
-COMMANDS: dict[str, type[Command]] = {
-    "train": TrainCommand,
-    "demo": DemoCommand,
-    "data": DataCommand,
-    "pack": PackCommand,
-    "reconstruct": ReconstructCommand,
-    "inspect": InspectCommand,
-    "convert": ConvertCommand,
-    "export": ExportCommand,
-    "features": FeaturesCommand,
-    "evaluate": EvaluateCommand,
-    "plan": PlanCommand,
-    "doctor": DoctorCommand,
-}
+# In the order of the help; each class has the name of its command.
+_OF_IMAGES = (TrainCommand, DemoCommand, DataCommand, PackCommand)
+_OF_WEIGHTS = (ReconstructCommand, InspectCommand, ConvertCommand, ExportCommand, FeaturesCommand, EvaluateCommand)
+_KINDS = (*_OF_IMAGES, *_OF_WEIGHTS, PlanCommand, DoctorCommand)
+COMMANDS: dict[str, type[Command]] = {kind.__name__.removesuffix("Command").lower(): kind for kind in _KINDS}
 # The system's errors for a path that is not there, or is not what it should be; all others come on the way.
 WRONG_PATH = {"EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP"}
 

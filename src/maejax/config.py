@@ -1,27 +1,22 @@
 """Every flag of a training run; the docstrings are the help text of `maejax train --help`.
 
-Defaults are the published recipe of the chosen mode: the classes hold those of pre-training, `RECIPES` what linear
-probing and fine-tuning change (spec of the original's flags; paper, Tables 8-10).
+Defaults are published recipes (the original's flags; paper, Tables 8-10): `RECIPES` has what differs from pre-training.
 """
 
 import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from maejax.errors import InputError
 
-MODES = ("pretrain", "linear", "finetune")
-
 
 def flag(default: Any, *, least: float | None = None, free: bool = False, written: bool = True) -> Any:
-    """Declare the facts about a flag besides its type and help.
+    """Declare the `least` value of a flag, and whether it may change within a run (`free`) and config.json has it.
 
-    `least` is its smallest value. A run may continue with another value of a `free` flag: it changes nothing that is
-    computed. A flag that is not `written` belongs to this process and its machine; config.json leaves it out.
+    A free flag changes nothing that is computed. One that is not `written` belongs to this process and its machine.
     """
     return field(default=default, metadata={"least": least, "free": free, "written": written})
 
@@ -63,8 +58,7 @@ class Run:
     eval_only: bool = flag(False, free=True)
     """Train nothing: print the loss and accuracy of the classifier in --pretrained-ckpt on --valid-dataset-shards."""
     cache_features: int = 0
-    """For --mode linear: encode this many augmented epochs once, keep the features, and train heads of several learning
-    rates on them together; the best one is kept. 0: encode at every step."""
+    """Augmented epochs that --mode linear encodes once, to train heads of several rates and keep the best; 0: none."""
     pretrained_ckpt: str = ""
     """Weights to start from: run directory or checkpoint, .safetensors, .msgpack, .pth, a Hugging Face directory, or
     the address of a file, such as hf://OWNER/NAME/FILE. Strict; positions are interpolated to --image-size."""
@@ -82,9 +76,8 @@ class Data:
 
     train_dataset_shards: str = ""
     """Tar shards (brace lists {0000..0103}, globs; quote them), an image folder (labelled or flat), a Hugging Face
-    `datasets` folder, arrow or parquet files, or an .npz file. Shards may be .tar, .tar.gz or .tar.zst, here or at
-    https://, hf://datasets/..., gs://, s3://, or what a command prints, "pipe:COMMAND". @FILE is a list of these, one a
-    line."""
+    `datasets` folder, arrow or parquet files, or an .npz file. Shards are .tar, .tar.gz or .tar.zst, here, at https://,
+    hf://datasets/..., gs://, s3://, or printed by a command, "pipe:COMMAND". @FILE lists such sources, one a line."""
     valid_dataset_shards: str = flag("", free=True)
     """The same for validation; fetched once, as a whole. Empty: no validation."""
     cache_dir: str = flag("", free=True)
@@ -100,8 +93,7 @@ class Data:
     valid_batch_size: int = flag(512, free=True)
     """Images per validation batch, over all devices and hosts."""
     train_loader_workers: int = flag(os.cpu_count() or 1, least=0, free=True)
-    """Cores of each host that read and decode training images: up to 16 are threads, more are processes of up to 16
-    threads each; 0: the main thread alone. Never changes the order."""
+    """Cores of a host that read and decode: threads, 16 a process at most; 0: the main one. Never changes the order."""
     valid_loader_workers: int = flag(os.cpu_count() or 1, least=0, free=True)
     """The same for validation."""
     channels: int = 3
@@ -169,15 +161,13 @@ class Encoder:
     droppath: float = 0.0
     """Stochastic depth, rising linearly from 0 to this rate over the layers."""
     grad_ckpt: bool = False
-    """Keep only the input of every block and compute the rest again in the backward pass: least memory, a third more
-    time. Without it everything is kept; with --scan-layers or --sharding fsdp, only queries, keys and values, the
-    output of attention, the input of the MLP and its hidden layer before the GELU."""
+    """Keep only each block's input and compute the rest again: least memory, a third more time. Else all is kept; with
+    --scan-layers or fsdp only queries, keys, values, attention's output, MLP input and hidden layer before GELU."""
     scan_layers: bool = False
     """Run the layers as one loop: compiles faster, runs slower."""
     attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
-    """Implementation of attention: pallas, a kernel for TPU from v4 on; cudnn, NVIDIA's for GPU in half precision; xla,
-    plain products. auto: the kernel of the device if it passes a comparison with plain products before the first step,
-    else xla. A form that is named is not compared."""
+    """pallas: kernel for TPU from v4 on. cudnn: NVIDIA's, for GPU in half precision. xla: plain products. auto: the
+    device's kernel if it passes a comparison with those before step one, else xla. A named form is not compared."""
 
 
 @dataclass(frozen=True)
@@ -269,11 +259,9 @@ class Machine:
     process_id: int = flag(-1, free=True, written=False)
     """Number of this process, from 0, for --coordinator."""
     sharding: Literal["replicated", "fsdp"] = flag("replicated", free=True)
-    """replicated: every device holds the whole model and optimizer. fsdp: each holds its part and gathers one layer at
-    a time (ZeRO-3); the layers run as with --scan-layers."""
+    """replicated: devices hold the whole state. fsdp: parts, gathered layer by layer (ZeRO-3) as with --scan-layers."""
     on_nan: Literal["stop", "skip"] = flag("stop", free=True)
-    """What to do if the loss or gradient is not finite. stop: write the batch, name the layer and end. skip: make no
-    update."""
+    """If the loss or gradient is not finite. stop: write the batch, name the layer and end. skip: make no update."""
 
 
 @dataclass(frozen=True)
@@ -281,9 +269,7 @@ class Transfer:
     """How pre-trained weights of another shape are used."""
 
     channel_rule: Literal["", "sum", "repeat"] = ""
-    """What to do with a --pretrained-ckpt for another number of channels. sum: add its filters up, for grey images.
-    repeat: use them in turn, scaled. Empty: an error."""
-
+    """If --pretrained-ckpt has other channels. sum: add filters up (grey). repeat: in turn, scaled. Empty: an error."""
     label_mapping: str = ""
     """JSON file: for every new class the index of the old one, -1 for none; re-uses the pre-trained head's rows."""
 
@@ -316,33 +302,15 @@ def image_shape(text: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
+_BOTH = {"crop_scale": 0.08, "image_mask_ratio": 0.0, "adam_b2": 0.999}
+_FINETUNE = {"train_batch_size": 1024, "learning_rate": 1e-3, "lr_decay": 0.75, "pooling": "gap", "droppath": 0.1}
+_AUGMENT = {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.25, "mixup": 0.8, "cutmix": 1.0}
 RECIPES: dict[str, dict[str, Any]] = {
     "pretrain": {},
-    "linear": {
-        "train_batch_size": 16384,
-        "crop_scale": 0.08,
-        "image_mask_ratio": 0.0,
-        "optimizer": "lars",
-        "learning_rate": 0.1,
-        "weight_decay": 0.0,
-        "adam_b2": 0.999,
-    },
-    "finetune": {
-        "train_batch_size": 1024,
-        "crop_scale": 0.08,
-        "auto_augment": "rand-m9-mstd0.5-inc1",
-        "random_erasing": 0.25,
-        "image_mask_ratio": 0.0,
-        "mixup": 0.8,
-        "cutmix": 1.0,
-        "label_smoothing": 0.1,
-        "pooling": "gap",
-        "droppath": 0.1,
-        "learning_rate": 1e-3,
-        "adam_b2": 0.999,
-        "lr_decay": 0.75,
-    },
+    "linear": {**_BOTH, "train_batch_size": 16384, "optimizer": "lars", "learning_rate": 0.1, "weight_decay": 0.0},
+    "finetune": {**_BOTH, **_FINETUNE, **_AUGMENT, "label_smoothing": 0.1},
 }
+MODES = tuple(RECIPES)
 
 
 def flags(config: Config) -> dict[str, Any]:
@@ -350,10 +318,10 @@ def flags(config: Config) -> dict[str, Any]:
     return {name: value for group in dataclasses.asdict(config).values() for name, value in group.items()}
 
 
-def declarations() -> dict[str, Mapping[str, Any]]:
+def declarations() -> dict[str, Any]:
     """List what `flag` declares of each flag, by name; nothing for most."""
-    groups = (group.default_factory for group in dataclasses.fields(Config))
-    return {flag.name: flag.metadata for group in groups for flag in dataclasses.fields(group)}  # type: ignore[arg-type]
+    groups: Any = (group.default_factory for group in dataclasses.fields(Config))
+    return {flag.name: flag.metadata for group in groups for flag in dataclasses.fields(group)}
 
 
 def with_flags(config: Config, **changes) -> Config:

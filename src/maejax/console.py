@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -16,11 +17,6 @@ def plain(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def escaped(text: str) -> str:
-    """Return text that rich prints as it is within its markup."""
-    return text.replace("[", r"\[")
-
-
 @contextmanager
 def progress(console: Console, what: str, unit: str, scale: float = 1.0) -> Iterator[Callable[[int, int], None]]:
     """Show the progress of a job: a bar on a terminal, else a line every ten seconds. Yields `report(done, total)`."""
@@ -28,14 +24,8 @@ def progress(console: Console, what: str, unit: str, scale: float = 1.0) -> Iter
     first: int | None = None  # what was done before this call does not count for the speed
 
     if console.is_terminal:
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(unit),
-            TimeRemainingColumn(),
-        ]
-        with Progress(*columns, console=console, transient=True) as bar:
+        done = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+        with Progress(*done, _Rate(unit), TimeRemainingColumn(), console=console, transient=True) as bar:
             task = bar.add_task(what, total=None)
             yield lambda done, total: bar.update(task, completed=round(done * scale), total=round(total * scale))
         return
@@ -48,7 +38,7 @@ def progress(console: Console, what: str, unit: str, scale: float = 1.0) -> Iter
             reported = now
             speed = max((done - first) / max(now - begun, 1e-9), 1e-9)
             count = f"{done * scale:,.0f} of {total * scale:,.0f} {unit}, {speed * scale:,.0f} {unit}/s"
-            plain(console, f"{what} {count}, {_duration((total - done) / speed)} left")
+            plain(console, f"{what} {count}, {timedelta(seconds=round((total - done) / speed))} left")
 
     yield report
 
@@ -60,9 +50,3 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} {self.unit}/s" if task.speed else f"- {self.unit}/s")
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

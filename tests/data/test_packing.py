@@ -5,10 +5,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from maejax.data import packing
 from maejax.data.decode import decode
 from maejax.data.packing import pack
-from maejax.data.sources import open_source
+from maejax.data.sources import Source, open_source
 from maejax.data.verify import verify
 from maejax.errors import InputError
 
@@ -145,13 +144,15 @@ def test_shards_stay_balanced_where_images_are_left_out(tmp_path, folder, monkey
     assert packed.labels.tolist() == source.labels[good].tolist()
 
     # Interrupted while the images are dealt out anew: the same in the end.
+    read = Source.read
+
     def interrupt(source, i):
         if ".uneven" in str(source.files[0]) and i == 5:
             raise KeyboardInterrupt
-        return source.read(i)
+        return read(source, i)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(packing, "_read", interrupt)
+        patch.setattr(Source, "read", interrupt)
         pack(str(folder), str(tmp_path / "b/out"), **arguments)
     calls = []
     assert pack(str(folder), str(tmp_path / "b/out"), **arguments, progress=lambda *call: calls.append(call)) == index

@@ -13,7 +13,7 @@ from maejax.distributed.processes import join
 from maejax.distributed.rendezvous import Peers, meet
 from maejax.errors import Failed, InputError
 from maejax.training.checkpoint import saved_steps
-from maejax.training.stragglers import find_slow
+from maejax.training.meter import find_slow
 from tests.bounds import assert_close, rounding
 from tests.training import harness
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from maejax.evaluate.attentive import attentive_probe
-from maejax.evaluate.fewshot import _STRENGTHS, _fit_and_score, few_shot
+from maejax.evaluate.probe import _RIDGES, _fit_and_score, few_shot
 
 from ..bounds import assert_close
 
@@ -19,11 +19,11 @@ def test_ridge_is_that_of_the_best_left_out_error():
 
     scale = ((x - x.mean(axis=0)) ** 2).sum() / 9
     errors = []
-    for strength in _STRENGTHS * scale:
+    for strength in _RIDGES * scale:
         kept = [np.arange(9) != i for i in range(9)]
         left_out = [ridge(x[k], targets[k], x[~k], strength) - targets[~k] for k in kept]
         errors.append(np.sum(np.square(left_out)))
-    expected = ridge(x, targets, test, scale * _STRENGTHS[int(np.argmin(errors))])
+    expected = ridge(x, targets, test, scale * _RIDGES[int(np.argmin(errors))])
     assert_close(_fit_and_score(x, targets, test), expected, 1e-8)  # in float64
 
 

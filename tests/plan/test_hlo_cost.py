@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from maejax.plan.hlo import parse, parse_instruction, parse_shapes
-from maejax.plan.hlo_cost import module_cost
-from maejax.plan.matmul_flop import convolution_flop
+from maejax.plan.hlo_cost import convolution_flop, module_cost
 from maejax.plan.roofline import KERNEL_UTILISATION, step_time
 from maejax.training.chips import CHIPS
 

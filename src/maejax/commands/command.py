@@ -63,10 +63,7 @@ def docstrings(owner: type) -> dict[str, str]:
 
 
 def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:
-    """Set up memory and devices before JAX computes anything; returns what `join` does, which may join processes.
-
-    Raises InputError if JAX does not find the devices that it is told to use.
-    """
+    """Set up memory and devices before JAX computes; return what `join` does. Raises InputError without a device."""
     import jax
 
     from maejax.training.memory import keep_freed_memory
@@ -79,18 +76,13 @@ def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:
         raise
     except (RuntimeError, AssertionError) as error:  # JAX asserts where a known platform has no plugin
         why = f" ({str(error).partition(' (set ')[0]})" if str(error) else ""
-        raise InputError(
-            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device on this machine{why}; "
-            "set JAX_PLATFORMS=cpu, or see what `maejax doctor` says"
-        ) from None
+        found = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device on this machine{why}"
+        raise InputError(f"{found}; set JAX_PLATFORMS=cpu, or see what `maejax doctor` says") from None
     return first
 
 
 def check_writable(flag: str, path: str | Path, *, folder: bool = False) -> None:
-    """Check before any work that a file or folder can be written; nothing is left behind.
-
-    Raises InputError that names the flag if it cannot.
-    """
+    """Check that a file or folder can be written, leaving nothing behind; raises InputError that names the flag."""
     path = Path(path).expanduser().absolute()
     try:
         if path.exists() and path.is_dir() != folder:

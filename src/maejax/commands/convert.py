@@ -19,8 +19,7 @@ class ConvertCommand(Unstated):
     dst: str = field(metadata={"positional": "OUT"})
     """File to write; for hf a directory."""
     to: Literal["maejax", "original", "fair", "timm", "hf"] = "maejax"
-    """maejax: one .safetensors. original: .msgpack. fair: .pth of the authors' code. timm: .pth or .safetensors. hf:
-    directory for `from_pretrained`."""
+    """maejax: .safetensors. original: .msgpack. fair: the authors' .pth. timm: .pth, .safetensors. hf: a directory."""
     identity: bool = False
     """For timm's `init_values=` and 1,000 classes: write LayerScale as 1 and the head as zeros."""
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.filesize import decimal
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
 from maejax.commands.command import Command, check_writable
 from maejax.config import image_shape
-from maejax.console import escaped, progress
+from maejax.console import progress
 from maejax.errors import InputError
 
 HEAD, TAIL = 5, 3  # classes that are shown
@@ -89,10 +91,10 @@ class DataCommand(Command):
         table.add_column(style="bold cyan", no_wrap=True)
         table.add_column()
         labels = result["classes"]
-        table.add_row("images", f"{result['images']:,}{_suffixes(result['suffixes'])}")
-        if result["shards"]:
-            shards = result["shards"]
-            sizes = " / ".join(_bytes(value) for value in shards["bytes"].values())
+        suffixes = _counts({suffix or "no suffix": count for suffix, count in result["suffixes"].items()})
+        table.add_row("images", f"{result['images']:,}  [dim]{suffixes}[/dim]")
+        if shards := result["shards"]:
+            sizes = " / ".join(decimal(int(value)) for value in shards["bytes"].values())
             images = " / ".join(f"{value:,}" for value in shards["images"].values())
             table.add_row("shards", f"{shards['count']:,}")
             if shards["count"] > 1:
@@ -104,45 +106,34 @@ class DataCommand(Command):
         share = "all" if every else f"a sample of {result['looked_at']:,}"
         table.add_row("decoded", f"{share}: {_counts(result['formats'])}; {_counts(result['modes'])}")
         table.add_row("", _sizes(result))
-        bad = result["bad"]
-        if bad:
+        if bad := result["bad"]:
             of = "" if every else f" of {result['looked_at']:,} looked at"
-            table.add_row("[red]bad[/red]", f"[red]{len(bad):,}{of} cannot be read[/red]")
-            _list(table, [f"{key}: {reason}" for key, reason in bad.items()])
+            lines = [f"{key}: {reason}" for key, reason in bad.items()]
+            _list(table, "[red]bad[/red]", f"[red]{len(bad):,}{of} cannot be read[/red]", lines)
         else:
             table.add_row("bad", "none" if every else "none in the sample; --all looks at every image")
-        duplicates = result["duplicates"]
-        if duplicates:
-            table.add_row("[yellow]duplicates[/yellow]", f"{len(duplicates):,} names occur more than once")
-            _list(table, [f"{name} x {count}" for name, count in duplicates.items()])
-        if result["problems"]:
-            table.add_row("[yellow]problems[/yellow]", f"{len(result['problems']):,}")
-            _list(table, result["problems"])
+        if duplicates := result["duplicates"]:
+            lines = [f"{name} x {count}" for name, count in duplicates.items()]
+            _list(table, "[yellow]duplicates[/yellow]", f"{len(lines):,} names occur more than once", lines)
+        if problems := result["problems"]:
+            _list(table, "[yellow]problems[/yellow]", f"{len(problems):,}", problems)
         table.add_row("loader", _speed(result["loader"]))
         table.add_row("pictures", str(result["contact_sheet"]))
-        console.print(Panel(table, title=escaped(result["source"]), title_align="left", expand=False))
+        console.print(Panel(table, title=escape(result["source"]), title_align="left", expand=False))
 
 
 def keeps_up(loader: dict[str, Any], consume: float) -> dict[str, Any]:
-    """Compute whether the loader delivers what a model takes, and on how many cores like these it would.
-
-    Cores are counted at the rate of one core while all of them work, which is below the rate of one alone.
-    """
-    return {
-        "keeps_up": bool(loader["all"] >= consume),
-        "cores_needed": math.ceil(consume / (loader["all"] / loader["cores"])),
-    }
+    """Compute whether the loader delivers what a model takes, and how many cores would at the rate of all of these."""
+    cores = math.ceil(consume / (loader["all"] / loader["cores"]))
+    return {"keeps_up": bool(loader["all"] >= consume), "cores_needed": cores}
 
 
-def _list(table: Table, lines: list[str]) -> None:
+def _list(table: Table, title: str, count: str, lines: list[str]) -> None:
+    table.add_row(title, count)
     for line in lines[:LISTED]:
-        table.add_row("", f"[dim]{escaped(line)}[/dim]")
+        table.add_row("", f"[dim]{escape(line)}[/dim]")
     if len(lines) > LISTED:
         table.add_row("", f"[dim]and {len(lines) - LISTED:,} more; --json lists them all[/dim]")
-
-
-def _suffixes(suffixes: dict[str, int]) -> str:
-    return "  [dim]" + _counts({suffix or "no suffix": count for suffix, count in suffixes.items()}) + "[/dim]"
 
 
 def _counts(counts: dict[str, int], at_most: int = 6) -> str:
@@ -160,21 +151,16 @@ def _classes(labels: dict[str, Any]) -> str:
 
 
 def _bars(counts: list[list[Any]]) -> Table:
-    """Draw the most and the least frequent classes."""
-    shown: list[list[Any] | None] = list(counts)
-    if len(counts) > HEAD + TAIL + 1:
-        shown = [*counts[:HEAD], None, *counts[-TAIL:]]
+    largest, rows = max(counts[0][1], 1), []
+    for name, count in counts:
+        rows.append((escape(name), f"{count:,}", f"[cyan]{'━' * max(1, round(24 * count / largest))}[/cyan]"))
+    if len(rows) > HEAD + TAIL + 1:
+        rows[HEAD:-TAIL] = [("[dim]...[/dim]", "", "")]
     bars = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     bars.add_column(max_width=32, no_wrap=True)
     bars.add_column(justify="right")
-    bars.add_column()
-    largest = max(counts[0][1], 1)
-    for entry in shown:
-        if entry is None:
-            bars.add_row("[dim]...[/dim]", "", "")
-        else:
-            name, count = entry
-            bars.add_row(escaped(name), f"{count:,}", f"[cyan]{'━' * max(1, round(24 * count / largest))}[/cyan]")
+    for row in rows:
+        bars.add_row(*row)
     return bars
 
 
@@ -183,25 +169,15 @@ def _sizes(facts: dict[str, Any]) -> Table:
     sizes.add_column("")
     for name in map(str, facts["width"]):
         sizes.add_column({"0%": "min", "50%": "median", "100%": "max"}.get(name) or name, justify="right")
-    sizes.add_row("width", *(f"{value:,}" for value in facts["width"].values()))
-    sizes.add_row("height", *(f"{value:,}" for value in facts["height"].values()))
-    sizes.add_row("bytes", *(_bytes(value) for value in facts["bytes"].values()))
+    for fact, shown in (("width", "{:,}".format), ("height", "{:,}".format), ("bytes", decimal)):
+        sizes.add_row(fact, *(shown(int(value)) for value in facts[fact].values()))
     return sizes
-
-
-def _bytes(value: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"
 
 
 def _speed(loader: dict[str, Any]) -> str:
     text = f"{loader['one']:,.0f} images/s with 1 thread, [bold]{loader['all']:,.0f}[/bold] with {loader['cores']}"
     if "consume" not in loader:
         return text
-    cores = f"{loader['cores_needed']:,} cores like these"
-    if loader["keeps_up"]:
-        return f"{text}\n[green]keeps up[/green] with a model that takes {loader['consume']:,.0f}, on {cores}"
-    return f"{text}\n[red]does not keep up[/red] with a model that takes {loader['consume']:,.0f}: that needs {cores}"
+    verdict, needs = ("[green]keeps up", ", on") if loader["keeps_up"] else ("[red]does not keep up", ": that needs")
+    taken = f"with a model that takes {loader['consume']:,.0f}{needs} {loader['cores_needed']:,} cores like these"
+    return f"{text}\n{verdict}[/] {taken}"

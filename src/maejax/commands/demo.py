@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from rich.console import Console
 
@@ -15,37 +16,13 @@ from maejax.commands.train import say_stopped
 from maejax.config import Config, recipe, with_flags
 from maejax.errors import InputError
 
-if TYPE_CHECKING:
-    import numpy as np
-
 # Found by search on 2 CPU cores, see docs/demo.md.
-RECIPE: dict[str, Any] = {
-    "channels": 1,
-    "mean": (0.286,),
-    "std": (0.353,),
-    "image_size": "28",
-    "patch_size": 7,
-    "random_crop": "none",
-    "test_crop_ratio": 1.0,
-    "layers": 4,
-    "dim": 128,
-    "heads": 4,
-    "dec_layers": 1,
-    "dec_dim": 64,
-    "dec_heads": 4,
-    "norm_pix_loss": True,
-    "train_batch_size": 128,
-    "valid_batch_size": 500,
-    "learning_rate": 4.8e-3,
-    "training_steps": 4000,
-    "warmup_steps": 200,
-    "eval_interval": 1000,
-    "save_interval": 1000,
-    "log_interval": 50,
-    "train_loader_workers": 1,
-    "valid_loader_workers": 1,
-}
-SEEDS = ("init_seed", "noise_seed", "shuffle_seed", "dropout_seed")
+_DATA = {"channels": 1, "mean": (0.286,), "std": (0.353,), "random_crop": "none", "test_crop_ratio": 1.0}
+_MODEL = {"image_size": "28", "patch_size": 7, "layers": 4, "dim": 128, "heads": 4, "norm_pix_loss": True}
+_DECODER = {"dec_layers": 1, "dec_dim": 64, "dec_heads": 4}
+_STEPS = {"learning_rate": 4.8e-3, "training_steps": 4000, "warmup_steps": 200, "eval_interval": 1000}
+_BATCHES = {"train_batch_size": 128, "valid_batch_size": 500, "train_loader_workers": 1, "valid_loader_workers": 1}
+RECIPE: dict[str, Any] = {**_DATA, **_MODEL, **_DECODER, **_STEPS, **_BATCHES}
 FEATURES = "cls+mean"
 DRAWS = 10  # of 100 labels
 
@@ -53,8 +30,8 @@ DRAWS = 10  # of 100 labels
 class Split(NamedTuple):
     """Images uint8 [n, H, W, C] and labels int32 [n] of one split, as the loader delivers them."""
 
-    images: "np.ndarray"
-    labels: "np.ndarray"
+    images: Any
+    labels: Any
 
 
 @contextmanager
@@ -83,10 +60,11 @@ class DemoCommand(Command):
     def config(self) -> Config:
         """Resolve the flags of the training; `training_steps` shortens it, and its warm-up in proportion."""
         data = f"{self.output_dir}/{self.name}/data"
+        seeds = dict.fromkeys(("init_seed", "noise_seed", "shuffle_seed", "dropout_seed"), self.seed)
         config = with_flags(
             recipe("pretrain"),
             **RECIPE,
-            **dict.fromkeys(SEEDS, self.seed),
+            **seeds,
             output_dir=self.output_dir,
             name=self.name,
             train_dataset_shards=f"{data}/train/train-*.tar",
@@ -147,8 +125,8 @@ def read_split(config: Config, spec: str) -> Split:
 
     from maejax.data import pipeline, sources
 
-    source, crop, channels = sources.open_source(spec), config.augment.test_crop_ratio, config.data.channels
-    size = config.image_shape
+    size, crop, channels = config.image_shape, config.augment.test_crop_ratio, config.data.channels
+    source = sources.open_source(spec)
     loader = pipeline.evaluation_loader(source, size, crop_ratio=crop, channels=channels, batch_size=500)
     batches = list(loader.iterate())
     valid = np.concatenate([batch.valid for batch in batches])
@@ -156,37 +134,30 @@ def read_split(config: Config, spec: str) -> Split:
 
 
 def evaluate(config: Config, model: Any) -> dict[str, dict[str, float]]:
-    """Score the features of a model, of the same model untrained, and the pixels themselves, in percent."""
+    """Score an encoder, the same untrained, and pixels in percent: kNN, linear probes with all and with 100 labels."""
     import numpy as np
 
     from maejax.evaluate.encoding import extract
+    from maejax.evaluate.knn import knn_accuracy
+    from maejax.evaluate.probe import few_label_probe, linear_probe
     from maejax.models.build import initial_model
 
     untrained = initial_model(model.config, model.compute, config.seeds.init_seed)
     # Pixels are centred by their normalisation, which makes them the stronger control for kNN.
-    features: dict[str, Callable[[Split], np.ndarray]] = {
-        "pretrained": lambda split: extract(model, split.images, pool=FEATURES),
-        "untrained": lambda split: extract(untrained, split.images, pool=FEATURES),
-        "pixels": lambda split: np.asarray(model.normalize(split.images)).reshape(len(split.images), -1),
+    kinds: dict[str, Callable[[Any], Any]] = {
+        "pretrained": partial(extract, model, pool=FEATURES),
+        "untrained": partial(extract, untrained, pool=FEATURES),
+        "pixels": lambda images: np.asarray(model.normalize(images)).reshape(len(images), -1),
     }
     data = config.data
     train, test = (read_split(config, spec) for spec in (data.train_dataset_shards, data.valid_dataset_shards))
-    return {kind: score(of(train), train.labels, of(test), test.labels) for kind, of in features.items()}
-
-
-def score(train_x: "np.ndarray", train_y: "np.ndarray", test_x: "np.ndarray", test_y: "np.ndarray") -> dict[str, float]:
-    """Score features [n, D] by kNN, a linear probe with all labels and one with 100 labels, in percent."""
-    from maejax.evaluate.knn import knn_accuracy
-    from maejax.evaluate.probe import few_label_probe, linear_probe
-
-    few, spread = few_label_probe(train_x, train_y, test_x, test_y, labels=100, draws=DRAWS)
-    scores = {
-        "knn": knn_accuracy(train_x, train_y, test_x, test_y),
-        "linear": linear_probe(train_x, train_y, test_x, test_y),
-        "linear_100": few,
-        "linear_100_std": spread,
-    }
-    return {measure: round(float(score), 2) for measure, score in scores.items()}
+    scores = {}
+    for kind, features in kinds.items():
+        four = features(train.images), train.labels, features(test.images), test.labels
+        few, spread = few_label_probe(*four, labels=100, draws=DRAWS)
+        found = {"knn": knn_accuracy(*four), "linear": linear_probe(*four), "linear_100": few, "linear_100_std": spread}
+        scores[kind] = {measure: round(float(score), 2) for measure, score in found.items()}
+    return scores
 
 
 def write_results(
@@ -217,7 +188,7 @@ def write_results(
     report = Report(
         title="A masked autoencoder, pre-trained and evaluated",
         scores=scores,
-        seconds=result["seconds"],
+        seconds=seconds,
         losses=losses,
         pictures={"Test images after the last step": picture},
         config=written["flags"],

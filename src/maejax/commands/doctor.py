@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from maejax.commands.command import DONE, FAILED, Command
 from maejax.commands.data import keeps_up
-from maejax.console import escaped
 from maejax.errors import FetchError, InputError, install
 
 DEVICE_SECONDS = 300  # the chips of a pod come up when all its hosts ask for them, which may be minutes apart
@@ -55,10 +55,7 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class DoctorCommand(Command):
-    """Check whether this machine is ready to train; exit code 1 if something fails.
-
-    Nothing is left behind in the folder and the bucket that are tried.
-    """
+    """Check whether this machine is ready to train, and leave nothing behind; exit code 1 if something fails."""
 
     output_dir: str = "runs"
     """Folder of runs, or its address: whether it takes all that a run writes."""
@@ -99,9 +96,9 @@ class DoctorCommand(Command):
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         for check in result["checks"]:
             status = check["status"]
-            table.add_row(f"[{colours[status]}]{status}", f"[bold]{check['name']}", escaped(check["found"]))
+            table.add_row(f"[{colours[status]}]{status}", f"[bold]{check['name']}", escape(check["found"]))
             if check["advice"]:
-                table.add_row("", "", "[dim]" + escaped(check["advice"]))
+                table.add_row("", "", "[dim]" + escape(check["advice"]))
         console.print(table)
 
     def exit_code(self, result: dict[str, Any]) -> int:
@@ -117,42 +114,49 @@ def count_chips() -> int:
 
 def check_versions(constraints: str) -> Check:
     """Compare what is installed with what the tests passed with."""
+    check = partial(Check, "versions")
     have = {_plain(package.metadata["Name"]): package.version for package in metadata.distributions()}
     ours = (f"{name} {have[name]}" for name in ("maejax", "jax", "jaxlib", "libtpu", "flax") if name in have)
     found = ", ".join((f"Python {platform.python_version()}", *ours))
     if not constraints:
         if have.get("jax") != have.get("jaxlib"):
-            return Check("versions", "warn", found, "jax and jaxlib are to be of one version: install jax again")
-        return Check("versions", "ok", found)
+            return check("warn", found, "jax and jaxlib are to be of one version: install jax again")
+        return check("ok", found)
     try:
         lines = Path(constraints).read_text().splitlines()
     except OSError as error:
         raise InputError(f"--constraints {constraints}: cannot be read: {error.strerror}") from None
     wanted = dict(line.split("#")[0].split(";")[0].strip().split("==") for line in lines if "==" in line.split("#")[0])
-    other = [
-        f"{name} {have[_plain(name)]} (tested: {version})"
-        for name, version in wanted.items()
-        if have.get(_plain(name), version) != version
-    ]
-    if other:
+    wanted = {name: version for name, version in wanted.items() if _plain(name) in have}
+    wrong = {name: version for name, version in wanted.items() if have[_plain(name)] != version}
+    if other := [f"{name} {have[_plain(name)]} (tested: {version})" for name, version in wrong.items()]:
         found += f"; {len(other)} others than in {constraints}: {', '.join(other[:5])}"
-        return Check("versions", "warn", found, f"pip install --constraint {constraints} ...")
-    same = sum(_plain(name) in have for name in wanted)
-    return Check("versions", "ok", f"{found}; {same} packages as in {constraints}")
+        return check("warn", found, f"pip install --constraint {constraints} ...")
+    return check("ok", f"{found}; {len(wanted)} packages as in {constraints}")
+
+
+def run_apart(code: str) -> Any:
+    """Run code in a process of its own; parse its last line. Raises TimeoutError, or RuntimeError if the code fails."""
+    command = [sys.executable, "-c", code]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=DEVICE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise TimeoutError(f"JAX did not answer within {DEVICE_SECONDS} s") from None
+    if ended.returncode:
+        raise RuntimeError((ended.stderr.strip() or f"it ended with {ended.returncode}").splitlines()[-1][:300])
+    return json.loads(ended.stdout.splitlines()[-1])
 
 
 def check_devices(chips: int) -> Check:
     """Let JAX compute on every device of this machine, which shows `chips` TPU chips."""
-    command, fail = [sys.executable, "-c", LOOK], partial(Check, "devices", "fail")
+    fail = partial(Check, "devices", "fail")
     try:
-        look = subprocess.run(command, capture_output=True, text=True, timeout=DEVICE_SECONDS, check=True)
-    except subprocess.TimeoutExpired:
+        seen = run_apart(LOOK)
+    except TimeoutError as error:
         why = "another process may hold the chips, or not all hosts of the pod do this at the same time"
-        return fail(f"JAX did not answer within {DEVICE_SECONDS} s", why)
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip() or f"it ended with {error.returncode}").splitlines()[-1]
-        return fail(f"JAX cannot compute: {last[:300]}", "another process may hold the chips")
-    seen = json.loads(look.stdout.splitlines()[-1])
+        return fail(str(error), why)
+    except RuntimeError as error:
+        return fail(f"JAX cannot compute: {error}", "another process may hold the chips")
     found = f"{seen['here']} x {seen['kind']}"
     if seen["processes"] > 1:
         found += f" of {seen['all']} in {seen['processes']} processes"
@@ -165,19 +169,14 @@ def check_devices(chips: int) -> Check:
 
 def check_fast_forms() -> list[Check]:
     """Compare the fast forms of this machine's devices with plain products, in bfloat16."""
-    command = [sys.executable, "-c", COMPARE]
+    check = partial(Check, "fast forms")
     try:
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=DEVICE_SECONDS, check=True)
-    except subprocess.SubprocessError as error:
-        last = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
-        return [Check("fast forms", "fail", f"they cannot be compared: {last[:300]}", "--attention xla does without")]
-    platform, found = json.loads(ended.stdout.splitlines()[-1])
+        platform, found = run_apart(COMPARE)
+    except (RuntimeError, TimeoutError) as error:
+        return [check("fail", f"they cannot be compared: {error}", "--attention xla does without")]
     if not found:
-        return [Check("fast forms", "ok", f"none on {platform}: plain products run")]
-    return [
-        Check("fast forms", "ok", line) if ok else Check("fast forms", "warn", line, "left out: plain products run")
-        for ok, line in found
-    ]
+        return [check("ok", f"none on {platform}: plain products run")]
+    return [check("ok", line) if ok else check("warn", line, "left out: plain products run") for ok, line in found]
 
 
 def check_disk(output_dir: Path) -> Check:
@@ -204,16 +203,16 @@ def check_folder(output_dir: Path) -> Check:
         place = Path(tempfile.mkdtemp(prefix=".doctor-", dir=output_dir))
     except OSError as error:
         return Check("run folder", "fail", f"{output_dir} cannot be written: {error.strerror}", "choose another one")
-    doing = "append to a file"
+    doing, log = "append to a file", place / "metrics.jsonl"
     try:
         for text in ("one\n", "two\n"):
-            with open(place / "metrics.jsonl", "a") as file:
+            with log.open("a") as file:
                 file.write(text)
-        _same((place / "metrics.jsonl").read_text(), "one\ntwo\n")
+        _same(log.read_text(), "one\ntwo\n")
         doing = "replace a file by another"
         (place / "new").write_text("new")
-        (place / "new").replace(place / "metrics.jsonl")
-        _same((place / "metrics.jsonl").read_text(), "new")
+        (place / "new").replace(log)
+        _same(log.read_text(), "new")
         doing = "rename a folder"
         (place / "half").mkdir()
         (place / "half/array").write_bytes(b"\0" * 1024)
@@ -223,8 +222,8 @@ def check_folder(output_dir: Path) -> Check:
         shutil.rmtree(place)
     except OSError as error:
         shutil.rmtree(place, ignore_errors=True)
-        found = f"{output_dir} does not let a run {doing}: {error.strerror or error}"
-        return Check("run folder", "fail", found, advice)
+        why = f"{output_dir} does not let a run {doing}: {error.strerror or error}"
+        return Check("run folder", "fail", why, advice)
     finally:
         if made is not None:
             shutil.rmtree(made, ignore_errors=True)
@@ -255,23 +254,22 @@ def check_loader(shards: str, consume: float | None) -> Check:
     found = f"{rates['all']:,.0f} images/s{of} with {rates['cores']} threads"
     if consume is None:
         return Check("loader", "ok", found)
-    verdict = keeps_up(rates, consume)
-    found += f"; the model takes {consume:,.0f}"
+    verdict, found = keeps_up(rates, consume), f"{found}; the model takes {consume:,.0f}"
     if not verdict["keeps_up"]:
-        cores = f"{verdict['cores_needed']:,} cores like these"
-        return Check("loader", "fail", found, f"that needs {cores}; docs/notes/loader.md")
+        advice = f"that needs {verdict['cores_needed']:,} cores like these; docs/notes/loader.md"
+        return Check("loader", "fail", found, advice)
     if rates["all"] < 1.2 * consume:
         return Check("loader", "warn", found, "less than a fifth to spare")
     return Check("loader", "ok", found)
 
 
-def draw_images(folder: Path, count: int = 64) -> str:
+def draw_images(folder: Path) -> str:
     """Write JPEG images of about ImageNet's size in pixels and bytes: 500 x 375, some 100 kB."""
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    for i in range(count):
+    for i in range(64):
         blots = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8))
         shapes = np.asarray(blots.resize((500, 375), Image.Resampling.BICUBIC))
         pixels = np.clip(shapes + rng.normal(0, 14, (375, 500, 1)), 0, 255).astype(np.uint8)

@@ -17,10 +17,7 @@ NO_CONTROL = "Accuracies of the frozen encoder, without a control."
 
 @dataclass(frozen=True)
 class EvaluateCommand(Encode):
-    """Evaluate a frozen encoder on labelled images, and the same encoder untrained as a control.
-
-    Writes OUT/report.json and OUT/report.html.
-    """
+    """Evaluate an encoder on labelled images, and untrained for control; writes OUT/report.json and OUT/report.html."""
 
     ckpt: str = field(metadata={"positional": "CKPT"})
     """Run directory or checkpoint, or anything else that `maejax inspect` takes."""
@@ -50,10 +47,9 @@ class EvaluateCommand(Encode):
             raise InputError(f"--protocol {unknown[0]}: choose {', '.join(PROTOCOLS)} (several with commas), or all")
         self.check(self.pool, encoding.POOLS)
         shards = {"train": self.train_dataset_shards, "valid": self.valid_dataset_shards}
-        for name, spec in shards.items():
-            if not spec:
-                name = f"--{name}-dataset-shards"
-                raise InputError(f"{name} is missing; name labelled images: class folders, tar shards, .npz")
+        for name in [name for name, spec in shards.items() if not spec]:
+            remedy = "name labelled images: class folders, tar shards, .npz"
+            raise InputError(f"--{name}-dataset-shards is missing; {remedy}")
         check_writable("--out", self.out, folder=True)
         prepare_devices()
         from maejax.weights.files import load
@@ -64,21 +60,12 @@ class EvaluateCommand(Encode):
             pipeline.check_readable(source, encoders["pretrained"].config.channels)
         if not self.no_control:
             encoders["untrained"] = untrained_like(encoders["pretrained"], self.seed)
-        scores: dict[str, dict[str, float]] = {}
-        seconds: dict[str, float] = {}
+        scores, seconds = {}, {}
+        given: dict[str, Any] = {"pool": self.pool, "seed": self.seed, **self.reading}
         for kind, encoder in encoders.items():
             start = time.monotonic()
-            scores[kind] = score(
-                encoder,
-                data,
-                protocols,
-                pool=self.pool,  # type: ignore[arg-type]
-                crop_ratio=self.test_crop_ratio,
-                batch_size=self.batch_size,
-                workers=self.workers,
-                seed=self.seed,
-                log=lambda what, kind=kind: plain(console, f"{kind}: {what}"),
-            )
+            given["log"] = lambda what, kind=kind: plain(console, f"{kind}: {what}")
+            scores[kind] = score(encoder, data, protocols, **given)
             seconds[kind] = round(time.monotonic() - start, 1)
         result = {
             "checkpoint": self.ckpt,
@@ -94,10 +81,9 @@ class EvaluateCommand(Encode):
         return self._write(result, protocols)
 
     def _write(self, result: dict[str, Any], protocols: tuple[str, ...]) -> dict[str, Any]:
-        """Write report.json and report.html."""
         from maejax.evaluate.protocols import DRAWS
         from maejax.evaluate.report import Report, write_report
-        from maejax.evaluate.scores import explain_control
+        from maejax.evaluate.scores import explain
         from maejax.training.rundir import write_json
 
         methods = {
@@ -111,7 +97,7 @@ class EvaluateCommand(Encode):
         note = f"{train:,} training and {test:,} test images; one standard error is {level:.1f} points. "
         note += f"Features: {self.pool}; {'; '.join(methods[name] for name in protocols)}."
         if not self.no_control:
-            result["explanation"] = explain_control(result["scores"], measured(result), level)
+            result["explanation"] = explain(result["scores"], measured(result), level)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "report.json", result)
         report = Report(

@@ -1,6 +1,5 @@
 """`maejax features`: features of all images of a source, in a file."""
 
-import dataclasses
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +30,13 @@ class Encode(Command):
         if pool not in pools:
             raise InputError(f"--pool {pool}: choose one of {', '.join(pools)}")
         if self.batch_size < 1 or self.workers < 0 or not 0 < self.test_crop_ratio <= 1:
-            raise InputError(
-                "--batch-size is at least 1, --workers at least 0, --test-crop-ratio above 0 and at most 1"
-            )
+            least = "--batch-size is at least 1, --workers at least 0"
+            raise InputError(f"{least}, --test-crop-ratio above 0 and at most 1")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The flags as arguments of `encode_source`."""
+        return {"crop_ratio": self.test_crop_ratio, "batch_size": self.batch_size, "workers": self.workers}
 
 
 @dataclass(frozen=True)
@@ -74,19 +77,10 @@ class FeaturesCommand(Encode):
             raise InputError(f"--layers: {error}") from None
         pipeline.check_readable(source, model.config.encoder.channels)
         out.parent.mkdir(parents=True, exist_ok=True)
+        chosen: dict[str, Any] = {"pool": None if self.pool == "none" else self.pool, "layers": self.layers or None}
         with progress(console, "encoding", "images") as report:
-            written = feature_file.write_features(
-                model,
-                source,
-                out,
-                pool=None if self.pool == "none" else self.pool,  # type: ignore[arg-type]
-                layers=self.layers or None,
-                crop_ratio=self.test_crop_ratio,
-                batch_size=self.batch_size,
-                workers=self.workers,
-                progress=report,
-            )
-        return {"out": str(out), **dataclasses.asdict(written)}
+            written = feature_file.write_features(model, source, out, progress=report, **chosen, **self.reading)
+        return {"out": str(out), **written._asdict()}
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print in one line what was written."""

@@ -13,11 +13,7 @@ from maejax.console import plain
 if TYPE_CHECKING:
     from maejax.weights.weights import Weights
 
-TABLES = {
-    "authors": "sine-cosine, the authors' table",
-    "original": "sine-cosine, the original's table",
-    "learned": "learned",
-}
+SINES = {"authors": "sine-cosine, the authors' table", "original": "sine-cosine, the original's table"}
 TUNE = "maejax train --mode finetune --pretrained-ckpt {}"
 FEATURES = ("features of images", "maejax features {} IMAGES --out features.npz")
 USES = {
@@ -25,13 +21,11 @@ USES = {
         ("see reconstructions", "maejax reconstruct {} IMAGE ..."),
         ("continue pre-training", "maejax train --pretrained-ckpt {}"),
         ("probe or fine-tune the encoder", TUNE),
-        FEATURES,
     ],
-    "encoder": [("probe or fine-tune (no decoder: no pre-training)", TUNE), FEATURES],
+    "encoder": [("probe or fine-tune (no decoder: no pre-training)", TUNE)],
     "classifier": [
         ("score it on labelled images", f"{TUNE} --eval-only --valid-dataset-shards IMAGES"),
         ("fine-tune further (no decoder: no pre-training)", TUNE),
-        FEATURES,
     ],
 }
 
@@ -99,6 +93,7 @@ def describe(path: str, weights: "Weights") -> dict[str, Any]:
 
     config, encoder, arrays = weights.config, weights.config.encoder, weights.arrays
     target = head = decoder = None
+    positions = positions_kind(arrays["encoder.positions"], encoder.grid)
     if isinstance(config, MAE):
         decoder = {name: getattr(config.decoder, name) for name in ("layers", "dim", "heads")}
         target = "pixels normalised per patch" if config.norm_pix_loss else "pixels"
@@ -117,11 +112,11 @@ def describe(path: str, weights: "Weights") -> dict[str, Any]:
         "encoder": {name: getattr(encoder, name) for name in ("layers", "dim", "heads")},
         "decoder": decoder,
         "head": head,
-        "positions": TABLES[positions_kind(arrays["encoder.positions"], encoder.grid)],
+        "positions": SINES.get(positions, positions),
         "target": target,
         "layerscale": encoder.layerscale,
         "gelu": encoder.gelu,
         "parameters": sum(array.size for array in arrays.values()),
         "notices": list(weights.notices),
-        "uses": [{"for": what, "command": command.format(path)} for what, command in USES[config.kind]],
+        "uses": [{"for": what, "command": command.format(path)} for what, command in (*USES[config.kind], FEATURES)],
     }

@@ -29,8 +29,7 @@ class PackCommand(Command):
     image_size: int | None = None
     """Resize larger images to this short side, in pixels."""
     quality: int | None = None
-    """JPEG quality, 1 to 100: JPEG and WebP images become JPEG of this quality if that is smaller. None: only resized
-    images are encoded again, at 95."""
+    """1 to 100: JPEG and WebP become JPEG of this quality if that is smaller. None: resized images alone do, at 95."""
     labels: str = ""
     """File with the class of each image: csv, tsv or json, file name (or stem) and class."""
     workers: int | None = None
@@ -45,47 +44,32 @@ class PackCommand(Command):
         if self.verify:
             if self.dst:
                 raise InputError(f"--verify takes one folder, not {self.src} and {self.dst}; name that of the shards")
-            return self._verify(console)
+            from maejax.data.verify import verify
+
+            with progress(console, "verifying", "MB", 1e-6) as report:
+                found = verify(self.src, deep=self.deep, workers=self.workers, progress=report)
+            for name, reason in found.wrong:
+                plain(console, f"{name}: {reason}")
+            return found._asdict()
         if not self.dst:
             raise InputError("DST is missing: name the folder for the shards, as in `maejax pack SRC DST`")
         if self.deep:
             raise InputError("--deep belongs to --verify; packing decodes every image anyway")
-        return self._pack(console)
-
-    def _pack(self, console: Console) -> dict[str, Any]:
         from maejax.data.packing import pack
 
+        options = ("shard_size", "shuffle_seed", "image_size", "quality", "workers")
+        given: dict[str, Any] = {name: getattr(self, name) for name in options}
         try:
             with progress(console, "packing", "images") as report:
-                index = pack(
-                    self.src,
-                    self.dst,
-                    shard_size=self.shard_size,
-                    shuffle_seed=self.shuffle_seed,
-                    image_size=self.image_size,
-                    quality=self.quality,
-                    labels=self.labels or None,
-                    workers=self.workers,
-                    progress=report,
-                )
+                index = pack(self.src, self.dst, labels=self.labels or None, progress=report, **given)
         except OSError as error:
-            raise Failed(
-                f"{self.dst}: {error.strerror}; make room, or mend it, and start the same command again"
-            ) from None
+            remedy = "make room, or mend it, and start the same command again"
+            raise Failed(f"{self.dst}: {error.strerror}; {remedy}") from None
         for problem in index.get("problems", ()):
             plain(console, problem)
         for key, reason in index["skipped"].items():
             plain(console, f"left out {key}: {reason}")
         return index
-
-    def _verify(self, console: Console) -> dict[str, Any]:
-        from maejax.data.verify import verify
-
-        with progress(console, "verifying", "MB", 1e-6) as report:
-            found = verify(self.src, deep=self.deep, workers=self.workers, progress=report)
-        for name, reason in found.wrong:
-            plain(console, f"{name}: {reason}")
-        return found._asdict()
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print in one line what was packed, or how the verification ended."""
@@ -95,10 +79,9 @@ class PackCommand(Command):
             return
         shards, images, size = result["shards"], result["images"], result["bytes"] / 1e6
         seen = f"{shards:,} shard{'s' * (shards != 1)}, {images:,} images, {size:,.1f} MB"
-        if result["wrong"]:
-            console.print(f"[bold red]{len(result['wrong']):,} wrong[/bold red] in {seen}", highlight=False)
-        else:
-            console.print(f"[green]all right:[/green] {seen}", highlight=False)
+        wrong = result["wrong"]
+        verdict = f"[bold red]{len(wrong):,} wrong[/bold red] in" if wrong else "[green]all right:[/green]"
+        console.print(f"{verdict} {seen}", highlight=False)
 
     def exit_code(self, result: dict[str, Any]) -> int:
         """Return 2 if a shard is wrong."""

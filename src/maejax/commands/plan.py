@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,14 @@ from maejax.errors import InputError
 class PlanCommand(Command):
     """Plan a training command on devices that need not be here: memory, traffic, messages, days.
 
-    Takes all flags of `maejax train`, or a preset and flags:
-    `maejax plan config/pretrain/NAME.sh --topology v4-64`. The training step is compiled for the devices, and nothing
-    is run; a TPU's compiler is in the extra `tpu`. Writes OUT/plan.json, OUT/plan.html and the compiled
-    module, OUT/module.hlo.gz.
+    Takes the flags of `maejax train`, or a preset and flags: `maejax plan config/pretrain/NAME.sh --topology v4-64`.
+    The training step is compiled for the devices, and nothing is run; a TPU's compiler is in the extra `tpu`. Writes
+    OUT/plan.json, OUT/plan.html and the compiled module, OUT/module.hlo.gz.
     """
 
     config: Config = field(default_factory=Config, metadata={"title": ""})
     topology: str = "v4-8"
-    """TPU slice by the name that gcloud gives it, such as v3-8, v4-64, v5litepod-16, v5p-32, v6e-64; cpu or gpu: this
-    machine's devices."""
+    """TPU slice by gcloud's name, such as v3-8, v4-64, v5litepod-16, v5p-32, v6e-64; cpu or gpu: devices here."""
     sweep: bool = False
     """Also compare unrolled and scanned layers, --grad-ckpt, --sharding and other batch sizes in one table."""
     out: str = "plan"
@@ -59,19 +58,15 @@ def preset_flags(args: Sequence[str]) -> list[str]:
     Bash runs the script with `python3`, `python` and `maejax` replaced by a function that prints their arguments.
     Raises InputError if it does not exist, cannot be run, or trains nothing.
     """
-    given = [arg for arg in args if not arg.endswith(".sh")]
-    flags: list[str] = []
+    given, flags = [arg for arg in args if not arg.endswith(".sh")], []
     for preset in (arg for arg in args if arg.endswith(".sh")):
         if not Path(preset).is_file():
             raise InputError(f"{preset} does not exist: name a preset such as config/pretrain/*.sh")
         stand_in = """python3() { printf '%s\\0' "$@"; }; python() { python3 "$@"; }; maejax() { python3 "$@"; }
             : "${GCS_DATASET_DIR:=gs://bucket}"; source """
-        ended = subprocess.run(
-            ["bash", "-c", stand_in + shlex.quote(str(Path(preset).resolve()))], capture_output=True, text=True
-        )
-        found = [arg for arg in ended.stdout.split("\0") if arg]
-        while found and not found[0].startswith("-"):
-            found.pop(0)
+        command = ["bash", "-c", stand_in + shlex.quote(str(Path(preset).resolve()))]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        found = list(dropwhile(lambda arg: not arg.startswith("-"), filter(None, ended.stdout.split("\0"))))
         if ended.returncode or not found:
             raise InputError(f"{preset} gives training no flags: {ended.stderr.strip() or 'it calls no src/main.py'}")
         flags += found

@@ -32,16 +32,14 @@ class ReconstructCommand(Command):
             raise InputError("IMAGE is missing: name image files, as in `maejax reconstruct CKPT photo.jpg`")
         check_writable("--out", self.out, folder=True)
         prepare_devices()
-        from maejax.evaluate.pictures import write_pictures
+        from maejax.evaluate.reconstruction import write_pictures
         from maejax.models.mae import MaskedAutoencoder
         from maejax.weights.files import load
 
         model = load(self.ckpt)
         if not isinstance(model, MaskedAutoencoder):
-            raise InputError(
-                f"{self.ckpt} has no decoder and cannot reconstruct: name a run of --mode pretrain, or the weights of "
-                "a masked autoencoder"
-            )
+            remedy = "name a run of --mode pretrain, or the weights of a masked autoencoder"
+            raise InputError(f"{self.ckpt} has no decoder and cannot reconstruct: {remedy}")
         paths = write_pictures(model, self.images, Path(self.out), mask=self.mask, seed=self.seed)
         return {"pictures": [str(path) for path in paths]}
 

@@ -1,6 +1,6 @@
 """Augmentation in training and cropping in evaluation: from pixels to pixels, random only through `rng`.
 
-An image is uint8 [H, W, C] with values 0..255; a size is (H, W). Every resize is bicubic with antialiasing.
+An image is uint8 [H, W, C] with values 0..255; a size is (H, W). Resizing is bicubic with antialiasing (Catmull-Rom).
 """
 
 import math
@@ -101,11 +101,7 @@ def random_box(shape: Size, rng: np.random.Generator, size: Size, scale: tuple[f
         h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:
             return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
-    h, w = height, width
-    if width < narrow * height:
-        h = max(1, round(width / narrow))
-    elif width > wide * height:
-        w = max(1, round(height * wide))
+    h, w = min(height, max(1, round(width / narrow))), min(width, max(1, round(height * wide)))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
@@ -117,10 +113,7 @@ def simple_resized_crop(image: np.ndarray, size: Size, rng: np.random.Generator)
 
 
 def center_crop(image: np.ndarray, size: Size, ratio: float) -> np.ndarray:
-    """Resize until the image just covers `size` / `ratio`, then crop `size` from the centre, as torchvision does.
-
-    At `ratio` .875 a size of 224 comes out of a short side of 256.
-    """
+    """Resize until the image just covers `size` / `ratio`, then crop `size` from the centre, as torchvision does."""
     image = _cover(image, (round(size[0] / ratio), round(size[1] / ratio)))
     top, left = (round((have - want) / 2) for have, want in zip(image.shape[:2], size, strict=True))
     return image[top : top + size[0], left : left + size[1]]
@@ -128,11 +121,7 @@ def center_crop(image: np.ndarray, size: Size, ratio: float) -> np.ndarray:
 
 def _cover(image: np.ndarray, size: Size) -> np.ndarray:
     height, width = image.shape[:2]
-    if size[0] * width >= size[1] * height:
-        target = size[0], max(size[1], size[0] * width // height)
-    else:
-        target = max(size[0], size[1] * height // width), size[1]
-    return resize(image, target)
+    return resize(image, (max(size[0], size[1] * height // width), max(size[1], size[0] * width // height)))
 
 
 def hflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -162,11 +151,7 @@ def jitter_colors(image: np.ndarray, factor: float, rng: np.random.Generator) ->
 
 
 def resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize an image, uint8 [H, W, C], to `size`; it passes as it is where it has that size.
-
-    Bicubic with antialiasing (Catmull-Rom, a = -.5), channels independent of each other; the mean difference to Pillow
-    is at most .2 of 255.
-    """
+    """Resize an image, uint8 [H, W, C], to `size`, by channels; the mean difference to Pillow is at most .2 of 255."""
     height, width, channels = image.shape
     if (height, width) == size:
         return image

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from maejax.data.fill import RowSpec
-from maejax.data.listing import ByteRange
 from maejax.data.order import epoch_order
 from maejax.data.sources import Source
 from maejax.errors import InputError
+
+Position = dict[str, Any]  # where a stream stands, as JSON
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,8 @@ class BatchConfig:
 
     `batch_size` counts the rows of all processes; process i of `process_count` has the i-th part. With `shuffle`,
     batches are an endless sequence of epochs, else one pass in order. Each image enters `repeats` times, one after the
-    other. `seed` is that of the order and of the augmentation.
-
-    Raises InputError if `batch_size` does not divide by `repeats` or `process_count`.
+    other. `seed` is that of the order and of the augmentation. Raises InputError if `batch_size` does not divide by
+    `repeats` or `process_count`.
     """
 
     batch_size: int
@@ -51,32 +52,26 @@ class BatchPlan:
     """The rows of a global batch that belong to one process, without their pixels.
 
     `index` is int64 [B], -1 for padding; `labels` int32 [B], -1 if there is none; `rows` are those that an image
-    fills. `names` returns the key of the image of a row and its shard (None: its file is an image of its own).
-    `position` is where a stream stands after this batch. `release` frees what only the batches up to this one read.
+    fills. `position` is where a stream stands after this batch. `release` frees what only the batches up to it read.
     """
 
     index: np.ndarray
     labels: np.ndarray
     rows: list[RowSpec]
-    names: Callable[[RowSpec], tuple[str, str | None]]
-    position: dict[str, Any] | None = None
+    position: Position | None = None
     release: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Numbered:
-    """Plans batches of a source that can be read at random, by their number.
-
-    With `shuffle`, batch `step` is positions step * B .. (step + 1) * B of an endless sequence of epochs, each a
-    permutation; else of one pass in the order of the source.
-    """
+    """Plans batches of a source by number: of an endless sequence of permutations with `shuffle`, else of one pass."""
 
     def __init__(self, source: Source, config: BatchConfig):
         self.source, self.config = source, config
         self._order = lru_cache(maxsize=2)(partial(epoch_order, len(source), config.seed))  # two epochs in a batch
 
-    def plans(self, start: int, stop: int | None) -> Iterator[BatchPlan]:
-        """Return the plans of batches `start` .. `stop`, without end if that is None."""
-        return map(self.plan, itertools.count(start) if stop is None else range(start, stop))
+    def plans(self, start: int, stop: int | None, position: Position | None) -> nullcontext[Iterator[BatchPlan]]:
+        """Open the plans of batches `start` .. `stop`, without end if that is None; `position` is for streams."""
+        return nullcontext(map(self.plan, itertools.count(start) if stop is None else range(start, stop)))
 
     def plan(self, step: int) -> BatchPlan:
         """Plan batch `step`."""
@@ -91,12 +86,8 @@ class Numbered:
             index = np.where(epochs == 0, within, -1)
         labels = np.where(index >= 0, self.source.labels[index], -1).astype(np.int32)
         specs = [
-            RowSpec(row, position, i, self.source.stored(i))
+            RowSpec(row, position, i, self.source.stored(i), self.source.keys[i])
             for row, (position, i) in enumerate(zip(positions.tolist(), index.tolist(), strict=True))
             if i >= 0
         ]
-        return BatchPlan(index, labels, specs, self._names)
-
-    def _names(self, spec: RowSpec) -> tuple[str, str | None]:
-        shard = spec.image.path if isinstance(spec.image, ByteRange) and spec.image.size >= 0 else None
-        return self.source.keys[spec.index], shard
+        return BatchPlan(index, labels, specs)

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from contextlib import suppress
 
 import numpy as np
 import simplejpeg
@@ -70,10 +71,7 @@ def decode(data: bytes | np.ndarray, channels: int = 3, box: Box | None = None) 
 
 
 def size_in_header(data: bytes) -> tuple[int, int] | None:
-    """Read the upright size (H, W) of a JPEG of which `decode` can decode a part; None for any other image.
-
-    Raises UnreadableImage if it is larger than Pillow's `Image.MAX_IMAGE_PIXELS`.
-    """
+    """Read the upright size (H, W) of a JPEG, None if `decode` takes it only whole; raises UnreadableImage if huge."""
     if not data.startswith(_JPEG) or library() is None:
         return None
     try:
@@ -126,9 +124,8 @@ def opener_of(data: bytes) -> type[ImageFile]:
 
 def _convert(image: Image.Image, channels: int) -> np.ndarray:
     if channels not in _MODES:
-        raise UnreadableImage(
-            f"image files give 1, 3 or 4 channels, not {channels}; arrays in a .npz may have any number"
-        )
+        remedy = "arrays in a .npz may have any number"
+        raise UnreadableImage(f"image files give 1, 3 or 4 channels, not {channels}; {remedy}")
     if image.mode.startswith("I;16"):
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
     elif image.mode in ("I", "F"):
@@ -174,15 +171,13 @@ def _orientation(exif: bytes) -> int:
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return 1
-    try:
+    with suppress(struct.error):  # cut short
         (start,) = struct.unpack_from(order + "I", tiff, 4)
         (count,) = struct.unpack_from(order + "H", tiff, start)
         for entry in range(start + 2, start + 2 + 12 * count, 12):
             tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
             if tag == 274:
                 return value if 1 <= value <= 8 else 1
-    except struct.error:  # cut short
-        pass
     return 1
 
 

@@ -3,7 +3,6 @@
 import fnmatch
 import glob
 import re
-import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -24,10 +23,7 @@ _REMOTE = re.compile(r"[a-zA-Z][\w+.-]*://")
 
 
 def expand(spec: str) -> list[Path | str]:
-    """List the places that a spec stands for: local paths that exist, and addresses of shards that must be fetched.
-
-    Raises InputError, without secrets, for what is not there.
-    """
+    """List the places of a spec, local paths that exist or addresses to fetch; raises InputError if one is missing."""
     if spec.startswith("@"):
         return [place for line in _lines(spec[1:]) for place in expand(line)]
     if spec.startswith("pipe:"):
@@ -40,9 +36,8 @@ def expand(spec: str) -> list[Path | str]:
 def _lines(name: str) -> list[str]:
     """Read a list of specs: one a line, without empty lines and those that start with #."""
     try:
-        data = b""
-        address = name if _REMOTE.match(name) else str(Path(name).expanduser())
-        for chunk in read_address(address, _ASKING, threading.Event()):
+        data, address = b"", name if _REMOTE.match(name) else str(Path(name).expanduser())
+        for chunk in read_address(address, _ASKING):
             data += chunk
             if len(data) > LIST_LIMIT:
                 raise FetchError("is too large to be a list")
@@ -93,12 +88,8 @@ def _local(spec: str) -> Iterator[Path]:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise InputError(f"{spec}: not found: {', '.join(missing[:3])}{more}; correct the path, or leave these out")
     for path in paths:
-        yield from (path.is_dir() and _files_in(path)) or [path]
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """Return the shards or tables that a folder stands for, [] for a folder of images."""
-    return sorted(child for child in folder.glob("[!.]*") if _SHARD.search(child.name)) or table_files(folder)
+        shards = sorted(child for child in path.glob("[!.]*") if _SHARD.search(child.name)) if path.is_dir() else []
+        yield from shards or (table_files(path) if path.is_dir() else []) or [path]
 
 
 def _braces(text: str, lists: bool = True) -> Iterator[str]:

@@ -16,11 +16,9 @@ _log = logging.getLogger("maejax.data")
 class Faults:
     """The faults of one pass over data, and how many are too many.
 
-    With `on_bad_data` "stop" the first fault is an error. With "skip", bad images are allowed up to the share
-    `max_bad_images` of all images seen (or `TOLERATED`, unless the share is 0). So are `max_lost_shards` shards that
-    cannot be read to their end. `bad` and `lost` map each fault to the reason; the log names each once.
-
-    Raises InputError with examples in `bad_image` and `lost_shard` if there are too many.
+    With `on_bad_data` "stop" the first fault is too many. With "skip", bad images are allowed up to the share
+    `max_bad_images` of all images seen (or `TOLERATED`, unless the share is 0), and so are `max_lost_shards` shards.
+    `bad` and `lost` map each fault to the reason. The methods raise InputError with examples if there are too many.
     """
 
     on_bad_data: OnBadData = "skip"
@@ -32,9 +30,7 @@ class Faults:
 
     def saw(self, images: int, total: int | None) -> None:
         """Count images that were looked at; never more than there are in all, where that is known."""
-        self.seen += images
-        if total is not None:
-            self.seen = min(self.seen, total)
+        self.seen = self.seen + images if total is None else min(self.seen + images, total)
 
     def bad_image(self, key: str, reason: str) -> None:
         """Count an image that cannot be read."""

@@ -23,6 +23,7 @@ class RowSpec(NamedTuple):
     position: int  # in the endless sequence of rows: names the random numbers of the augmentation
     index: int  # of the image in the source
     image: ByteRange | np.ndarray
+    key: str  # the name of the image in messages
 
 
 class Fault(NamedTuple):
@@ -34,22 +35,16 @@ class Fault(NamedTuple):
 
 
 class FillConfig(NamedTuple):
-    """How rows are filled, the same for all of a run: augmentation, channels, seed of the augmentation.
-
-    `decode_whole` decodes the full image once for neighbouring rows: cheaper if an image is used several times a batch.
-    """
+    """How rows are filled, the same for all of a run: augmentation, channels, seed of the augmentation."""
 
     transform: Transform
     channels: int
     seed: int
-    decode_whole: bool = False
+    decode_whole: bool = False  # once for neighbouring rows: cheaper if an image is used several times a batch
 
 
 def fill(images: np.ndarray, rows: Sequence[RowSpec], config: FillConfig) -> list[Fault]:
-    """Read, decode and augment an image for each of `rows`, into `images`, uint8 [B, H, W, C].
-
-    All arguments can be pickled, and what is written depends on nothing else. Rows that are returned are left alone.
-    """
+    """Read, decode and augment an image for each of `rows` into `images`, uint8 [B, H, W, C]; not those returned."""
     faults: list[Fault] = []
     last, image = -1, Fault(-1, "", None)
     for spec in rows:
@@ -76,8 +71,8 @@ def _read(spec: RowSpec, config: FillConfig) -> bytes | np.ndarray | Fault:
 
 
 def _augment(image: bytes | np.ndarray, config: FillConfig, rng: np.random.Generator) -> np.ndarray:
-    """Draw the crop from the size in the header and decode no more than it; without such a header decode all."""
     transform, channels = config.transform, config.channels
+    # The crop is drawn from the size in the header, and no more than it is decoded.
     if transform.box is not None and isinstance(image, bytes) and (size := size_in_header(image)):
         return transform.finish(decode(image, channels, transform.box(size, rng)), rng)
     return transform(decode(image, channels), rng)
@@ -102,13 +97,14 @@ class FillThreads:
 
     def submit(self, images: np.ndarray, rows: Sequence[RowSpec]) -> list[Future[list[Fault]]]:
         """Start to fill `rows` of `images`, as `fill` does, in several pieces."""
-        if self._executor is None:
-            done: Future[list[Fault]] = Future()
-            done.set_result(fill(images, rows, self._config))
-            return [done]
-        return [self._executor.submit(fill, images, piece, self._config) for piece in split_rows(rows, self._pieces)]
+        if self._executor is not None:
+            pieces = split_rows(rows, self._pieces)
+            return [self._executor.submit(fill, images, piece, self._config) for piece in pieces]
+        done: Future[list[Fault]] = Future()
+        done.set_result(fill(images, rows, self._config))
+        return [done]
 
     def close(self) -> None:
         """Drop what has not started and wait for the rest."""
         if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor.shutdown(cancel_futures=True)

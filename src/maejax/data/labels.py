@@ -20,9 +20,8 @@ def read_labels(path: Path) -> dict[str, str]:
 
     A csv or tsv has a column of names and one of classes, with a header (`file_name,label`; other columns are left
     alone). With just these two it needs no header. A json is an object {name: class} or a list of objects with such
-    fields; a jsonl has one of these objects in a line.
-
-    Raises FormatError if the file has no such form or names an image twice with different classes, and OSError.
+    fields; a jsonl has one of these objects in a line. Raises FormatError if the file has no such form or names an
+    image twice with different classes, and OSError.
     """
     suffix = path.suffix.lower()
     try:

@@ -1,18 +1,16 @@
 """The order of a stream: lanes that read shards in parallel."""
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 
-from maejax.data.batch_plan import BatchConfig, BatchPlan
+from maejax.data.batch_plan import BatchConfig, BatchPlan, Position
 from maejax.data.faults import Faults
 from maejax.data.fill import RowSpec
-from maejax.data.listing import ByteRange, Sample
+from maejax.data.listing import Sample
 from maejax.data.order import epoch_order, window_order
 from maejax.data.stream import OpenShard, Stream
 from maejax.errors import FetchError, FormatError, InputError
@@ -43,82 +41,64 @@ class Lanes:
         self.share = config.batch_size // self.count  # rows of a lane in a batch
         self.mine = range(rows.start // self.share, -(-rows.stop // self.share))
         self.order = lru_cache(maxsize=4)(partial(epoch_order, len(stream.shards), config.seed))
+        self.shape = {"lanes": self.count, "shards": len(stream.shards), "images": images}
 
-    def plans(
-        self, start: int, stop: int | None, position: dict[str, Any] | None, stack: ExitStack
-    ) -> Iterator[BatchPlan]:
-        """Return the plans of batches `start` .. `stop`, without end if that is None; `stack` closes the lanes.
-
-        Raises InputError if `start` is not 0 and has no position, or one of another stream.
-        """
+    @contextmanager
+    def plans(self, start: int, stop: int | None, position: Position | None) -> Iterator[Iterator[BatchPlan]]:
+        """Open the plans of batches `start` .. `stop` (None: no end); raises InputError if `position` does not fit."""
         if start and position is None:
             raise InputError(f"a stream cannot start at step {start}: the position it had there was not kept")
         at = {} if position is None else self._check(position)
-        lanes = [Lane(self, number, *at.get(str(number), (0, 0))) for number in self.mine]
-        for lane in lanes:
-            stack.callback(lane.close)
-        return (self._plan(step, lanes) for step in (itertools.count(start) if stop is None else range(start, stop)))
+        lanes = [_Lane(self, number, *at.get(str(number), (0, 0))) for number in self.mine]
+        try:
+            yield (self._plan(step, lanes) for step in (itertools.count(start) if stop is None else range(start, stop)))
+        finally:
+            for lane in lanes:
+                lane.close()
 
-    def _plan(self, step: int, lanes: "Sequence[Lane]") -> BatchPlan:
+    def _plan(self, step: int, lanes: "Sequence[_Lane]") -> BatchPlan:
         for lane in lanes:
             lane.look_ahead()
         mine, repeats = self.config.rows, self.config.repeats
         index, labels = np.full(len(mine), -1, np.int64), np.full(len(mine), -1, np.int32)
         before = step * self.config.batch_size + mine.start
         specs: list[RowSpec] = []
-        keys: dict[int, str] = {}
         for lane in lanes:
-            first = lane.number * self.share
-            for image in range(self.share // repeats):
+            first = lane.number * self.share - mine.start
+            for image in range(first, first + self.share, repeats):
                 number, sample = lane.take()
-                for repeat in range(repeats):
-                    row = first + image * repeats + repeat - mine.start
-                    if 0 <= row < len(mine):
-                        index[row], labels[row] = number, sample.label
-                        specs.append(RowSpec(row, before + row, number, sample.image))
-                        keys[row] = sample.key
-
-        def names(spec: RowSpec) -> tuple[str, str | None]:
-            in_shard = isinstance(spec.image, ByteRange) and spec.image.size >= 0
-            return keys[spec.row], self.stream.shards[spec.index >> 32].name if in_shard else None
-
+                for row in range(max(image, 0), min(image + repeats, len(mine))):
+                    index[row], labels[row] = number, sample.label
+                    specs.append(RowSpec(row, before + row, number, sample.image, sample.key))
+        position = {**self.shape, "at": {str(lane.number): [lane.shard, lane.offset] for lane in lanes}}
         release = [close for lane in lanes for close in lane.retired]
-        position = {**self._shape(), "at": {str(lane.number): [lane.shard, lane.offset] for lane in lanes}}
         for lane in lanes:
             lane.retired = []
-        return BatchPlan(index, labels, specs, names, position, release)
+        return BatchPlan(index, labels, specs, position, release)
 
-    def _shape(self) -> dict[str, int]:
-        return {
-            "lanes": self.count,
-            "shards": len(self.stream.shards),
-            "images": self.config.batch_size // self.config.repeats,
-        }
-
-    def _check(self, position: dict[str, Any]) -> dict[str, list[int]]:
-        shape = {name: position.get(name) for name in self._shape()}
+    def _check(self, position: Position) -> dict[str, list[int]]:
+        shape = {name: position.get(name) for name in self.shape}
         missing = [number for number in self.mine if str(number) not in position["at"]]
-        if shape != self._shape() or missing:
+        if shape != self.shape or missing:
             raise InputError(
-                f"the position in the stream is of another run: it has {shape}, this one {self._shape()}; "
+                f"the position in the stream is of another run: it has {shape}, this one {self.shape}; "
                 "give the same shards and batch size, or start a new run"
             )
         return position["at"]
 
 
-class Lane:
+class _Lane:
     """One lane: `shard` counts the shards it finished, `offset` the images taken from the present one."""
 
     def __init__(self, lanes: Lanes, number: int, shard: int, offset: int):
         self._lanes, self.number, self.shard, self.offset = lanes, number, shard, offset
         self.retired: list[Callable[[], None]] = []
-        self._barren: deque[str] = deque()  # shards in a row without any image
+        self._barren: list[str] = []  # shards in a row without any image
         self._current = self._open(shard)
         self._next: OpenShard | None = None
         self._images = self._read(offset)
 
     def look_ahead(self) -> None:
-        """Start to fetch the next shard once the present one is here."""
         if self._next is None and self._current.done:
             self._next = self._open(self.shard + 1)
 
@@ -138,7 +118,6 @@ class Lane:
                 return image
 
     def close(self) -> None:
-        """Stop fetching."""
         for close in [*self.retired, self._current.close, *([self._next.close] if self._next else [])]:
             close()
 
@@ -155,19 +134,17 @@ class Lane:
         self._images = self._read(0)
 
     def _read(self, skip: int) -> Iterator[tuple[int, Sample]]:
-        lanes, place = self._lanes, self._place(self.shard)
-        base = self._number(self.shard) << 32
-        done = 0
+        lanes, number, done = self._lanes, self._number(self.shard), 0
         sizes = itertools.repeat(MOST) if self.shard else (min(MOST, LEAST << n) for n in itertools.count())
         for window, items in enumerate(self._current.windows(sizes)):
-            order = window_order(len(items), lanes.config.seed, place, window).tolist()
+            order = window_order(len(items), lanes.config.seed, self._place(self.shard), window).tolist()
             for i in order[max(0, skip - done) :]:
-                yield base + done + i, items[i]
+                yield (number << 32) + done + i, items[i]
             done += len(items)
-        lanes.stream.learn(self._number(self.shard), done)
+        lanes.stream.learn(number, done)
 
     def _place(self, shard: int) -> int:
-        """Return the place in the endless sequence of shards."""
+        """Return the place of a shard of this lane in the endless sequence of shards."""
         return self.number + shard * self._lanes.count
 
     def _number(self, shard: int) -> int:
@@ -181,6 +158,6 @@ class Lane:
         return self._lanes.stream.open(self._number(shard))
 
 
-def merge_positions(positions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def merge_positions(positions: Sequence[Position]) -> Position:
     """Merge the positions of several processes, each of its own lanes."""
     return {**positions[0], "at": {lane: at for position in positions for lane, at in position["at"].items()}}

@@ -147,18 +147,19 @@ class _Group:
 
 def _key(member: Member) -> str | None:
     """Return the path of a member up to the first dot of its file name, None for a member to skip."""
-    # Plain strings: a million members pass here, and paths would take most of the time.
+    # Plain strings: a million members pass here, and paths would take most of the time. Hidden files are no pictures:
+    # archives made on a Mac carry a "._x.jpg" beside every x.jpg.
     folder, slash, name = member.name.rpartition("/")
-    return None if _hidden(name) or "__MACOSX" in folder else folder + slash + name.partition(".")[0]
+    return None if name.startswith(".") or "__MACOSX" in folder else folder + slash + name.partition(".")[0]
 
 
 def in_folder(root: Path) -> Listing:
     """List the images under a folder, by path: the first sub-folder is the class, images beside it have none."""
     listing = Listing()
     for directory, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _hidden(name) and name != "__MACOSX")
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         below = Path(directory).relative_to(root).parts
-        for name in sorted(name for name in names if not _hidden(name)):
+        for name in sorted(name for name in names if not name.startswith(".")):
             listing.suffixes[_suffix(name)] += 1
             if _suffix(name) in IMAGE_SUFFIXES:
                 path = str(Path(directory, name))
@@ -166,10 +167,6 @@ def in_folder(root: Path) -> Listing:
     if not listing.samples:
         listing.problems.append(f"{root}: holds no image")
     return listing
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".")  # archives made on a Mac carry a "._x.jpg" beside every x.jpg, no picture
 
 
 def _suffix(name: str) -> str:

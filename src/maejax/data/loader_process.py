@@ -38,7 +38,7 @@ class FillWork(NamedTuple):
     shape: Shape
     stride: int
     config: FillConfig
-    threads: int = 0
+    threads: int
 
 
 class LoaderProcess:
@@ -59,13 +59,10 @@ class LoaderProcess:
 
     def _launch(self) -> None:
         self._connection, theirs = Pipe()
-        descriptors = theirs.fileno(), self._descriptor
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROCESS, *map(str, descriptors)],
-            pass_fds=descriptors,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for this process, which ends the others
-        )
+        ours = theirs.fileno(), self._descriptor
+        command = [sys.executable, "-c", _PROCESS, *map(str, ours)]
+        # In a session of its own: Ctrl-C is for this process, which ends the others.
+        self._process = subprocess.Popen(command, pass_fds=ours, stdin=subprocess.DEVNULL, start_new_session=True)
         theirs.close()
         self._send(sys.path)
         self._send(self._work)

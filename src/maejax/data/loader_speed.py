@@ -13,10 +13,7 @@ from maejax.data.sources import Source
 def measure(
     source: Source, transform: Transform, size: Size, channels: int, seconds: float = 3.0
 ) -> dict[str, float | int]:
-    """Run the training loader for `seconds` with one thread and with one for each core.
-
-    Returns `cores` and the images/s of both: `one` and `all`. The first batch is not counted.
-    """
+    """Measure images/s of the training loader with `one` thread and with one for each core (`all`)."""
     cores = os.cpu_count() or 1
     rates: dict[str, Any] = {"cores": cores, "one": _rate(source, transform, size, channels, 1, seconds)}
     rates["all"] = _rate(source, transform, size, channels, cores, seconds) if cores > 1 else rates["one"]

@@ -9,26 +9,18 @@ _ORDER, _AUGMENT = 0, 1  # streams of random numbers
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of n images in an epoch, a permutation of 0..n-1 as int64 [n].
-
-    It sorts raw bits of Philox: their streams are fixed for good, those of numpy's `permutation` are not.
-    """
+    """Return the order of n images in an epoch, a permutation of 0..n-1 as int64 [n]."""
+    # Raw bits of Philox: their streams are fixed for good, those of numpy's `permutation` are not.
     return np.argsort(_philox(seed, _ORDER, epoch).random_raw(n), kind="stable")
 
 
 def window_order(n: int, seed: int, shard: int, window: int) -> np.ndarray:
-    """Return the order of n consecutive images of a stream, int64 [n].
-
-    `shard` counts the shards of all epochs, `window` the windows within the shard: no two windows share an order.
-    """
+    """Return the order of the n images of a window of a shard, int64 [n]; `shard` counts those of all epochs."""
     return np.argsort(_philox(seed, _ORDER, shard, 1 + window).random_raw(n), kind="stable")
 
 
 def augment_rng(seed: int, position: int) -> np.random.Generator:
-    """Return the random numbers of augmentation for the row at a position of the endless sequence.
-
-    Each thread has one generator: its next call moves the same generator to another position.
-    """
+    """Return the generator of this thread, at the random numbers of the row at a position of the endless sequence."""
     state = _thread.state
     state["state"]["key"][0] = seed % 2**64
     state["state"]["counter"][1] = position

@@ -11,19 +11,25 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from maejax.data.augment import resize
+from maejax.data.decode import decode, opener_of
 from maejax.data.order import epoch_order
-from maejax.data.reencode import Encoding, suffix_of
 from maejax.data.sources import Source, open_source
 from maejax.errors import InputError, Stopped, UnreadableImage
 from maejax.storage.atomic import write_atomically
 
 _JOURNAL = "pack.jsonl"  # lies in the folder while it is being packed into: for whom, and which shards are done
 _UNEVEN = ".uneven"  # shards from which images were left out, until their images are dealt out anew
+
+JPEG_QUALITY = 95
+_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 
 Progress = Callable[[int, int], None]
 Encode = Callable[[bytes | np.ndarray], tuple[bytes, str]]
@@ -45,7 +51,7 @@ def pack(
 
     The shards are called after the folder (`train/train-0000.tar`) and hold at most `shard_size` images each, in
     numbers that differ by one at the most. The order is shuffled by `shuffle_seed` (None: that of the source). Labels
-    come from the source or the file `labels`. See `Encoding` for `image_size` and `quality`. `workers` threads write a
+    come from the source or the file `labels`. See `reencode` for `image_size` and `quality`. `workers` threads write a
     shard each (None: one for each core); their number changes no byte. `progress` gets the images done and in all.
 
     Returns the index: `total` images, `classes`, `skipped` (key -> reason), `problems` of the source, `shards` (name,
@@ -59,14 +65,9 @@ def pack(
         if number is not None and (number < 1 or (flag == "--quality" and number > 100)):
             raise InputError(f"{flag} {number}: give at least 1" + (" and at most 100" if flag == "--quality" else ""))
     source, folder = open_source(src, labels=labels), Path(dst).expanduser()
-    arguments = {
-        "source": src,
-        "images": len(source),
-        "shard_size": shard_size,
-        "shuffle_seed": shuffle_seed,
-        "image_size": image_size,
-        **{name: value for name, value in (("quality", quality), ("labels", labels)) if value is not None},
-    }
+    arguments = {"source": src, "images": len(source), "shard_size": shard_size, "shuffle_seed": shuffle_seed}
+    later = {"quality": quality, "labels": labels}  # packs from before these were known do not have them
+    arguments |= {"image_size": image_size, **{name: value for name, value in later.items() if value is not None}}
     index = next(iter(_lines(folder / "index.json", whole=True)), {})
     if index.get("pack") == arguments and all(_is_there(folder, shard) for shard in index["shards"]):
         return index  # this very pack is finished
@@ -75,23 +76,17 @@ def pack(
     count = -(-len(source) // shard_size)
     names = [f"{folder.resolve().name}-{n:0{max(4, len(str(count - 1)))}d}.tar" for n in range(count)]
     run = _Run(folder, workers or os.cpu_count() or 1, len(source), progress)
-    shards = run.write(source, names, np.array_split(order, count), Encoding(image_size, quality).encode, records)
+    encode = partial(reencode, image_size=image_size, quality=quality)
+    shards = run.write(source, names, np.array_split(order, count), encode, records)
     skipped = {key: reason for shard in shards for key, reason in shard.pop("skipped").items()}
     sizes = [shard["samples"] for shard in shards]
     if not any(sizes):
-        key, reason = next(iter(skipped.items()))
-        what = f"none of {len(source)} images can be read; the first, {key}: {reason}"
-        raise InputError(f"{src}: {what}; check the files")
+        first = ": ".join(next(iter(skipped.items())))
+        raise InputError(f"{src}: none of {len(source)} images can be read; the first, {first}; check the files")
     if max(sizes) - min(sizes) > 1:
         shards = _level(run, shards, shard_size)
-    index = {
-        "total": sum(shard["samples"] for shard in shards),
-        "classes": list(source.classes),
-        "skipped": skipped,
-        "problems": source.problems,
-        "shards": shards,
-        "pack": arguments,
-    }
+    index = {"total": sum(shard["samples"] for shard in shards), "classes": list(source.classes), "skipped": skipped}
+    index |= {"problems": source.problems, "shards": shards, "pack": arguments}
     with write_atomically(folder / "index.json") as new:
         new.write_text(json.dumps(index, indent=1))
     shutil.rmtree(folder / _UNEVEN, ignore_errors=True)
@@ -148,16 +143,13 @@ def _level(run: "_Run", shards: list[dict], shard_size: int) -> list[dict]:
         (run.folder / shard["name"]).replace(uneven / shard["name"])
     source = open_source([str(uneven / shard["name"]) for shard in shards if shard["samples"]])
     count = -(-len(source) // shard_size)
-    names = [shard["name"] for shard in shards[:count]]
-    parts = np.array_split(np.arange(len(source)), count)
-    # Their images are whole, and of the size they shall have: they are only copied.
-    shards = _Run(run.folder, run.workers, 0, None).write(source, names, parts, _as_it_is, None)
+    names, parts = [shard["name"] for shard in shards[:count]], np.array_split(np.arange(len(source)), count)
+
+    def copy(data: Any) -> tuple[bytes, str]:
+        return data, _SUFFIX[opener_of(data).format or ""]  # the images are whole, and of the size they shall have
+
+    shards = _Run(run.folder, run.workers, 0, None).write(source, names, parts, copy, None)
     return [{name: value for name, value in shard.items() if name != "skipped"} for shard in shards]
-
-
-def _as_it_is(data: bytes | np.ndarray) -> tuple[bytes, str]:
-    assert isinstance(data, bytes)  # it was read from a shard
-    return data, suffix_of(data)
 
 
 @dataclass
@@ -175,10 +167,7 @@ class _Run:
     def write(
         self, source: Source, names: list[str], parts: list[np.ndarray], encode: Encode, records: dict | None
     ) -> list[dict]:
-        """Write shard `names[k]` with the images `parts[k]`, all that are not in `records`; returns all records.
-
-        Each new record is added to the journal, except if `records` is None.
-        """
+        """Write shard `names[k]` with the images `parts[k]`, unless it is in `records`; returns all records."""
         firsts = np.cumsum([0, *map(len, parts)]).tolist()
         keep = [(records or {}).get(name) for name in names]
         self.done = sum(len(part) for part, record in zip(parts, keep, strict=True) if record)
@@ -186,37 +175,31 @@ class _Run:
         executor = ThreadPoolExecutor(min(self.workers, len(names)), thread_name_prefix="maejax-pack")
         try:
             futures = {
-                executor.submit(self._try_shard, name, source, part, first, encode, records is not None): k
+                executor.submit(self._write_shard, name, source, part, first, encode, records is not None): k
                 for k, (name, part, first) in enumerate(zip(names, parts, firsts[:-1], strict=True))
                 if keep[k] is None
             }
             for future in as_completed(futures):
-                if not isinstance(future.exception(), Stopped):
-                    keep[futures[future]] = future.result()
+                keep[futures[future]] = future.result()
         finally:
-            self.stop.set()
+            self.stop.set()  # after an error the other threads need not finish the shards they have begun
             executor.shutdown(cancel_futures=True)
         return [record for record in keep if record is not None]
-
-    def _try_shard(self, *args) -> dict:
-        try:
-            return self._write_shard(*args)
-        except BaseException:
-            self.stop.set()  # at once: the other threads need not finish the shards they have begun
-            raise
 
     def _write_shard(
         self, name: str, source: Source, part: np.ndarray, first: int, encode: Encode, journaled: bool
     ) -> dict:
         samples, skipped = 0, {}
-        with write_atomically(self.folder / name) as new, new.open("wb") as file:
-            hashed = _Hashed(file)
-            with tarfile.open(fileobj=hashed, mode="w", format=tarfile.USTAR_FORMAT) as tar:  # type: ignore[arg-type]
+        with write_atomically(self.folder / name) as new, new.open("w+b") as file:
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for number, i in enumerate(part.tolist(), first):
                     if self.stop.is_set():
                         raise Stopped
                     try:
-                        data, suffix = encode(_read(source, i))
+                        data, suffix = encode(source.read(i))
+                    except OSError as error:
+                        remedy = "start the same command again when it can, or leave the file out"
+                        raise InputError(f"{source.keys[i]}: cannot be read: {error.strerror}; {remedy}") from None
                     except UnreadableImage as error:
                         skipped[source.keys[i]] = str(error)
                     else:
@@ -231,7 +214,8 @@ class _Run:
             size = file.tell()
             file.flush()
             os.fsync(file.fileno())  # a record says that the shard is there, also after the power was cut
-        digest = hashed.digest.hexdigest()
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
         record = {"name": name, "samples": samples, "bytes": size, "sha256": digest, "skipped": skipped}
         if journaled:
             with self.lock, (self.folder / _JOURNAL).open("a") as journal:
@@ -239,26 +223,51 @@ class _Run:
         return record
 
 
-class _Hashed:
-    """A file for tarfile to write to, with the sha256 of all that was written."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.tell, self.digest = file, file.tell, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
-
-
-def _read(source: Source, i: int) -> bytes | np.ndarray:
-    try:
-        return source.read(i)
-    except OSError as error:
-        remedy = "start the same command again when it can, or leave the file out"
-        raise InputError(f"{source.keys[i]}: cannot be read: {error.strerror}; {remedy}") from None
-
-
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)  # time, owner and group are 0: the same input gives the same bytes
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+
+
+def reencode(data: bytes | np.ndarray, image_size: int | None, quality: int | None) -> tuple[bytes, str]:
+    """Return the bytes of an image as a shard holds them, and their suffix.
+
+    `image_size` is the longest short side, in pixels, `quality` that of JPEG, 1..100. Without either, files are copied
+    byte for byte, and arrays are written as PNG. With `image_size`, images with a longer short side are resized to it.
+    JPEG and WebP are then written as JPEG (quality 95), others as PNG, without alpha. With `quality`, JPEG and WebP of
+    any size are written as JPEG of that quality if that is smaller.
+
+    Raises UnreadableImage, also where it would only be copied.
+    """
+    if isinstance(data, np.ndarray):
+        pixels = data if data.ndim == 3 else data[..., None]
+        if pixels.shape[2] not in (1, 3, 4):
+            raise UnreadableImage(f"has {pixels.shape[2]} channels; image files hold 1, 3 or 4")
+        return _encode(_shrink(pixels, image_size), "PNG"), ".png"
+    suffix = _SUFFIX[opener_of(data).format or ""]
+    pixels = decode(data, 3)  # what cannot be read must not get into a shard
+    lossy = suffix in (".jpg", ".webp")
+    small = _shrink(pixels, image_size)
+    resized = small.shape != pixels.shape
+    if not resized and not (lossy and quality):
+        return data, suffix
+    if (small == small[..., :1]).all():
+        small = small[..., :1]
+    if not lossy:
+        return _encode(small, "PNG"), ".png"
+    again = _encode(small, "JPEG", quality=quality or JPEG_QUALITY)
+    return (again, ".jpg") if resized or len(again) < len(data) else (data, suffix)
+
+
+def _shrink(pixels: np.ndarray, image_size: int | None) -> np.ndarray:
+    height, width, _ = pixels.shape
+    side = min(height, width)
+    if image_size is None or side <= image_size:
+        return pixels
+    return resize(pixels, (height * image_size // side, width * image_size // side))
+
+
+def _encode(pixels: np.ndarray, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(buffer, format, **options)
+    return buffer.getvalue()

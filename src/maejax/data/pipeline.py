@@ -3,13 +3,13 @@
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from maejax.data.augment import Size, Transform, build_eval
-from maejax.data.batch_plan import BatchConfig, BatchPlan, Numbered
+from maejax.data.batch_plan import BatchConfig, BatchPlan, Numbered, Position
 from maejax.data.decode import decode
 from maejax.data.faults import Faults
 from maejax.data.fill import Fault, FillConfig, fill
@@ -17,7 +17,7 @@ from maejax.data.lanes import Lanes
 from maejax.data.listing import ByteRange
 from maejax.data.sources import Source
 from maejax.data.stream import Stream, first_images
-from maejax.data.workers import describe_workers, open_workers
+from maejax.data.workers import Workers, describe_workers
 from maejax.errors import InputError, UnreadableImage
 
 AHEAD = 2  # batches prepared beyond the one in use
@@ -46,7 +46,8 @@ class Loader:
     threads, more are processes of up to 16 threads each. It changes nothing in the batches.
 
     `steps` is the number of batches in a pass, the same in every process; None for a stream of unknown size. The rows
-    of a bad image are zeros and not valid; `faults` counts them.
+    of a bad image are zeros and not valid; `faults` counts them, `bad` and `lost` name them and shards with the reason.
+    `footprint` is a sentence for the log on what prepares batches here, and the memory that they take at most.
 
     Raises InputError if a stream is to be evaluated, and if more is wrong with the data than `faults` allows.
     """
@@ -63,13 +64,14 @@ class Loader:
         faults: Faults | None = None,
     ):
         self.source, self.config = source, config
-        self.workers = workers
-        self.faults = Faults() if faults is None else faults
+        self.workers, self.faults = workers, faults or Faults()
+        self.bad, self.lost = self.faults.bad, self.faults.lost
         self.steps = None if source.total is None else -(-source.total * config.repeats // config.batch_size)
         self._ahead = AHEAD if workers else 0
         self._fill = FillConfig(transform, channels, config.seed, decode_whole=config.repeats > 1)
         self._shape = (len(config.rows), *size, channels)
-        self._position: dict[str, Any] | None = None
+        self.footprint = describe_workers(workers, self._shape, self._ahead)
+        self._position: Position | None = None
         if isinstance(source, Source):
             self._plans = Numbered(source, config)
         elif config.shuffle:
@@ -79,23 +81,8 @@ class Loader:
         for name, reason in source.lost.items():
             self.faults.lost_shard(name, reason)
 
-    @property
-    def footprint(self) -> str:
-        """One sentence for the log: what prepares batches on this host, and the memory that they take at most."""
-        return describe_workers(self.workers, self._shape, self._ahead)
-
-    @property
-    def bad(self) -> dict[str, str]:
-        """The key of each image that could not be read so far, and why."""
-        return self.faults.bad
-
-    @property
-    def lost(self) -> dict[str, str]:
-        """The name of each shard that could not be read to its end so far, and why."""
-        return self.faults.lost
-
-    def position(self) -> dict[str, Any] | None:
-        """Return where this process stands in a stream after the last batch, as JSON; see `merge_positions`."""
+    def position(self) -> Position | None:
+        """Return where this process stands in a stream after the last batch; see `merge_positions`."""
         return self._position
 
     def batch(self, step: int) -> Batch:
@@ -106,7 +93,7 @@ class Loader:
         return self._close(plan, images, fill(images, plan.rows, self._fill))
 
     def iterate(
-        self, start: int = 0, stop: int | None = None, position: dict[str, Any] | None = None
+        self, start: int = 0, stop: int | None = None, position: Position | None = None
     ) -> Generator[Batch, None, None]:
         """Yield batches `start` .. `stop`, preparing two ahead; without `stop`, a whole pass, or endless training.
 
@@ -115,19 +102,15 @@ class Loader:
         """
         if stop is None and not self.config.shuffle:
             stop = self.steps
-        with ExitStack() as stack:
-            if isinstance(self._plans, Lanes):
-                plans = self._plans.plans(start, stop, position, stack)
-            else:
-                plans = self._plans.plans(start, stop)
-            for plan, batch in stack.enter_context(closing(self._batches(plans))):
+        with self._plans.plans(start, stop, position) as plans, closing(self._batches(plans)) as batches:
+            for plan, batch in batches:
                 self._position = plan.position
                 for release in plan.release:
                     release()
                 yield batch
 
     def _batches(self, plans: Iterable[BatchPlan]) -> Generator[tuple[BatchPlan, Batch], None, None]:
-        workers = open_workers(self.workers, self._shape, self._fill, self._ahead)
+        workers = Workers(self.workers, self._shape, self._fill, self._ahead)
         waiting: deque[tuple[BatchPlan, np.ndarray, list[Future[list[Fault]]]]] = deque()
 
         def finish(plan: BatchPlan, images: np.ndarray, pieces: list[Future[list[Fault]]]) -> tuple[BatchPlan, Batch]:
@@ -151,11 +134,13 @@ class Loader:
         for fault in faults:
             batch.valid[fault.row] = False
             images[fault.row] = 0
-            key, shard = plan.names(next(spec for spec in plan.rows if spec.row == fault.row))
-            if fault.file is not None and shard is not None:
-                self.faults.lost_shard(shard, fault.reason)
+            spec = next(spec for spec in plan.rows if spec.row == fault.row)
+            if fault.file is None or not isinstance(spec.image, ByteRange) or spec.image.size < 0:
+                self.faults.bad_image(spec.key, fault.reason)
+            elif isinstance(self.source, Stream):
+                self.faults.lost_shard(self.source.shards[spec.index >> 32].name, fault.reason)
             else:
-                self.faults.bad_image(key, fault.reason)
+                self.faults.lost_shard(fault.file, fault.reason)
         return batch
 
 
@@ -179,16 +164,12 @@ def evaluation_loader(
 
 
 def check_readable(source: Source | Stream, channels: int, at_most: int = 1000) -> None:
-    """Try images from the front until one can be read; raises InputError if none of the first `at_most` can.
-
-    Of a stream, the first shards are tried, with little patience.
-    """
+    """Try the first images, or those of the first shards; raises InputError if none of `at_most` can be read."""
     reasons: list[str] = []
-    what = "images and shards" if isinstance(source, Stream) else "images"
     if isinstance(source, Stream):
-        tried = first_images(source, reasons)
+        what, tried = "images and shards", first_images(source, reasons)
     else:
-        tried = ((source.keys[i], source.stored(i)) for i in range(min(len(source), at_most)))
+        what, tried = "images", ((source.keys[i], source.stored(i)) for i in range(min(len(source), at_most)))
     for key, image in tried:
         try:
             decode(image.read() if isinstance(image, ByteRange) else image, channels)

@@ -20,9 +20,6 @@ from PIL import Image, ImageOps
 
 from maejax.errors import InputError, install
 
-Size = tuple[int, int]
-Picturing = Callable[[Image.Image], Image.Image]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 POLICIES = ("v0", "v0r", "original", "originalr", "3a")
 _SECTION = re.compile(r"[a-z]+\d[\d.]*(inf)?|mstdinf")
@@ -31,20 +28,15 @@ _LOADING = threading.Lock()  # two copies of the module would draw from two sets
 
 
 def check_policy(policy: str, channels: int = 3) -> None:
-    """Check a policy before any long work.
-
-    Raises InputError if timm is missing or does not know the policy, or the images have other than 1 or 3 channels.
-    """
+    """Check a policy; raises InputError if timm is missing or does not know it, or for other than 1 or 3 channels."""
     if channels not in (1, 3):
         raise InputError(f"--auto-augment {policy} changes images of 1 or 3 channels, not {channels}; set it to none")
     name, *sections = policy.split("-")
-    # What timm does not understand in the sections it passes over.
-    known = name in (*POLICIES, "rand", "augmix") and all(
-        _SECTION.fullmatch(section) or (name == "rand" and section in _TRANSFORMS) for section in sections
-    )
     _timm_policies()
     try:
-        if not known:
+        # What timm does not understand in the sections it passes over.
+        strange = [s for s in sections if not (_SECTION.fullmatch(s) or (name == "rand" and s in _TRANSFORMS))]
+        if strange or name not in (*POLICIES, "rand", "augmix"):
             raise ValueError
         apply_policy(np.zeros((8, 8, channels), np.uint8), policy, np.random.default_rng(0))
     except (AssertionError, ValueError, KeyError):
@@ -60,9 +52,7 @@ def apply_policy(
     """Augment an image, uint8 [H, W, C], by a policy that timm names, as its `create_transform` does.
 
     `mean`, per channel on the 0..1 scale, fills the empty places of moved pictures; resampling is bicubic. Grey images
-    (C = 1) are augmented as colour images and made grey again. The result depends on the image and `rng` alone.
-
-    Raises InputError if timm is missing, and timm's own error for an unknown policy.
+    (C = 1) become colour images on the way. Raises InputError without timm, its own error for an unknown policy.
     """
     channels = image.shape[2]
     picture = Image.fromarray(image if channels == 3 else np.repeat(image, 3, axis=2))
@@ -85,14 +75,10 @@ def augmented_by(
 
 
 @cache
-def _transform(policy: str, size: Size, fill: tuple[int, ...]) -> Picturing:
-    module = _timm_policies()
+def _transform(policy: str, size: tuple[int, int], fill: tuple[int, ...]) -> Callable[[Image.Image], Image.Image]:
+    module, bicubic = _timm_policies(), Image.Resampling.BICUBIC
     # As timm.data.create_transform with interpolation="bicubic", the authors' choice.
-    settings: dict[str, Any] = {
-        "translate_const": int(min(size) * 0.45),
-        "img_mean": fill,
-        "interpolation": Image.Resampling.BICUBIC,
-    }
+    settings = {"translate_const": int(min(size) * 0.45), "img_mean": fill, "interpolation": bicubic}
     if policy.startswith("rand"):
         return module.rand_augment_transform(policy, settings)
     if policy.startswith("augmix"):
@@ -100,19 +86,10 @@ def _transform(policy: str, size: Size, fill: tuple[int, ...]) -> Picturing:
     return module.auto_augment_transform(policy, settings)
 
 
-class _Module:
-    """Stands for a module; `find` looks its attributes up."""
-
-    def __init__(self, find: Callable[[str], Any]):
-        self._find = find
-
-    def __getattr__(self, name: str) -> Any:
-        return self._find(name)
-
-
-def _posterize(image: Image.Image, bits: int) -> Image.Image:
-    """Posterize as before Pillow 13, which refuses to keep 0 bits; timm's policies often ask for it."""
-    return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+def _stand_in(find: Callable[[str], Any]) -> ModuleType:
+    module = ModuleType("maejax_stand_in")
+    vars(module)["__getattr__"] = find  # PEP 562: looks up what a module does not have
+    return module
 
 
 def _timm_policies() -> Any:
@@ -131,10 +108,14 @@ def _load() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     draws = threading.local()  # the generators of the image that a thread works on
+
+    def posterize(image: Image.Image, bits: int) -> Image.Image:  # Pillow 13 refuses to keep 0 bits, a common wish
+        return ImageOps.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
     vars(module).update(
         draws=draws,
-        random=_Module(lambda name: getattr(draws.python, name)),
-        np=_Module(lambda name: draws.numpy if name == "random" else getattr(np, name)),
-        ImageOps=_Module(lambda name: _posterize if name == "posterize" else getattr(ImageOps, name)),
+        random=_stand_in(lambda name: getattr(draws.python, name)),
+        np=_stand_in(lambda name: draws.numpy if name == "random" else getattr(np, name)),
+        ImageOps=_stand_in(lambda name: posterize if name == "posterize" else getattr(ImageOps, name)),
     )
     return module

@@ -19,15 +19,15 @@ from maejax.storage.redact import redact
 from maejax.storage.retry import RetryPolicy
 
 LOCAL_SHARD = 1000  # images
+Spec = str | Sequence[str]
 
 
 @dataclass(eq=False)
 class Source:
     """A set of images that can be read at random, from several threads at once.
 
-    `keys` names each image in messages. `labels` is int32 [n], -1 if there is none. `classes` are the names of the
-    classes if they are known, else (). `problems` are sentences on what could not be used; `lost` maps the shards that
-    could not be read to their end to the reason.
+    `keys` names each image in messages. `labels` is int32 [n], -1 if there is none; `classes` are their names, () if
+    unknown. `problems` are sentences on what could not be used, `lost` the shards that could not be read to their end.
     """
 
     keys: list[str]
@@ -102,18 +102,13 @@ class ArraySource(Source):
 
 
 def open_source(
-    spec: str | Sequence[str],
-    *,
-    labels: str | Path | None = None,
-    cache_dir: str = "",
-    patience: RetryPolicy | None = None,
+    spec: Spec, *, labels: str | Path | None = None, cache_dir: str = "", patience: RetryPolicy | None = None
 ) -> Source:
     """Open all images and labels of one spec, or several; docs/data.md lists the forms of a spec.
 
     Shards elsewhere are all fetched first, and kept in `cache_dir` or removed when the process ends. Labels come from
     `.cls` and `.json` members, else from the names of the class folders, sorted; a single folder is no class. The file
     `labels` (see `read_labels`) replaces these. A file of `LABEL_FILES` beside images without any label is used too.
-
     Raises InputError for what is missing or not supported, and if no image was found.
     """
     specs, local, addresses = _places(spec)
@@ -132,14 +127,10 @@ def open_source(
     return _labelled(source, [*local, *(path for path, _ in fetched)], labels)
 
 
-def open_stream(
-    spec: str | Sequence[str], *, cache_dir: str = "", patience: RetryPolicy | None = None
-) -> Source | Stream:
+def open_stream(spec: Spec, *, cache_dir: str = "", patience: RetryPolicy | None = None) -> Source | Stream:
     """Open a spec for training: as a stream if shards must be fetched or unpacked, else as `open_source` does.
 
-    Local images beside them take part as shards of `LOCAL_SHARD` images each, drawn at random.
-
-    Raises InputError for what is missing or not supported.
+    Local images beside them form shards of `LOCAL_SHARD` images each, drawn at random. Raises as `open_source`.
     """
     specs, local, addresses = _places(spec)
     if not addresses:
@@ -156,7 +147,7 @@ def open_stream(
     return stream
 
 
-def _places(spec: str | Sequence[str]) -> tuple[list[str], list[Path], list[str]]:
+def _places(spec: Spec) -> tuple[list[str], list[Path], list[str]]:
     """Expand specs: the specs without secrets, plain local paths, and addresses that must be fetched or unpacked."""
     specs = [spec] if isinstance(spec, str) else list(spec)
     places = [place for each in specs for place in expand(each)]
@@ -202,15 +193,14 @@ def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> S
         numbers, classes, missing = assign(source.keys, read_labels(file))
         if len(missing) == len(source):
             raise FormatError(f"{file}: names none of {len(source)} images; the first is {source.keys[0]}")
+        source.labels, source.classes = numbers, classes
+        if missing:
+            source.problems.append(f"{file}: {len(missing)} images are not named, the first is {missing[0]}")
     except (FormatError, OSError) as error:
         message = str(error) if isinstance(error, FormatError) else f"{file}: cannot be read: {error.strerror}"
         if labels is not None:
             raise InputError(message) from None
         source.problems.append(message)
-        return source
-    source.labels, source.classes = numbers, classes
-    if missing:
-        source.problems.append(f"{file}: {len(missing)} images are not named, the first is {missing[0]}")
     return source
 
 
@@ -225,13 +215,11 @@ def _gather(specs: list[str], paths: int, found: Listing) -> FileSource:
             f"give tar shards or folders with {' '.join(IMAGE_SUFFIXES)} files"
         )
     images = [image for sample in samples if isinstance(image := sample.image, ByteRange)]
-    files = list(dict.fromkeys(image.path for image in images))
-    number = {path: i for i, path in enumerate(files)}
-    labels = [sample.label for sample in samples]
+    number = {path: i for i, path in enumerate(dict.fromkeys(image.path for image in images))}
+    labels, classes = [sample.label for sample in samples], found.classes
     if max(labels) >= 0:
-        classes = found.classes
         if not classes:  # those of the index that `pack` writes beside its shards
-            _, classes = read_index([str(Path(files[0]).absolute())])
+            _, classes = read_index([str(Path(images[0].path).absolute())])
             classes = classes if max(labels) < len(classes) else ()
     else:
         classes = tuple(sorted({sample.folder for sample in samples if sample.folder is not None}))
@@ -244,7 +232,7 @@ def _gather(specs: list[str], paths: int, found: Listing) -> FileSource:
         classes=classes,
         problems=found.problems,
         lost=found.lost,
-        files=[Path(path) for path in files],
+        files=[Path(path) for path in number],
         file=np.array([number[image.path] for image in images], np.int32),
         offset=np.array([image.offset for image in images], np.int64),
         size=np.array([image.size for image in images], np.int64),

@@ -5,7 +5,6 @@ import itertools
 import json
 import shutil
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,19 +57,18 @@ class OpenShard:
     def windows(self, sizes: Iterator[int]) -> Iterator[list[Sample]]:
         """Yield its samples in groups of these sizes as they arrive; raises FormatError and FetchError at damage."""
         window, size = [], next(sizes)
-        failure: Exception | None = None
         try:
             for sample in self._samples:
                 window.append(sample)
                 if len(window) == size:
                     yield window
                     window, size = [], next(sizes)
-        except (FormatError, OSError) as error:
-            failure = error
+        except (FormatError, OSError):
+            if window:
+                yield window
+            raise
         if window:
             yield window
-        if failure is not None:
-            raise failure
 
     def close(self) -> None:
         """Stop fetching, close the file, and remove it unless it is kept."""
@@ -119,14 +117,10 @@ class Stream:
 
 
 def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, ByteRange | np.ndarray]]:
-    """Yield the first images, by key, of the first shards, to see whether anything there can be used.
-
-    It asks for all these shards at once and gives up early. Why a shard has no image is appended to `reasons`.
-    """
-    shards = stream.shards[:PROBED]
-    opened = [stream.open(number, PROBING) for number in range(len(shards))]
+    """Yield key and image of the first images of the first shards, with little patience; failures go to `reasons`."""
+    opened = [stream.open(number, PROBING) for number in range(min(PROBED, len(stream.shards)))]
     try:
-        for shard, reading in zip(shards, opened, strict=True):
+        for shard, reading in zip(stream.shards, opened, strict=False):
             before = len(reasons)
             try:
                 for (sample,) in itertools.islice(reading.windows(itertools.repeat(1)), PROBED_IMAGES):
@@ -134,8 +128,7 @@ def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, Byte
             except (FormatError, FetchError) as error:
                 reasons.append(f"{shard.name}: {error}")
             else:
-                if len(reasons) == before:
-                    reasons.append(f"{shard.name}: holds no image")
+                reasons += [f"{shard.name}: holds no image"] if len(reasons) == before else []
     finally:
         for reading in opened:
             reading.close()
@@ -144,13 +137,12 @@ def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, Byte
 def open_shards(addresses: Sequence[str], cache_dir: str, patience: RetryPolicy | None) -> Stream:
     """Open the tar shards of addresses as a stream, which keeps them in `cache_dir` if that is given."""
     names = [redact(address) for address in addresses]
-    unique = len(set(names)) == len(set(addresses))  # else two shards would share a file
+    same = len(set(names)) < len(set(addresses))  # without their secrets: two shards would share a file
     titles = [name if name.startswith("pipe:") else name.partition("?")[0].rpartition("/")[2] for name in names]
-    count = Counter(titles)
-    shards: list[RemoteShard | LocalShard] = [
-        RemoteShard(address, name, title if count[title] == 1 else name, stem_of(address, with_secrets=not unique))
-        for address, name, title in zip(addresses, names, titles, strict=True)
-    ]
+    count, shards = Counter(titles), []
+    for address, name, title in zip(addresses, names, titles, strict=True):
+        stem = stem_of(address, with_secrets=same)
+        shards.append(RemoteShard(address, name, title if count[title] == 1 else name, stem))
     return Stream(shards, _open_folder(cache_dir), keep=bool(cache_dir), patience=patience or RetryPolicy())
 
 
@@ -191,21 +183,17 @@ def fetch_all(stream: Stream) -> tuple[list[tuple[Path, str]], dict[str, str]]:
 
 
 def read_index(addresses: Sequence[str]) -> tuple[int | None, tuple[str, ...]]:
-    """Read the number of images (None: unknown) and the names of the classes from the index.json beside shards.
-
-    Returns (None, ()) if a folder has none, or it does not name all of these shards.
-    """
+    """Read the number of images and the classes from the index.json beside shards; (None, ()) if it lacks one."""
     folders: dict[str, set[str]] = {}
     for address in addresses:
         folder, _, name = address.rpartition("/")
         folders.setdefault(folder, set()).add(name)
     if len(folders) > 4 or any(address.startswith("pipe:") or "?" in address for address in addresses):
         return None, ()
-    sizes, classes = [], ()
+    sizes, classes, patience = [], (), RetryPolicy(connect=5, stall=5, total=5)
     for folder, names in folders.items():
         try:
-            chunks = read_address(f"{folder}/index.json", RetryPolicy(connect=5, stall=5, total=5), threading.Event())
-            index = json.loads(b"".join(chunks))
+            index = json.loads(b"".join(read_address(f"{folder}/index.json", patience)))
             samples = {entry["name"]: entry.get("samples") for entry in index["shards"]}
             sizes += [samples[name] for name in names]
             classes = tuple(map(str, index["classes"]))

@@ -85,26 +85,19 @@ def _shards(source: Source) -> dict[str, Any] | None:
         return None
     if not (shards := [i for i, path in enumerate(source.files) if path.suffix.lower() not in IMAGE_SUFFIXES]):
         return None
-    images = np.bincount(source.file, minlength=len(source.files))[shards]
-    return {
-        "count": len(shards),
-        "bytes": _quantiles([source.files[i].stat().st_size for i in shards], (0, 50, 100)),
-        "images": _quantiles(images.tolist(), (0, 50, 100)),
-    }
+    images = np.bincount(source.file, minlength=len(source.files))[shards].tolist()
+    sizes = [source.files[i].stat().st_size for i in shards]
+    of_shards = {"bytes": _quantiles(sizes, (0, 50, 100)), "images": _quantiles(images, (0, 50, 100))}
+    return {"count": len(shards), **of_shards}
 
 
 def _classes(source: Source) -> dict[str, Any]:
     """Count the images of each class, the most frequent first, and those without one."""
-    numbers, counts = np.unique(source.labels[source.labels >= 0], return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    names = dict(enumerate(source.classes))
-    seen = [(names.get(int(numbers[i]), str(numbers[i])), int(counts[i])) for i in order]
-    empty = [(name, 0) for i, name in names.items() if i not in set(numbers.tolist())]
-    return {
-        "count": max(len(source.classes), len(numbers)),
-        "images": [list(each) for each in seen + empty],
-        "unlabelled": int((source.labels < 0).sum()),
-    }
+    counts, names = Counter(np.sort(np.maximum(source.labels, -1)).tolist()), dict(enumerate(source.classes))
+    unlabelled = counts.pop(-1, 0)
+    images = [[names.get(label, str(label)), count] for label, count in counts.most_common()]
+    images += [[name, 0] for label, name in names.items() if label not in counts]
+    return {"count": max(len(source.classes), len(counts)), "images": images, "unlabelled": unlabelled}
 
 
 def _duplicates(source: Source) -> dict[str, int]:

@@ -11,6 +11,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,7 @@ _log = logging.getLogger("maejax.data")
 
 
 def table_files(folder: Path) -> list[Path]:
-    """Return the files of a Hugging Face `datasets` folder, or of a folder of parquet files; else [].
-
-    Raises InputError if it holds several splits.
-    """
+    """Return the files of a folder of `datasets` or parquet files, else []; raises InputError for several splits."""
     if (folder / "dataset_dict.json").is_file():
         splits = _json(folder / "dataset_dict.json").get("splits", [])
         if len(splits) != 1:
@@ -55,13 +53,11 @@ def table_files(folder: Path) -> list[Path]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
+    with suppress(OSError, ValueError):
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        content = None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: is no JSON object; save the dataset again")
-    return content
+        if isinstance(content, dict):
+            return content
+    raise InputError(f"{path}: is no JSON object; save the dataset again")
 
 
 def in_table(path: Path, title: str) -> Listing:
@@ -69,9 +65,8 @@ def in_table(path: Path, title: str) -> Listing:
 
     The image column holds encoded bytes, or structs of `bytes` and `path`; of several it is the one called image, or
     the first. The label column is a ClassLabel, whole numbers, or class names. Keys read `title:row`, followed by the
-    image's own name where it has one. Rows without an image are counted in `problems`, as is damage.
-
-    Raises InputError if pyarrow is missing, or there is no room for the copy of a parquet file.
+    image's own name where it has one. Rows without an image are counted in `problems`, as is damage. Raises InputError
+    if pyarrow is missing, or there is no room for the copy of a parquet file.
     """
     try:
         import pyarrow as pa
@@ -92,28 +87,23 @@ def in_table(path: Path, title: str) -> Listing:
             for sample in _samples(batches, image, label, arrow, title, whole):
                 missing += sample is None
                 listing.samples += [sample] if sample is not None else []
-        if missing:
-            listing.problems.append(f"{path}: {missing} rows hold no image")
+        listing.problems += [f"{path}: {missing} rows hold no image"] if missing else []
     except (pa.ArrowException, FormatError, OSError) as error:
         listing.problems.append(f"{path}: {str(error).splitlines()[0]}")
     return listing
 
 
-def _samples(
-    batches: Iterator[Any], image: str, label: str | None, path: Path, title: str, whole: Any
-) -> Iterator[Sample | None]:
+def _samples(parts: Any, image: str, label: str | None, path: Path, title: str, whole: Any) -> Iterator[Sample | None]:
     """Yield a sample for every row, None for those without an image."""
     import pyarrow as pa
 
     row = 0
-    for batch in batches:
-        images = batch.column(image)
+    for batch in parts:
+        images, names = batch.column(image), [None] * len(batch)
         labels = [None] * len(batch) if label is None else batch.column(label).to_pylist()
-        names = [None] * len(batch)
         valid = np.asarray(images.is_valid())
         if pa.types.is_struct(images.type):
-            fields = [field.name for field in images.type]
-            if "path" in fields:
+            if "path" in [field.name for field in images.type]:
                 names = images.field("path").to_pylist()
             images = images.field("bytes")
             valid &= np.asarray(images.is_valid())
@@ -157,9 +147,6 @@ def _choose(schema: Any, beside: Path) -> tuple[str, str | None, tuple[str, ...]
             return any(child.name == "bytes" and holds_image(child.type) for child in type)
         return pa.types.is_binary(type) or pa.types.is_large_binary(type)
 
-    def is_label(type: Any) -> bool:
-        return pa.types.is_integer(type) or pa.types.is_string(type) or pa.types.is_large_string(type)
-
     def first(fields: list[Any], names: tuple[str, ...]) -> str | None:
         by_name = {field.name.lower(): field.name for field in reversed(fields)}
         return next((by_name[name] for name in names if name in by_name), fields[0].name if fields else None)
@@ -169,7 +156,8 @@ def _choose(schema: Any, beside: Path) -> tuple[str, str | None, tuple[str, ...]
     if image is None:
         seen = ", ".join(f"{field.name} {field.type}" for field in schema)
         raise FormatError(f"has no column of encoded images (binary, or a struct of bytes and path), but {seen[:200]}")
-    named = [field for field in schema if field.name.lower() in _LABELS and is_label(field.type)]
+    labels = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    named = [f for f in schema if f.name.lower() in _LABELS and any(is_type(f.type) for is_type in labels)]
     label = first(typed("ClassLabel") or named, _LABELS)
     classes = (features.get(label) or {}).get("names") if label else None
     return image, label, tuple(map(str, classes or ()))

@@ -25,9 +25,8 @@ def members(path: Path, grow: Callable[[int], int] | None = None) -> Iterator[Me
 
     Of a file that still grows, `grow(n)` waits until n bytes are there, or no more will come, and returns how many
     there are; a member is yielded when all of it is there. Reads ustar, GNU long names and pax (path, size). `offset`
-    and `size` are in bytes; `head` is the first min(size, 512) bytes, so that a label needs no second read.
-
-    Raises FormatError at the first damage, after yielding every intact member before it, and OSError.
+    and `size` are in bytes; `head` is the first min(size, 512) bytes, so that a label needs no second read. Raises
+    FormatError at the first damage, after yielding every intact member before it, and OSError.
     """
     end = path.stat().st_size if grow is None else 0
     override: dict[str, str] = {}  # what a long name or pax header says about the member after it

@@ -7,6 +7,7 @@ import ctypes
 import os
 import sys
 import threading
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,20 +33,15 @@ class _Region(ctypes.Structure):
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """Load libjpeg-turbo 3: of the system, beside Python (conda), or the file in `MAEJAX_TURBOJPEG` ("": none)."""
+    name = {"darwin": "libturbojpeg.dylib", "win32": "turbojpeg.dll"}.get(sys.platform, "libturbojpeg.so.0")
+    places = [name, str(Path(sys.prefix, "lib", name)), f"/opt/homebrew/opt/jpeg-turbo/lib/{name}"]
     named = os.environ.get("MAEJAX_TURBOJPEG")
-    for path in _candidates() if named is None else [named]:
-        try:
+    for path in places if named is None else [named]:
+        with suppress(OSError, AttributeError):  # not there; version 2
             found = ctypes.CDLL(path)
             _declare(found)
             return found
-        except (OSError, AttributeError):  # not there; version 2
-            continue
     return None
-
-
-def _candidates() -> list[str]:
-    name = {"darwin": "libturbojpeg.dylib", "win32": "turbojpeg.dll"}.get(sys.platform, "libturbojpeg.so.0")
-    return [name, str(Path(sys.prefix, "lib", name)), f"/opt/homebrew/opt/jpeg-turbo/lib/{name}"]
 
 
 def _declare(found: ctypes.CDLL) -> None:
@@ -59,8 +55,6 @@ def _declare(found: ctypes.CDLL) -> None:
 
 
 class _Decoder:
-    """A decoder of libjpeg-turbo, with its buffers."""
-
     def __init__(self, found: ctypes.CDLL):
         self.handle = found.tj3Init(_DECOMPRESS)
         self._destroy = found.tj3Destroy
@@ -76,27 +70,22 @@ def decode_region(data: bytes, box: Box, channels: int, orientation: int = 1) ->
     """Decode a part of a JPEG to the same bits that it has in the whole image.
 
     `box` (top, left, height, width) is of the upright image, `orientation` is the EXIF tag 1..8. Returns the part as it
-    is stored, uint8 [H, W, C], C = 1 for `channels` 1 and a grey JPEG, else 3.
-
-    Returns None if the whole file has to be decoded: there is no libjpeg-turbo 3, or the box is all of the image. So
-    do JPEGs that are not baseline in RGB, YCbCr or grey, lack the end mark, or make libjpeg warn.
+    is stored, uint8 [H, W, C], C = 1 for `channels` 1 and a grey JPEG, else 3. Returns None if the whole file has to be
+    decoded: there is no libjpeg-turbo 3, or the box is all of the image. So do JPEGs that are not baseline in RGB,
+    YCbCr or grey, lack the end mark, or make libjpeg warn.
     """
     found = library()
     if found is None or not data.endswith(b"\xff\xd9"):
         return None
-    decoder = getattr(_of_thread, "decoder", None)
-    if decoder is None:
-        decoder = _of_thread.decoder = _Decoder(found)
-    handle = decoder.handle
+    if not hasattr(_of_thread, "decoder"):
+        _of_thread.decoder = _Decoder(found)
+    handle = _of_thread.decoder.handle
     if found.tj3DecompressHeader(handle, data, len(data)):
         return None
     space, subsampling = found.tj3Get(handle, _COLORSPACE), found.tj3Get(handle, _SUBSAMPLING)
-    if (
-        space not in (_RGB_SPACE, _YCC_SPACE, _GRAY_SPACE)
-        or not 0 <= subsampling < len(_MCU_WIDTH)
-        # Its scans refine each other, and libjpeg smooths across blocks where the last ones are missing.
-        or found.tj3Get(handle, _PROGRESSIVE)
-    ):
+    if space not in (_RGB_SPACE, _YCC_SPACE, _GRAY_SPACE) or not 0 <= subsampling < len(_MCU_WIDTH):
+        return None
+    if found.tj3Get(handle, _PROGRESSIVE):  # scans refine each other; libjpeg smooths over missing ones
         return None
     stored = found.tj3Get(handle, _HEIGHT), found.tj3Get(handle, _WIDTH)
     top, left, height, width = _stored_box(box, stored, orientation)

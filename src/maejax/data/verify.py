@@ -30,9 +30,8 @@ def verify(
 
     Compared are bytes, sha256 and samples, as far as the index has them. Each shard has to be a whole tar; with `deep`,
     each of its images has to decode. Shards that the index does not name are wrong too. `workers` threads read a shard
-    each (None: one for each core). `progress` is called with the number of bytes done and of all.
-
-    Raises InputError if there is no index, or it cannot be read.
+    each (None: one for each core). `progress` is called with the number of bytes done and of all. Raises InputError if
+    there is no index, or it cannot be read.
     """
     folder = Path(dst).expanduser()
     try:

@@ -27,11 +27,8 @@ HELD = 4  # batches that the caller may hold without a copy: one in use, two giv
 _PAGE = 4096  # slots begin at a page: JAX on CPU takes over memory that is aligned to 64 bytes, and copies other
 
 
-class Slots:
-    """Memory without a name for a fixed number of batches, each free again when no array uses it any more.
-
-    New memory for every batch would cost more than writing it: the system clears it page by page.
-    """
+class _Slots:
+    """Memory without a name for a fixed number of batches, each free again when no array uses it any more."""
 
     def __init__(self, shape: Shape, count: int):
         self.shape = shape
@@ -41,7 +38,7 @@ class Slots:
         else:
             with tempfile.TemporaryFile() as file:  # has lost its name already
                 self.descriptor = os.dup(file.fileno())
-        os.truncate(self.descriptor, count * self.stride)
+        os.truncate(self.descriptor, count * self.stride)  # once: the system clears new memory page by page
         self._memory = mmap.mmap(self.descriptor, count * self.stride)
         self.free = collections.deque(range(count))
 
@@ -55,16 +52,24 @@ class Slots:
             images[np.setdiff1d(np.arange(len(images)), [spec.row for spec in rows])] = 0
         return slot, images
 
-    def close(self) -> None:
-        """Release the memory; arrays that were handed out keep it."""
-        os.close(self.descriptor)
-
 
 class Workers:
-    """Fills batches of one shape, by threads of this process; 0 threads are the calling thread."""
+    """Fills batches of one shape, by threads of this process or by processes with threads; 0 cores: by the caller.
 
-    def __init__(self, threads: int, slots: Slots, config: FillConfig):
-        self._slots, self._threads = slots, FillThreads(threads, config)
+    `ahead` is the number of batches that are filled while another one is. Processes have an equal share of every batch,
+    and end with this process, however it ends.
+    """
+
+    def __init__(self, cores: int, shape: Shape, config: FillConfig, ahead: int):
+        count = loader_processes(cores)
+        if count:
+            pickle.dumps(config)  # an object that cannot be sent raises here, before anything is started
+        self._slots = _Slots(shape, ahead + 1 + HELD)
+        self._threads = FillThreads(0 if count else cores, config)
+        self._processes = [
+            LoaderProcess(i, FillWork(shape, self._slots.stride, config, threads), self._slots.descriptor)
+            for i, threads in enumerate(_shares(cores, count))
+        ]
 
     def start(self, rows: Sequence[RowSpec]) -> tuple[np.ndarray, list[Future[list[Fault]]]]:
         """Start to fill `rows` of a new batch, uint8 [B, H, W, C]; other rows are zeros. It is full when all are done.
@@ -72,10 +77,10 @@ class Workers:
         Each future returns the rows that could not be filled, or raises the error.
         """
         slot, images = self._slots.take(rows)
-        return images, self._submit(slot, images, rows)
-
-    def _submit(self, slot: int, images: np.ndarray, rows: Sequence[RowSpec]) -> list[Future[list[Fault]]]:
-        return self._threads.submit(images, rows)
+        if not self._processes:
+            return images, self._threads.submit(images, rows)
+        shares = zip(self._processes, split_rows(rows, len(self._processes)), strict=False)
+        return images, [process.submit(slot, share) for process, share in shares]
 
     def keep(self, images: np.ndarray) -> np.ndarray:
         """Return the full batch for the caller to keep; a copy if it keeps so many that no slot would be left."""
@@ -83,48 +88,18 @@ class Workers:
 
     def close(self) -> None:
         """Drop the work that has not started, and release the memory; batches that were handed out stay."""
-        self._threads.close()
-        self._slots.close()
-
-
-class Processes(Workers):
-    """Processes with threads, each with an equal share of every batch; they end with this process, however it ends."""
-
-    def __init__(self, cores: int, count: int, slots: Slots, config: FillConfig):
-        super().__init__(0, slots, config)
-        pickle.dumps(config)  # an object that cannot be sent raises here, before anything is started
-        work = FillWork(slots.shape, slots.stride, config)
-        self._processes = [
-            LoaderProcess(i, work._replace(threads=threads), slots.descriptor)
-            for i, threads in enumerate(_shares(cores, count))
-        ]
-
-    def _submit(self, slot: int, images: np.ndarray, rows: Sequence[RowSpec]) -> list[Future[list[Fault]]]:
-        shares = split_rows(rows, len(self._processes))
-        return [process.submit(slot, share) for process, share in zip(self._processes, shares, strict=False)]
-
-    def close(self) -> None:
-        """End the processes, and release the memory."""
-        if sys.is_finalizing():  # no thread can be joined any more; the processes end with this one
+        if self._processes and sys.is_finalizing():  # no thread can be joined any more; they end with this process
             return
         for process in self._processes:
             process.stop()
         for process in self._processes:
             process.join()
-        super().close()
-
-
-def open_workers(cores: int, shape: Shape, config: FillConfig, ahead: int) -> Workers:
-    """Start workers for `cores` cores; 0 cores are the calling thread.
-
-    `ahead` is the number of batches that are filled while another one is.
-    """
-    count, slots = loader_processes(cores), Slots(shape, ahead + 1 + HELD)
-    return Processes(cores, count, slots, config) if count else Workers(cores, slots, config)
+        self._threads.close()
+        os.close(self._slots.descriptor)  # arrays that were handed out keep the memory
 
 
 def describe_workers(cores: int, shape: Shape, ahead: int) -> str:
-    """Describe in a sentence the workers of `open_workers`, and the memory of their batches on this host."""
+    """Describe workers in a sentence, with the memory of their batches on this host."""
     count, megabytes = loader_processes(cores), math.prod(shape) / 1e6
     threads = " + ".join(map(str, _shares(cores, max(count, 1))))
     who = f"{count} loader processes of {threads} threads" if count else f"{threads} loader threads"

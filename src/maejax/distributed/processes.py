@@ -4,6 +4,7 @@ import atexit
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,14 +20,11 @@ _peers: Peers | None = None
 
 
 def join(*, distributed: bool, coordinator: str, num_processes: int, process_id: int) -> bool:
-    """Join the processes of a run; return whether this is process 0, which alone prints and writes.
+    """Join the processes of a run before a device is touched; return whether this is process 0, which alone writes.
 
-    Call it before anything touches a device. With `distributed`, the TPU pod, SLURM, Open MPI or Kubernetes job names
-    the processes; otherwise `coordinator` (HOST:PORT of process 0), `num_processes` and `process_id` do. With none of
-    these ("", 0, -1), the run has one process, and nothing happens; a failure never falls back to that.
-
-    Raises InputError if the flags do not fit together or there is no such job, and Failed with the names of processes
-    that did not come.
+    With `distributed`, the TPU pod, SLURM, Open MPI or Kubernetes job names the processes; otherwise `coordinator`
+    (HOST:PORT of process 0), `num_processes` and `process_id` do. With none of these ("", 0, -1), the run has one
+    process. Raises InputError if flags do not fit or there is no such job, Failed with the names of missing processes.
     """
     global _peers
     given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id >= 0}
@@ -54,16 +52,9 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
             ) from None
     _peers = meet(coordinator, num_processes, process_id, JOIN_SECONDS)
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            local_devices,
-            cluster_detection_method="deactivate",
-            initialization_timeout=JOIN_SECONDS,
-            heartbeat_timeout_seconds=SILENT_SECONDS,
-            shutdown_timeout_seconds=SILENT_SECONDS,
-        )
+        options: dict[str, Any] = {"cluster_detection_method": "deactivate", "initialization_timeout": JOIN_SECONDS}
+        options |= {"heartbeat_timeout_seconds": SILENT_SECONDS, "shutdown_timeout_seconds": SILENT_SECONDS}
+        jax.distributed.initialize(coordinator, num_processes, process_id, local_devices, **options)
     except RuntimeError as error:  # of the coordination service
         raise Failed(f"the processes were not joined within {JOIN_SECONDS} s: {first_line(error)}") from None
     atexit.register(_peers.announce_end, 0)  # runs before JAX's own handler, which waits for the others
@@ -76,10 +67,7 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
 
 
 def detect() -> tuple[str, int, int, Sequence[int] | None]:
-    """Return coordinator, number of processes, this one's number and its devices, as the cluster names them.
-
-    Raises ValueError if JAX knows no cluster that started this process, or if it was started alone.
-    """
+    """Return coordinator, number of processes, this one's number and devices; raises ValueError without a cluster."""
     from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` uses it; it has no public name
 
     found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, JOIN_SECONDS)
@@ -113,12 +101,9 @@ def all_processes(true: bool) -> bool:
 
 
 def leave(code: int) -> int:
-    """Return an exit code; if it is an error and there are several processes, end this one at once instead.
-
-    A tidy end would wait for the other processes.
-    """
+    """Return an exit code; if it is an error and there are several processes, end this one at once instead."""
     if code and jax.distributed.is_initialized():
-        if _peers is not None:
+        if _peers is not None:  # a tidy end would wait for them
             _peers.announce_end(code)
         sys.stdout.flush()
         sys.stderr.flush()

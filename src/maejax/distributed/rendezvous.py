@@ -1,7 +1,4 @@
-"""The processes of a run by name: those missing at the start, and those lost before the end.
-
-JAX's own service names no process, and aborts when one is missing at the start.
-"""
+"""The processes of a run by name, which JAX's own service lacks: those missing at the start, and those lost later."""
 
 import json
 import logging
@@ -21,7 +18,7 @@ HELLO_SECONDS = 10.0  # timeout of the first message
 _log = logging.getLogger("maejax.training")
 
 
-class Line:
+class _Line:
     """A connection that carries JSON messages, one a line."""
 
     def __init__(self, connection: socket.socket):
@@ -32,8 +29,7 @@ class Line:
                 connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message; do nothing if the other end is gone."""
-        with suppress(OSError):
+        with suppress(OSError):  # the other end is gone
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
@@ -46,7 +42,6 @@ class Line:
         return message if isinstance(message, dict) else None
 
     def close(self) -> None:
-        """Close the connection."""
         self._file.close()
         self._connection.close()
 
@@ -54,7 +49,7 @@ class Line:
 class Peers:
     """The other processes. `names` holds all of them in order, `gone` how each ended that ended before this one."""
 
-    def __init__(self, process: int, hosts: list[str], lines: dict[int, Line]):
+    def __init__(self, process: int, hosts: list[str], lines: dict[int, _Line]):
         self.names = [f"process {i} ({host})" for i, host in enumerate(hosts)]
         self.gone: dict[int, str] = {}
         self._process, self._lines = process, lines
@@ -72,25 +67,21 @@ class Peers:
         self._changed.wait(seconds)
         return " and ".join(f"{self.names[i]} {how}" for i, how in sorted(self.gone.items()))
 
-    def _listen(self, other: int, line: Line) -> None:
+    def _listen(self, other: int, line: _Line) -> None:
         """Receive messages from one process until it ends; process 0 forwards them to the others."""
         while True:
             message = line.receive()
-            about = other if message is None else message["process"]
-            code = None if message is None else message["bye"]
+            about, code = (other, None) if message is None else (message["process"], message["bye"])
             if code != 0 and about not in self.gone and about != self._process:
-                self._note(about, "was lost" if code is None else f"ended with exit code {code}")
+                if not self.gone:
+                    threading.Thread(target=self._end_in_time, daemon=True).start()
+                self.gone[about] = "was lost" if code is None else f"ended with exit code {code}"
+                self._changed.set()
                 for another, theirs in self._lines.items() if self._process == 0 else ():
                     if another != about:
                         theirs.send({"bye": code, "process": about})
             if message is None or about == other:
                 return
-
-    def _note(self, process: int, how: str) -> None:
-        if not self.gone:
-            threading.Thread(target=self._end_in_time, daemon=True).start()
-        self.gone[process] = how
-        self._changed.set()
 
     def _end_in_time(self) -> None:
         time.sleep(GRACE_SECONDS / 10)
@@ -122,7 +113,7 @@ def meet(coordinator: str, count: int, process: int, seconds: float) -> Peers:
                     "start the same command on every host, and look at the log of process 0"
                 ) from None
             time.sleep(0.2)
-    line = Line(connection)
+    line = _Line(connection)
     line.send({"process": process, "count": count, "host": name})
     answer = line.receive(max(1.0, deadline - time.monotonic()) + HELLO_SECONDS) or {}
     if "hosts" in answer:
@@ -135,10 +126,10 @@ def meet(coordinator: str, count: int, process: int, seconds: float) -> Peers:
 
 def _gather(port: int, count: int, name: str, deadline: float, seconds: float) -> Peers:
     """Wait as process 0 until all others have sent their first message, and answer with the names of all hosts."""
-    lines: dict[int, Line] = {}
+    lines: dict[int, _Line] = {}
     hosts: dict[int, str] = {0: name}
 
-    def refuse(kind: str, sentence: str, *more: Line) -> None:
+    def refuse(kind: str, sentence: str, *more: _Line) -> None:
         for line in (*lines.values(), *more):
             line.send({kind: sentence})
             line.close()
@@ -169,7 +160,7 @@ def _gather(port: int, count: int, name: str, deadline: float, seconds: float) -
                 if left > LOG_SECONDS:
                     _log.warning("waiting for processes %s of %d", missing, count)
                 continue
-            line = Line(connection)
+            line = _Line(connection)
             hello = line.receive(HELLO_SECONDS)
             if hello is None or not {"process", "count", "host"} <= hello.keys():
                 line.close()  # not a process of a run

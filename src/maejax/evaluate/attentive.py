@@ -1,6 +1,5 @@
 """An attentive probe: cross-attention from one learned query to the frozen tokens, then a linear classifier."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,33 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from maejax.evaluate.probe import check_labels
+from maejax.evaluate.probe import Array, check_labels, padded_accuracy
 
-EPOCHS, BATCH, RATE, DECAY = 30, 128, 1e-3, 0.05
+BATCH, RATE, DECAY = 128, 1e-3, 0.05
 WARMUP = 0.1  # fraction of the steps
 ROWS = 512  # test images at a time
 
 
 def attentive_probe(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    test_y: np.ndarray,
-    heads: int = 4,
-    epochs: int = EPOCHS,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    train_x: Array, train_y: Array, test_x: Array, test_y: Array, heads: int = 4, epochs: int = 30, seed: int = 0
 ) -> float:
     """Train cross-attention pooling and a linear classifier on frozen tokens; return the test accuracy in percent.
 
     `train_x` [n, T, D] and `test_x` [m, T, D] are tokens, in memory or mapped into it; `train_y` [n] and `test_y` [m]
     are integer labels. Keys and values are linear in the normalised tokens. One query for all images attends to them
     in `heads` heads; the result is projected, normalised and classified (the attentive classifier of CAE, Chen et al.
-    2022, section 4.1, and of V-JEPA). The optimizer is AdamW with a cosine schedule from 1e-3, weight decay .05 and
-    batches of 128, for a fixed number of epochs: test labels decide nothing.
-
-    Raises ValueError if tokens and labels differ in number, with fewer than two classes, or if the heads do not divide
-    D.
+    2022, section 4.1, and of V-JEPA). AdamW's rate is a cosine from 1e-3, its weight decay .05, a batch 128, the number
+    of epochs fixed: test labels decide nothing. Raises ValueError as `check_labels`, or if the heads do not divide D.
     """
     check_labels(train_x, train_y, test_x, test_y)
     dim = train_x.shape[-1]
@@ -59,24 +48,16 @@ def attentive_probe(
         updates, opt_state = optimizer.update(jax.grad(loss)(weights), opt_state, weights)
         return optax.apply_updates(weights, updates), opt_state
 
-    rng, done = np.random.default_rng(seed), 0
+    rng = np.random.default_rng(seed)
     for _ in range(epochs):
         order = rng.permutation(len(train_x))
         for start in range(0, len(order) - size + 1, size):
             rows = np.sort(order[start : start + size])  # sorted, so that the file is read forwards
             weights, opt_state = step(weights, opt_state, train_x[rows], y[rows])
-            done += 1
-            if progress is not None:
-                progress(done, steps)
     score = jax.jit(_logits, static_argnums=2)
-    rows = min(ROWS, len(test_x))
-    correct = 0
-    for start in range(0, len(test_x), rows):
-        tokens = test_x[start : start + rows]
-        padded = np.pad(tokens, [(0, rows - len(tokens)), (0, 0), (0, 0)])
-        guessed = np.asarray(score(weights, padded, heads)).argmax(axis=1)[: len(tokens)]
-        correct += int(np.sum(classes[guessed] == test_y[start : start + rows]))
-    return 100 * correct / len(test_x)
+    return padded_accuracy(
+        lambda tokens: classes[np.asarray(score(weights, tokens, heads)).argmax(axis=1)], test_x, test_y, ROWS
+    )
 
 
 def _initial(key: jax.Array, dim: int, classes: int) -> dict[str, Any]:

@@ -19,15 +19,12 @@ def draw_curve(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str,
     Points that are not finite are left out. Lines of more than 400 points are averaged over equal stretches. Each line
     ends in its name and last value. The page sets the colours: line k has the class "line-k".
     """
-    drawn = {name: _shorten(points) for name, points in lines.items()}
-    drawn = {name: points for name, points in drawn.items() if len(points)}
+    drawn = {name: shortened for name, points in lines.items() if len(shortened := _shorten(points))}
     if not drawn:
         return '<p class="quiet">No losses were recorded.</p>'
     every = np.concatenate(list(drawn.values()))
-    x_ticks, y_ticks = _ticks(*_range(every[:, 0])), _ticks(*_range(every[:, 1]))
-    x_low, x_high = _range(every[:, 0])
+    (x_low, x_high), y_ticks = _range(every[:, 0]), _ticks(*_range(every[:, 1]))
     y_low, y_high = y_ticks[0], y_ticks[-1]
-    x_ticks = [tick for tick in x_ticks if x_low <= tick <= x_high]
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
@@ -39,7 +36,7 @@ def draw_curve(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str,
         _, y = place(x_low, tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
-    for tick in x_ticks:
+    for tick in [tick for tick in _ticks(x_low, x_high) if x_low <= tick <= x_high]:
         x, _ = place(tick, y_low)
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_number(tick)}</text>')
     middle_x, middle_y = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
@@ -47,7 +44,9 @@ def draw_curve(lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str,
     turn = f'transform="rotate(-90 14 {middle_y})"'
     parts.append(f'<text x="14" y="{middle_y}" text-anchor="middle" {turn}>{escape(y_label)}</text>')
 
-    ends = _spread([place(*points[-1])[1] for points in drawn.values()], apart=16)
+    ends = [place(*points[-1])[1] for points in drawn.values()]
+    for above, below in pairwise(sorted(range(len(ends)), key=ends.__getitem__)):
+        ends[below] = max(ends[below], ends[above] + 16)  # no label covers another
     for k, ((name, points), end) in enumerate(zip(drawn.items(), ends, strict=True)):
         path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
         parts.append(f'<polyline class="line-{k}" points="{path}"/>')
@@ -90,11 +89,3 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _spread(places: list[float], apart: float) -> list[float]:
-    """Move labels down until none covers another, in their order from top to bottom."""
-    places = list(places)
-    for above, below in pairwise(sorted(range(len(places)), key=places.__getitem__)):
-        places[below] = max(places[below], places[above] + apart)
-    return places

@@ -12,17 +12,17 @@ from maejax.data.pipeline import Batch, evaluation_loader
 from maejax.data.sources import Source
 from maejax.models.vit import POOLS, Pool, pooled
 
+Layers = Sequence[int] | None
+Images = Iterable[np.ndarray]  # uint8 [n, H, W, C], of any n
+READING = {"crop_ratio": 0.875, "batch_size": 64, "workers": 0}  # of `evaluation_loader`
+
 
 def extract(
-    model: Any,
-    images: np.ndarray | Iterable[np.ndarray],
-    batch_size: int = 256,
-    pool: Pool | None = "cls+mean",
-    layers: Sequence[int] | None = None,
+    model: Any, images: Images, batch_size: int = 256, pool: Pool | None = "cls+mean", layers: Layers = None
 ) -> np.ndarray:
     """Encode images and return one feature each: float32 [n, D], [n, 2 D] for "cls+mean", [n, 1 + N, D] for None.
 
-    `images` is uint8 [n, H, W, C], or an iterable of uint8 [b, H, W, C] with b of any size. "cls" is the class token,
+    `images` is one array, uint8 [n, H, W, C], or an iterable of them with n of any size. "cls" is the class token,
     "mean" the mean of the patch tokens, "cls+mean" both, which is stronger for small encoders; None keeps all tokens.
     `layers` are those of `VisionTransformer.encode`; with them the result is [n, L, ...].
 
@@ -40,47 +40,28 @@ def extract(
 
 
 def encode_source(
-    model: Any,
-    source: Source,
-    *,
-    pool: Pool | None,
-    layers: Sequence[int] | None = None,
-    crop_ratio: float,
-    batch_size: int,
-    workers: int,
-    first: int = 0,
+    model: Any, source: Source, *, pool: Pool | None, layers: Layers = None, first: int = 0, **reading: Any
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Yield the batches of a source in its order, from number `first` on, each with its features as of `extract`.
 
-    Images are resized to the model's size / `crop_ratio` and cropped at the centre. Rows of padding have index -1.
+    `reading` are arguments of `evaluation_loader`, by default those of `READING`. Rows of padding have index -1.
     """
-    encoder = model.config.encoder
-    loader = evaluation_loader(
-        source,
-        encoder.image_size,
-        crop_ratio=crop_ratio,
-        channels=encoder.channels,
-        batch_size=batch_size,
-        workers=workers,
-    )
+    encoder, reading = model.config.encoder, READING | reading
+    loader = evaluation_loader(source, encoder.image_size, channels=encoder.channels, **reading)
     batches = ((batch, batch.images) for batch in loader.iterate(first))
-    return _encode_all(model, batches, batch_size, pool, layers)
+    return _encode_all(model, batches, reading["batch_size"], pool, layers)
 
 
 def _encode_all(
-    model: Any,
-    chunks: Iterable[tuple[Any, np.ndarray]],
-    batch_size: int,
-    pool: Pool | None,
-    layers: Sequence[int] | None,
+    model: Any, chunks: Iterable[tuple[Any, np.ndarray]], size: int, pool: Pool | None, layers: Layers
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yield each label of a chunk with the features of its images; a chunk holds at most `batch_size` images."""
+    """Yield each label of a chunk with the features of its images; a chunk holds at most `size` images."""
     if pool is not None and pool not in POOLS:
         raise ValueError(f"pool is {', '.join(map(repr, POOLS))} or None, not {pool!r}")
     chosen = None if layers is None else tuple(layers)
     running: list[tuple[Any, jax.Array, int]] = []
     for label, images in chunks:
-        padding = [(0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)]
+        padding = [(0, size - len(images)), (0, 0), (0, 0), (0, 0)]
         running.append((label, encode(model, np.pad(images, padding), pool, chosen), len(images)))
         if len(running) > 1:  # fetch a chunk after the next one has started: the device never waits for the host
             label, features, count = running.pop(0)
@@ -89,7 +70,7 @@ def _encode_all(
         yield label, np.asarray(features)[:count]
 
 
-def _chunks(batches: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+def _chunks(batches: Images, size: int) -> Iterator[np.ndarray]:
     for batch in batches:
         if batch.ndim != 4 or batch.dtype != np.uint8:
             raise ValueError(f"images are uint8 [B, H, W, C], not {batch.dtype} {list(batch.shape)}")

@@ -1,20 +1,20 @@
 """Features of a whole source in one file: written as they come, in constant memory, and resumable."""
 
+import contextlib
 import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from maejax.data.sources import Source
 from maejax.errors import InputError, install
-from maejax.evaluate.encoding import Pool, encode_source
+from maejax.evaluate.encoding import READING, Layers, Pool, encode_source
 from maejax.models.trees import named_arrays
 from maejax.training.rundir import write_json
 
@@ -23,8 +23,7 @@ ROWS = 4096  # rows of one group in a parquet file
 SAVE_SECONDS = 10.0  # between two notes of progress
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """The content of a file of features: images, unreadable images, shape of a feature; and the seconds it took."""
 
     images: int
@@ -35,10 +34,7 @@ class Written:
 
 
 def check_path(path: Path) -> None:
-    """Check that a file of features can have this name, before anything is computed.
-
-    Raises InputError for a suffix other than .npz, .safetensors and .parquet, or if pyarrow is missing.
-    """
+    """Check the name of a file of features; raises InputError for another suffix, or if pyarrow is missing."""
     if path.suffix not in SUFFIXES:
         raise InputError(f"--out {path}: give a name that ends in {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet":
@@ -54,18 +50,15 @@ def write_features(
     path: Path,
     *,
     pool: Pool | None = "cls",
-    layers: Sequence[int] | None = None,
-    crop_ratio: float = 0.875,
-    batch_size: int = 256,
-    workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    layers: Layers = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **reading: Any,
 ) -> Written:
     """Encode every image of a source, as `encode_source` does, and write `features`, `labels` and `names` to `path`.
 
-    Rows are in the source's order, without images that cannot be read. Features are float32 as of `extract`, labels
-    int32 (-1: none), names the source's keys. .npz holds arrays, with `classes` as a fourth. .safetensors holds `names`
-    as UTF-8 bytes with a newline between two, and the classes as JSON in its metadata. .parquet has the columns `name`,
-    `label`, `class` and `features` (flattened).
+    Rows are in the source's order, without unreadable images. Features are float32 as of `extract`, labels int32 (-1:
+    none), names the source's keys. .npz holds arrays, with `classes` as a fourth. .safetensors holds `names` as UTF-8,
+    a newline between two, and classes as JSON in its metadata. .parquet has `name`, `label`, `class`, flat `features`.
 
     Finished rows stay in PATH.part until the file is complete. A call with the same weights, images and settings
     resumes there; any other call starts anew. `progress` is called with the images done and the images in all. Raises
@@ -73,7 +66,8 @@ def write_features(
     """
     start = time.monotonic()
     check_path(path)
-    part = path.with_name(path.name + ".part")
+    part, reading = path.with_name(path.name + ".part"), READING | reading
+    batch_size = reading["batch_size"]
     recipe = {
         "encoder": fingerprint(model.encoder),
         "images": len(source),
@@ -81,24 +75,19 @@ def write_features(
         "last": source.keys[-1],
         "pool": pool,
         "layers": None if layers is None else list(layers),
-        "crop_ratio": crop_ratio,
+        "crop_ratio": reading["crop_ratio"],
         "batch_size": batch_size,
         "size": list(model.config.encoder.image_size),
     }
-    first, kept = _resume_point(part, recipe)
+    first, kept = 0, 0
+    with contextlib.suppress(OSError, ValueError, KeyError):  # KeyError: of an earlier version
+        found = json.loads((part / "done.json").read_text())
+        if found["recipe"] == recipe:
+            first, kept = found["batches"], found["kept"]
     rows: np.memmap | None = np.load(part / "features.npy", mmap_mode="r+") if first else None
     valid = np.load(part / "valid.npy") if first else np.zeros(len(source), bool)
     done, saved = first * batch_size, time.monotonic()
-    for batch, features in encode_source(
-        model,
-        source,
-        pool=pool,
-        layers=layers,
-        crop_ratio=crop_ratio,
-        batch_size=batch_size,
-        workers=workers,
-        first=first,
-    ):
+    for batch, features in encode_source(model, source, pool=pool, layers=layers, first=first, **reading):
         if rows is None:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
@@ -113,12 +102,10 @@ def write_features(
             np.save(part / "valid.npy", valid)
             write_json(part / "done.json", {"recipe": recipe, "batches": done // batch_size, "kept": kept})
             saved = time.monotonic()
-        if progress is not None:
-            progress(done, len(source))
+        progress(done, len(source))
     assert rows is not None  # a source has images
-    new = part / f"new{path.suffix}"
-    _WRITERS[path.suffix](new, rows[:kept], source, valid, recipe)
-    shape = rows.shape[1:]
+    new, shape = part / f"new{path.suffix}", rows.shape[1:]
+    _write(new, rows[:kept], source, np.flatnonzero(valid), recipe)
     del rows
     new.replace(path)
     shutil.rmtree(part)
@@ -133,60 +120,27 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _resume_point(part: Path, recipe: dict[str, Any]) -> tuple[int, int]:
-    """Return the batches that an interrupted call with the same recipe has finished, and the rows that they left."""
-    try:
-        found = json.loads((part / "done.json").read_text())
-        return (found["batches"], found["kept"]) if found["recipe"] == recipe else (0, 0)
-    except (OSError, ValueError, KeyError):  # KeyError: of an earlier version
-        return 0, 0
+def _write(path: Path, rows: np.ndarray, source: Source, index: np.ndarray, recipe: dict[str, Any]) -> None:
+    """Write features, labels and names of the images `index`, without reading all of a memory-mapped array."""
+    labels, names = np.asarray(source.labels[index], np.int32), [source.keys[i] for i in index.tolist()]
+    about = {"recipe": json.dumps(recipe)}
+    if path.suffix == ".npz":
+        texts: dict[str, Any] = {"names": np.array(names, np.str_), "classes": np.array(source.classes, np.str_)}
+        np.savez(path, features=rows, labels=labels, **texts)
+    elif path.suffix == ".safetensors":  # from its version 0.8 on
+        tensors = {"features": rows, "labels": labels, "names": np.frombuffer("\n".join(names).encode(), np.uint8)}
+        save_file(tensors, path, {"classes": json.dumps(source.classes), **about})
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-
-def _columns(source: Source, valid: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Return labels and names of the images that could be read."""
-    index = np.flatnonzero(valid)
-    return np.asarray(source.labels[index], np.int32), [source.keys[i] for i in index.tolist()]
-
-
-# NumPy and safetensors (from 0.8 on) write a memory-mapped array without reading all of it into memory.
-def _write_npz(path: Path, rows: np.ndarray, source: Source, valid: np.ndarray, recipe: dict[str, Any]) -> None:
-    labels, names = _columns(source, valid)
-    classes = np.array(source.classes, np.str_)
-    np.savez(path, features=rows, labels=labels, names=np.array(names, np.str_), classes=classes)
-
-
-def _write_safetensors(path: Path, rows: np.ndarray, source: Source, valid: np.ndarray, recipe: dict[str, Any]) -> None:
-    labels, names = _columns(source, valid)
-    tensors = {"features": rows, "labels": labels, "names": np.frombuffer("\n".join(names).encode(), np.uint8)}
-    save_file(tensors, path, {"classes": json.dumps(source.classes), "recipe": json.dumps(recipe)})
-
-
-def _write_parquet(path: Path, rows: np.ndarray, source: Source, valid: np.ndarray, recipe: dict[str, Any]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    labels, names = _columns(source, valid)
-    width = int(np.prod(rows.shape[1:]))
-    classes = dict(enumerate(source.classes))
-    schema = pa.schema(
-        [
-            ("name", pa.string()),
-            ("label", pa.int32()),
-            ("class", pa.string()),
-            ("features", pa.list_(pa.float32(), width)),
-        ],
-        metadata={"recipe": json.dumps(recipe), "shape": json.dumps(rows.shape[1:])},
-    )
-    with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, len(rows), ROWS):
-            place = slice(start, start + ROWS)
-            columns = [
-                pa.array(names[place], pa.string()),
-                pa.array(labels[place]),
-                pa.array([classes.get(label) for label in labels[place].tolist()], pa.string()),
-                pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(rows[place]).reshape(-1)), width),
-            ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-
-
-_WRITERS = {".npz": _write_npz, ".safetensors": _write_safetensors, ".parquet": _write_parquet}
+        classes, width = dict(enumerate(source.classes)), int(np.prod(rows.shape[1:]))
+        text, floats = pa.string(), pa.list_(pa.float32(), width)
+        types = {"name": text, "label": pa.int32(), "class": text, "features": floats}
+        schema = pa.schema(types, metadata={**about, "shape": json.dumps(rows.shape[1:])})
+        with pq.ParquetWriter(path, schema) as writer:
+            for start in range(0, len(rows), ROWS):
+                place = slice(start, start + ROWS)
+                named = [classes.get(label) for label in labels[place].tolist()]
+                flat = pa.FixedSizeListArray.from_arrays(pa.array(np.asarray(rows[place]).reshape(-1)), width)
+                writer.write_table(pa.table([names[place], labels[place], named, flat], schema=schema))

@@ -19,8 +19,7 @@ def hidden_statistics(tiles: np.ndarray, visible: np.ndarray, grid: tuple[int, i
     `tiles` is float [N, p, p, C]: pixels where `visible` (bool [N]) is True, predicted patterns elsewhere. `grid` is
     (rows, columns). A hidden patch i is m_i + s_i pattern_i in all channels. The estimate minimises the mean squared
     difference of touching pixels over all pairs of neighbours. A ridge keeps m and s near `interpolated_statistics`.
-    This is one linear system. Each s below a tenth of its interpolated value is fixed there, and the system is solved
-    again.
+    It solves a linear system, and again while some s is below a tenth of its interpolated value: that s is fixed there.
     """
     n = len(tiles)
     prior = np.concatenate(interpolated_statistics(tiles, visible, grid))
@@ -44,10 +43,7 @@ def hidden_statistics(tiles: np.ndarray, visible: np.ndarray, grid: tuple[int, i
 def interpolated_statistics(
     tiles: np.ndarray, visible: np.ndarray, grid: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean [N] and standard deviation [N] at every place, averaged over visible patches by distance^-3.
-
-    Arguments as in `hidden_statistics`. The standard deviation is the unbiased one, as in training.
-    """
+    """Return mean and unbiased standard deviation [N] at every place, averaged over visible patches by distance^-3."""
     place = np.stack(np.unravel_index(np.arange(len(tiles)), grid), axis=1)
     distance = np.linalg.norm(place[:, None] - place[None, visible], axis=-1)
     weights = np.maximum(distance, 1e-3) ** -3

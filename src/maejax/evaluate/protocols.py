@@ -2,9 +2,8 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,9 +11,8 @@ from maejax.data.sources import Source
 from maejax.errors import InputError
 from maejax.evaluate.attentive import attentive_probe
 from maejax.evaluate.encoding import encode_source
-from maejax.evaluate.fewshot import few_shot
 from maejax.evaluate.knn import knn_accuracy
-from maejax.evaluate.probe import linear_probe
+from maejax.evaluate.probe import few_shot, linear_probe
 from maejax.models.build import initial_model
 from maejax.models.vit import Pool, VisionTransformer, pooled
 
@@ -22,16 +20,12 @@ PROTOCOLS = ("knn", "fewshot", "linear", "attentive")
 NEIGHBOURS = (10, 20, 100, 200)  # as DINO
 SHOTS = (1, 5, 10, 25)
 DRAWS = 10
-MEASURES = {
-    **{f"knn_{k}": f"{k}-NN" for k in NEIGHBOURS},
-    **{f"fewshot_{n}": f"{n} shot{'s' * (n > 1)}" for n in SHOTS},
-    "linear": "linear",
-    "attentive": "attentive",
-}
+_KNN = {f"knn_{k}": f"{k}-NN" for k in NEIGHBOURS}
+_FEWSHOT = {f"fewshot_{n}": f"{n} shot{'s' * (n > 1)}" for n in SHOTS}
+MEASURES = {**_KNN, **_FEWSHOT, "linear": "linear", "attentive": "attentive"}
 
 
-@dataclass(frozen=True)
-class EvalSplits:
+class EvalSplits(NamedTuple):
     """Labelled images to train the evaluators on and to test them with. `classes` names the labels, or is empty."""
 
     train: Source
@@ -40,19 +34,14 @@ class EvalSplits:
 
 
 def pair(train: Source, test: Source) -> EvalSplits:
-    """Check that two sources have labels of the same classes, and number those of `test` as in `train`.
-
-    Raises InputError if a source has no labels, `train` has fewer than two classes, or `test` has a class of its own.
-    """
+    """Number the classes of `test` as in `train`; raises InputError without labels or two classes, or for a new one."""
     for name, source in (("--train-dataset-shards", train), ("--valid-dataset-shards", test)):
         if (source.labels < 0).all():
-            raise InputError(
-                f"{name}: no image has a label; use class folders, .cls members or a label file (--labels)"
-            )
+            remedy = "use class folders, .cls members or a label file (--labels)"
+            raise InputError(f"{name}: no image has a label; {remedy}")
     if extra := test.number_classes_as(train.classes):
-        raise InputError(
-            f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {', '.join(extra[:5])}"
-        )
+        names = ", ".join(extra[:5])
+        raise InputError(f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {names}")
     found = np.unique(train.labels[train.labels >= 0])
     if len(found) < 2:
         raise InputError("--train-dataset-shards has images of one class only; evaluation needs at least two")
@@ -73,17 +62,15 @@ def score(
     protocols: Sequence[str],
     *,
     pool: Pool = "cls+mean",
-    crop_ratio: float = 0.875,
-    batch_size: int = 64,
-    workers: int = 0,
     seed: int = 0,
     log: Callable[[str], None] = lambda _: None,
+    **reading: Any,
 ) -> dict[str, float]:
     """Evaluate an encoder by each protocol; return accuracies in percent by the names in `MEASURES`.
 
     Few-shot scores have a companion `NAME_std`, the standard deviation over draws. Shots are left out if the smallest
     class has fewer images, numbers of neighbours if there are fewer training images. Images that have no label or
-    cannot be read are left out. `log` receives a line before each stage.
+    cannot be read are left out. `log` receives a line before each stage. `reading` is as of `encode_source`.
     """
     scores: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="maejax-tokens-") as folder:
@@ -91,7 +78,6 @@ def score(
         for name, source in (("training", splits.train), ("test", splits.test)):
             log(f"encoding {len(source):,} {name} images")
             tokens_path = Path(folder, f"{name}.npy") if "attentive" in protocols else None
-            reading: dict[str, Any] = {"crop_ratio": crop_ratio, "batch_size": batch_size, "workers": workers}
             sides.append(_encode(encoder, source, pool, tokens_path, reading))
         (train_x, train_y, train_tokens), (test_x, test_y, test_tokens) = sides
         if "knn" in protocols:

@@ -1,18 +1,23 @@
 """Pictures of the input of a masked autoencoder and of its reconstruction."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from maejax.data.augment import build_eval
+from maejax.data.decode import decode
+from maejax.errors import InputError, UnreadableImage
 from maejax.evaluate.patch_statistics import hidden_statistics
+from maejax.models import masking
 from maejax.models.patches import patchify, unpatchify
 
-_GREY = 128
+_GREY = np.uint8(128)
 _RAW_NOTE = "Hidden patches are shown as predicted, in pixels."
 _NORM_PIX_NOTE = (
     "The model predicts each hidden patch up to brightness and contrast. These two were estimated from visible pixels "
@@ -24,8 +29,7 @@ _NORM_PIX_NOTE = (
 class Reconstruction:
     """Four pictures of each image, uint8 [B, H, W, C], and a `note` on the predicted pixels to print below.
 
-    `masked` shows the visible patches on grey, `reconstruction` the predicted ones, `pasted` both together. The decoder
-    predicts hidden patches only.
+    `masked` shows the visible patches on grey, `reconstruction` the predicted, hidden ones, `pasted` both together.
     """
 
     original: np.ndarray
@@ -40,9 +44,7 @@ def reconstruct(model: Any, images: np.ndarray, order: np.ndarray) -> Reconstruc
 
     `images` is uint8 [B, H, W, C]. `order` is int [B, N], a permutation of the patches for each image; the first
     K stay visible. For a model trained on normalised patches, mean and standard deviation come from
-    `hidden_statistics`: only `original` shows hidden pixels.
-
-    Raises ValueError if `order` is no permutation of the N patches for each of the B images.
+    `hidden_statistics`: only `original` shows hidden pixels. Raises ValueError if `order` is no permutation.
     """
     config, encoder = model.config, model.config.encoder
     (rows, columns), size = encoder.grid, encoder.patch_size
@@ -62,16 +64,10 @@ def reconstruct(model: Any, images: np.ndarray, order: np.ndarray) -> Reconstruc
 
     pixels = np.asarray(unpatchify(jax.numpy.asarray(patches), encoder.grid, size))
     pixels = np.clip(np.rint(255 * (pixels * np.array(encoder.std) + np.array(encoder.mean))), 0, 255).astype(np.uint8)
-    tiles = visible.reshape(-1, rows, columns, 1)
-    shown = tiles.repeat(size, axis=1).repeat(size, axis=2)
-    grey = np.uint8(_GREY)
-    return Reconstruction(
-        original=images,
-        masked=np.where(shown, images, grey),
-        reconstruction=np.where(shown, grey, pixels),
-        pasted=np.where(shown, images, pixels),
-        note=_NORM_PIX_NOTE if config.norm_pix_loss else _RAW_NOTE,
-    )
+    shown = visible.reshape(-1, rows, columns, 1).repeat(size, axis=1).repeat(size, axis=2)
+    masked, hidden = np.where(shown, images, _GREY), np.where(shown, _GREY, pixels)
+    note = _NORM_PIX_NOTE if config.norm_pix_loss else _RAW_NOTE
+    return Reconstruction(images, masked, hidden, np.where(shown, images, pixels), note)
 
 
 @jax.jit
@@ -83,17 +79,10 @@ def _predict(model: Any, images: jax.Array, order: jax.Array) -> tuple[jax.Array
 def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), least: int = 128) -> Image.Image:
     """Draw an RGB picture with a row for each image: original, masked, reconstruction and pasted.
 
-    Images with a side below `least` pixels are enlarged by a whole factor without smoothing. Three channels are drawn
-    as colours, otherwise the first as grey. `captions`, one for each image, stand under the rows.
-
-    Raises ValueError if there are captions, but not one for each image.
+    Sides below `least` pixels are enlarged by a whole factor without smoothing. Three channels are drawn as colours,
+    otherwise the first as grey. `captions` stand under the rows; raises ValueError if they are not one for each image.
     """
-    columns = {
-        "Original": reconstruction.original,
-        "Masked": reconstruction.masked,
-        "Reconstruction": reconstruction.reconstruction,
-        "Pasted": reconstruction.pasted,
-    }
+    columns = ("original", "masked", "reconstruction", "pasted")
     count, height, width, _ = reconstruction.original.shape
     if captions and len(captions) != count:
         raise ValueError(f"{len(captions)} captions for {count} images")
@@ -104,15 +93,17 @@ def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), leas
     font, small = ImageFont.load_default(size=unit), ImageFont.load_default(size=unit - 2)
     pitch = height + gap + (unit + 6 if captions else 0)
     across = len(columns) * (width + gap) - gap
-    note = _wrap(reconstruction.note, small, across)
+    note = reconstruction.note
+    note = textwrap.wrap(note, max(20, int(len(note) * across / small.getlength(note))))
     top, bottom = margin + unit + gap, count * pitch
     sheet = Image.new("RGB", (across + 2 * margin, top + bottom + 8 + len(note) * (unit + 4) + margin - 4), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, (title, pictures) in enumerate(columns.items()):
+    for column, name in enumerate(columns):
         left = margin + column * (width + gap)
-        draw.text((left, margin), title, fill="#333", font=font, anchor="lt")
-        for row, picture in enumerate(pictures):
-            enlarged = _rgb(picture).resize((width, height), Image.Resampling.NEAREST)
+        draw.text((left, margin), name.title(), fill="#333", font=font, anchor="lt")
+        for row, picture in enumerate(getattr(reconstruction, name)):
+            rgb = picture if picture.shape[-1] == 3 else picture[..., :1].repeat(3, axis=-1)
+            enlarged = Image.fromarray(np.ascontiguousarray(rgb)).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (left, top + row * pitch))
     for row, caption in enumerate(captions):
         draw.text((margin, top + row * pitch + height + 5), caption, fill="#666", font=small, anchor="lt")
@@ -121,10 +112,34 @@ def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), leas
     return sheet
 
 
-def _rgb(picture: np.ndarray) -> Image.Image:
-    colours = picture if picture.shape[-1] == 3 else picture[..., :1].repeat(3, axis=-1)
-    return Image.fromarray(np.ascontiguousarray(colours))
+def write_pictures(
+    model: Any, images: Sequence[str], folder: Path, *, mask: str = "random", seed: int = 0
+) -> Iterator[Path]:
+    """Draw original, masked, reconstruction and pasted of every image file; yield the PNGs written to `folder`.
+
+    `mask` is "random", "block" or "grid". Images are resized and cropped at the centre to the model's size. Raises
+    InputError for another mask, and for a file that is missing or no image, before anything is drawn.
+    """
+    encoder = model.config.encoder
+    patches, grid = encoder.patches, encoder.grid
+    masks = {"random": (masking.random, patches), "block": (masking.block, grid), "grid": (masking.grid, grid)}
+    if mask not in masks:
+        raise InputError(f"--mask {mask}: choose random, block or grid")
+    crop = build_eval(encoder.image_size, 1.0)
+    pixels = np.stack([crop(_read(name, encoder.channels), np.random.default_rng(0)) for name in images])
+    draw, shape = masks[mask]
+    order = np.asarray(draw(jax.random.key(seed), len(images), shape))
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(images):
+        path = folder / f"{i:03d}-{Path(name).stem}.png"
+        draw_grid(reconstruct(model, pixels[i : i + 1], order[i : i + 1])).save(path)
+        yield path
 
 
-def _wrap(text: str, font: Any, width: int) -> list[str]:
-    return textwrap.wrap(text, max(20, int(len(text) * width / font.getlength(text))))
+def _read(name: str, channels: int) -> np.ndarray:
+    try:
+        return decode(Path(name).expanduser().read_bytes(), channels)
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {error.strerror}") from None
+    except UnreadableImage as error:
+        raise InputError(f"{name} is no image that can be read: {error}") from None

@@ -39,42 +39,31 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Write a report to `path`, with its pictures inside. Raises FileNotFoundError for a missing picture."""
     sentence = explain(report.scores) if report.sentence is None else report.sentence
-    pictures = "\n".join(_figure(caption, Path(file)) for caption, file in report.pictures.items())
+    rows = []
+    for kind, row in report.scores.items():
+        cells = "".join(f"<td>{cell(row, measure)}</td>" for measure in report.measures)
+        best = ' class="best"' if kind == "pretrained" else ""
+        rows.append(f"<tr{best}><th>{escape(FEATURES.get(kind, kind))}</th>{cells}</tr>")
+    legend = "Test accuracy in percent on frozen features; ± is the standard deviation over draws."
+    pictures = "\n".join(_figure(caption, file) for caption, file in report.pictures.items())
     curve = draw_curve(report.losses, report.x_label, "loss") if report.losses else ""
+    stages = {**report.seconds, "all": sum(report.seconds.values())}
+    times = "\n".join(f"<tr><th>{escape(stage)}</th><td>{value:,.1f} s</td></tr>" for stage, value in stages.items())
+    config = escape(json.dumps(report.config, indent=2, default=str))
+    config = f"<details>\n<summary>Configuration</summary>\n<pre>{config}</pre>\n</details>"
     parts = [
         f'<p class="lead">{escape(sentence)}</p>',
-        _score_table(report.scores, report.measures),
-        *(f'<p class="quiet">{escape(note)}</p>' for note in report.notes),
+        table(("", *report.measures.values()), rows),
+        *(f'<p class="quiet">{escape(note)}</p>' for note in (legend, *report.notes)),
         section("Pictures", pictures),
         section("Loss", curve),
-        section("Time", _time_table(report.seconds)),
-        section("Do it again", f"{command_line(report.command)}\n{_configuration(report.config)}"),
+        section("Time", f'<table class="times">\n<tbody>\n{times}\n</tbody>\n</table>'),
+        section("Do it again", f"{command_line(report.command)}\n{config}"),
     ]
     write_page(path, report.title, parts, [report.licence])
 
 
-def _score_table(scores: Scores, measures: Mapping[str, str]) -> str:
-    rows = []
-    for kind, row in scores.items():
-        cells = "".join(f"<td>{cell(row, measure)}</td>" for measure in measures)
-        best = ' class="best"' if kind == "pretrained" else ""
-        rows.append(f"<tr{best}><th>{escape(FEATURES.get(kind, kind))}</th>{cells}</tr>")
-    legend = '<p class="quiet">Test accuracy in percent on frozen features; ± is the standard deviation over draws.</p>'
-    return f"{table(('', *measures.values()), rows)}\n{legend}"
-
-
-def _time_table(seconds: Mapping[str, float]) -> str:
-    stages = {**seconds, "all": sum(seconds.values())}
-    rows = "\n".join(f"<tr><th>{escape(stage)}</th><td>{value:,.1f} s</td></tr>" for stage, value in stages.items())
-    return f'<table class="times">\n<tbody>\n{rows}\n</tbody>\n</table>'
-
-
-def _configuration(config: Mapping[str, Any]) -> str:
-    text = escape(json.dumps(config, indent=2, default=str))
-    return f"<details>\n<summary>Configuration</summary>\n<pre>{text}</pre>\n</details>"
-
-
-def _figure(caption: str, file: Path) -> str:
-    data = base64.b64encode(file.read_bytes()).decode("ascii")
+def _figure(caption: str, file: str | Path) -> str:
+    data = base64.b64encode(Path(file).read_bytes()).decode("ascii")
     image = f'<img src="data:image/png;base64,{data}" alt="{escape(caption)}">'
     return f"<figure>\n{image}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"

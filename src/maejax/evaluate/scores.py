@@ -32,59 +32,40 @@ def cell(row: Mapping[str, float], measure: str) -> str:
     return f"{row[measure]:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
 
-def explain(scores: Scores) -> str:
-    """Return a sentence that compares the pre-trained encoder with the untrained one and with raw pixels.
+def explain(scores: Scores, measures: Mapping[str, str] = MEASURES, level: float = _LEVEL) -> str:
+    """Return a sentence that compares the pre-trained encoder with the untrained one and, if scored, with raw pixels.
 
-    `scores` are accuracies in percent, as under "scores" in report.json. A difference below one point counts as level,
-    since with 2,000 test images it is within chance.
+    `scores` are accuracies in percent; differences in `measures` below `level` points count as level.
     """
-    untrained, pixels = (_compare(scores["pretrained"], scores[control]) for control in ("untrained", "pixels"))
-    if len(untrained["ahead of"]) <= len(untrained["behind"]):
-        verdict = "Pre-training did not help here"
-    elif not pixels["ahead of"]:
-        pixels_do = "as well" if pixels["level with"] else "better"
-        verdict = f"Pre-training taught the encoder something, but raw pixels do {pixels_do}"
-    elif len(untrained["ahead of"]) + len(pixels["ahead of"]) < 2 * len(MEASURES):
-        verdict = "Pre-training helped, though not on every count"
+    untrained = _compare(scores, "untrained", measures, level)
+    ahead, compared = len(untrained["ahead of"]), _compared(untrained, "the untrained one", "it")
+    pixels = _compare(scores, "pixels", measures, level) if "pixels" in scores else None
+    if pixels is not None:
+        compared += f"; it is {_compared(pixels, 'raw pixels', 'them')}"
+    if ahead <= len(untrained["behind"]):
+        verdict = "did not help here"
+    elif pixels is not None and not pixels["ahead of"]:
+        verdict = f"taught the encoder something, but raw pixels do {'as well' if pixels['level with'] else 'better'}"
+    elif ahead < len(measures) or (pixels is not None and len(pixels["ahead of"]) < len(measures)):
+        verdict = "helped, though not on every count"
     else:
-        verdict = "Pre-training helped on every count"
-    first, second = _compared(untrained, "the untrained one", "it"), _compared(pixels, "raw pixels", "them")
-    return f"{verdict}: in points of accuracy, the pre-trained encoder is {first}; it is {second}."
+        verdict = "helped on every count"
+    return f"Pre-training {verdict}: in points of accuracy, the pre-trained encoder is {compared}."
 
 
-def explain_control(scores: Scores, measures: Mapping[str, str], level: float) -> str:
-    """Return a sentence that compares the pre-trained encoder with the untrained one in the columns `measures`.
-
-    A difference below `level` points counts as level.
-    """
-    found = _compare(scores["pretrained"], scores["untrained"], measures, level)
-    if len(found["ahead of"]) == len(measures):
-        verdict = "Pre-training helped on every count"
-    elif len(found["ahead of"]) > len(found["behind"]):
-        verdict = "Pre-training helped, though not on every count"
-    else:
-        verdict = "Pre-training did not help here"
-    return f"{verdict}: in points of accuracy, the encoder is {_compared(found, 'the same one untrained', 'it')}."
-
-
-def _compare(
-    ours: Mapping[str, float],
-    control: Mapping[str, float],
-    measures: Mapping[str, str] = MEASURES,
-    level: float = _LEVEL,
-) -> dict[str, list[str]]:
+def _compare(scores: Scores, control: str, measures: Mapping[str, str], level: float) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {"ahead of": [], "level with": [], "behind": []}
     for measure, name in measures.items():
-        difference = round(ours[measure] - control[measure], 1)
+        difference = round(scores["pretrained"][measure] - scores[control][measure], 1)
         place = "level with" if abs(difference) < level else "ahead of" if difference > 0 else "behind"
         found[place].append(f"{name} ({difference:+.1f})")
     return found
 
 
 def _compared(found: Mapping[str, list[str]], control: str, pronoun: str) -> str:
-    groups = [(place, _listed(names)) for place, names in found.items() if names]
-    return ", ".join(f"{place} {pronoun if k else control} in {names}" for k, (place, names) in enumerate(groups))
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    groups = []
+    for place, names in found.items():
+        if names:
+            listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+            groups.append(f"{place} {pronoun if groups else control} in {listed}")
+    return ", ".join(groups)

@@ -4,7 +4,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -52,12 +52,8 @@ def abstract_inputs(mesh: Mesh, batch_size: int, image_shape: tuple[int, int, in
     def array(shape, dtype, sharding) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    batch = Batch(
-        images=array((batch_size, *image_shape), np.uint8, rows),
-        labels=array((batch_size,), np.int32, rows),
-        valid=array((batch_size,), bool, rows),
-        index=array((batch_size,), np.int32, rows),
-    )
+    of_row = {"images": (image_shape, np.uint8), "labels": ((), np.int32), "valid": ((), bool), "index": ((), np.int32)}
+    batch = Batch(**{name: array((batch_size, *shape), dtype, rows) for name, (shape, dtype) in of_row.items()})
     control = Control(array((REQUESTS,), np.int32, same), array((), bool, same), array((), bool, same))
     return batch, control, array((mesh.size, REQUESTS), np.int32, rows)
 
@@ -96,14 +92,14 @@ def read_shortage(message: str) -> tuple[float, float] | None:
 def waiting(console: Console, what: str, every: float = 30.0) -> Iterator[None]:
     """Show how long the block has run: by a moving line on a terminal, otherwise by a line every `every` seconds."""
     done, begun = threading.Event(), time.monotonic()
-
-    def report(update: Callable[[str], object], pause: float) -> None:
-        while not done.wait(pause):
-            update(f"{what}: {time.monotonic() - begun:.0f} s")
-
     with console.status(what) as status:
         update, pause = (status.update, 1.0) if console.is_terminal else (console.print, every)
-        thread = threading.Thread(target=report, args=(update, pause), daemon=True)
+
+        def report() -> None:
+            while not done.wait(pause):
+                update(f"{what}: {time.monotonic() - begun:.0f} s")
+
+        thread = threading.Thread(target=report, daemon=True)
         thread.start()
         try:
             yield

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 _LEAF = re.compile(r"(\w+)\[([\d,<= ]*)\](?:\{([^}]*)\})?")
@@ -27,14 +29,9 @@ class Shape(NamedTuple):
     space: int
 
     @property
-    def elements(self) -> int:
-        """The number of elements."""
-        return math.prod(self.sizes)
-
-    @property
     def nbytes(self) -> int:
         """The bytes of its elements, without padding."""
-        return self.elements * bits(self.dtype) // 8
+        return math.prod(self.sizes) * bits(self.dtype) // 8
 
     @property
     def padded(self) -> int:
@@ -47,25 +44,22 @@ class Shape(NamedTuple):
         return math.prod(sizes) * bits(self.dtype) // 8
 
 
-class Instruction(NamedTuple):
+@dataclass(eq=False)
+class Instruction:
     """One line of a computation; `shapes` are the arrays of its result, all those of a tuple."""
 
     name: str
     shapes: tuple[Shape, ...]
     opcode: str
-    operands: tuple[str, ...]
+    operands: "tuple[Instruction, ...]"
     inside: str  # the text between the parentheses: the number of a parameter, the value of a constant
     attributes: str
+    called: "tuple[Computation, ...]"  # a fusion's, the body and condition of a loop, branches
 
-    @property
-    def called(self) -> list[str]:
-        """The computations that it calls: a fusion's, the body and condition of a loop, branches."""
-        return [name for found in _CALLED.findall(self.attributes) for name in _NAME.findall(found)]
-
-    def called_by(self, attribute: str) -> str:
-        """Return the computation that an attribute names, such as body; "" if it has none."""
+    def called_by(self, attribute: str) -> "Computation":
+        """Return the computation that an attribute names, such as body."""
         found = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
-        return found[1] if found else ""
+        return next(called for called in self.called if found and called.name == found[1])
 
     def number(self, field: str) -> int | None:
         """Return a number of its backend configuration, None if it has none."""
@@ -73,26 +67,13 @@ class Instruction(NamedTuple):
         return int(found[1]) if found else None
 
 
-class Computation(NamedTuple):
+@dataclass(eq=False)
+class Computation:
     """Instructions in the order in which they run, by name; the root's is the result."""
 
-    instructions: dict[str, Instruction]
-    root: str
-
-    def parameter(self, number: int) -> str:
-        """Return the name of the parameter with a number."""
-        return next(i.name for i in self.instructions.values() if i.opcode == "parameter" and i.inside == str(number))
-
-    def users(self, name: str) -> list[Instruction]:
-        """Return the instructions that read the result of another."""
-        return [i for i in self.instructions.values() if name in i.operands]
-
-
-class Module(NamedTuple):
-    """A compiled program: its computations by name, and the one that runs."""
-
-    computations: dict[str, Computation]
-    entry: str
+    name: str
+    instructions: dict[str, Instruction] = field(default_factory=dict)
+    root: Instruction | None = None
 
 
 def bits(dtype: str) -> int:
@@ -107,48 +88,46 @@ def parse_shapes(text: str) -> tuple[Shape, ...]:
     for dtype, sizes, layout in _LEAF.findall(_COMMENT.sub("", text)):
         order, _, rest = layout.partition(":")
         tile, space = _TILE.search(rest), _SPACE.search(rest)
-        shapes.append(
-            Shape(
-                dtype,
-                tuple(int(size.lstrip("<= ")) for size in sizes.split(",") if size),
-                tuple(int(axis) for axis in order.split(",") if axis.isdecimal()),
-                tuple(int(size) for size in tile[1].split(",") if size.isdecimal()) if tile else (),
-                int(space[1]) if space else 0,
-            )
-        )
+        number = int(space[1]) if space else 0
+        shapes.append(Shape(dtype, _numbers(sizes), _numbers(order), _numbers(tile[1] if tile else ""), number))
     return tuple(shapes)
 
 
-def parse(text: str) -> Module:
-    """Parse the text of a module, as of `compiled.as_text()`. Raises ValueError if it has no entry computation."""
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)))
+
+
+def parse(text: str) -> Computation:
+    """Parse a module, as of `compiled.as_text()`, to the computation that runs; raises ValueError if there is none."""
     computations: dict[str, Computation] = {}
-    entry, name, instructions, root = "", "", {}, ""
+    entry = here = None
     for line in text.splitlines():
-        if line and not line[0].isspace():
-            head = _HEAD.match(line)
-            if head:
-                name, instructions, root = head[2], {}, ""
-                entry = name if head[1] else entry
-            elif line.startswith("}") and name:
-                computations[name] = Computation(instructions, root)
-        elif name and (found := _LINE.match(line)):
-            instruction = parse_instruction(found[2], found[3])
-            instructions[instruction.name] = instruction
-            root = instruction.name if found[1] else root
-    if not entry:
+        if head := _HEAD.match(line):
+            here = computations[head[2]] = Computation(head[2])
+            entry = here if head[1] else entry
+        elif here is not None and (found := _LINE.match(line)):
+            instruction = parse_instruction(found[2], found[3], here.instructions, computations)
+            here.instructions[instruction.name] = instruction
+            here.root = instruction if found[1] else here.root
+    if entry is None:
         raise ValueError("this is no HLO module: it has no ENTRY")
-    return Module(computations, entry)
+    return entry
 
 
-def parse_instruction(name: str, text: str) -> Instruction:
-    """Parse the text of an instruction after its equals sign."""
+def parse_instruction(
+    name: str, text: str, known: Mapping[str, Instruction] = {}, computations: Mapping[str, Computation] = {}
+) -> Instruction:
+    """Parse the text of an instruction after its equals sign; operands and computations are those that are known."""
     text = _COMMENT.sub("", text)
     end = closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
-    shapes, rest = text[:end], text[end:].lstrip()
+    rest = text[end:].lstrip()
     start = rest.index("(")
     stop = closing(rest, start)
-    inside = rest[start + 1 : stop]
-    return Instruction(name, parse_shapes(shapes), rest[:start], tuple(_NAME.findall(inside)), inside, rest[stop + 1 :])
+    inside, attributes = rest[start + 1 : stop], rest[stop + 1 :]
+    operands = tuple(known[operand] for operand in _NAME.findall(inside) if operand in known)
+    names = [called for found in _CALLED.findall(attributes) for called in _NAME.findall(found)]
+    called = tuple(computations[called] for called in names if called in computations)
+    return Instruction(name, parse_shapes(text[:end]), rest[:start], operands, inside, attributes, called)
 
 
 def closing(text: str, start: int) -> int:

@@ -12,12 +12,15 @@ XLA's own `cost_analysis` counts a loop's body once, and copies that stay on the
 - A collective that runs beside several fusions appears in each of them; it counts where it starts.
 """
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from maejax.plan.hlo import Computation, Instruction, Module, Shape
-from maejax.plan.matmul_flop import matmuls
+import numpy as np
+
+from maejax.plan.hlo import Computation, Instruction, Shape, bits
 
 FREE = set(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier iota "
@@ -63,6 +66,11 @@ class ModuleCost(NamedTuple):
     unknown_loops: list[str]
     kernels: list[str]
 
+    def add(self, other: "ModuleCost") -> None:
+        """Append the work, messages and gaps of another cost."""
+        for ours, theirs in zip(self, other, strict=True):
+            ours.extend(theirs)  # type: ignore[arg-type]
+
     @property
     def nbytes(self) -> int:
         """Bytes of HBM read and written."""
@@ -76,11 +84,10 @@ class ModuleCost(NamedTuple):
     @property
     def flop_by_type(self) -> dict[str, int]:
         """FLOP of matrix products by the type of their operands, such as "bf16", or "f32 x bf16" if they differ."""
-        total: dict[str, int] = {}
+        total = Counter()
         for work in self.work:
-            for dtype, flop in work.flop.items():
-                total[dtype] = total.get(dtype, 0) + flop * work.times
-        return total
+            total.update({dtype: flop * work.times for dtype, flop in work.flop.items()})
+        return dict(total)
 
     @property
     def messages(self) -> dict[tuple[str, str], tuple[int, int]]:
@@ -92,87 +99,66 @@ class ModuleCost(NamedTuple):
         return dict(sorted(total.items()))
 
 
-def module_cost(module: Module) -> ModuleCost:
-    """Count the work and the messages of one run of a module."""
+def module_cost(computation: Computation, times: int = 1) -> ModuleCost:
+    """Count the work and the messages of `times` runs of a computation."""
     result = ModuleCost([], [], [], [])
-    _visit(module, module.entry, 1, result)
+    for instruction in computation.instructions.values():
+        opcode = instruction.opcode
+        if opcode == "while":
+            trips = _trip_count(instruction)
+            if trips is None:
+                result.unknown_loops.append(instruction.name)
+            result.add(module_cost(instruction.called_by("body"), times * (trips or 1)))
+        elif opcode == "conditional":
+            cases = [module_cost(case, times) for case in instruction.called]
+            result.add(max(cases, key=lambda case: (case.flop, case.nbytes)))
+        elif opcode == "call" or (opcode == "async-start" and instruction.called):
+            for called in instruction.called:
+                result.add(module_cost(called, times))
+        elif opcode not in FREE:
+            result.collectives.extend(_collectives(instruction, times))
+            flop = Counter()
+            for dtype, amount in _matmuls(instruction):
+                flop[dtype] += amount
+            target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
+            if target and target[1] not in FREE_CALLS and not flop:
+                result.kernels.append(target[1])
+            cycles = instruction.number("estimated_cycles")
+            result.work.append(
+                InstructionCost(instruction.name, opcode, times, _traffic(instruction), dict(flop), cycles)
+            )
     return result
 
 
-def _visit(module: Module, name: str, times: int, result: ModuleCost) -> None:
-    computation = module.computations[name]
-    for instruction in computation.instructions.values():
-        if instruction.opcode == "while":
-            trips = trip_count(module, computation, instruction)
-            if trips is None:
-                result.unknown_loops.append(instruction.name)
-            _visit(module, instruction.called_by("body"), times * (trips or 1), result)
-        elif instruction.opcode == "conditional":
-            cases = []
-            for case in instruction.called:
-                cases.append(ModuleCost([], [], [], []))
-                _visit(module, case, times, cases[-1])
-            dearest = max(cases, key=lambda case: (case.flop, case.nbytes))
-            for ours, theirs in zip(result, dearest, strict=True):
-                ours.extend(theirs)  # type: ignore[arg-type]
-        elif instruction.opcode == "call" or (instruction.opcode == "async-start" and instruction.called):
-            for called in instruction.called:
-                _visit(module, called, times, result)
-        elif instruction.opcode not in FREE:
-            for kind, found, where in _collectives(module, computation, instruction):
-                result.collectives.extend(_messages(where, kind, found, times))
-            target = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
-            work = _work(module, computation, instruction, times)
-            if target and target[1] not in FREE_CALLS and not work.flop:
-                result.kernels.append(target[1])
-            result.work.append(work)
-
-
-def _work(module: Module, computation: Computation, instruction: Instruction, times: int) -> InstructionCost:
-    flop: dict[str, int] = {}
-    for dtype, amount in matmuls(module, computation, instruction):
-        flop[dtype] = flop.get(dtype, 0) + amount
-    nbytes = traffic(module, computation, instruction)
-    return InstructionCost(
-        instruction.name, instruction.opcode, times, nbytes, flop, instruction.number("estimated_cycles")
-    )
-
-
-def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
+def _trip_count(loop: Instruction) -> int | None:
     """Return how often the body of a loop runs: as the compiler notes, or the limit of a counter that starts at 0."""
-    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
-    if known:
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
-    for name in _reached(module, loop.called_by("condition")):
-        for compare in module.computations[name].instructions.values():
-            if compare.opcode == "compare":
-                limits = [
-                    int(i.inside)
-                    for i in module.computations[loop.called_by("condition")].instructions.values()
-                    if i.opcode == "constant" and i.inside.lstrip("-").isdecimal()
-                ]
-                more = "direction=LE" in compare.attributes
-                return limits[0] + more if len(limits) == 1 else None
-    return None
+    condition = loop.called_by("condition")
+    compares = [i for part in _reached(condition) for i in part.instructions.values() if i.opcode == "compare"]
+    constants = [i.inside for i in condition.instructions.values() if i.opcode == "constant"]
+    limits = [int(text) for text in constants if text.lstrip("-").isdecimal()]
+    if not compares or len(limits) != 1:
+        return None
+    return limits[0] + ("direction=LE" in compares[0].attributes)
 
 
-def _reached(module: Module, name: str) -> Iterator[str]:
-    yield name
-    for instruction in module.computations[name].instructions.values():
+def _reached(computation: Computation) -> Iterator[Computation]:
+    yield computation
+    for instruction in computation.instructions.values():
         for called in instruction.called:
-            yield from _reached(module, called)
+            yield from _reached(called)
 
 
-def traffic(module: Module, computation: Computation, instruction: Instruction) -> int:
+def _traffic(instruction: Instruction) -> int:
     """Return the bytes of HBM that an instruction reads and writes."""
-    opcode = instruction.opcode
+    opcode, operands = instruction.opcode, instruction.operands
     if opcode.endswith(("-done", "-update")) or (
         opcode == "custom-call" and any(f'"{name}"' in instruction.attributes for name in FREE_CALLS)
     ):
         return 0
     if instruction.name.startswith(("async-collective-start", "async-collective-done")):
         return 0  # the fusions that follow hold its operands and results
-    operands = [computation.instructions[name] for name in instruction.operands if name in computation.instructions]
     if opcode == "copy-start":
         return _hbm(operands[0].shapes) + _hbm(instruction.shapes[:1])
     if opcode in ("slice-start", "dynamic-slice-start"):
@@ -186,8 +172,7 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
         return _hbm(instruction.shapes)
     if opcode != "fusion":
         # A kernel with one array as several operands reads a different part through each.
-        distinct = {operand.name: operand for operand in operands}.values()
-        return sum(_hbm(operand.shapes) for operand in distinct) + _hbm(instruction.shapes)
+        return sum(_hbm(operand.shapes) for operand in set(operands)) + _hbm(instruction.shapes)
     called, first, last = instruction.called[0], 0, len(operands)
     results = range(len(instruction.shapes))
     passing = instruction.number("operand_original_start"), instruction.number("operand_original_end")
@@ -196,8 +181,8 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
     total = 0
     for number in range(first, last):
         if _in_hbm(operands[number]):
-            total += min(_hbm(operands[number].shapes), _read(module, called, number))
-    written = _written(module, called)
+            total += min(_hbm(operands[number].shapes), _read(called, number))
+    written = _written(called)
     for number in results:
         shape = instruction.shapes[number]
         if shape.space == 0:
@@ -205,50 +190,49 @@ def traffic(module: Module, computation: Computation, instruction: Instruction) 
     return total
 
 
-def _read(module: Module, name: str, number: int) -> int:
+def _read(computation: Computation, number: int) -> int:
     """Return the bytes that a computation reads of a parameter: all of it, or only its slices."""
-    computation = module.computations[name]
-    parameter = computation.parameter(number)
-    whole = _padded(computation.instructions[parameter].shapes)
+    instructions = computation.instructions.values()
+    parameter = next(i for i in instructions if i.opcode == "parameter" and i.inside == str(number))
+    whole = _padded(parameter.shapes)
 
-    def of(value: str) -> int:
+    def of(value: Instruction) -> int:
         """Return the bytes read of a value that is the parameter, or a bitcast of it."""
-        if value == computation.root:
+        if value is computation.root:
             return whole
         total = 0
-        for user in computation.users(value):
-            if user.opcode in SLICES and user.operands[0] == value:
+        for user in instructions:
+            if value not in user.operands:
+                continue
+            if user.opcode in SLICES and user.operands[0] is value:
                 total += _padded(user.shapes)
             elif user.opcode == "bitcast":
-                total += of(user.name)
-            elif user.opcode == "dynamic-update-slice" and user.operands[0] == value:
-                continue  # written in place
+                total += of(user)
             elif user.opcode == "fusion":
-                total += sum(_read(module, user.called[0], i) for i, o in enumerate(user.operands) if o == value)
-            else:
+                total += sum(_read(user.called[0], i) for i, o in enumerate(user.operands) if o is value)
+            elif user.opcode != "dynamic-update-slice" or user.operands[0] is not value:  # else written in place
                 return whole
         return total
 
     return of(parameter)
 
 
-def _written(module: Module, name: str) -> list[int]:
+def _written(computation: Computation) -> list[int]:
     """Return the bytes that a fused computation writes of each array of its result."""
-    computation = module.computations[name]
 
     def of(instruction: Instruction) -> list[int]:
         """Return the bytes written of each array of an instruction's result."""
-        if instruction.opcode == "tuple":
-            return [of(computation.instructions[operand])[0] for operand in instruction.operands]
-        if instruction.opcode == "bitcast" and instruction.operands[0] in computation.instructions:
-            inner = computation.instructions[instruction.operands[0]]
-            if inner.opcode == "dynamic-update-slice":
-                return of(inner)
-        if instruction.opcode == "dynamic-update-slice":
-            return [_padded(computation.instructions[instruction.operands[1]].shapes)]
+        opcode, operands = instruction.opcode, instruction.operands
+        if opcode == "tuple":
+            return [of(operand)[0] for operand in operands]
+        if opcode == "bitcast" and operands and operands[0].opcode == "dynamic-update-slice":
+            return of(operands[0])
+        if opcode == "dynamic-update-slice":
+            return [_padded(operands[1].shapes)]
         return [shape.padded for shape in instruction.shapes]
 
-    return of(computation.instructions[computation.root])
+    assert computation.root is not None
+    return of(computation.root)
 
 
 def _padded(shapes: tuple[Shape, ...]) -> int:
@@ -263,30 +247,73 @@ def _in_hbm(instruction: Instruction) -> bool:
     return any(shape.space == 0 for shape in instruction.shapes)
 
 
-def _collectives(
-    module: Module, computation: Computation, instruction: Instruction
-) -> Iterator[tuple[str, Instruction, Computation]]:
-    """Yield kind, instruction and computation of each collective that starts in an instruction or in its fusion."""
+def _collectives(instruction: Instruction, times: int) -> Iterator[Collective]:
+    """Yield the messages of each collective that starts in an instruction or in its fusion."""
     kind = instruction.opcode.removesuffix("-start")
     if kind in COLLECTIVES:
-        yield kind, instruction, computation
+        yield from _messages(kind, instruction, times)
     elif instruction.opcode == "fusion" and not instruction.name.startswith("async-collective-done"):
-        name = instruction.called[0]
-        if name.startswith("async_collective_fusion"):
+        called = instruction.called[0]
+        if called.name.startswith("async_collective_fusion"):
             return  # it started before
-        for inner in module.computations[name].instructions.values():
-            for kind, found, where in _collectives(module, module.computations[name], inner):
+        for inner in called.instructions.values():
+            for found in _collectives(inner, times):
                 # The TPU compiler writes a reduce-scatter as an all-reduce of which each device keeps a slice.
-                yield "reduce-scatter" if name.startswith("all-reduce-scatter") else kind, found, where
+                scatter = called.name.startswith("all-reduce-scatter")
+                yield found._replace(kind="reduce-scatter") if scatter else found
 
 
-def _messages(computation: Computation, kind: str, found: Instruction, times: int) -> Iterator[Collective]:
+def _messages(kind: str, found: Instruction, times: int) -> Iterator[Collective]:
     """Yield the messages of a collective, one for each element type; the compiler combines many arrays."""
     results = found.shapes
     if found.opcode.endswith("-start") and len(results) > 1:  # the result also holds operands and signals
         results = (max(results, key=lambda shape: shape.nbytes),)
-    inputs = [computation.instructions[name].shapes for name in found.operands if name in computation.instructions]
-    sides = [results, tuple(shape for shapes in inputs for shape in shapes)]
+    sides = [results, [shape for operand in found.operands for shape in operand.shapes]]
     for dtype in sorted({shape.dtype for shape in results}):
         sizes = [sum(shape.nbytes for shape in side if shape.dtype == dtype) for side in sides]
         yield Collective(kind, dtype, max(sizes), times)
+
+
+def _matmuls(instruction: Instruction) -> Iterator[tuple[str, int]]:
+    """Yield operand type and FLOP of every matrix product in an instruction; a kernel has those that it declares."""
+    if instruction.opcode in ("dot", "convolution"):
+        shapes = [operand.shapes[0] for operand in instruction.operands[:2]]
+        types = sorted({shape.dtype for shape in shapes}, key=bits, reverse=True)
+        flop = _dot_flop if instruction.opcode == "dot" else convolution_flop
+        yield " x ".join(types), flop(instruction, *shapes)
+    elif instruction.opcode == "custom-call" and (declared := instruction.number("flops")):
+        yield instruction.operands[0].shapes[0].dtype, declared
+    elif instruction.opcode == "fusion":
+        for inner in instruction.called[0].instructions.values():
+            yield from _matmuls(inner)
+
+
+def _dot_flop(dot: Instruction, left: Shape, right: Shape) -> int:
+    """Return the FLOP of a `dot`: two for each element of the result and each contracted index."""
+    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
+    contracted = math.prod(left.sizes[int(axis)] for axis in found[1].split(",") if axis) if found else 1
+    return 2 * math.prod(dot.shapes[0].sizes) * contracted
+
+
+def convolution_flop(convolution: Instruction, left: Shape, right: Shape) -> int:
+    """Return the FLOP of a `convolution`, as which TPUs run every matrix product; padding and holes cost nothing."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
+    assert labels, convolution.name
+    window = dict(re.findall(r"(\w+)=([\w\-]+)", (re.search(r"window=\{([^}]*)\}", convolution.attributes) or [""])[0]))
+    spatial = [label for label in labels[1] if label.isdecimal()]
+
+    def numbers(field: str, default: int) -> list[int]:
+        return [int(n) for n in window[field].split("x")] if field in window else [default] * len(spatial)
+
+    kernel = numbers("size", 1)
+    pads = window.get("pad", "x".join(["0_0"] * len(spatial))).split("x")
+    stride, holes, dilation = numbers("stride", 1), numbers("lhs_dilate", 1), numbers("rhs_dilate", 1)
+    total = 2 * right.sizes[labels[2].index("i")]  # input features of a group
+    for axis in ("b", "f"):
+        total *= convolution.shapes[0].sizes[labels[3].index(axis)]
+    for i, label in enumerate(spatial):
+        size = left.sizes[labels[1].index(label)]
+        out = convolution.shapes[0].sizes[labels[3].index(label)]
+        at = np.arange(out)[:, None] * stride[i] + np.arange(kernel[i])[None] * dilation[i] - int(pads[i].split("_")[0])
+        total *= int(((at >= 0) & (at <= (size - 1) * holes[i]) & (at % holes[i] == 0)).sum())
+    return total

@@ -34,16 +34,6 @@ class StepTime(NamedTuple):
     messages: float
     in_kernels: float
 
-    @property
-    def fastest(self) -> float:
-        """Seconds if all messages are hidden behind the work."""
-        return max(self.roof, self.messages)
-
-    @property
-    def slowest(self) -> float:
-        """Seconds if no message is hidden."""
-        return self.mix + self.messages
-
 
 def step_time(cost: ModuleCost, chip: Chip, devices: int) -> StepTime:
     """Estimate the time of a module on one of `devices` chips."""

@@ -21,12 +21,12 @@ FIRM, ESTIMATE, UNKNOWN = "firm", "estimate", "unknown"
 
 
 class PlanRow(NamedTuple):
-    """A line of a plan: name, value in words, `FIRM`, `ESTIMATE` or `UNKNOWN`, and a remark."""
+    """A line of a plan: name, value in words, a remark, and `FIRM`, `ESTIMATE` or `UNKNOWN`."""
 
     name: str
     value: str
-    certainty: str
     remark: str = ""
+    certainty: str = FIRM
 
 
 class Work(NamedTuple):
@@ -44,7 +44,7 @@ def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
     devices, chip = len(target.devices), target.chip
     facts: dict[str, Any] = {
         "topology": target.name,
-        "device_kind": target.kind,
+        "device_kind": target.devices[0].device_kind,
         "devices": devices,
         "hosts": target.hosts,
         "batch_size": work.batch_size,
@@ -72,7 +72,7 @@ def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
     if chip is None or not chip.clock:
         return facts | {"step_seconds": None}
     times = step_time(cost, chip, devices)
-    slow, fast = times.slowest, times.fastest
+    slow, fast = times.mix + times.messages, max(times.roof, times.messages)
     ideal = facts["model_flop"] / devices / chip.peak
     epochs = work.steps * work.batch_size / work.images
     return facts | {
@@ -93,10 +93,10 @@ def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
 def rows_of(facts: Mapping[str, Any]) -> list[PlanRow]:
     """Return the numbers of a plan as lines."""
     rows = [
-        PlanRow("devices", f"{facts['devices']} x {facts['device_kind']} on {count(facts['hosts'], 'host')}", FIRM),
-        PlanRow("batch", f"{facts['batch_size']:,} images, {facts['batch_per_device']:g} per device", FIRM),
+        PlanRow("devices", f"{facts['devices']} x {facts['device_kind']} on {count(facts['hosts'], 'host')}"),
+        PlanRow("batch", f"{facts['batch_size']:,} images, {facts['batch_per_device']:g} per device"),
         *_memory_rows(facts),
-        PlanRow("model FLOP", f"{facts['model_flop']:.3g} a step", FIRM, "matrix products of the published algorithm"),
+        PlanRow("model FLOP", f"{facts['model_flop']:.3g} a step", "matrix products of the published algorithm"),
     ]
     if "hbm_bytes" not in facts:
         return rows
@@ -104,13 +104,11 @@ def rows_of(facts: Mapping[str, Any]) -> list[PlanRow]:
     types = ", ".join(f"{flop / facts['hlo_flop']:.1%} {name}" for name, flop in facts["hlo_flop_by_type"].items())
     loops = f"; {count(len(facts['loops_counted_once']), 'loop')} counted once" if facts["loops_counted_once"] else ""
     products, moved = f"{facts['hlo_flop']:.3g} a step", f"{traffic(facts['hbm_bytes'])} a step and device"
-    rows += [
-        PlanRow("HLO FLOP", products, FIRM, f"matrix products of the compiled step: {types}{kernels}"),
-        PlanRow("memory traffic", moved, FIRM, f"reads and writes of device memory{loops}"),
-    ]
+    rows.append(PlanRow("HLO FLOP", products, f"matrix products of the compiled step: {types}{kernels}"))
+    rows.append(PlanRow("memory traffic", moved, f"reads and writes of device memory{loops}"))
     for c in facts["collectives"]:
         sent = f"{count(c['count'], 'message')}, {traffic(c['bytes'])} a step"
-        rows.append(PlanRow(f"  {c['kind']} {c['dtype']}", sent, FIRM))
+        rows.append(PlanRow(f"  {c['kind']} {c['dtype']}", sent))
     return rows + _time_rows(facts)
 
 
@@ -123,21 +121,24 @@ def _memory_rows(facts: Mapping[str, Any]) -> list[PlanRow]:
         parts = "the sum of the next lines and the program, the part in place counted once"
         in_place = f"{size(memory['output'])}, of which {size(memory['given_back'])} in place"
         rows = [
-            PlanRow("memory per device", f"peak {size(memory['peak'])}{of}: {verdict}", FIRM, spare + parts),
-            PlanRow("  arguments", size(memory["arguments"]), FIRM, "weights, optimizer state, batch"),
-            PlanRow("  temporaries", size(memory["temporaries"]), FIRM, "activations, buffers of the compiler"),
-            PlanRow("  output", in_place, FIRM, "in place: written over the arguments"),
+            PlanRow("memory per device", f"peak {size(memory['peak'])}{of}: {verdict}", spare + parts),
+            PlanRow("  arguments", size(memory["arguments"]), "weights, optimizer state, batch"),
+            PlanRow("  temporaries", size(memory["temporaries"]), "activations, buffers of the compiler"),
+            PlanRow("  output", in_place, "in place: written over the arguments"),
         ]
     else:
-        needs = f"needs {size(memory['needed_at_least'])}{of}: " if memory["needed_at_least"] > 0 else ""
-        allows = f"the compiler may use {size(memory['compiler_allows'])}" if memory["compiler_allows"] > 0 else ""
-        rows = [PlanRow("memory per device", f"{needs}does not fit", FIRM, allows)]
-    return rows + ([PlanRow("  to make it fit", *facts["remedy"])] if "remedy" in facts else [])
+        needs, allows = memory["needed_at_least"], memory["compiler_allows"]
+        value = f"needs {size(needs)}{of}: does not fit" if needs > 0 else "does not fit"
+        rows = [PlanRow("memory per device", value, f"the compiler may use {size(allows)}" if allows > 0 else "")]
+    if "remedy" in facts:
+        value, certainty, remark = facts["remedy"]
+        rows.append(PlanRow("  to make it fit", value, remark, certainty))
+    return rows
 
 
 def _time_rows(facts: Mapping[str, Any]) -> list[PlanRow]:
     if facts["step_seconds"] is None:
-        return [PlanRow("time", "not estimated", UNKNOWN, "the speed of these devices is not known here: measure it")]
+        return [PlanRow("time", "not estimated", "the speed of these devices is not known here: measure it", UNKNOWN)]
     mfu, hours = facts["mfu"], span(facts["chip_hours"], "{:,.0f}", "")
     run = f"{facts['steps']:,} steps, {facts['epochs']:.1f} epochs, {hours} device-hours"
     pixels = f"{facts['input_bytes_per_second_per_host'] / 1e6:,.0f} MB/s of pixels, in the fastest case"
@@ -151,7 +152,7 @@ def _time_rows(facts: Mapping[str, Any]) -> list[PlanRow]:
         ("whole run", span(facts["days"], "{:.3g}", " days"), run),
         ("input per host", arrive, pixels),
     ]
-    return [PlanRow(name, value, ESTIMATE, remark) for name, value, remark in rows]
+    return [PlanRow(*row, ESTIMATE) for row in rows]
 
 
 def size(nbytes: float) -> str:

@@ -38,11 +38,6 @@ ALONE = {
     "TPU_ACCELERATOR_TYPE": "v4-8",
 }
 
-MISSING = (
-    f"planning for a TPU needs its compiler: {install('tpu')} (libtpu, about 140 MB; it needs no TPU, and runs "
-    "on 64-bit x86 Linux)"
-)
-
 
 class Target(NamedTuple):
     """Devices to compile for. `chip` is None if the table of chips does not hold them."""
@@ -57,21 +52,13 @@ class Target(NamedTuple):
         return len({device.process_index for device in self.devices})
 
     @property
-    def kind(self) -> str:
-        """JAX's name for the kind of device."""
-        return self.devices[0].device_kind
-
-    @property
     def mesh(self) -> Mesh:
         """The mesh that training makes of these devices."""
         return Mesh(np.array(self.devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def find_target(name: str) -> Target:
-    """Return the devices of a slice by gcloud's name, such as v4-64 or v5litepod-16; "cpu", "gpu": this machine's.
-
-    Raises ValueError if there is no such slice or device, or the compiler for it is not installed.
-    """
+    """Return the devices of a slice by gcloud's name, or this machine's ("cpu", "gpu"); raises ValueError if none."""
     if name in ("cpu", "gpu"):
         try:
             devices = jax.devices(name)
@@ -80,7 +67,10 @@ def find_target(name: str) -> Target:
         return Target(name, chip_of(devices[0].device_kind), devices)
     chip, described, options = read_name(name)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
-        raise ValueError(f"--topology {name}: {MISSING}")
+        raise ValueError(
+            f"--topology {name}: planning for a TPU needs its compiler: {install('tpu')} (libtpu, about 140 MB; it "
+            "needs no TPU, and runs on 64-bit x86 Linux)"
+        )
     for variable, value in ALONE.items():
         os.environ.setdefault(variable, value)
     try:
@@ -91,19 +81,16 @@ def find_target(name: str) -> Target:
 
 
 def read_name(name: str) -> tuple[Chip, str, dict[str, Any]]:
-    """Return the chip of a slice, and the compiler's name and options for it, by gcloud's name.
-
-    Raises ValueError, with the slices that there are, if there is no such slice.
-    """
+    """Return chip, compiler's name and options of a slice by gcloud's name; raises ValueError if there is none."""
     version, _, count = name.partition("-")
     if version not in FAMILIES or not re.fullmatch(r"\d+", count):
         known = ", ".join(f"{version}-{min(shapes) * per}" for version, (_, per, shapes) in FAMILIES.items())
         raise ValueError(f"--topology {name} is no TPU slice: give one such as {known}, or cpu or gpu for this machine")
     chip_name, per_chip, shapes = FAMILIES[version]
-    if int(count) % per_chip or int(count) // per_chip not in shapes:
-        sizes = ", ".join(str(chips * per_chip) for chips in shapes)
+    chips, rest = divmod(int(count), per_chip)
+    if rest or chips not in shapes:
+        sizes = ", ".join(str(number * per_chip) for number in shapes)
         raise ValueError(f"--topology {name}: slices of {version} are of {sizes}")
-    chips = int(count) // per_chip
     options: dict[str, Any] = {}
     if chip_name in ("v4", "v5p"):
         options["chip_config_name"] = "megacore"  # one device a chip, as these versions have; the default is two

@@ -1,12 +1,12 @@
 """Files in buckets and in every other file system of fsspec."""
 
 import logging
-import queue
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, wait
 from typing import Any
 
 import fsspec
@@ -17,7 +17,6 @@ from maejax.storage.retry import Retry, RetryPolicy
 
 CHUNK = 1 << 20
 TRIAL_SECONDS = 60.0
-_NEVER = threading.Event()
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
 
 
@@ -64,46 +63,37 @@ def within(seconds: float, stop: threading.Event, function: Callable, *arguments
     Raises TimeoutError after `seconds`, Stopped soon after `stop` is set, and what the function raises. A call that
     ran out of time goes on in its daemon thread.
     """
-    answers: queue.SimpleQueue = queue.SimpleQueue()
+    answer: Future = Future()
 
     def call() -> None:
         try:
-            answers.put((function(*arguments, **named), None))
+            answer.set_result(function(*arguments, **named))
         except Exception as error:
-            answers.put((None, error))
+            answer.set_exception(error)
 
     threading.Thread(target=call, daemon=True).start()
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            value, error = answers.get(timeout=max(0.0, min(0.2, deadline - time.monotonic())))
-        except queue.Empty:
-            if stop.is_set():
-                raise Stopped from None
-            if time.monotonic() >= deadline:
-                raise TimeoutError(f"nothing came for {seconds:g} s") from None
-            continue
-        if error is not None:
-            raise error
-        return value
+    while not wait([answer], timeout=max(0.0, min(0.2, deadline - time.monotonic()))).done:
+        if stop.is_set():
+            raise Stopped
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"nothing came for {seconds:g} s")
+    return answer.result()
 
 
 def try_bucket(address: str) -> float:
     """Write, read and delete a small file in a folder of a bucket; return the seconds it took. Raises FetchError."""
     system, path = open_system(address)
     file, text = f"{path.rstrip('/')}/.maejax-{uuid.uuid4().hex}", b"written by maejax as a trial; can be deleted\n"
-    begun, doing = time.monotonic(), "written"
-    try:
-        within(TRIAL_SECONDS, _NEVER, system.pipe_file, file, text)
-        doing = "read"
-        if within(TRIAL_SECONDS, _NEVER, system.cat_file, file) != text:
+    begun, found = time.monotonic(), {}
+    trials = (("written", system.pipe_file, text), ("read", system.cat_file), ("deleted", system.rm_file))
+    for doing, function, *content in trials:
+        try:
+            found[doing] = within(TRIAL_SECONDS, threading.Event(), function, file, *content)
+        except Exception as error:  # every file system raises its own
+            raise FetchError(f"cannot be {doing}: {shorten(error)}") from None
+        if found.get("read", text) != text:
             raise FetchError("a file reads otherwise than it was written")
-        doing = "deleted"
-        within(TRIAL_SECONDS, _NEVER, system.rm_file, file)
-    except FetchError:
-        raise
-    except Exception as error:  # every file system raises its own
-        raise FetchError(f"cannot be {doing}: {shorten(error)}") from None
     return time.monotonic() - begun
 
 
@@ -119,10 +109,7 @@ def list_bucket(pattern: str) -> list[str]:
 
 
 def open_system(address: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Return the file system of an address, and the path in it.
-
-    Raises FetchError if its scheme is unknown, or with the name of the package that is missing.
-    """
+    """Return the file system of an address and the path in it; raises FetchError if scheme or package is missing."""
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with a trace
     scheme = address.partition("://")[0]
     try:

@@ -5,10 +5,6 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return $XDG_CACHE_HOME/maejax, or ~/.cache/maejax where that variable is unset or no absolute path.
-
-    It holds fetched files in `weights`, mirrors of buckets in `runs` and `read`, and copies of parquet files. Earlier
-    commits kept weights and mirrors in ~/.cache/maejax whatever the variable said; those copies may be deleted.
-    """
+    """Return $XDG_CACHE_HOME/maejax, or ~/.cache/maejax: for fetched weights, mirrors of runs, copies of parquet."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (base if base.is_absolute() else Path("~/.cache").expanduser().absolute()) / "maejax"

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -40,8 +41,7 @@ def read_web(address: str, policy: RetryPolicy, stop: threading.Event) -> Genera
     for a permanent error, for a file that changed in between, and when the policy's time is up.
     """
     url, headers = resolve(address)
-    retry = Retry(policy, stop)
-    done = 0
+    retry, done = Retry(policy, stop), 0
     identity: str | None = None  # ETag or date of the file, which must not change between two requests
     length: int | None = None
     with _pool(url, policy) as pool:
@@ -51,21 +51,20 @@ def read_web(address: str, policy: RetryPolicy, stop: threading.Event) -> Genera
                 if identity is not None and not identity.startswith("W/"):
                     headers["If-Range"] = identity
             response = _request(pool, url, headers, retry)
-            if response is None:
-                continue
             try:
                 skip = _overlap(response, done)
-                new_identity, new_length = _identity(response), _length(response)
-                if done and ((identity, length) != (new_identity, new_length)):
+                before = identity, length
+                identity = response.headers.get("ETag") or response.headers.get("Last-Modified")
+                length = _length(response)
+                if done and before != (identity, length):
                     raise FetchError("the file on the server changed while it was read; start again")
-                identity, length = new_identity, new_length
                 for chunk in response.stream(CHUNK, decode_content=False):
-                    drop = min(skip, len(chunk))
-                    skip -= drop
-                    if drop < len(chunk):
-                        done += len(chunk) - drop
+                    new = chunk[skip:]
+                    skip -= len(chunk) - len(new)
+                    if new:
+                        done += len(new)
                         retry.progress()
-                        yield chunk[drop:]
+                        yield new
                 if length is None or done == length:
                     return
                 retry.wait(f"the connection ended at byte {done} of {length}")
@@ -83,14 +82,11 @@ def list_hf(pattern: str, policy: RetryPolicy) -> list[str]:
     folder = re.split(r"[^/]*[*?\[]", path, maxsplit=1)[0].rstrip("/")
     tree = "/".join(filter(None, [quote(revision, safe=""), quote(folder)]))
     url: str | None = f"{_endpoint()}/api/datasets/{repo}/tree/{tree}?recursive=true"
+    head = f"hf://datasets/{repo}" + (f"@{revision}" if revision != "main" else "")
     found: list[str] = []
     with _pool(_endpoint(), policy) as pool:
-        retry = Retry(policy, threading.Event())
         while url:
-            response = _request(pool, url, _token_header(), retry, preload=True)
-            if response is None:
-                continue
-            head = f"hf://datasets/{repo}" + (f"@{revision}" if revision != "main" else "")
+            response = _request(pool, url, _token_header(), Retry(policy, threading.Event()), preload=True)
             found += [f"{head}/{entry['path']}" for entry in json.loads(response.data) if entry["type"] == "file"]
             following = re.search(r'<([^>]+)>;\s*rel="next"', response.headers.get("Link", ""))
             url = urljoin(url, following[1]) if following else None
@@ -106,17 +102,14 @@ def resolve(address: str) -> tuple[str, dict[str, str]]:
     headers = {"Accept-Encoding": "identity", "User-Agent": "maejax"}
     if address.startswith("hf://"):
         kind, repo, revision, path = _split_hf(address)
-        url = f"{_endpoint()}/{kind}{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
-    else:
-        url = address
-    parts = urlsplit(url)
+        address = f"{_endpoint()}/{kind}{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
+    parts = urlsplit(address)
     if parts.username is not None:
-        host = parts.netloc.rpartition("@")[2]
         headers |= urllib3.make_headers(basic_auth=f"{parts.username}:{parts.password or ''}")
-        url = parts._replace(netloc=host).geturl()
-    elif (parts.scheme, parts.netloc) == urlsplit(_endpoint())[:2]:
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), headers
+    if (parts.scheme, parts.netloc) == urlsplit(_endpoint())[:2]:
         headers |= _token_header()
-    return url, headers
+    return address, headers
 
 
 def _split_hf(address: str) -> tuple[str, str, str, str]:
@@ -132,10 +125,7 @@ def _endpoint() -> str:
 
 
 def _token_header() -> dict[str, str]:
-    """Return the header with the token that the hub's own client would send.
-
-    urllib3 drops it when a redirect leaves the host.
-    """
+    """Return the header with the token that the hub's own client would send; urllib3 drops it for other hosts."""
     token = os.environ.get("HF_TOKEN", "")
     if not token:
         home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
@@ -146,8 +136,7 @@ def _token_header() -> dict[str, str]:
 
 def _pool(url: str, policy: RetryPolicy) -> urllib3.PoolManager:
     """Open a pool of connections, through the proxy that HTTPS_PROXY and NO_PROXY choose."""
-    timeout = urllib3.Timeout(connect=policy.connect, read=policy.stall)
-    parts = urlsplit(url)
+    timeout, parts = urllib3.Timeout(connect=policy.connect, read=policy.stall), urlsplit(url)
     proxy = getproxies().get(parts.scheme)
     if proxy and not proxy_bypass(parts.hostname or ""):
         return urllib3.ProxyManager(proxy, timeout=timeout)
@@ -156,45 +145,43 @@ def _pool(url: str, policy: RetryPolicy) -> urllib3.PoolManager:
 
 def _request(
     pool: urllib3.PoolManager, url: str, headers: dict[str, str], retry: Retry, *, preload: bool = False
-) -> urllib3.BaseHTTPResponse | None:
-    """Send a GET request and return the response, with its body read if `preload`.
-
-    Return None after a transient error and a pause, for the caller to try again. Raises FetchError for other errors.
-    """
+) -> urllib3.BaseHTTPResponse:
+    """Send a GET request until it succeeds; raises FetchError for an error that will not pass."""
     # urllib3 follows redirects only; which errors are retried, and when, is decided here.
     redirects = urllib3.Retry(
         None, connect=0, read=0, status=0, other=0, redirect=10, respect_retry_after_header=False, raise_on_status=False
     )
-    try:
-        response = pool.request("GET", url, headers=headers, preload_content=preload, retries=redirects)
-    except urllib3.exceptions.HTTPError as error:
-        _check_transient(error)
-        retry.wait(_describe(error))
-        return None
-    if response.status in (200, 206):
-        return response
-    try:
-        status = f"HTTP {response.status} {response.reason or ''}".rstrip()
+    while True:
+        try:
+            response = pool.request("GET", url, headers=headers, preload_content=preload, retries=redirects)
+        except urllib3.exceptions.HTTPError as error:
+            cause = getattr(error, "reason", None) or error
+            if isinstance(cause, urllib3.exceptions.SSLError):
+                raise FetchError(f"{_describe(error)}; check the certificate and the clock") from None
+            if isinstance(error, urllib3.exceptions.LocationValueError):
+                raise FetchError("the address cannot be read; correct it") from None
+            if isinstance(cause, urllib3.exceptions.ResponseError):  # too many redirects
+                raise FetchError(str(cause)) from None
+            retry.wait(_describe(error))
+            continue
+        if response.status in (200, 206):
+            return response
+        response.close()
         if response.status == 416:
             raise FetchError("the file on the server became shorter while it was read; start again")
+        status = f"HTTP {response.status} {response.reason or ''}".rstrip()
         if response.status not in _TRANSIENT:
             hint = _HINTS.get(response.status)
             raise FetchError(status + (f": {hint}" if hint else ""))
-        retry.wait(status, _retry_after(response.headers.get("Retry-After")))
-    finally:
-        response.close()
-    return None
+        retry.wait(status, _retry_after(response.headers.get("Retry-After", "")))
 
 
-def _retry_after(value: str | None) -> float | None:
-    if value is None:
-        return None
+def _retry_after(value: str) -> float | None:
     if value.strip().isdecimal():
         return float(value)
-    try:
+    with suppress(ValueError):  # "", or no date
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
+    return None
 
 
 def _overlap(response: urllib3.BaseHTTPResponse, done: int) -> int:
@@ -207,28 +194,11 @@ def _overlap(response: urllib3.BaseHTTPResponse, done: int) -> int:
     return done - int(match[1])
 
 
-def _identity(response: urllib3.BaseHTTPResponse) -> str | None:
-    return response.headers.get("ETag") or response.headers.get("Last-Modified")
-
-
 def _length(response: urllib3.BaseHTTPResponse) -> int | None:
     """Return the length of the whole file in bytes, None if the server does not name it."""
-    if response.status == 206:
-        total = response.headers.get("Content-Range", "").rpartition("/")[2]
-    else:
-        total = response.headers.get("Content-Length", "")
+    header = "Content-Range" if response.status == 206 else "Content-Length"
+    total = response.headers.get(header, "").rpartition("/")[2]
     return int(total) if total.isdecimal() else None
-
-
-def _check_transient(error: urllib3.exceptions.HTTPError) -> None:
-    """Raise FetchError for a failure to connect that will not pass."""
-    cause = getattr(error, "reason", None) or error
-    if isinstance(cause, urllib3.exceptions.SSLError):
-        raise FetchError(f"{_describe(error)}; check the certificate and the clock")
-    if isinstance(error, urllib3.exceptions.LocationValueError):
-        raise FetchError("the address cannot be read; correct it")
-    if isinstance(cause, urllib3.exceptions.ResponseError):  # too many redirects
-        raise FetchError(str(cause))
 
 
 def _describe(error: Exception) -> str:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +31,17 @@ _sending = threading.Lock()
 
 
 def work_folder(address: str, process: int) -> Path:
-    """Return the local folder in which process number `process` of a run writes the run at an address.
-
-    Processes on one host have different folders, and so have writers and readers.
-    """
-    return cache_folder().joinpath("runs", str(process), *_parts(address))
+    """Return the local folder in which process number `process` of a run writes the run at an address."""
+    return _mirror("runs", address, process)
 
 
 def read_folder(address: str, process: int) -> Path:
-    """Return the local folder for reading the run at an address, or a folder in it; fetch the run's small files.
-
-    Raises InputError if there is no run.
-    """
-    _try_open(address, address)
-    folder = cache_folder().joinpath("read", str(process), *_parts(address))
+    """Return a local folder with the small files of the run at an address; raises InputError if it is none."""
+    try:
+        open_system(address)
+    except FetchError as error:
+        raise InputError(f"{address}: {error}") from None
+    folder = _mirror("read", address, process)
     for run in (folder, *folder.parents[:2]):  # the address may name a run, its `checkpoints`, or one checkpoint
         if address_of(run) and exists(run / "config.json"):
             _fetch_small(run)
@@ -53,9 +50,10 @@ def read_folder(address: str, process: int) -> Path:
     raise InputError(f"{address} has no config.json: name a run directory of maejax, one of its checkpoints, or a file")
 
 
-def _parts(address: str) -> tuple[str, ...]:
+def _mirror(use: str, address: str, process: int) -> Path:
+    # Processes on one host have different folders, and so have writers and readers.
     scheme, _, rest = address.partition("://")
-    return scheme, *filter(None, rest.split("/"))
+    return cache_folder().joinpath(use, str(process), scheme, *filter(None, rest.split("/")))
 
 
 def address_of(path: Path) -> str:
@@ -73,29 +71,18 @@ def shown(path: Path) -> str:
 
 
 def check(output_dir: str) -> None:
-    """Check that a run can write, read and delete below --output-dir, if that is an address.
-
-    Raises InputError if it cannot, or if a package is missing.
-    """
+    """Check that a run may write, read and delete at --output-dir, if an address; raises InputError if not."""
     if "://" not in output_dir:
         return
     if output_dir.startswith("file://"):
         raise InputError(f"--output-dir {output_dir}: write the folder as it is, without file://")
-    _try_open(output_dir, f"--output-dir {output_dir}")
+    remedy = ""
     try:
+        open_system(output_dir)
+        remedy = "; see that the bucket is there, and that this host is logged in and may write, read and delete in it"
         try_bucket(output_dir)
     except FetchError as error:
-        raise InputError(
-            f"--output-dir {output_dir}: {error}; see that the bucket is there, and that this host is logged in and "
-            "may write, read and delete in it"
-        ) from None
-
-
-def _try_open(address: str, what: str) -> None:
-    try:
-        open_system(address)
-    except FetchError as error:
-        raise InputError(f"{what}: {error}") from None
+        raise InputError(f"--output-dir {output_dir}: {error}{remedy}") from None
 
 
 def refresh(folder: Path) -> None:
@@ -121,41 +108,38 @@ def exists(path: Path) -> bool:
         return path.exists()
 
     def look(system: Any, key: str) -> bool:
-        try:
+        with suppress(FileNotFoundError):
             return system.info(key)["type"] == "file"
-        except FileNotFoundError:
-            return False
+        return False
 
     return _call("looked at", path, look)
 
 
 def publish(folder: Path) -> None:
     """Copy all new and changed files of a run to the bucket, except its checkpoints."""
-    if not address_of(folder):
-        return
-    with _sending, tempfile.TemporaryDirectory(prefix="maejax-copy-") as place:
-        for path in sorted(folder.rglob("*")):
-            if path.relative_to(folder).parts[0] not in CHECKPOINTS:
-                _publish_file(path, Path(place) / "copy")
+    if address_of(folder):
+        _publish(path for path in sorted(folder.rglob("*")) if path.relative_to(folder).parts[0] not in CHECKPOINTS)
 
 
 def publish_file(path: Path) -> None:
     """Copy one file to the bucket, if its path mirrors one and it has changed."""
     if address_of(path):
-        with _sending, tempfile.TemporaryDirectory(prefix="maejax-copy-") as place:
-            _publish_file(path, Path(place) / "copy")
+        _publish([path])
 
 
-def _publish_file(path: Path, copy: Path) -> None:
-    try:
-        if path.is_symlink() or not path.is_file() or _sent.get(path) == _state(path):
-            return
-        state = _state(path)
-        shutil.copyfile(path, copy)  # the original may grow while it is sent
-    except FileNotFoundError:
-        return  # a temporary file, already gone
-    _put(path, copy)
-    _sent[path] = state
+def _publish(paths: Iterable[Path]) -> None:
+    with _sending, tempfile.TemporaryDirectory(prefix="maejax-copy-") as place:
+        copy = Path(place, "copy")
+        for path in paths:
+            try:
+                if path.is_symlink() or not path.is_file() or _sent.get(path) == _state(path):
+                    continue
+                state = _state(path)
+                shutil.copyfile(path, copy)  # the original may grow while it is sent
+            except FileNotFoundError:
+                continue  # a temporary file, already gone
+            _put(path, copy)
+            _sent[path] = state
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -220,8 +204,8 @@ def bring(checkpoint: Path) -> Path:
 def prune(directory: Path, keep: int) -> None:
     """Delete incomplete checkpoints, and all complete ones but the newest `keep`."""
     names = _files(directory)
-    kept = _complete(names)[-keep:]
-    for step in sorted({int(name.split("/")[0]) for name in names if name.split("/")[0].isdigit()} - set(kept)):
+    steps = {int(step) for step, *_ in (name.split("/") for name in names) if step.isdigit()}
+    for step in sorted(steps.difference(_complete(names)[-keep:])):
         remove(directory / str(step))
 
 
@@ -242,14 +226,10 @@ def set_aside(checkpoint: Path, name: str) -> None:
 
 def _files(folder: Path) -> dict[str, int]:
     """Return the sizes in bytes of all files below a folder in a bucket, by relative path."""
-
-    def find(system: Any, key: str) -> dict[str, int]:
-        """Return the same; some file systems list folders too."""
-        found = system.find(key, detail=True)
-        files = {name: info for name, info in found.items() if info["type"] == "file" and not name.endswith("/")}
-        return {name.lstrip("/").removeprefix(f"{key.lstrip('/')}/"): info["size"] for name, info in files.items()}
-
-    return _call("listed", folder, find)
+    found, key = _call("listed", folder, lambda system, key: (system.find(key, detail=True), key))
+    # Some file systems list folders too.
+    files = {name: info for name, info in found.items() if info["type"] == "file" and not name.endswith("/")}
+    return {name.lstrip("/").removeprefix(f"{key.lstrip('/')}/"): info["size"] for name, info in files.items()}
 
 
 def _put(path: Path, source: Path) -> None:
@@ -257,10 +237,7 @@ def _put(path: Path, source: Path) -> None:
 
 
 def _call(doing: str, path: Path, do: Callable[[Any, str], Any], size: int = 0) -> Any:
-    """Call `do(system, key)` on the file system and key that a path mirrors; `size` is that of a copied file.
-
-    Raises Failed if the call fails, or takes so long that it counts as stalled.
-    """
+    """Call `do(system, key)` for a path and a file of `size` bytes; raises Failed if it fails or stalls."""
     address = address_of(path)
     try:
         system, key = open_system(address)

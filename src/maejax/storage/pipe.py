@@ -27,20 +27,18 @@ def read_pipe(command: str, policy: RetryPolicy, stop: threading.Event) -> Gener
     before are skipped. A failure anywhere in a pipeline counts. The command has its own process group, which is killed
     when the reader closes. Raises FetchError with the last line of its standard error, or if two runs differ.
     """
-    retry = Retry(policy, stop)
-    done, checksum = 0, 0
+    retry, done, checksum = Retry(policy, stop), 0, 0
     for trial in range(1, TRIES + 1):
         try:
             skip, seen = done, 0
             for chunk in _run(command, policy, stop):
-                drop = min(skip, len(chunk))
-                if drop:
-                    seen = zlib.crc32(memoryview(chunk)[:drop], seen)
-                    skip -= drop
+                new = chunk[skip:]
+                if skip:
+                    seen = zlib.crc32(chunk[:skip], seen)
+                    skip -= len(chunk) - len(new)
                     if not skip and seen != checksum:
                         raise FetchError("the command prints other bytes when it is started again")
-                if drop < len(chunk):
-                    new = chunk[drop:]
+                if new:
                     checksum = zlib.crc32(new, checksum)
                     done += len(new)
                     retry.progress()
@@ -56,41 +54,34 @@ def read_pipe(command: str, policy: RetryPolicy, stop: threading.Event) -> Gener
 
 def _run(command: str, policy: RetryPolicy, stop: threading.Event) -> Generator[bytes, None, None]:
     """Yield the output of one run. Raises Failed if the command fails or stalls."""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            ["bash", "-o", "pipefail", "-c", command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            bufsize=0,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
+    shell, pipe, null = ["bash", "-o", "pipefail", "-c", command], subprocess.PIPE, subprocess.DEVNULL
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(shell, 0, stdin=null, stdout=pipe, stderr=errors, start_new_session=True) as process,
+        selectors.DefaultSelector() as selector,
+    ):
         try:
-            with selectors.DefaultSelector() as selector:
-                selector.register(process.stdout, selectors.EVENT_READ)
+            assert process.stdout is not None
+            selector.register(process.stdout, selectors.EVENT_READ)
+            silent = 0.0
+            while True:
+                if stop.is_set():
+                    raise Stopped
+                if not selector.select(_POLL):
+                    silent += _POLL
+                    if silent >= policy.stall:
+                        raise Failed(f"the command printed nothing for {policy.stall:g} s")
+                    continue
                 silent = 0.0
-                while True:
-                    if stop.is_set():
-                        raise Stopped
-                    if not selector.select(_POLL):
-                        silent += _POLL
-                        if silent >= policy.stall:
-                            raise Failed(f"the command printed nothing for {policy.stall:g} s")
-                        continue
-                    silent = 0.0
-                    chunk = os.read(process.stdout.fileno(), CHUNK)
-                    if not chunk:
-                        break
-                    yield chunk
-            code = process.wait()
-            if code:
+                chunk = os.read(process.stdout.fileno(), CHUNK)
+                if not chunk:
+                    break
+                yield chunk
+            if code := process.wait():
                 raise Failed(f"the command ended with exit code {code}{_last_line(errors)}")
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.stdout.close()
-            process.wait()
 
 
 def _last_line(file: IO[bytes]) -> str:

@@ -6,6 +6,9 @@ import re
 _SECRET = r"[\w.-]*(?:token|secret|password|passwd|signature|credential|api[_-]?key|access[_-]?key|auth)[\w.-]*"
 _SIGNED = r"sig|key|x-(?:amz|goog)-[\w-]+|expires|policy|key-pair-id|se|st"
 _HEADER = r"(?:authorization|proxy-authorization|cookie|x-[\w-]*(?:token|key)|private-token|api-key)"
+_OPTION = r"-u|--user|--proxy-user|--oauth2-bearer|--password|--token|--header"
+_QUOTED = r"'[^']*'|\"[^\"]*\""
+_TOKEN = r"hf_\w{8,}|gh[a-z]_\w{8,}|github_pat_\w+|ya29\.[\w-]+|(?:AKIA|ASIA)[A-Z0-9]{12,}|eyJ[\w-]+\.[\w.-]+"
 _RULES = (
     # user:password@host
     (re.compile(r"(://)[^/\s'\"@]+@"), r"\1***@"),
@@ -14,24 +17,13 @@ _RULES = (
     (re.compile(rf"""((?<!['"\w-]){_HEADER}:)(?!\s*\*\*\*)(?:\\.|[^'"\s\\])+""", re.I), r"\1***"),
     (re.compile(r"\b(bearer|basic)\s+[^\s'\"]+", re.I), r"\1 ***"),
     # Options of commands.
-    (
-        re.compile(
-            r"(?<!\S)(-u|--user|--proxy-user|--oauth2-bearer|--password|--token|--header)([ =])(?!\S*\*\*\*)"
-            r"(?:'[^']*'|\"[^\"]*\"|\S+)"
-        ),
-        r"\1\2***",
-    ),
+    (re.compile(rf"(?<!\S)({_OPTION})([ =])(?!\S*\*\*\*)(?:{_QUOTED}|\S+)"), r"\1\2***"),
     # Parameters of signed addresses, also those that only change with each signature.
     (re.compile(rf"([?&;])({_SECRET}|{_SIGNED})=[^&\s'\"#]*", re.I), r"\1\2=***"),
     # Assignments before a command: TOKEN=... curl
-    (re.compile(rf"(?<![\w?&;])({_SECRET})=(?!\*\*\*)(?:'[^']*'|\"[^\"]*\"|[^\s'\"]+)", re.I), r"\1=***"),
+    (re.compile(rf"(?<![\w?&;])({_SECRET})=(?!\*\*\*)(?:{_QUOTED}|[^\s'\"]+)", re.I), r"\1=***"),
     # Tokens known by their shape: Hugging Face, GitHub, Google, AWS, JSON web tokens.
-    (
-        re.compile(
-            r"\b(?:hf_\w{8,}|gh[a-z]_\w{8,}|github_pat_\w+|ya29\.[\w-]+|(?:AKIA|ASIA)[A-Z0-9]{12,}|eyJ[\w-]+\.[\w.-]+)"
-        ),
-        "***",
-    ),
+    (re.compile(rf"\b(?:{_TOKEN})"), "***"),
 )
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 

@@ -25,23 +25,17 @@ class Retry:
     """The consecutive failures of one fetch, and the pauses between its attempts."""
 
     def __init__(self, policy: RetryPolicy, stop: threading.Event):
-        self._policy = policy
-        self._stop = stop
-        self._failures = 0
-        self._since = time.monotonic()
+        self._policy, self._stop = policy, stop
+        self._failures, self._since = 0, time.monotonic()
 
     def progress(self) -> None:
         """Reset the count of failures, since bytes arrived. Raises Stopped if the fetch was stopped."""
         if self._stop.is_set():
             raise Stopped
-        self._failures = 0
-        self._since = time.monotonic()
+        self._failures, self._since = 0, time.monotonic()
 
     def wait(self, reason: str, seconds: float | None = None) -> None:
-        """Pause before the next attempt, for `seconds` if the server asked for a time.
-
-        Raises FetchError with the reason if the pause would exceed the policy's `total`, and Stopped.
-        """
+        """Pause before the next attempt, for `seconds` if given; raises FetchError beyond the policy's `total`."""
         if seconds is None:
             seconds = min(60.0, self._policy.backoff * 2**self._failures) * random.uniform(0.5, 1)
         spent = time.monotonic() - self._since

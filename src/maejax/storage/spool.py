@@ -31,25 +31,19 @@ class Spool:
     def __init__(
         self, address: str, folder: Path, stem: str, *, keep: bool, policy: RetryPolicy, reserve: int = RESERVE
     ):
-        self.address = address
-        self._folder = folder
-        self._stem = stem
-        self._keep = keep
-        self._policy = policy
-        self._reserve = reserve
+        self._folder, self._stem, self._keep, self._reserve = folder, stem, keep, reserve
         self._size = 0
         self._error: Exception | None = None
-        self._changed = threading.Condition()
-        self._stop = threading.Event()
+        self._changed, self._stop = threading.Condition(), threading.Event()
         folder.mkdir(parents=True, exist_ok=True)
-        kept = kept_file(folder, self._stem) if keep else None
+        kept = kept_file(folder, stem) if keep else None
         self.done = self._kept = kept is not None
         if kept is not None:
             self.path, self._size = kept, kept.stat().st_size
             return
-        handle, name = tempfile.mkstemp(prefix=f"{self._stem}.", suffix=".part", dir=folder)
+        handle, name = tempfile.mkstemp(prefix=f"{stem}.", suffix=".part", dir=folder)
         self.path = Path(name)
-        threading.Thread(target=self._run, args=(handle,), name="maejax-fetch", daemon=True).start()
+        threading.Thread(target=self._run, args=(handle, address, policy), name="maejax-fetch", daemon=True).start()
 
     def wait(self, size: int) -> int:
         """Wait until `size` bytes are there or no more will come; return the number of bytes there.
@@ -66,21 +60,20 @@ class Spool:
         """Stop fetching, kill a command with all its children, and remove the file unless it is kept."""
         self._stop.set()
         with self._changed:
-            if self._kept:
-                return
-            if self.done and self._keep and self._error is None and not self._final().exists():
-                self.path.replace(self._final())
-            self.path.unlink(missing_ok=True)
+            if not self._kept:
+                if self.done and self._keep and self._error is None and not self._final().exists():
+                    self.path.replace(self._final())
+                self.path.unlink(missing_ok=True)
 
     def _final(self) -> Path:
         return self._folder / f"{self._stem}.{self._size}.tar"
 
-    def _run(self, handle: int) -> None:
+    def _run(self, handle: int, address: str, policy: RetryPolicy) -> None:
         error: Exception | None = None
         try:
             with (
                 os.fdopen(handle, "wb", buffering=0) as file,
-                contextlib.closing(read_address(self.address, self._policy, self._stop)) as packed,
+                contextlib.closing(read_address(address, policy, self._stop)) as packed,
             ):
                 looked = -_LOOK
                 for chunk in unpack(packed):
@@ -102,15 +95,13 @@ class Spool:
         except Exception as caught:
             error = FetchError(f"cannot be fetched: {redact(str(caught)) or type(caught).__name__}")
         with self._changed:
-            if isinstance(error, Stopped) or (error is not None and self._stop.is_set()):
-                self.path.unlink(missing_ok=True)
-                error = FetchError("closed while it was fetched")
-            elif error is None and self._keep:
+            if error is None and self._keep:
                 # Readers hold the name of the growing file, so that name stays until this spool is closed.
                 with contextlib.suppress(OSError):  # a file system without links: then at `close`
                     os.link(self.path, self._final())
             elif self._stop.is_set():
                 self.path.unlink(missing_ok=True)
+                error = error and FetchError("closed while it was fetched")
             self._error, self.done = error, True
             self._changed.notify_all()
 

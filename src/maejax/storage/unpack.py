@@ -14,10 +14,7 @@ else:
 
 
 def unpack(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompress gzip or zstd, of one or several members; pass other bytes through.
-
-    Raises FetchError for damaged data, for an early end, and for a web page in place of a file.
-    """
+    """Decompress gzip or zstd, pass other bytes through; raises FetchError for damage, an early end, or a web page."""
     head = b""
     for chunk in chunks:
         head += chunk
@@ -43,7 +40,6 @@ class _Gzip:
         self._inner = zlib.decompressobj(31)
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        """Return at most `max_length` bytes, and set `eof`, `unused_data` and `needs_input`."""
         result = self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
         self.eof, self.unused_data = self._inner.eof, self._inner.unused_data
         self.needs_input = not self._inner.unconsumed_tail

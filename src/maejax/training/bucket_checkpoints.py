@@ -51,9 +51,7 @@ class CopiedCheckpoints(Checkpoints):
         if not alone:
             parts = fetch_on_first(parts, parts["step"]["step"].sharding.mesh)
         if jax.process_index() > 0:
-            nothing: Future[None] = Future()
-            nothing.set_result(None)
-            return nothing
+            return self._copying.submit(lambda: None)
         for old in self.directory.glob("*"):  # in the bucket, or of saves that failed
             shutil.rmtree(old, ignore_errors=True)
         save = super()._start(path, parts, metadata).result if alone else partial(save_alone, path, parts, metadata)
@@ -72,11 +70,7 @@ class CopiedCheckpoints(Checkpoints):
             _log.error("old checkpoints are left: %s", error)
 
     def _finish(self, saving: Future[None]) -> None:
-        failure = None
-        try:
-            saving.result()
-        except Exception as error:  # whatever Orbax, TensorStore or the bucket raise
-            failure = error
+        failure = saving.exception()  # whatever Orbax, TensorStore or the bucket raise
         if not all_processes(failure is None):
             raise failure or Failed("the first process, which alone writes, could not")
 

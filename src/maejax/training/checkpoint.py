@@ -28,7 +28,6 @@ PATIENCE = 300  # seconds that processes wait for each other in a save; one of t
 TRIES = 40  # to remove the files of a save that failed
 COMPRESSED = 0.9  # a checkpoint takes at least this part of the state's bytes
 
-
 Parts = dict[str, dict[str, Any]]  # arrays by name, by part
 
 
@@ -79,16 +78,12 @@ class Checkpoints:
         return self.steps[-1] if self.steps else None
 
     def save(self, state: TrainState, step: int, data: Any = None) -> None:
-        """Save a state in the background; the arrays are copied before this returns. A saved step is not rewritten.
-
-        `data` is any JSON value, the same in every process, such as the position of the input.
-        """
+        """Copy a state and save it in the background, if it is not saved; `data` is JSON, the same in all processes."""
         self.wait()
         if step in self.steps:
             return
         parts = parts_of(state)
-        full = self._full_disks(parts)
-        if full:
+        if full := self._full_disks(parts):
             self._note_failure(step, OSError(f"no room on the disk of {', '.join(full)}"))
             return
         metadata = {"data": data, "sums": sums_of(parts)}
@@ -120,8 +115,10 @@ class Checkpoints:
     def _keep_newest(self, step: int) -> None:
         """Delete old checkpoints now that a step is saved."""
         if jax.process_index() == 0:
-            for old in self.steps[: -self.keep]:
-                self._remove(self.directory / str(old))
+            for path in [self.directory / str(old) for old in self.steps[: -self.keep]]:
+                hidden = path.with_name(f"{path.name}.deleting")  # a part must not look like a checkpoint
+                path.rename(hidden)
+                shutil.rmtree(hidden, ignore_errors=True)
 
     def restore(self, like: TrainState, step: int | None = None) -> Restored:
         """Read a state, by default the newest that can be read, with the shardings of `like`, which may be abstract.
@@ -132,33 +129,29 @@ class Checkpoints:
         """
         damaged = []
         for candidate in reversed(self.steps) if step is None else [step]:
+            restored, reason = None, "another process cannot read it"
             try:
                 restored = self._read(like, candidate)
             except (InputError, Failed):
                 raise
             except Exception as error:  # whatever Orbax, TensorStore or the file system raise
-                restored, reason = None, first_line(error)
-            else:
-                reason = "another process cannot read it"
+                reason = first_line(error)
             if all_processes(restored is not None) and restored is not None:
                 self._set_aside(damaged)
                 return restored
             damaged.append(candidate)
             _log.error("checkpoint %s is damaged: %s", mirror.shown(self.directory / str(candidate)), reason)
-        raise InputError(
-            f"no checkpoint in {mirror.shown(self.directory)} can be read "
-            f"(tried {', '.join(map(str, damaged)) or 'none'}); restore the folder from a copy, or start anew under "
-            "another --name"
-        )
+        where, tried = mirror.shown(self.directory), ", ".join(map(str, damaged)) or "none"
+        remedy = "restore the folder from a copy, or start anew under another --name"
+        raise InputError(f"no checkpoint in {where} can be read (tried {tried}); {remedy}")
 
     def _read(self, like: TrainState, step: int) -> Restored:
         path = mirror.bring(self.directory / str(step))
         metadata = ocp.checkpointables_metadata(path)
         for part in ("model", "opt_state"):
             if wrong := mismatches(named_arrays(getattr(like, part)), metadata.metadata[part]):
-                raise InputError(
-                    f"checkpoint {mirror.shown(path)}, {part}: the weights do not fit the model: {'; '.join(wrong)}"
-                )
+                where = f"checkpoint {mirror.shown(path)}, {part}"
+                raise InputError(f"{where}: the weights do not fit the model: {'; '.join(wrong)}")
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), parts_of(like))
         parts = ocp.load_checkpointables(path, abstract)
         saved: dict[str, Any] = metadata.custom_metadata  # type: ignore[assignment]
@@ -196,20 +189,15 @@ class Checkpoints:
         shutil.rmtree(path.with_name(name), ignore_errors=True)
         path.rename(path.with_name(name))
 
-    def _remove(self, path: Path) -> None:
-        hidden = path.with_name(f"{path.name}.deleting")  # a part of a checkpoint must not look like a complete one
-        path.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
-
     def _tidy(self) -> None:
         if jax.process_index() == 0 and self.directory.is_dir():
-            for pattern in ("*.orbax-checkpoint-tmp", "*.deleting"):  # of interrupted saves and deletions
-                for path in self.directory.glob(pattern):
-                    for _ in range(TRIES):  # a thread of a save that failed may still be writing there
-                        shutil.rmtree(path, ignore_errors=True)
-                        if not path.exists():
-                            break
-                        time.sleep(0.05)
+            left = *self.directory.glob("*.orbax-checkpoint-tmp"), *self.directory.glob("*.deleting")
+            for path in left:  # by interrupted saves and deletions
+                for _ in range(TRIES):  # a thread of a save that failed may still be writing there
+                    shutil.rmtree(path, ignore_errors=True)
+                    if not path.exists():
+                        break
+                    time.sleep(0.05)
 
 
 def parts_of(state: TrainState) -> Parts:
@@ -219,15 +207,11 @@ def parts_of(state: TrainState) -> Parts:
 
 
 def save_alone(path: Path, parts: Parts, metadata: dict[str, Any]) -> None:
-    """Save the parts of a checkpoint from the first process, while the others do something else.
-
-    In Orbax's newer interface all processes take part in every save, so this is the older one; it writes the same.
-    """
+    """Save a checkpoint from the first process alone, which needs Orbax's older interface; the files are the same."""
     alone = MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone")
-    handler = CompositeCheckpointHandler(
-        composite_options=CompositeOptions(multiprocessing_options=alone),
-        **{name: PyTreeCheckpointHandler(multiprocessing_options=alone) for name in parts},
-    )
+    handlers = {name: PyTreeCheckpointHandler(multiprocessing_options=alone) for name in parts}
+    options = CompositeOptions(multiprocessing_options=alone)
+    handler = CompositeCheckpointHandler(composite_options=options, **handlers)
     with Checkpointer(handler, multiprocessing_options=alone) as writer:
         saved = args.Composite(**{name: args.PyTreeSave(part) for name, part in parts.items()})
         writer.save(path, saved, custom_metadata=metadata)
@@ -248,9 +232,7 @@ def saved_steps(directory: Path) -> list[int]:
     """List the steps saved in a `checkpoints` folder, oldest first, without unfinished saves."""
     if mirror.address_of(directory):
         return mirror.saved_steps(directory)
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
+    return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
 
 
 def read_model_arrays(checkpoint: Path) -> dict[str, jax.Array]:

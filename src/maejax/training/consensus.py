@@ -4,7 +4,7 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,8 +13,6 @@ from jax.sharding import Mesh
 from maejax.errors import Failed, Stopped
 from maejax.training.mesh import gather, put_rows, put_same
 from maejax.training.state import REQUESTS, STOP, Control
-
-Item = TypeVar("Item")
 
 
 @contextmanager
@@ -38,45 +36,29 @@ def stop_requests():
 
 
 class Agreement:
-    """The requests of this process, and those on which all processes agree.
+    """The requests of this process, and `agreed`, bool [3]: the requests on which all processes agree.
 
     A request travels with the batch of the next step and comes back in the `Control` of that step. So it costs no
     message of its own, and all processes receive it at the same step. A process that is alone agrees at once.
     """
 
     def __init__(self, mesh: Mesh):
-        self._mesh = mesh
-        self._alone = jax.process_count() == 1
-        self._asked, self._agreed = np.zeros(REQUESTS, np.int32), np.zeros(REQUESTS, bool)
-        self._sent: tuple[bytes, jax.Array] | None = None
+        self._mesh, self._sent = mesh, None
+        self._asked, self.agreed = np.zeros(REQUESTS, np.int32), np.zeros(REQUESTS, bool)
 
     def ask(self, request: int) -> None:
         """Request STOP, SAVE or HALT of all processes."""
         self._asked[request] = 1
-        if self._alone:
-            self._agreed[request] = True
-
-    def receive(self, requested: np.ndarray) -> None:
-        """Add the requests that a step returned, int32 [3]."""
-        self._agreed |= requested > 0
-
-    def has(self, request: int) -> bool:
-        """Return whether all agree on a request."""
-        return bool(self._agreed[request])
-
-    def any(self) -> bool:
-        """Return whether all agree on some request."""
-        return bool(self._agreed.any())
+        self.agreed[request] |= jax.process_count() == 1
 
     def clear(self, request: int) -> None:
         """Remove a request that was fulfilled."""
-        self._asked[request], self._agreed[request] = 0, False
+        self._asked[request], self.agreed[request] = 0, False
 
-    def watch(self, items: Iterable[Item], stop: threading.Event) -> Iterator[Item]:
+    def watch(self, items: Iterable[Any], stop: threading.Event) -> Iterator[Any]:
         """Yield `items`, of which all processes have the same number; before each, all exchange stops and failures.
 
-        Raises Stopped if some process was asked to stop, what this process's `items` raised, and Failed if those of
-        another process failed.
+        Raises Stopped if some process was asked to stop, what `items` raised, and Failed if another process's failed.
         """
         source, end = iter(items), False
         with closing(source) if hasattr(source, "close") else nullcontext():  # type: ignore[type-var]
@@ -91,14 +73,14 @@ class Agreement:
                 received = gather([stop.is_set(), failure is not None], self._mesh)
                 if any(stopping for stopping, _ in received):
                     self.ask(STOP)
-                    self.receive(self._asked)
+                    self.agreed |= self._asked > 0
                     raise Stopped
                 if failure is not None:
                     raise failure
                 if any(failed for _, failed in received):
                     raise Failed("the input of another process failed")
                 if not end:
-                    yield item  # type: ignore[misc]
+                    yield item
 
     def first_control(self) -> Control:
         """Return the `Control` that the first step gets."""
@@ -107,8 +89,8 @@ class Agreement:
 
     def requests(self) -> jax.Array:
         """Return the requests of all processes, int32 [devices, 3], for the next step."""
-        key = self._asked.tobytes()
-        if self._sent is None or self._sent[0] != key:
+        asked = self._asked.tobytes()
+        if self._sent is None or self._sent[0] != asked:
             rows = np.tile(self._asked, (len(self._mesh.local_devices), 1))
-            self._sent = key, put_rows(rows, self._mesh)
+            self._sent = asked, put_rows(rows, self._mesh)
         return self._sent[1]

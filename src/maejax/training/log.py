@@ -22,12 +22,8 @@ _log = logging.getLogger("maejax.training")
 class RunLog:
     """Metrics and progress of a run from step `start` to `stop`; a context manager.
 
-    Metrics are appended to `metrics.jsonl` in `directory`, one object per line. Lines beyond `start`, written by an
-    earlier process after its last checkpoint, are dropped, so that every step is logged once. If the file cannot be
-    written (a full disk, say), an error is logged and the lines are written later.
-
-    Of several processes the `first` alone writes and prints. `trackers` also get metrics and pictures, and are closed
-    with the log. Only a terminal gets a moving bar.
+    Metrics are appended to `metrics.jsonl`, one object per line, without what an earlier process wrote beyond `start`.
+    The `first` process alone writes and prints. `trackers` also get metrics and pictures, and are closed with the log.
     """
 
     def __init__(
@@ -44,7 +40,10 @@ class RunLog:
         self._lines, self._trackers = None, trackers if first else ()
         if first:
             path = directory / "metrics.jsonl"
-            keep_until(path, start)
+            if path.exists():
+                old = [json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= start]
+                with write_atomically(path) as new:
+                    new.write_text("".join(old))
             self._lines = Lines(path)
         done = TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn()
         left = TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False)
@@ -52,8 +51,7 @@ class RunLog:
         hidden = not console.is_terminal
         self._bar = Progress(*columns, console=console, disable=hidden, speed_estimate_period=60)
         self._task = self._bar.add_task("training", total=stop, completed=start, now="compiling")
-        self._stop = stop
-        self._begun = False
+        self._stop, self._begun = stop, False
 
     def __enter__(self):
         self._bar.start()
@@ -129,13 +127,6 @@ class Lines:
         if self._waiting:
             self.append("")
         os.close(self._file)
-
-
-def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file that belong to steps after `step`, and a half-written last one."""
-    if path.exists():
-        with write_atomically(path) as new:
-            new.write_text("".join(json.dumps(line) + "\n" for line in read_lines(path) if line["step"] <= step))
 
 
 def evaluated_at(path: Path, step: int) -> bool:

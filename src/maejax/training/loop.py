@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,9 +17,8 @@ from maejax.training.checkpoint import Checkpoints
 from maejax.training.consensus import Agreement, stop_requests
 from maejax.training.log import RunLog
 from maejax.training.mesh import gather, put_rows
-from maejax.training.meter import Meter
+from maejax.training.meter import Meter, WaitTimes, describe
 from maejax.training.state import HALT, SAVE, STOP, Control, FlatState, TrainState
-from maejax.training.stragglers import WaitTimes, describe
 from maejax.training.trace import Trace
 
 QUEUED = 2  # steps handed to the device before the first of them is done; each holds a batch in its memory
@@ -35,12 +33,8 @@ Evaluate = Callable[[TrainState, int, Watch], dict[str, float]]
 Explain = Callable[[TrainState, int, Any], str]
 
 
-@dataclass(frozen=True)
-class Intervals:
-    """Steps between saves, log lines and evaluations; with `evaluate` 0 the last state alone is evaluated.
-
-    A run also saves `minutes` after its last save, unless that is 0.
-    """
+class Intervals(NamedTuple):
+    """Steps between saves, log lines, evaluations (0: of the last state alone); `minutes` between saves, 0: any."""
 
     save: int
     log: int
@@ -48,8 +42,7 @@ class Intervals:
     minutes: float = 0
 
 
-@dataclass(frozen=True)
-class RunContext:
+class RunContext(NamedTuple):
     """A run from step `start` to `stop`: where it writes, and how often."""
 
     start: int
@@ -65,12 +58,10 @@ class RunContext:
         return step == self.stop or (interval > 0 and step % interval == 0)
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(NamedTuple):
     """Rows of this host in the global batches `start`, `start` + 1, ..., each of `batch_size` images in all.
 
-    `position` returns where the input stands, as JSON holds it. `merge` makes one position of those of all processes.
-    `metrics` returns what the host adds to every log line.
+    `position`: that of the input, as JSON; `merge` makes one of those of all processes; `metrics` join every log line.
     """
 
     batches: Iterator[Any]
@@ -81,10 +72,7 @@ class Feed:
 
 
 class Running(NamedTuple):
-    """A step that the device works on: its number (that of the state after it), its input and its results.
-
-    `rows` are those of this host, `position` is that of the input before they were taken.
-    """
+    """A step in work: that of the state after it, this host's rows, the input's position before them, and results."""
 
     step: int
     rows: Any
@@ -108,6 +96,8 @@ def fit(
     """Train a state from step `run.start` to `run.stop`; its memory is given up. All processes call this together.
 
     Returns the last state, and whether all is done. If not, a signal asked to stop, and the state was saved.
+    `step_fn` is that of `make_step`. If `evaluated`, the state at `run.start` needs no evaluation. `flop` is that of an
+    image in one step, for the share of the devices' peak; 0 leaves it out.
 
     The order evaluate, save, next batch, step, log must not change:
 
@@ -116,11 +106,6 @@ def fit(
     - Save before the next batch: the position in a checkpoint is then that of the first batch unknown to the state.
     - Log last, and up to two steps late: the device then never waits for the host. All processes read the same results
       at the same step, so all of them stop, save or halt there.
-
-    Args:
-        step_fn: `(state, batch, control, requests) -> (state, metrics, control)` on a `FlatState`, see `make_step`.
-        evaluated: whether the state at `run.start` needs no evaluation.
-        flop: that of one image in one step, for the share of the devices' peak; 0 leaves it out.
 
     Raises Failed if the loss or gradient is not finite, another process ended, or its input failed. Raises what
     `feed` or `evaluate` raised, after the state was saved.
@@ -137,9 +122,9 @@ def fit(
             if intervals.minutes and jax.process_index() == 0 and time.monotonic() - saved_at > 60 * intervals.minutes:
                 agreement.ask(SAVE)
             due = evaluate is not None and run.evaluates(step) and (step > run.start or not evaluated)
-            if due or last or agreement.any() or step % intervals.save == 0:
+            if due or last or agreement.agreed.any() or step % intervals.save == 0:
                 flight.finish(flat)  # may bring requests of other processes
-            if agreement.has(HALT):
+            if agreement.agreed[HALT]:
                 step = int(jax.device_get(flat.state.step))
                 position = position if flight.halted is None else flight.halted.position
                 run.checkpoints.save(flat.state, step, feed.merge(gather(position, mesh)))
@@ -147,14 +132,14 @@ def fit(
                 raise reader.failure or Failed(f"the input of another process failed; step {step} was saved")
 
             found, fault = None, None
-            if due and evaluate is not None and not agreement.has(STOP):
+            if due and evaluate is not None and not agreement.agreed[STOP]:
                 evaluate_all = partial(evaluate, flat.state, step, partial(agreement.watch, stop=stop))
                 found, fault = try_to_evaluate(evaluate_all, agreement, mesh)
                 if found is not None:
                     run.log.write(step, found)
                 flight.restart_clocks(step)
 
-            if last or agreement.any() or fault or (step > run.start and step % intervals.save == 0):
+            if last or agreement.agreed.any() or fault or (step > run.start and step % intervals.save == 0):
                 run.checkpoints.save(flat.state, step, feed.merge(gather(position, mesh)))
                 saved_at = time.monotonic()
                 agreement.clear(SAVE)
@@ -162,16 +147,16 @@ def fit(
                 run.checkpoints.wait()
                 run.log.message(f"the evaluation of step {step} failed; {kept(run.checkpoints)}")
                 raise fault
-            if last or agreement.has(STOP):
+            if last or agreement.agreed[STOP]:
                 return flat.state, last and (not due or found is not None)
-            if run.trace is not None and run.trace.changes_at(step):
+            if run.trace is not None and step in run.trace.ends:
                 flight.finish(flat)
                 run.trace.start_or_stop(step)
 
             with jax.transfer_guard("disallow"):
                 with flight.waiting_for_input():
                     rows = reader.next()
-                if agreement.has(HALT):
+                if agreement.agreed[HALT]:
                     continue
                 flight.finish(flat, leave=QUEUED - 1)
                 batch, requests = put_rows(rows, mesh), agreement.requests()
@@ -211,7 +196,7 @@ class InFlight:
         with self.waits.waiting("input"):
             yield
         newest: Any = self.running[-1].control.bad if self.running else None
-        if newest is not None and newest.is_ready() and not self._agreement.has(HALT):
+        if newest is not None and newest.is_ready() and not self._agreement.agreed[HALT]:
             self._meter.wait(time.monotonic() - before)
 
     def finish(self, flat: FlatState, leave: int = 0) -> None:
@@ -223,8 +208,8 @@ class InFlight:
         done, run = self.running.popleft(), self._run
         with self.waits.waiting("device"):
             requested, bad, halted = jax.device_get(done.control)
-        self._agreement.receive(requested)
-        if halted and self._agreement.has(HALT):
+        self._agreement.agreed |= requested > 0
+        if halted and self._agreement.agreed[HALT]:
             self.halted = self.halted or done
             return
         regular = done.step % run.intervals.log == 0 or done.step in (run.start + 1, run.stop)
@@ -294,7 +279,7 @@ def try_to_evaluate(
         if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
             raise
         fault = error
-    if not agreement.has(STOP) and any(gather(fault is not None, mesh)):
+    if not agreement.agreed[STOP] and any(gather(fault is not None, mesh)):
         return None, fault or Failed("the evaluation failed in another process")
     return found, fault
 
@@ -318,8 +303,6 @@ def named_peers(checkpoints: Checkpoints):
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        why = lost_peers(seconds=2) or "most likely another process ended"
-        raise Failed(
-            f"{name_of(jax.process_index())} cannot go on, for {why}: "
-            f"{first_line(error)}; {kept(checkpoints)}; start the same command again on every host to go on from there"
-        ) from error
+        why = f"{lost_peers(seconds=2) or 'most likely another process ended'}: {first_line(error)}"
+        remedy = f"{kept(checkpoints)}; start the same command again on every host to go on from there"
+        raise Failed(f"{name_of(jax.process_index())} cannot go on, for {why}; {remedy}") from error

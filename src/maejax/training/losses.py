@@ -12,10 +12,7 @@ Criterion = Literal["ce", "bce"]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, criterion: Criterion) -> jax.Array:
-    """Compute the loss [B] of logits against soft or one-hot targets, both [B, labels].
-
-    "ce": softmax cross-entropy. "bce": sigmoid cross-entropy, the mean over the classes.
-    """
+    """Compute the loss [B] against targets [B, labels]: "ce" softmax cross-entropy, "bce" the mean of sigmoid ones."""
     if criterion == "ce":
         return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
     return -jnp.mean(targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits), axis=-1)

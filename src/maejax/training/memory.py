@@ -9,10 +9,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep what XLA frees; call before the first computation. MAEJAX_KEEP_MEMORY=0 changes nothing.
+    """Make glibc, if it is there, keep what XLA frees, from before the first computation on. MAEJAX_KEEP_MEMORY=0: not.
 
-    XLA on CPU returns its large buffers after every step, and the kernel clears every page anew at the next one.
-    Without glibc nothing happens. The process then keeps its peak of memory.
+    XLA on CPU returns its large buffers after every step, and the kernel clears every page anew. The peak is kept.
     """
     if platform.libc_ver()[0] != "glibc" or os.environ.get("MAEJAX_KEEP_MEMORY") == "0":
         return

@@ -1,6 +1,7 @@
 """Placement of arrays: one mesh of all devices, batches split over it, the state on every device or split as well."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -35,8 +36,7 @@ def state_sharding(state: Any, mesh: Mesh | AbstractMesh, sharding: Sharding) ->
     """Return the sharding of every array of a state, or of its abstract shape.
 
     "replicated": all on every device. "fsdp" (ZeRO-3, Rajbhandari et al. 2020): the largest axis that divides by the
-    number of devices is split. The depth of a stack never is, since its layers are used one at a time. Small arrays,
-    and those without such an axis, stay whole.
+    number of devices is split, but never the depth of a stack, whose layers are used one at a time. Others stay whole.
     """
 
     def place(path, array) -> NamedSharding:
@@ -66,16 +66,15 @@ def gather_unstacked(model: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(gather_one, model)
 
 
-def put_rows(rows: Any, mesh: Mesh) -> Any:
+def put_rows(rows: Any, mesh: Mesh, place: Callable[[Mesh], NamedSharding] = split) -> Any:
     """Copy this host's rows of a global array, or of a tree of them, to its devices; works for any number of hosts."""
     with jax.transfer_guard_host_to_device("allow"):  # JAX does not count this as the explicit transfer that it is
-        return jax.make_array_from_process_local_data(split(mesh), rows)
+        return jax.make_array_from_process_local_data(place(mesh), rows)
 
 
 def put_same(value: np.ndarray, mesh: Mesh) -> jax.Array:
     """Copy an array that is the same on every host to every device."""
-    with jax.transfer_guard_host_to_device("allow"):
-        return jax.make_array_from_process_local_data(replicated(mesh), value)
+    return put_rows(value, mesh, replicated)
 
 
 def gather(value: Any, mesh: Mesh) -> list[Any]:
@@ -125,10 +124,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def fetch_on_first(tree: Any, mesh: Mesh) -> Any:
-    """Return the arrays of a tree in the host memory of the first process, and None in the others.
-
-    All processes call this together; the devices hold one array more at a time.
-    """
+    """Fetch a tree into the first process's memory, array by array; None in the others, which call this too."""
 
     def fetch(array: jax.Array) -> np.ndarray | None:
         full = array if array.is_fully_replicated else replicate(array, mesh)

@@ -24,10 +24,7 @@ class Mixture(NamedTuple):
 def mix(
     images: jax.Array, targets: jax.Array, valid: jax.Array, step: jax.Array, *, seed: int, mixup: float, cutmix: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Mix every image and its targets with those of its partner by a drawn mixture; see `draw_mixture` and `blend`.
-
-    A function of the global batch, `seed` and `step` alone. With `mixup` and `cutmix` 0 nothing changes.
-    """
+    """Mix images and targets with those of their partners by the mixture of a step; if both are 0, nothing changes."""
     if not mixup and not cutmix:
         return images, targets
     size = images.shape[1], images.shape[2]
@@ -37,8 +34,7 @@ def mix(
 def draw_mixture(step: jax.Array, *, seed: int, size: tuple[int, int], mixup: float, cutmix: float) -> Mixture:
     """Draw a step's mixture of images of `size` (H, W): mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019).
 
-    `mixup` and `cutmix` are the alphas of lambda ~ Beta(alpha, alpha); 0 switches one of them off. If both are on,
-    each has one half of the steps. A function of (seed, step).
+    `mixup` and `cutmix` are the alphas of lambda ~ Beta(alpha, alpha), 0 for none; with both, each has half the steps.
     """
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 4)
     mixed = drawn = None
@@ -56,26 +52,19 @@ def draw_mixture(step: jax.Array, *, seed: int, size: tuple[int, int], mixup: fl
 
 
 def cut_box(lam: jax.Array, row: jax.Array, column: jax.Array, size: tuple[int, int]) -> Mixture:
-    """Cut a box around a pixel, of the shape of the image and 1 - `lam` of its area, out of images of `size` (H, W).
-
-    The part of the box beyond the border is lost; the weight of the targets follows from the rest of it.
-    """
-    inside = [_span(lam, centre, length) for centre, length in zip((row, column), size, strict=True)]
+    """Cut a box of 1 - `lam` of the area around a pixel out of images of `size` (H, W), which it may leave in part."""
+    inside = []
+    for centre, length in zip((row, column), size, strict=True):
+        cut, at = (length * jnp.sqrt(1 - lam)).astype(jnp.int32), jnp.arange(length)
+        inside.append((at >= centre - cut // 2) & (at < centre + (cut + 1) // 2))
     pixels = 1.0 - (inside[0][:, None] & inside[1][None, :])
     return Mixture(pixels, pixels.mean())
-
-
-def _span(lam: jax.Array, centre: jax.Array, length: int) -> jax.Array:
-    cut = (length * jnp.sqrt(1 - lam)).astype(jnp.int32)
-    at = jnp.arange(length)
-    return (at >= centre - cut // 2) & (at < centre + (cut + 1) // 2)
 
 
 def blend(images: jax.Array, targets: jax.Array, valid: jax.Array, mixture: Mixture) -> tuple[jax.Array, jax.Array]:
     """Mix rows with their partners: images [B, H, W, C], uint8 or float, and targets [B, labels] become float32.
 
-    A row is not changed if it or its partner is not `valid` [B]. Values keep their scale; mixing is linear, so it may
-    come before or after normalisation.
+    A row is not changed if it or its partner is not `valid` [B]. Mixing is linear: it may come before normalisation.
     """
     pairs = (valid & valid[::-1])[:, None]
     weight = jnp.where(pairs[..., None, None], mixture.pixels[None, :, :, None], 1.0)
@@ -85,8 +74,5 @@ def blend(images: jax.Array, targets: jax.Array, valid: jax.Array, mixture: Mixt
 
 
 def soft_targets(labels: jax.Array, classes: int, smoothing: float) -> jax.Array:
-    """Turn labels [B] int32 into targets [B, classes] float32 with label smoothing (Szegedy et al. 2016).
-
-    Every class gets `smoothing` / `classes`, and the label also 1 - `smoothing`; a label of -1 gets no more.
-    """
+    """Turn labels [B] int32, -1 for none, into smoothed targets [B, classes] float32 (Szegedy et al. 2016)."""
     return (1 - smoothing) * jax.nn.one_hot(labels, classes) + smoothing / classes

@@ -5,7 +5,6 @@ The layers of a model are one stack, so a bias has two dimensions here: every ru
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,12 +22,10 @@ OPTIMIZERS = ("adamw", "lamb", "sgd", "lars")
 MOMENTUM = 0.9  # SGD and LARS: the paper's Table 10 and the original
 
 
-@dataclass(frozen=True)
-class ParameterRules:
+class ParameterRules(NamedTuple):
     """How an optimizer treats single parameters: those named in `decayed` decay, and have trust ratios in LARS, LAMB.
 
-    `lr_decay`: layer-wise decay of the rate in the encoder, see `layer_rates`; 1 switches it off. `tuned_blocks`: how
-    many of the encoder's last blocks are trained, see `tuned_factors`; None for all of it.
+    `lr_decay` as in `layer_rates`, 1 for none; `tuned_blocks` as in `tuned_factors`, None for the whole encoder.
     """
 
     decayed: tuple[str, ...] = DECAYED
@@ -49,9 +46,8 @@ def build_optimizer(
 ) -> optax.GradientTransformation:
     """Build one of `OPTIMIZERS` for a model of this package; fixed tables get no update and no optimizer state.
 
-    `weight_decay` is decoupled for AdamW and LAMB, and added to the gradient for SGD and LARS. `b1`, `b2` and `eps` are
-    those of Adam, for AdamW and LAMB. `clip_grad` is the largest global norm of the gradient; 0 switches it off.
-    Raises ValueError if the name is unknown.
+    `weight_decay` is decoupled for AdamW and LAMB, and added to the gradient for SGD and LARS. The first two take `b1`,
+    `b2` and `eps`. `clip_grad` is the largest norm of the gradient, 0 for any. Raises ValueError for an unknown name.
     """
     rules = rules or ParameterRules()
     mask = partial(decay_mask, decayed=rules.decayed)
@@ -60,11 +56,11 @@ def build_optimizer(
         case "adamw":
             steps = [scale_by_adam(b1, b2, eps), decay]
         case "lamb":
-            steps = [scale_by_adam(b1, b2, eps), decay, scale_by_layer_trust(mask=mask)]
+            steps = [scale_by_adam(b1, b2, eps), decay, scale_by_layer_trust(mask)]
         case "sgd":
             steps = [decay, optax.trace(MOMENTUM)]
         case "lars":
-            steps = [decay, scale_by_layer_trust(coefficient=0.001, mask=mask), optax.trace(MOMENTUM)]
+            steps = [decay, scale_by_layer_trust(mask, 0.001), optax.trace(MOMENTUM)]
         case _:
             raise ValueError(f"the optimizer is one of {', '.join(OPTIMIZERS)}, not {name}")
     # LARS keeps the rate inside the momentum in the authors' code (buffer of unscaled updates): the rate comes last.
@@ -76,8 +72,15 @@ def build_optimizer(
     if rules.tuned_blocks is not None:
         tuned = scale_by_factors(partial(tuned_factors, blocks=rules.tuned_blocks))
         steps = [tuned, *steps, tuned]  # first for the gradient's norm, last for the decay of the weights
-    update = optax.chain(*steps)
-    return optax.partition({"trained": update, "fixed": optax.set_to_zero()}, trained_or_fixed)
+    trained = optax.chain(*steps)
+    return optax.partition({"trained": trained, "fixed": optax.set_to_zero()}, _trained_or_fixed)
+
+
+def _trained_or_fixed(model: nnx.Module):
+    def label(node) -> str:
+        return "fixed" if isinstance(node, Constant) else "trained"
+
+    return jax.tree.map(label, model, is_leaf=lambda node: isinstance(node, nnx.Variable))
 
 
 class AdamState(NamedTuple):
@@ -100,8 +103,7 @@ def select(skip: jax.Array | bool, old: Any, new: Any) -> Any:
 def scale_by_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
     """Scale by Adam's moments exactly as `optax.scale_by_adam`, but keep the old state where `skip` is true.
 
-    The state is selected before it is read. Selected later, XLA on CPU needs old and new arrays at once and copies them
-    all, and an update takes half as long again.
+    It is selected before it is read: later, XLA on CPU copies all arrays, and an update takes half as long again.
     """
 
     def init(params):
@@ -126,24 +128,9 @@ def for_trained(optimizer: optax.GradientTransformation, frozen: Callable[[Any],
     )
 
 
-def trained_or_fixed(model: nnx.Module):
-    """Label every variable of a model "trained" or "fixed"."""
-    return jax.tree.map(
-        lambda v: "fixed" if isinstance(v, Constant) else "trained",
-        model,
-        is_leaf=lambda v: isinstance(v, nnx.Variable),
-    )
-
-
 def decay_mask(model: nnx.Module, decayed: tuple[str, ...] = DECAYED):
     """Mark the arrays that decay, by the last part of their names."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: leaf_name(path) in decayed, model)
-
-
-def leaf_name(path) -> str:
-    """Return the last attribute of a parameter's path: kernel, bias, scale, cls_token, ..."""
-    names = [key.name for key in path if isinstance(key, jax.tree_util.GetAttrKey) and key.name != "value"]
-    return names[-1]
+    return jax.tree_util.tree_map_with_path(lambda path, _: array_name(path).split(".")[-1] in decayed, model)
 
 
 def is_stacked(path) -> bool:
@@ -197,17 +184,13 @@ def tuned_factors(model: Any, blocks: float):
 
 def scale_by_factors(factors: Callable[[Any], Any]) -> optax.GradientTransformation:
     """Multiply every update by its factor in `factors(model)`, such as `layer_rates`."""
-
-    def update(updates, state, params=None):
-        return jax.tree.map(jnp.multiply, updates, factors(params)), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(lambda updates, params: jax.tree.map(jnp.multiply, updates, factors(params)))
 
 
-def scale_by_layer_trust(coefficient: float = 1.0, mask=None) -> optax.GradientTransformation:
+def scale_by_layer_trust(mask: Callable[[Any], Any], coefficient: float = 1.0) -> optax.GradientTransformation:
     """Scale each layer's update by |weights| / |update| (LARS: You et al. 2017; LAMB: You et al. 2020).
 
-    A stack of layers gets one ratio per layer. Where either norm is zero the ratio is 1.
+    A stack of layers gets one ratio per layer; arrays outside `mask(model)` and those with a norm of 0 keep theirs.
     """
 
     def ratio(weights, update):
@@ -219,8 +202,5 @@ def scale_by_layer_trust(coefficient: float = 1.0, mask=None) -> optax.GradientT
             return update
         return (jax.vmap(ratio) if is_stacked(path) else ratio)(weights, update)
 
-    def update(updates, state, params=None):
-        trusted = jax.tree.map(lambda _: True, updates) if mask is None else mask(params)
-        return jax.tree_util.tree_map_with_path(scale, updates, params, trusted), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    scaled = partial(jax.tree_util.tree_map_with_path, scale)
+    return optax.stateless(lambda updates, params: scaled(updates, params, mask(params)))

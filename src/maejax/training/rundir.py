@@ -9,17 +9,13 @@ from maejax.storage import mirror
 from maejax.storage.atomic import write_atomically
 from maejax.training.checkpoint import saved_steps
 
+Resume = Literal["auto", "never", "must"]
 # In the directory of a run; BEST holds the checkpoint with the best validation.
 CONFIG, CHECKPOINTS, BEST = "config.json", "checkpoints", "best"
 
 
 def open_run(
-    directory: Path,
-    config: dict[str, Any],
-    *,
-    differences: list[str],
-    resume: Literal["auto", "never", "must"],
-    first: bool = True,
+    directory: Path, config: dict[str, Any], *, differences: list[str], resume: Resume, first: bool = True
 ) -> int:
     """Write config.json of a run, and return the step to start from. The directory is made if it is missing.
 
@@ -33,10 +29,8 @@ def open_run(
     if not steps and resume == "must":
         raise InputError(f"{name} has no checkpoint to resume from; check --output-dir and --name, or --resume auto")
     if steps and differences:
-        raise InputError(
-            f"{name} is a run of another configuration (checkpoint {steps[-1]}): {'; '.join(differences)}. "
-            "Choose another --name, or give the old flags again"
-        )
+        found = f"{name} is a run of another configuration (checkpoint {steps[-1]}): {'; '.join(differences)}"
+        raise InputError(f"{found}. Choose another --name, or give the old flags again")
     if first:
         try:
             directory.mkdir(parents=True, exist_ok=True)

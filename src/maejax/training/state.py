@@ -59,11 +59,8 @@ def new_state(init: Init, optimizer: Optimizer) -> TrainState:
 def abstract_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
     """Describe a state on the mesh by shapes, types and shardings (see `state_sharding`); takes no memory."""
     shapes = jax.eval_shape(partial(new_state, init, optimizer))
-    return jax.tree.map(
-        lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
-        shapes,
-        state_sharding(shapes, mesh, sharding),
-    )
+    places = state_sharding(shapes, mesh, sharding)
+    return jax.tree.map(lambda a, to: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=to), shapes, places)
 
 
 def create_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
@@ -141,10 +138,7 @@ def make_step(
 
 
 def mean_gradient(losses: Callable, trained: Any, rest: Any, batch: Any, step: jax.Array, parts: int):
-    """Compute the mean loss over the valid rows of a batch and its gradient, the batch taken in `parts`.
-
-    `trained` and `rest` are the two parts of the model; the gradient is that of `trained`.
-    """
+    """Compute the mean loss over the valid rows of a batch, taken in `parts`, and its gradient by `trained`."""
 
     def weighted_loss(trained, batch, weight, microstep):
         # Each row has its weight in the mean, so that nothing as large as the parameters is scaled afterwards.

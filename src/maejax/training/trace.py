@@ -6,31 +6,22 @@ import jax
 
 
 class Trace:
-    """A trace of steps `start` .. `stop`, written to a folder of this process alone; a context manager."""
+    """A trace of steps `ends[0]` .. `ends[1]`, written to a folder of this process alone; a context manager."""
 
     def __init__(self, directory: Path, start: int, stop: int):
-        self.directory, self.start, self.stop = directory, start, stop
-        self._running = False
+        self.directory, self.ends, self._running = directory, (start, stop), False
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._end()
-
-    def changes_at(self, step: int) -> bool:
-        """Return whether the trace starts or stops after step `step`."""
-        return step in (self.start, self.stop)
+        if self._running:
+            self.start_or_stop(self.ends[1])
 
     def start_or_stop(self, step: int) -> None:
-        """Start or stop the trace; to be called when no step is in flight."""
-        if step == self.start:
+        """Start or stop the trace at one of its ends; to be called when no step is in flight."""
+        if step == self.ends[0]:
             jax.profiler.start_trace(str(self.directory))
-            self._running = True
-        elif step == self.stop:
-            self._end()
-
-    def _end(self) -> None:
-        if self._running:
+        elif self._running:
             jax.profiler.stop_trace()
-            self._running = False
+        self._running = step == self.ends[0]

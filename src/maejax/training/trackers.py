@@ -25,14 +25,11 @@ class WandB:
         known = directory / "wandb-run.txt"
         if not known.exists():
             known.write_text(uuid.uuid4().hex[:8] + "\n")
-        machine: dict[str, Any] = {f"x_disable_{what}": True for what in ("meta", "stats", "machine_info")}
-        settings = wandb.Settings(
-            disable_git=True, disable_code=True, save_code=False, console="off", silent=True, host="-", **machine
-        )
-        project, run_id = project or "maejax", known.read_text().strip()
-        self._run = wandb.init(
-            project=project, name=name, dir=directory, config=config, id=run_id, resume="allow", settings=settings
-        )
+        off: dict[str, Any] = {f"x_disable_{what}": True for what in ("meta", "stats", "machine_info")}
+        off |= {"disable_git": True, "disable_code": True, "save_code": False, "console": "off"}
+        run: dict[str, Any] = {"project": project or "maejax", "name": name, "id": known.read_text().strip()}
+        settings = wandb.Settings(silent=True, host="-", **off)
+        self._run = wandb.init(dir=directory, config=config, settings=settings, resume="allow", **run)
         self._run.define_metric("*", step_metric="step")  # its own counter does not go back when a run does
         self._image = wandb.Image
 
@@ -83,24 +80,16 @@ Tracker = WandB | TensorBoard
 
 
 def check_installed(*, wandb: bool, tensorboard: bool) -> None:
-    """Check that the libraries of the trackers that a run uses are installed; raises InputError if one is not."""
+    """Check the trackers that a run uses; raises InputError if a library is not installed, or W&B has no login."""
     for flag, wanted, library in (("wandb", wandb, "wandb"), ("tensorboard", tensorboard, "tensorboardX")):
         if wanted and importlib.util.find_spec(library) is None:
             raise InputError(f"--{flag} needs a library that is not installed: {install(flag)}")
-    if wandb:
-        check_login()
+    if wandb and not sys.stdin.isatty():  # which could not ask for a login
+        from wandb import login, setup
 
-
-def check_login() -> None:
-    """Raise InputError if W&B has no login and cannot ask for one."""
-    import wandb
-
-    if sys.stdin.isatty() or wandb.setup().settings.mode != "online":
-        return
-    if not wandb.login(prompt=False, verify=False):
-        raise InputError(
-            "--wandb has no login: run `wandb login`, set WANDB_API_KEY, or keep the log here by WANDB_MODE=offline"
-        )
+        if setup().settings.mode == "online" and not login(prompt=False, verify=False):
+            remedy = "run `wandb login`, set WANDB_API_KEY, or keep the log here by WANDB_MODE=offline"
+            raise InputError(f"--wandb has no login: {remedy}")
 
 
 def guarded(call, *args) -> None:
