@@ -95,6 +95,7 @@ def test_specs_of_shards_elsewhere(tmp_path, server, monkeypatch):
         ("memory://specs/none/*.tar", "no tar shards there"),
         ("https://h/*.tar", "cannot list its files"),
         ("hf://me/set/*.tar", "write hf://datasets/OWNER/NAME/PATH"),
+        ("hf://me/set/a.tar", "write hf://datasets/OWNER/NAME/PATH"),
         (f"@{tmp_path}/missing", "cannot be read as a list of shards: No such file"),
         (f"@{server.url}/missing?token=secret", r"token=\*\*\*: cannot be read.*404"),
     ]:

@@ -57,6 +57,8 @@ def _remote(address: str) -> list[str]:
             raise InputError(f"{redact(address)}: {why}")
         return [address]
     scheme, _, path = address.partition("://")
+    if scheme == "hf" and not path.startswith("datasets/"):
+        raise InputError(f"{address}: is no address of a data set; write hf://datasets/OWNER/NAME/PATH")
     try:
         if not re.search(r"[*?\[]", path):
             if _SHARD.search(path):

@@ -76,9 +76,7 @@ def read_web(address: str, policy: RetryPolicy, stop: threading.Event) -> Genera
 
 def list_hf(pattern: str, policy: RetryPolicy) -> list[str]:
     """List the files in the folder of an hf://datasets/ address, as hf:// addresses, sorted. Raises FetchError."""
-    kind, repo, revision, path = _split_hf(pattern)
-    if kind != "datasets/":
-        raise FetchError("is no address of a data set; write hf://datasets/OWNER/NAME/PATH")
+    _, repo, revision, path = _split_hf(pattern)
     folder = re.split(r"[^/]*[*?\[]", path, maxsplit=1)[0].rstrip("/")
     tree = "/".join(filter(None, [quote(revision, safe=""), quote(folder)]))
     url: str | None = f"{_endpoint()}/api/datasets/{repo}/tree/{tree}?recursive=true"

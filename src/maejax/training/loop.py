@@ -34,7 +34,10 @@ Explain = Callable[[TrainState, int, Any], str]
 
 
 class Intervals(NamedTuple):
-    """Steps between saves, log lines, evaluations (0: of the last state alone); `minutes` between saves, 0: any."""
+    """Steps between saves, log lines and evaluations, and `minutes` between saves.
+
+    With `evaluate` 0 the last state alone is evaluated; with `minutes` 0 time does not count.
+    """
 
     save: int
     log: int
@@ -61,7 +64,8 @@ class RunContext(NamedTuple):
 class Feed(NamedTuple):
     """Rows of this host in the global batches `start`, `start` + 1, ..., each of `batch_size` images in all.
 
-    `position`: that of the input, as JSON; `merge` makes one of those of all processes; `metrics` join every log line.
+    `position` returns where the input stands, as JSON holds it. `merge` makes one position of those of all processes.
+    `metrics` returns what the host adds to every log line.
     """
 
     batches: Iterator[Any]
@@ -72,7 +76,7 @@ class Feed(NamedTuple):
 
 
 class Running(NamedTuple):
-    """A step in work: that of the state after it, this host's rows, the input's position before them, and results."""
+    """A step that the device works on: its number, this host's rows, their position in the input, and its results."""
 
     step: int
     rows: Any
