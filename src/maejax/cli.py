@@ -91,7 +91,12 @@ def parse(args: list[str]) -> Command:
             early.add_argument("--mode", nargs="?", const="", default=MODES[0])
             default = kind(recipe(early.parse_known_args(args)[0].mode))  # type: ignore[call-arg]
         about = "\n\n".join(paragraphs(kind))
-        return read(kind, default=default, prog=f"maejax {args[0]}", description=about, args=args[1:])
+        command = read(kind, default=default, prog=f"maejax {args[0]}", description=about, args=args[1:])
+        if isinstance(command, TrainCommand):
+            names = (arg.removeprefix("--").partition("=")[0] for arg in args if arg.startswith("--"))
+            given = frozenset(name.replace("-", "_").removeprefix("no_") for name in names)
+            return dataclasses.replace(command, given=given)
+        return command
     kinds = (
         Annotated[kind, tyro.conf.subcommand(name, description=paragraphs(kind)[0])] for name, kind in COMMANDS.items()
     )
@@ -124,7 +129,7 @@ def arguments_of(info: StructTypeInfo) -> StructConstructorSpec | None:
             marks.append(tyro.conf.arg(help_behavior_hint=""))
         if issubclass(kind, Command) and types[field.name] is bool:
             marks.append(tyro.conf.FlagCreatePairsOff)
-        if field.init:
+        if field.init and "hidden" not in field.metadata:
             annotated: Any = Annotated[(types[field.name], *marks)] if marks else types[field.name]
             specs.append(StructFieldSpec(field.name, annotated, default, partial(help_of, kind, field.name)))
     return StructConstructorSpec(instantiate=kind, fields=tuple(specs))

@@ -22,6 +22,9 @@ class TrainCommand(Command):
     config: Config = field(default_factory=Config, metadata={"title": ""})
     json: bool = field(default=False, init=False)  # --print-config prints JSON; a run writes it into its folder
 
+    given: frozenset[str] = field(default=frozenset(), metadata={"hidden": True})
+    """Names of the flags on the command line; the file of --pretrained-ckpt decides about some of the others."""
+
     to_stdout: ClassVar[bool] = True
 
     def run(self, console: Console) -> dict[str, Any]:
@@ -46,15 +49,17 @@ class TrainCommand(Command):
         console = console if first else Console(quiet=True)
         if first and "://" not in run.output_dir:
             check_writable("--output-dir", f"{run.output_dir}/{run.name or run.mode}", folder=True)
-        if run.eval_only:
-            from maejax.tasks import eval_only
-
-            eval_only.run(self.config, console)
-            return {"done": True}
         from maejax.storage.mirror import shown
-        from maejax.tasks import classify, pretrain
+        from maejax.tasks import classify, eval_only, pretrain
+        from maejax.tasks.transfer import with_facts_of_file
 
-        finished = (pretrain if run.mode == "pretrain" else classify).run(self.config, console)
+        config, lines = with_facts_of_file(self.config, self.given)
+        for line in lines:
+            console.print(f"weights  {line}", highlight=False)
+        if run.eval_only:
+            eval_only.run(config, console)
+            return {"done": True}
+        finished = (pretrain if run.mode == "pretrain" else classify).run(config, console)
         if not finished.done:
             say_stopped(console, shown(finished.directory))
         return {"done": finished.done}

@@ -20,6 +20,7 @@ except ImportError:  # no wheel for 64-bit Arm on Linux
     cykooz = None
 
 Size = tuple[int, int]
+BORDER = 4  # pixels around the image before a simple resized crop, as DeiT III's code has it
 RandomCrop = Literal["rrc", "src", "none"]
 
 
@@ -106,22 +107,36 @@ def random_box(shape: Size, rng: np.random.Generator, size: Size, scale: tuple[f
 
 
 def simple_resized_crop(image: np.ndarray, size: Size, rng: np.random.Generator) -> np.ndarray:
-    """Resize until the image just covers `size`, reflect 4 pixels at each border, crop at a random place (DeiT III)."""
-    image = np.pad(_cover(image, size), ((4, 4), (4, 4), (0, 0)), mode="reflect")
-    top, left = (int(rng.integers(have - want + 1)) for have, want in zip(image.shape[:2], size, strict=True))
-    return image[top : top + size[0], left : left + size[1]]
+    """Resize until the image just covers `size`, reflect `BORDER` pixels around it, crop at random (DeiT III)."""
+    covering, borders = _covering(image, size), []
+    for have, want in zip(covering, size, strict=True):
+        start = int(rng.integers(have + 2 * BORDER - want + 1)) - BORDER
+        borders.append((max(0, -start), max(0, start + want - have), start))
+    (above, below, top), (before, after, left) = borders
+    inside = (top + above, left + before, size[0] - above - below, size[1] - before - after)
+    return np.pad(_resize_and_crop(image, covering, inside), ((above, below), (before, after), (0, 0)), mode="reflect")
 
 
 def center_crop(image: np.ndarray, size: Size, ratio: float) -> np.ndarray:
-    """Resize until the image just covers `size` / `ratio`, then crop `size` from the centre, as torchvision does."""
-    image = _cover(image, (round(size[0] / ratio), round(size[1] / ratio)))
-    top, left = (round((have - want) / 2) for have, want in zip(image.shape[:2], size, strict=True))
-    return image[top : top + size[0], left : left + size[1]]
+    """Resize until the image just covers `size` / `ratio`, then crop `size` from the centre, as torchvision does.
+
+    The size before the crop is truncated, as in timm and the authors' code.
+    """
+    covering = _covering(image, (int(size[0] / ratio), int(size[1] / ratio)))
+    top, left = (round((have - want) / 2) for have, want in zip(covering, size, strict=True))
+    return _resize_and_crop(image, covering, (top, left, *size))
 
 
-def _cover(image: np.ndarray, size: Size) -> np.ndarray:
+def _covering(image: np.ndarray, size: Size) -> Size:
     height, width = image.shape[:2]
-    return resize(image, (max(size[0], size[1] * height // width), max(size[1], size[0] * width // height)))
+    return max(size[0], size[1] * height // width), max(size[1], size[0] * width // height)
+
+
+def _resize_and_crop(image: np.ndarray, size: Size, box: Box) -> np.ndarray:
+    """Resize to `size` and take a box of the result, without the pixels outside: a thin image may be huge by then."""
+    down, right = image.shape[0] / size[0], image.shape[1] / size[1]
+    top, left, height, width = box
+    return resize(image, (height, width), (left * right, top * down, width * right, height * down))
 
 
 def hflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -150,20 +165,26 @@ def jitter_colors(image: np.ndarray, factor: float, rng: np.random.Generator) ->
     return np.asarray(picture).reshape(image.shape)
 
 
-def resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize an image, uint8 [H, W, C], to `size`, by channels; the mean difference to Pillow is at most .2 of 255."""
+def resize(image: np.ndarray, size: Size, part: tuple[float, float, float, float] | None = None) -> np.ndarray:
+    """Resize an image, uint8 [H, W, C], to `size`, by channels; the mean difference to Pillow is at most .2 of 255.
+
+    `part` is what of it is resized: left, top, width and height in pixels; None for all.
+    """
     height, width, channels = image.shape
-    if (height, width) == size:
-        return image
+    left, top, wide, high = part or (0, 0, width, height)
+    if (high, wide) == size:  # nothing to resize: places are whole numbers then
+        return image[round(top) : round(top) + size[0], round(left) : round(left) + size[1]]
     if cykooz is not None and channels <= 4:
         kind = cykooz.PixelType[("U8", "U8x2", "U8x3", "U8x4")[channels - 1]]
         bicubic = cykooz.ResizeAlg.convolution(cykooz.FilterType.catmull_rom)
         source = cykooz.ImageData(width, height, kind, _bytes(image))
         target = cykooz.ImageData(size[1], size[0], kind)
-        cykooz.Resizer().resize(source, target, cykooz.ResizeOptions(bicubic, use_alpha=False))
+        part = cykooz.CropBox(left, top, wide, high)
+        cykooz.Resizer().resize(source, target, cykooz.ResizeOptions(bicubic, crop_box=part, use_alpha=False))
         return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, channels)
     planes = [image] if channels == 3 else [image[..., i] for i in range(channels)]
-    pictures = [Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.BICUBIC) for plane in planes]
+    box = (left, top, left + wide, top + high)
+    pictures = [Image.fromarray(plane).resize(size[::-1], Image.Resampling.BICUBIC, box) for plane in planes]
     return np.dstack([np.asarray(picture) for picture in pictures])
 
 

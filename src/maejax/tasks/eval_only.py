@@ -12,7 +12,7 @@ from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source
 from maejax.errors import InputError, WeightsError
 from maejax.models.classifier import ImageClassifier
-from maejax.models.description import PLAIN
+from maejax.models.description import PLAIN, change_encoder
 from maejax.storage import mirror
 from maejax.storage.redact import redact
 from maejax.tasks.accuracy import Accuracy
@@ -20,9 +20,7 @@ from maejax.tasks.checks import check_batch, check_least, precision
 from maejax.tasks.configured import faults_allowed, run_directory
 from maejax.tasks.transfer import match_classes
 from maejax.training.mesh import make_mesh, put_same
-from maejax.training.rundir import read_config, write_json
-from maejax.weights import run_directory as runs
-from maejax.weights.addresses import local
+from maejax.training.rundir import write_json
 from maejax.weights.pretrained import fetch_pretrained
 from maejax.weights.weights import Weights, model_of
 
@@ -45,11 +43,12 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     source = open_source(data.valid_dataset_shards, cache_dir=data.cache_dir)
     check_readable(source, data.channels)
     weights, said = read_whole(config)
+    normalisation = {name: values for name in ("mean", "std") if (values := getattr(data, name))}
+    weights = replace(weights, config=change_encoder(weights.config, **normalisation))
     model = model_of(weights, replace(PLAIN, dtype=precision(config)))
     if not isinstance(model, ImageClassifier):
         raise InputError(f"--pretrained-ckpt {path} has no head; train one with --mode linear or finetune")
-    mapped = known_classes(path)
-    match_classes(source, mapped or source.classes, model.config.labels, data.valid_dataset_shards)
+    match_classes(source, weights.classes or source.classes, model.config.labels, data.valid_dataset_shards)
     mesh = make_mesh()
     evaluator = Accuracy(config, source, run_directory(config), mesh, faults_allowed(config))
     console.print(f"weights  {said or path}: {weights.writer}", highlight=False)
@@ -99,13 +98,3 @@ def read_whole(config: Config) -> tuple[Weights, str]:
     if found.dim == flags.dim and found.heads != flags.heads:
         weights, said = fetch(heads=flags.heads)
     return weights, said
-
-
-def known_classes(path: str) -> tuple[str, ...]:
-    """Read the names of the classes that a run of this project was trained on; empty for other files."""
-    try:
-        directory, _ = runs.locate(local(path)[0])
-    except ValueError:
-        return ()
-    config = read_config(directory)
-    return tuple(config["classes"]) if config else ()

@@ -1,7 +1,7 @@
 """Starting from pre-trained weights: what a classifier takes over, and which classes it is for."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from maejax.config import Config
+from maejax.config import Config, flags, with_flags
 from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.errors import InputError, WeightsError
-from maejax.models.description import Classifier
+from maejax.models.description import MAE, Classifier, ViT
 from maejax.models.trees import array_name, mismatches, named_arrays
 from maejax.training.state import TrainState
 
@@ -67,6 +67,36 @@ def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[in
     taken = {name: getattr(found, name) for name in ("mean", "std") if not getattr(config.data, name)}
     encoder = replace(model.encoder, gelu=found.gelu, **taken)
     return Transferred(arrays, replace(model, encoder=encoder), tuple(notices))
+
+
+def with_facts_of_file(config: Config, given: Collection[str]) -> tuple[Config, list[str]]:
+    """Take image size, normalisation, target and mask ratio from `--pretrained-ckpt` where no flag is `given`.
+
+    Also returns sentences on what was taken, and on positions that will be interpolated. Raises InputError if the file
+    cannot be had.
+    """
+    path, encoder = config.run.pretrained_ckpt, config.encoder
+    if not path:
+        return config, []
+    from maejax.weights.addresses import local
+    from maejax.weights.files import read
+
+    found = read(local(path, config.data.cache_dir)[0], heads=encoder.heads, dec_heads=config.mae.dec_heads).config
+    shape, usual = found.encoder.image_size, ViT(channels=config.data.channels)
+    own = flags(config) | {"mean": config.data.mean or usual.mean, "std": config.data.std or usual.std}
+    facts: dict[str, Any] = {}
+    if shape != config.image_shape:
+        facts["image_size"] = "x".join(map(str, shape))
+    if found.encoder.channels == config.data.channels:
+        facts |= {"mean": found.encoder.mean, "std": found.encoder.std}
+    if isinstance(found, MAE) and config.run.mode == "pretrain":
+        facts |= {"norm_pix_loss": found.norm_pix_loss, "image_mask_ratio": found.mask_ratio}
+    taken = {name: value for name, value in facts.items() if name not in given and own[name] != value}
+    changed = with_flags(config, **taken)
+    lines = [f"--{name.replace('_', '-')} {value}, as the file says" for name, value in taken.items()]
+    if changed.image_shape != shape:
+        lines.append(f"positions are interpolated from images of {facts['image_size']} to {config.encoder.image_size}")
+    return changed, lines
 
 
 def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:

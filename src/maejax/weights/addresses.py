@@ -68,7 +68,14 @@ def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
     config = fetch_weights(f"{str(path).rpartition('/')[0]}/config.json", cache_dir)
     folder = fetched.path.with_name(fetched.path.name.removesuffix(".safetensors"))
     folder.mkdir(exist_ok=True)
-    for source, name in ((fetched.path, "model.safetensors"), (config.path, "config.json")):
+    files = {"model.safetensors": fetched.path, "config.json": config.path}
+    name = "preprocessor_config.json"
+    try:
+        files[name] = fetch_weights(f"{str(path).rpartition('/')[0]}/{name}", cache_dir).path
+    except WeightsError as error:
+        if "HTTP 404" not in str(error):  # many models have none
+            raise
+    for name, source in files.items():
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(source.absolute())
     return folder, fetched.describe(str(path))

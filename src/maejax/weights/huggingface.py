@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from maejax.errors import WeightsError
-from maejax.models.description import MAE, Classifier, Network, Stack, ViT
+from maejax.models.description import MAE, Classifier, Network, Stack, ViT, change_encoder
 from maejax.weights import native, torch_names
 from maejax.weights.weights import PROBE_FOLDED, Weights, anchor, blank_arrays, check, fold_head_norm, posemb_of
 
@@ -163,6 +163,7 @@ def read(path: Path) -> Weights:
     named = {old_name(name): array for name, array in state.items()}
     state = {name: array for name, array in named.items() if not name.startswith("vit.pooler.")}
     config = config_of(meta, state, str(path))
+    config = change_encoder(config, **normalisation_of(path, config.encoder.channels))
     check(to_hf(torch_names.to_theirs(blank_arrays(config), config.encoder)), state, str(path))
     notices = []
     if len(state) < len(named):
@@ -170,7 +171,36 @@ def read(path: Path) -> Weights:
     if (eps := meta.get("layer_norm_eps", 1e-12)) != 1e-6:
         notices.append(f"its config says LayerNorm eps {eps:g}; here it is 1e-6, with which MAE models were trained")
     writer = f"Hugging Face transformers {meta.get('transformers_version', '')}".rstrip()
-    return Weights(torch_names.to_ours(from_hf(state)), config, "hf", writer, tuple(notices))
+    return Weights(torch_names.to_ours(from_hf(state)), config, "hf", writer, tuple(notices), classes_of(meta, config))
+
+
+def classes_of(meta: Mapping[str, Any], config: Network) -> tuple[str, ...]:
+    """Read the names of the classes from config.json; empty where they are the library's own LABEL_0, LABEL_1."""
+    names = {int(number): str(name) for number, name in meta.get("id2label", {}).items()}
+    if not isinstance(config, Classifier) or sorted(names) != list(range(config.labels)):
+        return ()
+    classes = tuple(names[i] for i in range(config.labels))
+    return () if all(name == f"LABEL_{i}" for i, name in enumerate(classes)) else classes
+
+
+def normalisation_of(path: Path, channels: int) -> dict[str, tuple[float, ...]]:
+    """Read mean and deviation of each channel from preprocessor_config.json; empty without that file.
+
+    Raises WeightsError if they are not numbers for each channel.
+    """
+    file = path / "preprocessor_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        meta = json.loads(file.read_text())
+        if not meta.get("do_normalize", True):
+            return {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+        found = {name: tuple(map(float, meta[f"image_{name}"])) for name in ("mean", "std") if f"image_{name}" in meta}
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{file} cannot be read: {error}") from None
+    if any(len(values) != channels for values in found.values()):
+        raise WeightsError(f"{file} has not one mean and deviation for each of {channels} channels")
+    return found
 
 
 def state_of(weights: Weights) -> dict[str, np.ndarray]:
@@ -211,7 +241,8 @@ def write(weights: Weights, path: Path) -> list[str]:
         meta |= {"architectures": ["ViTMAEForPreTraining"], **keys(DECODER, config.decoder), **keys(MASKING, config)}
         meta["decoder_intermediate_size"] = 4 * config.decoder.dim
     elif isinstance(config, Classifier):
-        names = {str(i): f"LABEL_{i}" for i in range(config.labels)}
+        classes = weights.classes or [f"LABEL_{i}" for i in range(config.labels)]
+        names = {str(i): name for i, name in enumerate(classes)}
         meta |= {"architectures": ["ViTForImageClassification"], "id2label": names}
         meta["label2id"] = {name: int(i) for i, name in names.items()}
     else:

@@ -31,7 +31,8 @@ def from_neutral(arrays: dict[str, np.ndarray], metadata: dict[str, str], path: 
     both = (blank_arrays(config), arrays)
     wanted, given = ({n: a for n, a in some.items() if not n.startswith("head_norm.")} for some in both)
     check(wanted, given, str(path))
-    return Weights(arrays, config, "maejax", meta["writer"], tuple(meta["notices"]))
+    classes = tuple(meta.get("classes", ()))  # files of earlier versions have none
+    return Weights(arrays, config, "maejax", meta["writer"], tuple(meta["notices"]), classes)
 
 
 def write(weights: Weights, path: Path) -> list[str]:
@@ -41,6 +42,7 @@ def write(weights: Weights, path: Path) -> list[str]:
         "model": weights.config.to_json(),
         "writer": weights.writer,
         "notices": list(weights.notices),
+        "classes": weights.classes,
     }
     write_safetensors(weights.arrays, path, {"maejax": json.dumps(meta)})
     return []

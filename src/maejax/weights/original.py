@@ -12,7 +12,7 @@ from flax import serialization, traverse_util
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, Stack, ViT
-from maejax.weights.statement import known_facts, with_statement
+from maejax.weights.statement import Statement, known_facts, with_statement
 from maejax.weights.weights import (
     PIXELS_ASSUMED,
     Weights,
@@ -204,7 +204,7 @@ def losses(weights: Weights) -> list[str]:
 
 def read(
     path: Path,
-    stated: Network | None = None,
+    stated: Statement | None = None,
     *,
     image_size: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,

@@ -49,4 +49,5 @@ def read(path: str | Path) -> Weights:
     config = from_json(meta["model"])
     arrays = {name: np.asarray(array) for name, array in read_model_arrays(checkpoint).items()}
     check(blank_arrays(config), arrays, mirror.shown(checkpoint))
-    return Weights(arrays, config, "maejax", f"maejax {meta['maejax']}, step {checkpoint.name}")
+    classes = tuple(meta["classes"]) if config.kind == "classifier" else ()
+    return Weights(arrays, config, "maejax", f"maejax {meta['maejax']}, step {checkpoint.name}", classes=classes)

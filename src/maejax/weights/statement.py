@@ -3,19 +3,26 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from maejax.errors import WeightsError
-from maejax.models.description import MAE, Network, change_encoder, from_json
+from maejax.models.description import MAE, Classifier, Network, change_encoder, from_json
 from maejax.version import __version__
 from maejax.weights.weights import Weights
 
 KEY = "maejax.model"  # in the metadata of .safetensors, and beside "model" in the authors' .pth
 
 
+class Statement(NamedTuple):
+    """The description of a model and the names of its classes, as they stand in or beside a file."""
+
+    model: Network
+    classes: tuple[str, ...]
+
+
 def statement_of(weights: Weights) -> str:
-    """Write the description of a model as JSON; `read_statement` reads it."""
-    return json.dumps({"maejax": __version__, "model": weights.config.to_json()})
+    """Write the description of a model, and the names of its classes, as JSON; `read_statement` reads it."""
+    return json.dumps({"maejax": __version__, "model": weights.config.to_json(), "classes": weights.classes})
 
 
 def beside(path: Path) -> Path:
@@ -29,46 +36,49 @@ def write_beside(path: Path, statement: str) -> str:
     return f"{beside(path).name} holds what the file cannot (heads, sizes, normalisation): keep it beside the file"
 
 
-def read_beside(path: Path) -> Network | None:
+def read_beside(path: Path) -> Statement | None:
     """Read the statement beside a file, None if there is none."""
     return read_statement(beside(path).read_text(), str(beside(path))) if beside(path).is_file() else None
 
 
-def read_statement(text: str | None, what: str) -> Network | None:
+def read_statement(text: str | None, what: str) -> Statement | None:
     """Read a statement, None if there is none; raises WeightsError if it is damaged."""
     if text is None:
         return None
     try:
-        return from_json(json.loads(text)["model"])
+        found = json.loads(text)
+        return Statement(from_json(found["model"]), tuple(found["classes"]))
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{what} describes its model in a way that is not known here: {error}") from None
 
 
-def known_facts(stated: Network | None, **given: Any) -> dict[str, Any]:
+def known_facts(stated: Statement | None, **given: Any) -> dict[str, Any]:
     """Return the facts by which a description is inferred: those stated, else those given."""
     if stated is None:
         return given
-    facts = given | {"heads": stated.encoder.heads, "image_size": stated.encoder.image_size}
-    if isinstance(stated, MAE):
-        facts |= {"dec_heads": stated.decoder.heads, "norm_pix_loss": stated.norm_pix_loss}
+    model = stated.model
+    facts = given | {"heads": model.encoder.heads, "image_size": model.encoder.image_size}
+    if isinstance(model, MAE):
+        facts |= {"dec_heads": model.decoder.heads, "norm_pix_loss": model.norm_pix_loss}
     return {name: facts[name] for name in given}
 
 
-def with_statement(weights: Weights, stated: Network | None, what: str) -> Weights:
-    """Add to weights what no shape tells: activation, normalisation of images, mask ratio.
+def with_statement(weights: Weights, stated: Statement | None, what: str) -> Weights:
+    """Add to weights what no shape tells: activation, normalisation of images, mask ratio, names of classes.
 
     Raises WeightsError if the statement is of another model.
     """
     if stated is None:
         return weights
-    own, theirs = weights.config.encoder, stated.encoder
+    own, theirs = weights.config.encoder, stated.model.encoder
     sizes = ("dim", "layers", "heads", "patch_size", "channels", "image_size")
     if wrong := [name for name in sizes if getattr(own, name) != getattr(theirs, name)]:
         raise WeightsError(
             f"{what} is not the model that {beside(Path(what)).name} or its metadata names: {', '.join(wrong)} differ"
         )
     config = change_encoder(weights.config, gelu=theirs.gelu, mean=theirs.mean, std=theirs.std)
-    if isinstance(config, MAE) and isinstance(stated, MAE):
-        decoder = replace(config.decoder, gelu=stated.decoder.gelu)
-        config = replace(config, decoder=decoder, mask_ratio=stated.mask_ratio)
-    return replace(weights, config=config)
+    if isinstance(config, MAE) and isinstance(stated.model, MAE):
+        decoder = replace(config.decoder, gelu=stated.model.decoder.gelu)
+        config = replace(config, decoder=decoder, mask_ratio=stated.model.mask_ratio)
+    named = isinstance(config, Classifier) and config.labels == len(stated.classes)
+    return replace(weights, config=config, classes=stated.classes if named else ())

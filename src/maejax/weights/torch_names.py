@@ -12,7 +12,7 @@ import numpy as np
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, Stack, ViT, change_encoder
-from maejax.weights.statement import known_facts, with_statement
+from maejax.weights.statement import Statement, known_facts, with_statement
 from maejax.weights.weights import (
     PIXELS_ASSUMED,
     PROBE_FOLDED,
@@ -189,7 +189,7 @@ def config_of(
 
 
 def from_state(
-    state: Mapping[str, np.ndarray], what: str, layout: str, stated: Network | None = None, **known: Any
+    state: Mapping[str, np.ndarray], what: str, layout: str, stated: Statement | None = None, **known: Any
 ) -> Weights:
     """Read a state dict of the authors' code ("fair") or of timm; `known` as in `config_of`, if not `stated`.
 

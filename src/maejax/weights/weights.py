@@ -37,6 +37,8 @@ class Weights:
     """The code that wrote the file, in words."""
     notices: tuple[str, ...] = ()
     """Sentences that a user must know before use."""
+    classes: tuple[str, ...] = ()
+    """Names of a classifier's classes, by number; empty if they are not known."""
 
 
 def model_of(weights: Weights, compute: Compute = PLAIN) -> Any:
