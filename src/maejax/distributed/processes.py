@@ -16,6 +16,9 @@ from maejax.errors import Failed, InputError
 JOIN_SECONDS = 300  # hosts of a pod may start minutes apart
 SILENT_SECONDS = 30  # a process without a heartbeat for so long counts as dead, and the others end
 
+# What srun, Open MPI and MPICH tell each process that they start: how many there are.
+STARTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
 _peers: Peers | None = None
 
 
@@ -33,6 +36,11 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         wrong = "without " + " and ".join(missing) if missing else "with --distributed"
         raise InputError(f"--coordinator, --num-processes and --process-id belong together: {wrong} they say nothing")
     if missing and not distributed:
+        count = max(int(os.environ.get(name) or 1) for name in STARTED)
+        if count > 1:
+            raise InputError(
+                f"a launcher started {count} processes, and each would train alone in the same folder: give --distributed"
+            )
         return True
     if not missing and not (":" in coordinator and 0 <= process_id < num_processes):
         raise InputError(

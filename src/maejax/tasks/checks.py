@@ -13,6 +13,8 @@ from maejax.errors import InputError
 from maejax.models.description import Compute, Stack, ViT
 from maejax.storage.redact import redact
 
+OF_ONE_MACHINE = ("train_loader_workers", "valid_loader_workers", "cache_dir", "hostname")
+
 
 def check_least(config: Config) -> None:
     """Check that no flag is below its smallest value. Raises InputError with the first that is."""
@@ -126,6 +128,11 @@ def safe_flags(config: Config) -> dict[str, Any]:
         for name, value in flags(config).items()
         if declared[name].get("written", True)
     }
+
+
+def shared_flags(config: Config) -> dict[str, Any]:
+    """List the flags that all processes of a run must share, for comparison: all but those of one machine."""
+    return {name: value for name, value in safe_flags(config).items() if name not in OF_ONE_MACHINE}
 
 
 def run_differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from maejax.tasks.checks import encoder_config, refuse_ignored
 from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed, run_directory
 from maejax.tasks.diagnosis import describe_batch, first_bad_part
 from maejax.tasks.fast_forms import choose_forms
-from maejax.tasks.run import Finished, open_directory, train
+from maejax.tasks.run import Finished, open_directory, prepared, train
 from maejax.tasks.task import Task
 from maejax.tasks.transfer import check_labels, count_classes, match_classes, place_weights, read_mapping, transfer
 from maejax.training.bucket_checkpoints import open_checkpoints
@@ -121,7 +121,12 @@ def probe_cached(task: Classification, console: Console) -> Finished:
 
     Raises InputError if the input is wrong.
     """
-    task.prepare()
+    with prepared(task):
+        return probe_prepared(task, console)
+
+
+def probe_prepared(task: Classification, console: Console) -> Finished:
+    """Probe on cached features of a task that is `prepared`."""
     config, model, steps = task.config, task.model, task.config.optimization.training_steps
     directory = run_directory(config)
     if task.source.total is None or task.valid is None:

@@ -1,5 +1,7 @@
 """The life of a run: its directory and checkpoints, a start or a resumption, the messages, the loop, the end."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,10 +14,11 @@ from rich.console import Console
 from maejax.config import Config
 from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Loader
-from maejax.distributed.processes import all_processes, broadcast_from_0
-from maejax.errors import InputError
+from maejax.data.stream import Stream
+from maejax.distributed.processes import all_processes, broadcast_from_0, name_of
+from maejax.errors import Failed, InputError
 from maejax.storage import mirror
-from maejax.tasks.checks import compute_of, run_differences, safe_flags, traced_steps
+from maejax.tasks.checks import compute_of, run_differences, safe_flags, shared_flags, traced_steps
 from maejax.tasks.configured import run_directory
 from maejax.tasks.fast_forms import choose_forms
 from maejax.tasks.task import Evaluator, Task
@@ -24,8 +27,8 @@ from maejax.training.checkpoint import Checkpoints
 from maejax.training.ema import as_evaluated
 from maejax.training.log import RunLog, evaluated_at
 from maejax.training.loop import Evaluate, Feed, Intervals, RunContext, Watch, fit
-from maejax.training.mesh import make_mesh
-from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, open_run, read_config
+from maejax.training.mesh import gather, make_mesh
+from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, held, open_run, read_config
 from maejax.training.state import TrainState, abstract_state, create_state
 from maejax.training.trace import Trace
 from maejax.training.trackers import TensorBoard, Tracker, WandB
@@ -41,12 +44,57 @@ class Finished:
     done: bool
 
 
+@contextmanager
+def prepared(task: Task) -> Iterator[None]:
+    """Check a task in all processes, and hold the directory of its run.
+
+    Raises InputError if something is wrong or the processes differ, and Failed if another process trains there.
+    """
+    task.prepare()
+    check_same(task)
+    with ExitStack() as stack:
+        problem: Exception | None = None
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(held(run_directory(task.config)))
+            except (InputError, Failed) as error:
+                problem = error
+        if not all_processes(problem is None):
+            raise problem or Failed(f"{name_of(0)} cannot hold the directory of the run; see what it says")
+        yield
+
+
+def check_same(task: Task) -> None:
+    """Check that all processes have the same flags and see the same data. Raises InputError that names a difference."""
+    source, own = (
+        task.source,
+        {f"--{name.replace('_', '-')}": value for name, value in shared_flags(task.config).items()},
+    )
+    own |= {"maejax": __version__, "number of images": source.total, "classes": list(source.classes)}
+    if isinstance(source, Stream):
+        own["shards"] = [shard.name for shard in source.shards]
+    first, *others = gather(own, make_mesh())
+    for number, facts in enumerate(others, 1):
+        if wrong := [name for name in first if facts[name] != first[name]]:
+            name = wrong[0]
+            values = f": {facts[name]} against {first[name]}" if len(str(first[name])) < 200 else ""
+            raise InputError(
+                f"{name_of(number)} and {name_of(0)} differ in {', '.join(wrong)}{values}; start all processes with "
+                "the same command, the same version and the same data"
+            )
+
+
 def train(task: Task, console: Console) -> Finished:
     """Do a task: start the run of its flags, or resume it.
 
     Raises InputError if the input is wrong, and Failed if the loss became non-finite.
     """
-    task.prepare()
+    with prepared(task):
+        return train_prepared(task, console)
+
+
+def train_prepared(task: Task, console: Console) -> Finished:
+    """Train a task that is `prepared`."""
     config, directory, stop = task.config, run_directory(task.config), task.config.optimization.training_steps
     first = jax.process_index() == 0
     console = console if first else Console(quiet=True)
