@@ -39,7 +39,7 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         count = max(int(os.environ.get(name) or 1) for name in STARTED)
         if count > 1:
             raise InputError(
-                f"a launcher started {count} processes, and each would train alone in the same folder: give --distributed"
+                f"a launcher started {count} processes, and each would train by itself: give --distributed"
             )
         return True
     if not missing and not (":" in coordinator and 0 <= process_id < num_processes):

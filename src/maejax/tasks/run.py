@@ -66,10 +66,8 @@ def prepared(task: Task) -> Iterator[None]:
 
 def check_same(task: Task) -> None:
     """Check that all processes have the same flags and see the same data. Raises InputError that names a difference."""
-    source, own = (
-        task.source,
-        {f"--{name.replace('_', '-')}": value for name, value in shared_flags(task.config).items()},
-    )
+    source, given = task.source, shared_flags(task.config)
+    own = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
     own |= {"maejax": __version__, "number of images": source.total, "classes": list(source.classes)}
     if isinstance(source, Stream):
         own["shards"] = [shard.name for shard in source.shards]
