@@ -70,6 +70,28 @@ def test_bad_flags_get_one_sentence(train, images, flags, sentence):
     assert not Path("runs/pretrain/checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["features", "CKPT", "IMAGES", "--out", "gs://bucket/f.npz"],
+        ["evaluate", "CKPT", "--train-dataset-shards", "A", "--valid-dataset-shards", "B", "--out", "gs://bucket/e"],
+        ["convert", "CKPT", "gs://bucket/w.safetensors"],
+        ["export", "CKPT", "--out", "gs://bucket/hub"],
+        ["reconstruct", "CKPT", "IMAGE", "--out", "gs://bucket/pictures"],
+        ["data", "IMAGES", "--out", "gs://bucket/sheet.png"],
+        ["pack", "IMAGES", "gs://bucket/shards"],
+        ["plan", "--out", "gs://bucket/plan"],
+        ["demo", "--output-dir", "gs://bucket/runs"],
+    ],
+    ids=lambda args: args[0],
+)
+def test_commands_that_write_here_refuse_an_address(maejax, args, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, printed = maejax(*args)
+    assert code == 2 and re.search(r"gs://bucket/\S+: .*this machine", printed), printed
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("no_compilation")
 def test_folders_without_usable_images_say_what_was_seen(train):
     Path("empty").mkdir()

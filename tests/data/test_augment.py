@@ -134,8 +134,19 @@ def test_center_crop_is_torchvisions(photo):
     assert np.abs(cropped - expected).mean() <= ROUNDING
     assert center_crop(photo, (64, 192), 1.0).shape == (64, 192, 3)
     assert center_crop(photo, (192, 64), 0.9).shape == (192, 64, 3)
+    whole = pillow_resize(photo, (0, 0, 300, 400), (109, 145))  # 109 = int(96 / .875), as in timm
+    assert np.abs(center_crop(photo, (96, 96), 0.875) - whole[6:102, 24:120].astype(int)).mean() <= ROUNDING
     same = photo[:28, :28]
     assert center_crop(same, (28, 28), 1.0).base is photo  # nothing to do, nothing copied
+
+
+def test_a_thin_image_takes_the_memory_of_its_crop(monkeypatch):
+    thin, sizes, resize = np.arange(2 * 30000 * 3, dtype=np.uint8).reshape(2, 30000, 3), [], augment.resize
+    monkeypatch.setattr(augment, "resize", lambda image, size, *part: sizes.append(size) or resize(image, size, *part))
+    for image in (thin, thin.transpose(1, 0, 2)):
+        assert center_crop(image, (224, 224), 0.875).shape == (224, 224, 3)
+        assert augment.simple_resized_crop(image, (224, 224), gen()).shape == (224, 224, 3)
+    assert max(max(size) for size in sizes) <= 224
 
 
 def test_simple_crop_moves_within_four_pixels_of_reflection():

@@ -53,7 +53,7 @@ def test_fine_tuning_starts_from_the_encoder_and_goes_on_bit_for_bit(tune, train
     # What is judged and kept as best is the average of the weights.
     best = max(metrics("runs/whole", "val/acc1").items(), key=lambda item: (item[1], -item[0]))
     code, printed = maejax(
-        "train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", "runs/whole/best", "--image-size", 16,
+        "train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", "runs/whole/best",
         "--valid-dataset-shards", images, "--valid-batch-size", 16, "--name", "judged", "--test-crop-ratio", 1,
     )  # fmt: skip
     assert code == 0, printed
@@ -61,13 +61,12 @@ def test_fine_tuning_starts_from_the_encoder_and_goes_on_bit_for_bit(tune, train
     assert judged["val/acc1"] == pytest.approx(best[1]) and judged["val/acc5"] == 100
     assert_close(judged["val/loss"], metrics("runs/whole", "val/loss")[best[0]])
     assert re.search(r"top-1 +\d+\.\d+ %, top-5 100.000 %, loss \d\.\d+ on 24 images", printed), printed
-    # The same numbers from a foreign file, which does not tell its heads.
+    # The same numbers from a file for another code; size and heads are read from it.
     assert maejax("inspect", "runs/whole/best")[0] == 0
     assert maejax("convert", "runs/whole/best", "timm.safetensors", "--to", "timm")[0] == 0
     code, printed = maejax(
-        "train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", "timm.safetensors", "--image-size", 16,
+        "train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", "timm.safetensors",
         "--valid-dataset-shards", images, "--valid-batch-size", 4, "--name", "timm", "--test-crop-ratio", 1,
-        "--dim", 16, "--heads", 2,
     )  # fmt: skip
     assert code == 0, printed
     foreign = json.loads(Path("runs/timm/evaluation.json").read_text())

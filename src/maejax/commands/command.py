@@ -83,6 +83,8 @@ def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:
 
 def check_writable(flag: str, path: str | Path, *, folder: bool = False) -> None:
     """Check that a file or folder can be written, leaving nothing behind; raises InputError that names the flag."""
+    if "://" in str(path):
+        raise InputError(f"{flag} {path}: this command writes to this machine; name a file or folder of it, then copy")
     path = Path(path).expanduser().absolute()
     try:
         if path.exists() and path.is_dir() != folder:

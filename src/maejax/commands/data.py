@@ -69,7 +69,7 @@ class DataCommand(Command):
         out = Path(self.out)
         if out.suffix.lower() not in Image.registered_extensions():
             raise InputError(f"--out {self.out}: give the name of a picture, such as contact-sheet.png")
-        check_writable("--out", out)
+        check_writable("--out", self.out)
         source = sources.open_source(self.shards, labels=self.labels or None)
         pipeline.check_readable(source, self.channels)
         sample = None if self.all else self.sample

@@ -52,10 +52,8 @@ class EvaluateCommand(Encode):
             raise InputError(f"--{name}-dataset-shards is missing; {remedy}")
         check_writable("--out", self.out, folder=True)
         prepare_devices()
-        from maejax.weights.files import load
-
         data = pair(*(sources.open_source(spec, labels=self.labels or None) for spec in shards.values()))
-        encoders = {"pretrained": load(self.ckpt).encoder}
+        encoders = {"pretrained": self.load(self.ckpt).encoder}
         for source in (data.train, data.test):
             pipeline.check_readable(source, encoders["pretrained"].config.channels)
         if not self.no_control:

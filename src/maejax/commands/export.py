@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from maejax.commands.command import Command, check_writable, prepare_devices
+from maejax.commands.command import check_writable
+from maejax.commands.inspect import Unstated
 from maejax.config import declarations, flags, recipe
 from maejax.console import plain
 from maejax.errors import InputError, install
@@ -19,7 +20,7 @@ DATA_FLAGS = ("train_dataset_shards", "valid_dataset_shards")
 
 
 @dataclass(frozen=True)
-class ExportCommand(Command):
+class ExportCommand(Unstated):
     """Write an encoder for use elsewhere: a folder for the Hugging Face hub, or one compiled file."""
 
     ckpt: str = field(metadata={"positional": "CKPT"})
@@ -44,17 +45,16 @@ class ExportCommand(Command):
             raise InputError(f"--to stablehlo needs flatbuffers: {install('export')}")
         if self.out:
             check_writable("--out", self.out, folder=not compiled)
-        prepare_devices()
-        from maejax.weights import files, hub, run_directory
+        from maejax.weights import hub, run_directory
         from maejax.weights.addresses import local
 
-        here, fetched = local(self.ckpt)
-        weights = files.read(here)
+        weights, fetched = self.read(self.ckpt)
+        here, _ = local(self.ckpt)
         is_run = weights.layout == "maejax" and here.is_dir()
         stem = run_directory.locate(here)[0].absolute().name if is_run else here.stem
         target = Path(self.out or (f"{stem}.stablehlo" if compiled else f"{stem}-hub")).expanduser()
         check_writable("--out", target, folder=not compiled)
-        notices = [fetched] if fetched else []
+        notices = [*([fetched] if fetched else []), *weights.notices]
         if compiled:
             target.parent.mkdir(parents=True, exist_ok=True)
             notices.append(write_compiled(weights, target, None if self.pool == "none" else self.pool))

@@ -7,13 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
-from maejax.commands.command import Command, check_writable, prepare_devices
+from maejax.commands.command import check_writable, prepare_devices
+from maejax.commands.inspect import Unstated
 from maejax.console import plain, progress
 from maejax.errors import InputError
 
 
 @dataclass(frozen=True)
-class Encode(Command):
+class Encode(Unstated):
     """How images are encoded, as flags of the commands that encode them."""
 
     labels: str = field(default="", kw_only=True)
@@ -60,16 +61,15 @@ class FeaturesCommand(Encode):
     def run(self, console: Console) -> dict[str, Any]:
         """Write the features and return what was written; raises InputError before anything is encoded."""
         out = Path(self.out)
-        check_writable("--out", out)
+        check_writable("--out", self.out)
         prepare_devices()
         from maejax.data import pipeline, sources
         from maejax.evaluate import encoding, feature_file
-        from maejax.weights import files
 
         feature_file.check_path(out)
         self.check(self.pool, (*encoding.POOLS, "none"))
         source = sources.open_source(self.images, labels=self.labels or None)
-        model = files.load(self.ckpt)
+        model = self.load(self.ckpt)
         try:
             for layer in self.layers:
                 model.layer_number(layer)

@@ -9,6 +9,7 @@ from rich.table import Table
 from maejax.commands.command import Command, prepare_devices
 from maejax.config import image_shape
 from maejax.console import plain
+from maejax.errors import InputError
 
 if TYPE_CHECKING:
     from maejax.weights.weights import Weights
@@ -44,15 +45,37 @@ class Unstated(Command):
     """Whether the targets were normalised per patch, if the file does not hold it."""
 
     def read(self, path: str) -> tuple["Weights", str]:
-        """Read weights from a path or address; returns them and a sentence on what was fetched."""
+        """Read weights from a path or address; returns them and a sentence on what was fetched.
+
+        Raises InputError if they cannot be read, or if they say something else than a flag.
+        """
         size = image_shape(self.image_size) if self.image_size else None
         prepare_devices()
+        from maejax.models.description import MAE
         from maejax.weights import files
         from maejax.weights.addresses import local
 
         here, fetched = local(path)
         known = {"heads": self.heads, "dec_heads": self.dec_heads, "norm_pix_loss": self.norm_pix_loss}
-        return files.read(here, image_size=size, **known), fetched
+        weights = files.read(here, image_size=size, **known)
+        found: dict[str, Any] = {"heads": weights.config.encoder.heads, "image_size": weights.config.encoder.image_size}
+        if isinstance(weights.config, MAE):
+            found |= {"dec_heads": weights.config.decoder.heads, "norm_pix_loss": weights.config.norm_pix_loss}
+        for name, value in (known | {"image_size": size}).items():
+            if value is not None and found.get(name, value) != value:
+                says = "x".join(map(str, found[name])) if name == "image_size" else found[name]
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: {path} says {says}; leave it out")
+        return weights, fetched
+
+    def load(self, path: str) -> Any:
+        """Load a model from a path or address, and print on the error stream what a user of it must know."""
+        weights, fetched = self.read(path)
+        from maejax.weights.weights import model_of
+
+        for line in [fetched, *(f"note: {notice}" for notice in weights.notices)]:
+            if line:
+                plain(Console(stderr=True), line)
+        return model_of(weights)
 
 
 @dataclass(frozen=True)

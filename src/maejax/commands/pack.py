@@ -53,6 +53,7 @@ class PackCommand(Command):
             return found._asdict()
         if not self.dst:
             raise InputError("DST is missing: name the folder for the shards, as in `maejax pack SRC DST`")
+        check_writable("DST", self.dst, folder=True)
         if self.deep:
             raise InputError("--deep belongs to --verify; packing decodes every image anyway")
         from maejax.data.packing import pack

@@ -6,13 +6,14 @@ from typing import Any
 
 from rich.console import Console
 
-from maejax.commands.command import Command, check_writable, prepare_devices
+from maejax.commands.command import check_writable, prepare_devices
+from maejax.commands.inspect import Unstated
 from maejax.console import plain
 from maejax.errors import InputError
 
 
 @dataclass(frozen=True)
-class ReconstructCommand(Command):
+class ReconstructCommand(Unstated):
     """Hide patches of your own images and draw what the model makes of them, one picture for each image."""
 
     ckpt: str = field(metadata={"positional": "CKPT"})
@@ -34,9 +35,8 @@ class ReconstructCommand(Command):
         prepare_devices()
         from maejax.evaluate.reconstruction import write_pictures
         from maejax.models.mae import MaskedAutoencoder
-        from maejax.weights.files import load
 
-        model = load(self.ckpt)
+        model = self.load(self.ckpt)
         if not isinstance(model, MaskedAutoencoder):
             remedy = "name a run of --mode pretrain, or the weights of a masked autoencoder"
             raise InputError(f"{self.ckpt} has no decoder and cannot reconstruct: {remedy}")

@@ -17,7 +17,7 @@ from maejax.training.checkpoint import saved_steps
 
 Resume = Literal["auto", "never", "must"]
 # In the directory of a run; BEST holds the checkpoint with the best validation.
-CONFIG, CHECKPOINTS, BEST, LOCK = "config.json", "checkpoints", "best", "lock"
+CONFIG, CHECKPOINTS, BEST = "config.json", "checkpoints", "best"
 
 
 def open_run(
@@ -53,10 +53,11 @@ def held(directory: Path) -> Iterator[None]:
 
     Raises Failed, naming the holder, if another process has it.
     """
-    made, name = not directory.exists(), mirror.shown(directory)
+    path, name = directory.with_name(f".{directory.name}.lock"), mirror.shown(directory)
+    made = not path.parent.exists()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = _lock(directory / LOCK)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _lock(path)
     except BlockingIOError as error:
         remedy = "wait for it, stop it, or choose another --name"
         raise Failed(f"{name} is being trained by {error.filename}; {remedy}") from None
@@ -69,9 +70,9 @@ def held(directory: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            (directory / LOCK).unlink(missing_ok=True)
-            if made and not any(directory.iterdir()):
-                directory.rmdir()  # the run never began
+            path.unlink(missing_ok=True)
+            if made and not any(path.parent.iterdir()):
+                path.parent.rmdir()  # the run never began
 
 
 def _lock(path: Path) -> TextIO:
