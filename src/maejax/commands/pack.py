@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from maejax.commands.command import DONE, WRONG_INPUT, Command
+from maejax.commands.command import DONE, WRONG_INPUT, Command, check_writable
 from maejax.console import plain, progress
 from maejax.errors import Failed, InputError
 
