@@ -32,6 +32,47 @@ def test_every_form_says_the_same(tmp_path, name, text):
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "expected", "classes"),
+    [
+        (b"0.png,shoe\n1.png,\n2.png,hat\n", [1, -1, 0], ("hat", "shoe")),
+        (b"0.png,10.0\n1.png,-1\n2.png,2.0\n", [10, -1, 2], ()),
+        (b"picture,what it is\n0.png,shoe\n1.png,hat\n2.png,hat\n", [1, 0, 0], ("hat", "shoe")),
+        (b"0.png;shoe, red\n1.png;hat, blue\n2.png;hat, blue\n", [1, 0, 0], ("hat, blue", "shoe, red")),
+        ("0.png,Schürze\n1.png,hat\n2.png,hat\n".encode("utf-16"), [0, 1, 1], ("Schürze", "hat")),
+    ],
+    ids=["empty", "numbers", "header", "semicolon", "utf-16"],
+)
+def test_tables_as_people_write_them(tmp_path, content, expected, classes):
+    (tmp_path / "a.csv").write_bytes(content)
+    labels, names, missing = assign(["s.tar:0.png", "s.tar:1.png", "s.tar:2.png"], read_labels(tmp_path / "a.csv"))
+    assert (labels.tolist(), names, missing) == (expected, classes, [])
+
+
+def test_json_without_a_class_is_no_class_and_half_numbers_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"0": null, "1": 2.0, "2": "3"}')
+    assert assign(["0.png", "1.png", "2.png"], read_labels(tmp_path / "a.json"))[0].tolist() == [-1, 2, 3]
+    (tmp_path / "a.json").write_text('{"0": 0.5}')
+    with pytest.raises(FormatError, match=r"name or number where it says 0\.5"):
+        read_labels(tmp_path / "a.json")
+
+
+def test_a_bare_name_of_two_images_is_refused():
+    with pytest.raises(FormatError, match=r"1\.png is the name of /x/a/1\.png and of /x/b/1\.png; write it with"):
+        assign(["/x/a/1.png", "/x/b/1.png"], {"1.png": "shoe"})
+
+
+def test_metadata_of_hugging_face_gives_labels_but_captions_are_none(tmp_path, encode):
+    for i in range(2):
+        (tmp_path / f"{i}.png").write_bytes(encode(np.full((4, 4), i, np.uint8)))
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a shoe\n1.png,a hat\n")
+    source = open_source(str(tmp_path))
+    assert source.labels.tolist() == [-1, -1] and "has no columns of names and classes" in source.problems[0]
+    (tmp_path / "metadata.csv").write_text("file_name,text,label\n0.png,a shoe,shoe\n1.png,a hat,hat\n")
+    source = open_source(str(tmp_path))
+    assert (source.labels.tolist(), source.classes) == ([1, 0], ("hat", "shoe"))
+
+
 def test_the_longest_name_counts_and_numbers_are_labels():
     labels, classes, _ = assign(["/x/a/1.png", "/x/b/1.png"], {"1": "7", "b/1.png": "2"})
     assert (labels.tolist(), classes) == ([7, 2], ())
