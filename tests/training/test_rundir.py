@@ -42,7 +42,7 @@ def test_a_second_command_ends_with_the_name_of_the_first(train):
     [
         ({"--learning-rate": 9.0}, "process 1 and process 0 differ in --learning-rate: 9.0 against 0.05; start all"),
         ({"number of images": 23}, "differ in number of images: 23 against 24"),
-        ({"maejax": "0.0", "classes": []}, "differ in maejax, classes: 0.0 against"),
+        ({"maejax": "0.0", "--dim": 9}, "differ in --dim, maejax: 9 against 16"),
     ],
 )
 def test_processes_that_differ_are_refused(train, monkeypatch, change, sentence):

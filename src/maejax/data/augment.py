@@ -20,6 +20,7 @@ except ImportError:  # no wheel for 64-bit Arm on Linux
     cykooz = None
 
 Size = tuple[int, int]
+THIN = 32  # times the pixels of a crop that an image may have before it, at most 6 for photos
 BORDER = 4  # pixels around the image before a simple resized crop, as DeiT III's code has it
 RandomCrop = Literal["rrc", "src", "none"]
 
@@ -133,10 +134,14 @@ def _covering(image: np.ndarray, size: Size) -> Size:
 
 
 def _resize_and_crop(image: np.ndarray, size: Size, box: Box) -> np.ndarray:
-    """Resize to `size` and take a box of the result, without the pixels outside: a thin image may be huge by then."""
-    down, right = image.shape[0] / size[0], image.shape[1] / size[1]
+    """Resize to `size` and take a box of the result; of a thin image, which may be huge by then, only the box."""
     top, left, height, width = box
-    return resize(image, (height, width), (left * right, top * down, width * right, height * down))
+    if size[0] * size[1] <= THIN * height * width:
+        return resize(image, size)[top : top + height, left : left + width]
+    down, right = image.shape[0] / size[0], image.shape[1] / size[1]
+    # Rounding must not put the end beyond the image.
+    end = min((left + width) * right, image.shape[1]), min((top + height) * down, image.shape[0])
+    return _pillow_resize(image, (height, width), (left * right, top * down, *end))
 
 
 def hflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -165,25 +170,25 @@ def jitter_colors(image: np.ndarray, factor: float, rng: np.random.Generator) ->
     return np.asarray(picture).reshape(image.shape)
 
 
-def resize(image: np.ndarray, size: Size, part: tuple[float, float, float, float] | None = None) -> np.ndarray:
-    """Resize an image, uint8 [H, W, C], to `size`, by channels; the mean difference to Pillow is at most .2 of 255.
-
-    `part` is what of it is resized: left, top, width and height in pixels; None for all.
-    """
+def resize(image: np.ndarray, size: Size) -> np.ndarray:
+    """Resize an image, uint8 [H, W, C], to `size`, by channels; the mean difference to Pillow is at most .2 of 255."""
     height, width, channels = image.shape
-    left, top, wide, high = part or (0, 0, width, height)
-    if (high, wide) == size:  # nothing to resize: places are whole numbers then
-        return image[round(top) : round(top) + size[0], round(left) : round(left) + size[1]]
-    if cykooz is not None and channels <= 4:
-        kind = cykooz.PixelType[("U8", "U8x2", "U8x3", "U8x4")[channels - 1]]
-        bicubic = cykooz.ResizeAlg.convolution(cykooz.FilterType.catmull_rom)
-        source = cykooz.ImageData(width, height, kind, _bytes(image))
-        target = cykooz.ImageData(size[1], size[0], kind)
-        part = cykooz.CropBox(left, top, wide, high)
-        cykooz.Resizer().resize(source, target, cykooz.ResizeOptions(bicubic, crop_box=part, use_alpha=False))
-        return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, channels)
-    planes = [image] if channels == 3 else [image[..., i] for i in range(channels)]
-    box = (left, top, left + wide, top + high)
+    if (height, width) == size:
+        return image
+    if cykooz is None or channels > 4:
+        return _pillow_resize(image, size, (0, 0, width, height))
+    kind = cykooz.PixelType[("U8", "U8x2", "U8x3", "U8x4")[channels - 1]]
+    bicubic = cykooz.ResizeAlg.convolution(cykooz.FilterType.catmull_rom)
+    source = cykooz.ImageData(width, height, kind, _bytes(image))
+    target = cykooz.ImageData(size[1], size[0], kind)
+    # Not with a crop box: version 4.0 reads beyond the image for some of them.
+    cykooz.Resizer().resize(source, target, cykooz.ResizeOptions(bicubic, use_alpha=False))
+    return np.frombuffer(target.get_buffer(), np.uint8).reshape(*size, channels)
+
+
+def _pillow_resize(image: np.ndarray, size: Size, box: tuple[float, float, float, float]) -> np.ndarray:
+    """Resize the part of an image from (left, top) to (right, bottom)."""
+    planes = [image] if image.shape[2] == 3 else [image[..., i] for i in range(image.shape[2])]
     pictures = [Image.fromarray(plane).resize(size[::-1], Image.Resampling.BICUBIC, box) for plane in planes]
     return np.dstack([np.asarray(picture) for picture in pictures])
 

@@ -82,8 +82,10 @@ def _lock(path: Path) -> TextIO:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            file.seek(0)
-            raise BlockingIOError(error.errno, error.strerror, file.read().strip() or "another process") from None
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+            raise BlockingIOError(error.errno, error.strerror, holder) from None
         if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
             return file
         file.close()  # its holder ended between the two calls, and removed it
