@@ -61,6 +61,7 @@ def test_training_from_scratch_loads_no_converter(images, tmp_path):
         "assert not loaded, loaded"
     )
     flags = ["--train-dataset-shards", images, *conftest.TINY, "--training-steps", "1", "--layers", "1"]
+    flags += ["--auto-augment", "none"]  # its policies need timm
     fast = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     subprocess.run([sys.executable, "-c", program, *map(str, flags)], cwd=tmp_path, check=True, env=fast)
 
