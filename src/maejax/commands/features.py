@@ -65,6 +65,7 @@ class FeaturesCommand(Encode):
         prepare_devices()
         from maejax.data import pipeline, sources
         from maejax.evaluate import encoding, feature_file
+        from maejax.storage.lock import held
 
         feature_file.check_path(out)
         self.check(self.pool, (*encoding.POOLS, "none"))
@@ -76,9 +77,9 @@ class FeaturesCommand(Encode):
         except ValueError as error:
             raise InputError(f"--layers: {error}") from None
         pipeline.check_readable(source, model.config.encoder.channels)
-        out.parent.mkdir(parents=True, exist_ok=True)
         chosen: dict[str, Any] = {"pool": None if self.pool == "none" else self.pool, "layers": self.layers or None}
-        with progress(console, "encoding", "images") as report:
+        alone = held(out, str(out), "wait for it, or choose another --out")
+        with alone, progress(console, "encoding", "images") as report:
             written = feature_file.write_features(model, source, out, progress=report, **chosen, **self.reading)
         return {"out": str(out), **written._asdict()}
 

@@ -21,6 +21,7 @@ from maejax.models.flops import pretrain_flop
 from maejax.plan import summary
 from maejax.plan.compiled import Compiled, abstract_inputs, compile_for, waiting
 from maejax.plan.target import Target, find_target
+from maejax.storage.atomic import write_whole
 from maejax.tasks import classify, pretrain
 from maejax.tasks.checks import check_least, check_step, compute_of
 from maejax.training.state import abstract_state
@@ -89,7 +90,7 @@ class Planner:
             compiled = compile_step(config, self.target) if here else compile_apart(config, self.target)
         if keep and compiled.text:
             self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "module.hlo.gz").write_bytes(gzip.compress(compiled.text.encode(), 1))
+            write_whole(self.out / "module.hlo.gz", gzip.compress(compiled.text.encode(), 1))
         height, width = config.image_shape
         work = summary.Work(
             batch_size=config.data.train_batch_size,

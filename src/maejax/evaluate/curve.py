@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from maejax.storage.atomic import write_whole
+
 _WIDTH, _HEIGHT = 720, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 120, 12, 44
 _MOST_POINTS = 400
@@ -63,7 +65,7 @@ def write_curve(path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], 
         "text.line-0{fill:#1f6feb}text.line-1{fill:#bf5700}</style>"
     )
     start, _, rest = draw_curve(lines, x_label, y_label).partition(">")
-    path.write_text(f'{start} xmlns="http://www.w3.org/2000/svg">{style}{rest}')
+    write_whole(path, f'{start} xmlns="http://www.w3.org/2000/svg">{style}{rest}')
 
 
 def _shorten(points: Sequence[tuple[float, float]]) -> np.ndarray:

@@ -5,13 +5,15 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from maejax.storage.atomic import write_whole
+
 
 def write_page(path: Path, title: str, parts: Iterable[str], footer: Iterable[str] = ()) -> None:
     """Write a page with a title, parts of HTML and sentences at the foot to `path`, replacing what is there."""
     template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     lines = "\n".join(f"<p>{escape(line)}</p>" for line in (*footer, "Written by maejax.") if line)
     page = template.substitute(title=escape(title), body="\n".join(filter(None, parts)), footer=lines)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def section(heading: str, body: str) -> str:

@@ -16,6 +16,7 @@ from maejax.errors import InputError, UnreadableImage
 from maejax.evaluate.patch_statistics import hidden_statistics
 from maejax.models import masking
 from maejax.models.patches import patchify, unpatchify
+from maejax.storage.atomic import write_atomically
 
 _GREY = np.uint8(128)
 _RAW_NOTE = "Hidden patches are shown as predicted, in pixels."
@@ -132,7 +133,8 @@ def write_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(images):
         path = folder / f"{i:03d}-{Path(name).stem}.png"
-        draw_grid(reconstruct(model, pixels[i : i + 1], order[i : i + 1])).save(path)
+        with write_atomically(path) as new:
+            draw_grid(reconstruct(model, pixels[i : i + 1], order[i : i + 1])).save(new, "PNG")
         yield path
 
 

@@ -15,6 +15,7 @@ from maejax.plan.hlo import parse
 from maejax.plan.hlo_cost import module_cost
 from maejax.plan.roofline import ASSUMPTIONS, step_time
 from maejax.plan.target import Target
+from maejax.storage.atomic import write_whole
 
 SWEPT = ("layers", "remat", "sharding", "batch", "peak", "traffic", "step", "images/s", "MFU", "compiled in")
 FIRM, ESTIMATE, UNKNOWN = "firm", "estimate", "unknown"
@@ -197,7 +198,7 @@ def write(folder: Path, facts: Mapping[str, Any], sweep: Sequence[Mapping[str, A
     """Write a plan to a folder: plan.json and plan.html."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {**facts, "command": command, **({"sweep": list(sweep)} if sweep else {})}
-    (folder / "plan.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "plan.json", json.dumps(content, indent=2) + "\n")
     rows = "\n".join(
         f"<tr><th{' class=part' if row.name.startswith(' ') else ''}>{escape(row.name.strip())}</th>"
         f"<td>{escape(row.value)}</td><td class={row.certainty}>{row.certainty}</td>"

@@ -20,3 +20,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write text, as UTF-8, or bytes to a file by `write_atomically`."""
+    with write_atomically(path) as new:
+        new.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -1,6 +1,5 @@
 """Linear probing on features that are computed once, for many learning rates at a time (`--cache-features`)."""
 
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +27,7 @@ from maejax.tasks.transfer import check_labels
 from maejax.training.losses import Features, is_encoder, probe_losses, update_stats
 from maejax.training.mesh import put_rows
 from maejax.training.mixing import soft_targets
+from maejax.training.rundir import write_json
 from maejax.training.state import TrainState
 
 FACTORS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of --learning-rate, where --sweep-rates names none
@@ -170,9 +170,7 @@ def score(model: ImageClassifier, many: Any, evaluator: Accuracy) -> list[dict[s
 def write_sweep(directory: Path, found: Sweep) -> None:
     """Write sweep.json and the plot sweep.svg into a run's folder."""
     rows = [{"learning_rate": rate, **scores} for rate, scores in found.scores.items()]
-    (directory / "sweep.json").write_text(
-        json.dumps({"best": found.rate, "rates": rows, "speed": found.speed}, indent=2) + "\n"
-    )
+    write_json(directory / "sweep.json", {"best": found.rate, "rates": rows, "speed": found.speed})
     points = {
         title: [(float(np.log10(rate)), scores[name]) for rate, scores in sorted(found.scores.items())]
         for title, name in (("top-1", "val/acc1"), ("top-5", "val/acc5"))

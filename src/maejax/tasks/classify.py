@@ -20,6 +20,7 @@ from maejax.models.classifier import BATCH_NORM_EPS, ImageClassifier
 from maejax.models.description import Classifier, Compute
 from maejax.models.flops import classify_flop
 from maejax.storage import mirror
+from maejax.storage.redact import redact
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
 from maejax.tasks.checks import encoder_config, refuse_ignored
@@ -52,6 +53,8 @@ def run(config: Config, console: Console) -> Finished:
 
 class Classification(Task[Classifier]):
     """Training of a classifier: of its head alone (a linear probe), or of the encoder too."""
+
+    labelled = False  # whether a label has come
 
     def check_flags(self) -> None:
         """Check the flags. Raises InputError at the first that is wrong."""
@@ -101,6 +104,13 @@ class Classification(Task[Classifier]):
     def check_batch(self, batch: Batch) -> Batch:
         """Return a batch after a check of its labels; those of a stream are not known before."""
         check_labels(batch.labels, self.model.labels)
+        if not (self.labelled or (batch.labels >= 0).any()):
+            raise InputError(
+                f"--train-dataset-shards {redact(self.config.data.train_dataset_shards)}: no image of the first batch has "
+                "a label. Shards that arrive while training need a number in a .cls or .json member beside each image: "
+                "`maejax pack` writes them; `maejax data` shows the labels of files that are here"
+            )
+        self.labelled = True
         return batch
 
     def explain(self, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Batch) -> str:

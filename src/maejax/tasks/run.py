@@ -18,6 +18,7 @@ from maejax.data.stream import Stream
 from maejax.distributed.processes import all_processes, broadcast_from_0, name_of
 from maejax.errors import Failed, InputError
 from maejax.storage import mirror
+from maejax.storage.lock import held
 from maejax.tasks.checks import compute_of, run_differences, safe_flags, shared_flags, traced_steps
 from maejax.tasks.configured import run_directory
 from maejax.tasks.fast_forms import choose_forms
@@ -28,7 +29,7 @@ from maejax.training.ema import as_evaluated
 from maejax.training.log import RunLog, evaluated_at
 from maejax.training.loop import Evaluate, Feed, Intervals, RunContext, Watch, fit
 from maejax.training.mesh import gather, make_mesh
-from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, held, open_run, read_config
+from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, open_run, read_config
 from maejax.training.state import TrainState, abstract_state, create_state
 from maejax.training.trace import Trace
 from maejax.training.trackers import TensorBoard, Tracker, WandB
@@ -52,13 +53,16 @@ def prepared(task: Task) -> Iterator[None]:
     """
     task.prepare()
     check_same(task)
+    directory, shown = run_directory(task.config), mirror.shown(run_directory(task.config))
     with ExitStack() as stack:
         problem: Exception | None = None
         if jax.process_index() == 0:
             try:
-                stack.enter_context(held(run_directory(task.config)))
-            except (InputError, Failed) as error:
+                stack.enter_context(held(directory, shown, "wait for it, stop it, or choose another --name"))
+            except Failed as error:
                 problem = error
+            except OSError as error:
+                problem = InputError(f"{shown} cannot be written ({error.strerror}); choose another --output-dir")
         if not all_processes(problem is None):
             raise problem or Failed(f"{name_of(0)} cannot hold the directory of the run; see what it says")
         yield

@@ -16,6 +16,7 @@ from maejax.distributed.processes import broadcast_from_0
 from maejax.evaluate.reconstruction import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
+from maejax.storage.atomic import write_atomically
 from maejax.tasks.task import Evaluation
 from maejax.training.log import read_metrics
 from maejax.training.loop import Watch
@@ -102,4 +103,5 @@ def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:
     rows = np.flatnonzero(batch.valid)[:PICTURES]
     order = fixed_order(seed, jnp.asarray(batch.index[rows]), model.patches)
     path.parent.mkdir(exist_ok=True)
-    draw_grid(reconstruct(model, batch.images[rows], np.asarray(order))).save(path)
+    with write_atomically(path) as new:
+        draw_grid(reconstruct(model, batch.images[rows], np.asarray(order))).save(new, "PNG")

@@ -1,16 +1,10 @@
 """A run directory: its config.json, and whether a run may start or resume there."""
 
-import fcntl
 import json
-import os
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
-from maejax.errors import Failed, InputError
+from maejax.errors import InputError
 from maejax.storage import mirror
 from maejax.storage.atomic import write_atomically
 from maejax.training.checkpoint import saved_steps
@@ -45,50 +39,6 @@ def open_run(
         except OSError as error:
             raise InputError(f"{name} cannot be written ({error.strerror}); choose another --output-dir") from None
     return steps[-1] if steps else 0
-
-
-@contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Hold the directory of a run for this process; the system lets go of it however the process ends.
-
-    Raises Failed, naming the holder, if another process has it.
-    """
-    path, name = directory.with_name(f".{directory.name}.lock"), mirror.shown(directory)
-    made = not path.parent.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = _lock(path)
-    except BlockingIOError as error:
-        remedy = "wait for it, stop it, or choose another --name"
-        raise Failed(f"{name} is being trained by {error.filename}; {remedy}") from None
-    except OSError as error:
-        raise InputError(f"{name} cannot be written ({error.strerror}); choose another --output-dir") from None
-    with file:
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            if made and not any(path.parent.iterdir()):
-                path.parent.rmdir()  # the run never began
-
-
-def _lock(path: Path) -> TextIO:
-    """Open and lock a file; raises BlockingIOError with the holder's name in place of a file's."""
-    while True:
-        file = path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            with file:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-            raise BlockingIOError(error.errno, error.strerror, holder) from None
-        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-            return file
-        file.close()  # its holder ended between the two calls, and removed it
 
 
 def read_config(directory: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier
+from maejax.storage.atomic import write_whole
 from maejax.weights import huggingface, native, torch_names
 from maejax.weights.weights import Weights
 
@@ -25,7 +26,7 @@ def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
         notices = ["transformers' ViT has no place for some of these weights: the folder is for timm alone"]
     state, _ = torch_names.to_timm(weights)
     native.write_safetensors(state, path / TIMM_FILE)
-    (path / "README.md").write_text(card, encoding="utf-8")
+    write_whole(path / "README.md", card)
     return notices
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, Stack, ViT, change_encoder
+from maejax.storage.atomic import write_whole
 from maejax.weights import native, torch_names
 from maejax.weights.weights import PROBE_FOLDED, Weights, anchor, blank_arrays, check, fold_head_norm, posemb_of
 
@@ -260,7 +261,7 @@ def write(weights: Weights, path: Path) -> list[str]:
         "image_std": list(encoder.std),
     }
     path.mkdir(parents=True, exist_ok=True)
-    (path / "config.json").write_text(json.dumps(meta, indent=2) + "\n")
-    (path / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    write_whole(path / "config.json", json.dumps(meta, indent=2) + "\n")
+    write_whole(path / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
     native.write_safetensors(state, path / "model.safetensors", {"format": "pt"})
     return notices

@@ -8,8 +8,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from maejax.errors import WeightsError
+from maejax.errors import Failed, WeightsError
 from maejax.models.description import from_json
+from maejax.storage.atomic import write_atomically
 from maejax.version import __version__
 from maejax.weights.weights import Weights, blank_arrays, check
 
@@ -50,7 +51,11 @@ def write(weights: Weights, path: Path) -> list[str]:
 
 def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write arrays by name, laid out row by row as the format wants them."""
-    path.touch()
-    mode = path.stat().st_mode
-    save_file({name: np.array(array, order="C") for name, array in arrays.items()}, path, metadata)
-    path.chmod(mode)  # the library makes a file that nobody else may read
+    with write_atomically(path) as new:
+        new.touch()
+        mode = new.stat().st_mode
+        try:
+            save_file({name: np.array(array, order="C") for name, array in arrays.items()}, new, metadata)
+        except SafetensorError as error:  # for a full disk too
+            raise Failed(f"{path} cannot be written ({error}); free space there") from None
+        new.chmod(mode)  # the library makes a file that nobody else may read

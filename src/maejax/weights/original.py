@@ -12,6 +12,7 @@ from flax import serialization, traverse_util
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, Stack, ViT
+from maejax.storage.atomic import write_whole
 from maejax.weights.statement import Statement, known_facts, with_statement
 from maejax.weights.weights import (
     PIXELS_ASSUMED,
@@ -231,5 +232,5 @@ def read(
 def write(weights: Weights, path: Path) -> list[str]:
     """Write a .msgpack file as the original does; return sentences that a reader must know."""
     state = to_theirs(weights.arrays, weights.config)
-    path.write_bytes(serialization.to_bytes(traverse_util.unflatten_dict(state, sep="/")))
+    write_whole(path, serialization.to_bytes(traverse_util.unflatten_dict(state, sep="/")))
     return losses(weights)

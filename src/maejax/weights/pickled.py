@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from maejax.errors import WeightsError, install
+from maejax.errors import Failed, WeightsError, install
+from maejax.storage.atomic import write_atomically
 from maejax.weights.statement import KEY
 
 INSTALL = f"needs PyTorch: {install('interop')}"
@@ -45,4 +46,8 @@ def write_pickled(state: Mapping[str, np.ndarray], path: Path, statement: str | 
     except ImportError:
         raise WeightsError(f"writing {path} {INSTALL}") from None
     tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
-    torch.save({"model": tensors, KEY: statement} if statement else tensors, path)
+    with write_atomically(path) as new:
+        try:
+            torch.save({"model": tensors, KEY: statement} if statement else tensors, new)
+        except RuntimeError as error:  # PyTorch's writer, for a full disk too
+            raise Failed(f"{path} cannot be written ({str(error).splitlines()[0]}); free space there") from None

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, change_encoder, from_json
+from maejax.storage.atomic import write_whole
 from maejax.version import __version__
 from maejax.weights.weights import Weights
 
@@ -32,7 +33,7 @@ def beside(path: Path) -> Path:
 
 def write_beside(path: Path, statement: str) -> str:
     """Write the statement of a file that has no room for it; returns a sentence that a reader must know."""
-    beside(path).write_text(statement + "\n")
+    write_whole(beside(path), statement + "\n")
     return f"{beside(path).name} holds what the file cannot (heads, sizes, normalisation): keep it beside the file"
 
 

@@ -1,39 +1,18 @@
-"""The directory of a run: held by one process at a time."""
+"""One run at a time in a folder, and processes of a run that agree."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from maejax.errors import Failed
+from maejax.storage.lock import held
 from maejax.tasks import run
-from maejax.training.rundir import held
-
-
-def test_a_run_is_held_by_one_process_and_let_go(tmp_path):
-    directory = tmp_path / "runs" / "mine"
-    with (
-        held(directory),
-        pytest.raises(Failed, match=rf"mine is being trained by process {os.getpid()} on .*; wait for it, stop it"),
-        held(directory),
-    ):
-        raise AssertionError("two hold it")
-    assert not directory.parent.exists()  # neither left anything
-    with held(directory):
-        directory.mkdir()
-    assert [path.name for path in directory.parent.iterdir()] == ["mine"]
-
-
-def test_a_lock_that_a_dead_process_left_is_nobodys(tmp_path):
-    (tmp_path / ".mine.lock").write_text("process 1 on a host that is gone\n")
-    with held(tmp_path / "mine"):
-        assert f"process {os.getpid()} on " in (tmp_path / ".mine.lock").read_text()
 
 
 def test_a_second_command_ends_with_the_name_of_the_first(train):
-    with held(Path("runs/pretrain")):
+    with held(Path("runs/pretrain"), "", ""):
         code, printed = train()
-    assert code == 1 and f"runs/pretrain is being trained by process {os.getpid()} on" in printed, printed
+    assert code == 1 and f"runs/pretrain is in the hands of process {os.getpid()} on" in printed, printed
     assert not Path("runs/pretrain").exists()
 
 
