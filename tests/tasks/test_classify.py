@@ -2,11 +2,13 @@
 
 import json
 import re
+import tarfile
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from maejax.data.pipeline import Batch
 from maejax.data.sources import open_source
@@ -156,6 +158,18 @@ def test_what_does_not_fit_is_said(tune, trained, flags, sentence):
     code, printed = tune("finetune", *flags)
     assert code == 2, printed
     assert re.search(sentence, printed.replace("\n", " ")), printed
+
+
+def test_a_stream_without_labels_trains_nothing(tune):
+    with tarfile.open("s.tar", "w") as tar:
+        for i in range(16):  # class folders, whose names no process knows before all of them came
+            Image.new("RGB", (16, 16), (i, i, i)).save(f"{i}.png")
+            tar.add(f"{i}.png", f"{'shoe' if i % 2 else 'hat'}/{i}.png")
+    code, printed = tune("finetune", "--train-dataset-shards", "pipe:cat s.tar", "--labels", 3, "--name", "none")
+    assert code == 2 and "pipe:cat s.tar: no image of the first batch has a label" in printed.replace("\n", " "), (
+        printed
+    )
+    assert "step 1/" not in printed
 
 
 def test_a_loss_that_is_not_finite_names_the_layer_and_the_images(tune):

@@ -105,10 +105,10 @@ class Classification(Task[Classifier]):
         """Return a batch after a check of its labels; those of a stream are not known before."""
         check_labels(batch.labels, self.model.labels)
         if not (self.labelled or (batch.labels >= 0).any()):
+            spec = redact(self.config.data.train_dataset_shards)
             raise InputError(
-                f"--train-dataset-shards {redact(self.config.data.train_dataset_shards)}: no image of the first batch has "
-                "a label. Shards that arrive while training need a number in a .cls or .json member beside each image: "
-                "`maejax pack` writes them; `maejax data` shows the labels of files that are here"
+                f"--train-dataset-shards {spec}: no image of the first batch has a label. Shards that arrive while training "
+                "need a number in a .cls or .json member beside each image, as `maejax pack` writes them"
             )
         self.labelled = True
         return batch
