@@ -11,6 +11,7 @@ from maejax.commands.command import check_writable, prepare_devices
 from maejax.commands.features import Encode
 from maejax.console import plain
 from maejax.errors import InputError
+from maejax.storage.redact import redact
 
 NO_CONTROL = "Accuracies of the frozen encoder, without a control."
 
@@ -66,9 +67,9 @@ class EvaluateCommand(Encode):
             scores[kind] = score(encoder, data, protocols, **given)
             seconds[kind] = round(time.monotonic() - start, 1)
         result = {
-            "checkpoint": self.ckpt,
-            "train": self.train_dataset_shards,
-            "test": self.valid_dataset_shards,
+            "checkpoint": redact(self.ckpt),
+            "train": redact(self.train_dataset_shards),
+            "test": redact(self.valid_dataset_shards),
             "classes": list(data.classes),
             "images": {"train": int((data.train.labels >= 0).sum()), "test": int((data.test.labels >= 0).sum())},
             "features": self.pool,
@@ -103,8 +104,8 @@ class EvaluateCommand(Encode):
             scores=result["scores"],
             seconds=result["seconds"],
             config={key: result[key] for key in ("checkpoint", "train", "test", "features", "seed")},
-            command=f"maejax evaluate {self.ckpt} --train-dataset-shards '{self.train_dataset_shards}' "
-            f"--valid-dataset-shards '{self.valid_dataset_shards}' --protocol {self.protocol} --seed {self.seed}",
+            command=f"maejax evaluate {result['checkpoint']} --train-dataset-shards '{result['train']}' "
+            f"--valid-dataset-shards '{result['test']}' --protocol {self.protocol} --seed {self.seed}",
             measures=measured(result),
             sentence=result.get("explanation", NO_CONTROL),
             notes=[note],

@@ -15,6 +15,7 @@ from rich.console import Console
 from maejax.commands.command import Command, check_writable, prepare_devices
 from maejax.config import Config
 from maejax.errors import InputError
+from maejax.storage.redact import redact
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PlanCommand(Command):
         prepare_devices()
         from maejax.commands.planner import Planner
 
-        return Planner(console, self).plan(shlex.join(["maejax", *sys.argv[1:]]))
+        return Planner(console, self).plan(redact(shlex.join(["maejax", *sys.argv[1:]])))
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print the facts of the plan as a table."""

@@ -124,7 +124,7 @@ def safe_flags(config: Config) -> dict[str, Any]:
     """List the flags for config.json: addresses and commands without their secrets, nothing of this machine."""
     declared = declarations()
     return {
-        name: redact(value) if name.endswith("_dataset_shards") else value
+        name: redact(value) if isinstance(value, str) else value
         for name, value in flags(config).items()
         if declared[name].get("written", True)
     }

@@ -107,8 +107,8 @@ class Classification(Task[Classifier]):
         if not (self.labelled or (batch.labels >= 0).any()):
             spec = redact(self.config.data.train_dataset_shards)
             raise InputError(
-                f"--train-dataset-shards {spec}: no image of the first batch has a label. Shards that arrive while training "
-                "need a number in a .cls or .json member beside each image, as `maejax pack` writes them"
+                f"--train-dataset-shards {spec}: no image of the first batch has a label. Shards that arrive while "
+                "training need a number in a .cls or .json member beside each image, as `maejax pack` writes them"
             )
         self.labelled = True
         return batch

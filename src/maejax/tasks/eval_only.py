@@ -56,7 +56,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     with jax.set_mesh(mesh):
         scores = evaluator.score(jax.tree.map(lambda a: put_same(a, mesh), model))
     result = {
-        "checkpoint": path,
+        "checkpoint": redact(path),
         "writer": weights.writer,
         "data": redact(data.valid_dataset_shards),
         "images": evaluator.images,
