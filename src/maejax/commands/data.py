@@ -15,6 +15,7 @@ from maejax.commands.command import Command, check_writable
 from maejax.config import image_shape
 from maejax.console import progress
 from maejax.errors import InputError
+from maejax.storage.redact import redact
 
 HEAD, TAIL = 5, 3  # classes that are shown
 LISTED = 5  # bad images, problems and duplicates that are shown
@@ -83,7 +84,7 @@ class DataCommand(Command):
         speed = loader_speed.measure(source, transform, size, self.channels)
         if self.consume is not None:
             speed |= {"consume": self.consume, **keeps_up(speed, self.consume)}
-        return {"source": self.shards, **facts, "contact_sheet": str(out), "loader": speed}
+        return {"source": redact(self.shards), **facts, "contact_sheet": str(out), "loader": speed}
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print the facts as one short table."""

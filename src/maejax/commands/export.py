@@ -13,6 +13,7 @@ from maejax.commands.inspect import Unstated
 from maejax.config import declarations, flags, recipe
 from maejax.console import plain
 from maejax.errors import InputError, install
+from maejax.storage.redact import redact
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # of StableHLO
 TOLERANCE = 1e-5  # of features that are run back, relative to the largest
@@ -121,7 +122,7 @@ def run_facts(path: Path) -> dict[str, dict[str, Any]]:
     directory, checkpoint = run_directory.locate(path)
     config = read_config(directory)
     assert config is not None  # `files.read` found it
-    given = config["flags"]
+    given = {name: redact(value) if isinstance(value, str) else value for name, value in config["flags"].items()}
     usual, declared = flags(recipe(given["mode"])), declarations()
     step = int(checkpoint.name)
     steps: dict[str, Any] = {"steps": f"{step:,} of {given['training_steps']:,}"}

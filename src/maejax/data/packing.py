@@ -24,6 +24,7 @@ from maejax.data.order import epoch_order
 from maejax.data.sources import Source, open_source
 from maejax.errors import InputError, Stopped, UnreadableImage
 from maejax.storage.atomic import write_atomically
+from maejax.storage.redact import redact
 
 _JOURNAL = "pack.jsonl"  # lies in the folder while it is being packed into: for whom, and which shards are done
 _UNEVEN = ".uneven"  # shards from which images were left out, until their images are dealt out anew
@@ -65,7 +66,8 @@ def pack(
         if number is not None and (number < 1 or (flag == "--quality" and number > 100)):
             raise InputError(f"{flag} {number}: give at least 1" + (" and at most 100" if flag == "--quality" else ""))
     source, folder = open_source(src, labels=labels), Path(dst).expanduser()
-    arguments = {"source": src, "images": len(source), "shard_size": shard_size, "shuffle_seed": shuffle_seed}
+    name, shape = redact(str(src)), {"shard_size": shard_size, "shuffle_seed": shuffle_seed}
+    arguments: dict[str, Any] = {"source": name, "images": len(source), **shape}
     later = {"quality": quality, "labels": labels}  # packs from before these were known do not have them
     arguments |= {"image_size": image_size, **{name: value for name, value in later.items() if value is not None}}
     index = next(iter(_lines(folder / "index.json", whole=True)), {})
@@ -82,7 +84,7 @@ def pack(
     sizes = [shard["samples"] for shard in shards]
     if not any(sizes):
         first = ": ".join(next(iter(skipped.items())))
-        raise InputError(f"{src}: none of {len(source)} images can be read; the first, {first}; check the files")
+        raise InputError(f"{name}: none of {len(source)} images can be read; the first, {first}; check the files")
     if max(sizes) - min(sizes) > 1:
         shards = _level(run, shards, shard_size)
     index = {"total": sum(shard["samples"] for shard in shards), "classes": list(source.classes), "skipped": skipped}
