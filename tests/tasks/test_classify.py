@@ -52,7 +52,10 @@ def test_fine_tuning_starts_from_the_encoder_and_goes_on_bit_for_bit(tune, train
     whole, parts = (files.read(f"runs/{name}").arrays for name in ("whole", "parts"))
     assert all((whole[name] == parts[name]).all() for name in whole)
 
-    # What is judged and kept as best is the average of the weights.
+    # What is judged, read and kept as best is the average of the weights; the weights themselves on request.
+    newest, best = files.read("runs/whole").arrays, files.read("runs/whole/best").arrays
+    raw = files.read("runs/whole", raw=True).arrays
+    assert (newest["head.kernel"] != raw["head.kernel"]).any() and raw.keys() == newest.keys() == best.keys()
     best = max(metrics("runs/whole", "val/acc1").items(), key=lambda item: (item[1], -item[0]))
     code, printed = maejax(
         "train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", "runs/whole/best",

@@ -44,6 +44,9 @@ class Unstated(Command):
     norm_pix_loss: bool | None = field(default=None, kw_only=True)
     """Whether the targets were normalised per patch, if the file does not hold it."""
 
+    raw: bool = field(default=False, kw_only=True)
+    """Of a run with --ema, take the weights themselves instead of their average."""
+
     def read(self, path: str) -> tuple["Weights", str]:
         """Read weights from a path or address; returns them and a sentence on what was fetched.
 
@@ -57,7 +60,7 @@ class Unstated(Command):
 
         here, fetched = local(path)
         known = {"heads": self.heads, "dec_heads": self.dec_heads, "norm_pix_loss": self.norm_pix_loss}
-        weights = files.read(here, image_size=size, **known)
+        weights = files.read(here, image_size=size, raw=self.raw, **known)
         found: dict[str, Any] = {"heads": weights.config.encoder.heads, "image_size": weights.config.encoder.image_size}
         if isinstance(weights.config, MAE):
             found |= {"dec_heads": weights.config.decoder.heads, "norm_pix_loss": weights.config.norm_pix_loss}

@@ -235,10 +235,19 @@ def saved_steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.glob("*") if path.name.isdigit() and path.is_dir())
 
 
-def read_model_arrays(checkpoint: Path) -> dict[str, jax.Array]:
-    """Read the model of one checkpoint, `.../checkpoints/<step>`, as arrays by name on one device."""
-    checkpoint = mirror.bring(checkpoint.absolute())
-    saved = ocp.checkpointables_metadata(checkpoint).metadata["model"]
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    wanted = {name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here) for name, a in saved.items()}
-    return ocp.load_checkpointables(checkpoint, {"model": wanted})["model"]
+def read_model_arrays(checkpoint: Path, *, raw: bool = False) -> dict[str, jax.Array]:
+    """Read the model of one checkpoint, `.../checkpoints/<step>`, as arrays by name on one device.
+
+    Where the run keeps an average of the weights (--ema), these are the averaged ones unless `raw`.
+    """
+    checkpoint, here = mirror.bring(checkpoint.absolute()), SingleDeviceSharding(jax.local_devices()[0])
+    saved, average = ocp.checkpointables_metadata(checkpoint).metadata, "average."
+    wanted = {"model": saved["model"]}
+    if not raw:
+        wanted["opt_state"] = {name: a for name, a in saved["opt_state"].items() if name.startswith(average)}
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), wanted)
+    with ocp.Context() as context:
+        context.pytree.loading.partial_load = True
+        found = ocp.load_checkpointables(checkpoint, {name: tree for name, tree in shapes.items() if tree})
+    averaged = {name.removeprefix(average): array for name, array in found.get("opt_state", {}).items()}
+    return found["model"] | averaged

@@ -28,6 +28,7 @@ def read(
     dec_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,
+    raw: bool = False,
 ) -> Weights:
     """Read weights in any known layout, recognised by the content.
 
@@ -37,6 +38,7 @@ def read(
         path: run directory or checkpoint, Hugging Face directory, .safetensors, .msgpack or .pth file.
         heads, dec_heads, image_size, norm_pix_loss: facts that the file may lack. Without them heads are inferred from
             a head size of 64 (the decoder's are 16), images are square, targets are pixels.
+        raw: of a run with --ema, the weights themselves instead of their average.
 
     """
     path = Path(path).expanduser()
@@ -45,7 +47,7 @@ def read(
     sizes = {"image_size": image_size, "norm_pix_loss": norm_pix_loss}
     try:
         if path.is_dir():
-            return huggingface.read(path) if huggingface.is_directory(path) else run_directory.read(path)
+            return huggingface.read(path) if huggingface.is_directory(path) else run_directory.read(path, raw=raw)
         with path.open("rb") as file:
             start = file.read(16)
         if start[8:9] == b"{":

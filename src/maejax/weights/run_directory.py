@@ -38,8 +38,8 @@ def locate(path: str | Path) -> tuple[Path, Path]:
     return run, folder / str(steps[-1])
 
 
-def read(path: str | Path) -> Weights:
-    """Read the weights of a run directory, or of one of its checkpoints.
+def read(path: str | Path, *, raw: bool = False) -> Weights:
+    """Read the weights of a run directory, or of one of its checkpoints: their average if it keeps one, unless `raw`.
 
     Raises InputError if there is no such checkpoint, or if its arrays are not those of the model in config.json.
     """
@@ -47,7 +47,7 @@ def read(path: str | Path) -> Weights:
     meta = read_config(run)
     assert meta is not None  # locate found it
     config = from_json(meta["model"])
-    arrays = {name: np.asarray(array) for name, array in read_model_arrays(checkpoint).items()}
+    arrays = {name: np.asarray(array) for name, array in read_model_arrays(checkpoint, raw=raw).items()}
     check(blank_arrays(config), arrays, mirror.shown(checkpoint))
     classes = tuple(meta["classes"]) if config.kind == "classifier" else ()
     return Weights(arrays, config, "maejax", f"maejax {meta['maejax']}, step {checkpoint.name}", classes=classes)
