@@ -246,8 +246,9 @@ def read_model_arrays(checkpoint: Path, *, raw: bool = False) -> dict[str, jax.A
     if not raw:
         wanted["opt_state"] = {name: a for name, a in saved["opt_state"].items() if name.startswith(average)}
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), wanted)
-    with ocp.Context() as context:
-        context.pytree.loading.partial_load = True
+    partly = ocp.Context()
+    partly.pytree.loading.partial_load = True
+    with partly:
         found = ocp.load_checkpointables(checkpoint, {name: tree for name, tree in shapes.items() if tree})
     averaged = {name.removeprefix(average): array for name, array in found.get("opt_state", {}).items()}
     return found["model"] | averaged
