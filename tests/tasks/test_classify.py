@@ -215,6 +215,12 @@ def test_classes_come_from_the_data(tmp_path, monkeypatch):
     valid = source("c.npz", [0, 1, 0], ["c", "a"])
     match_classes(valid, named.classes, 3, "")
     assert valid.labels.tolist() == [2, 0, 2]
+    for held_out, classes, sentence in (
+        (source("e.npz", [0, 1], ["a", "c"]), (), "has 2 classes by their names, training has 3 by their numbers"),
+        (source("f.npz", [0, 1]), named.classes, "has 2 classes by their numbers, training has 3 by their names"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            match_classes(held_out, classes, 3, "")
     for labels, given, sentence in (
         (4, named, "--labels 4: the training images have 3 classes"),
         (7, numbers, "--labels 7: the training images have 8 classes"),

@@ -48,7 +48,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     model = model_of(weights, replace(PLAIN, dtype=precision(config)))
     if not isinstance(model, ImageClassifier):
         raise InputError(f"--pretrained-ckpt {path} has no head; train one with --mode linear or finetune")
-    match_classes(source, weights.classes or source.classes, model.config.labels, data.valid_dataset_shards)
+    match_classes(source, weights.classes, model.config.labels, data.valid_dataset_shards)
     mesh = make_mesh()
     evaluator = Accuracy(config, source, run_directory(config), mesh, faults_allowed(config))
     console.print(f"weights  {said or path}: {weights.writer}", highlight=False)

@@ -205,10 +205,18 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
 def match_classes(source: Source, classes: Sequence[str], labels: int, spec: str) -> None:
     """Number the classes of the validation images as those of the training images, by their names.
 
-    Raises InputError if there is no labelled image, or a class that training does not know.
+    Raises InputError if there is no labelled image, or a class that training does not know, or if one side has names,
+    the other numbers, and their counts differ.
     """
     if (source.labels < 0).all():
         raise InputError(f"--valid-dataset-shards {spec}: its images have no labels")
+    count = len(source.classes) or int(source.labels.max()) + 1
+    if bool(classes) != bool(source.classes) and count != labels:
+        kinds = ("names", "numbers") if source.classes else ("numbers", "names")
+        raise InputError(
+            f"--valid-dataset-shards {spec}: has {count} classes by their {kinds[0]}, training has {labels} by their "
+            f"{kinds[1]}: which is which is not known; label both by names, or both by numbers"
+        )
     if unknown := source.number_classes_as(classes):
         raise InputError(f"--valid-dataset-shards {spec}: training has no class {', '.join(sorted(unknown)[:8])}")
     if source.labels.max() >= labels:
