@@ -1,8 +1,10 @@
 """Streams: every image once an epoch, the same order for everybody, and going on where a run stopped."""
 
+import fcntl
 import gzip
 import json
 import logging
+import os
 import shutil
 import threading
 import time
@@ -13,7 +15,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from maejax.data import lanes
+from maejax.data import lanes, stream
 from maejax.data.augment import Transform, build_eval
 from maejax.data.faults import Faults
 from maejax.data.lanes import merge_positions
@@ -281,3 +283,18 @@ def test_an_evaluation_is_over_all_images_in_order(serve):
     assert values.tolist() == [i for size in SIZES for i in range(size)]
     with pytest.raises(InputError, match="cannot be evaluated"):
         train(stream_of(serve(SIZES)), shuffle=False)
+
+
+def test_folders_of_killed_processes_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left, held, new = (tmp_path / f"maejax-shards-{name}" for name in ("left", "held", "new"))
+    for folder in (left, held, new):
+        folder.mkdir()
+        (folder / "s.part").write_bytes(b"x")
+    for folder in (left, held):
+        os.utime(folder, (1, 1))
+    handle = os.open(held, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    own = stream._open_folder("")
+    os.close(handle)
+    assert sorted(tmp_path.iterdir()) == sorted([held, new, own])

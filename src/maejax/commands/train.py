@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from rich.console import Console
 
 from maejax.commands.command import DONE, STOPPED, Command, check_writable, prepare_devices
+from maejax.commands.early_stop import early_stop
 from maejax.config import Config, flags
 
 
@@ -29,12 +30,18 @@ class TrainCommand(Command):
 
     def run(self, console: Console) -> dict[str, Any]:
         """Train, or score with --eval-only; returns the flags with --print-config, else whether the run is done."""
-        run, machine = self.config.run, self.config.machine
+        run = self.config.run
         if run.print_config:
             from maejax.training.schedule import peak_rate
 
             rate, batch = self.config.optimization.learning_rate, self.config.data.train_batch_size
             return {**flags(self.config), "peak_learning_rate": peak_rate(rate, batch)}
+        with early_stop():
+            return self._train(console)
+
+    def _train(self, console: Console) -> dict[str, Any]:
+        """Train or score in this process, perhaps one of several."""
+        run, machine = self.config.run, self.config.machine
         from maejax.distributed.processes import join
 
         first = prepare_devices(

@@ -1,10 +1,14 @@
 """Shards that are read from front to back while they arrive from elsewhere."""
 
 import atexit
+import contextlib
+import fcntl
 import itertools
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +24,7 @@ from maejax.storage.redact import redact
 from maejax.storage.retry import RetryPolicy
 from maejax.storage.spool import Spool, kept_file, remove_leftovers, stem_of
 
+TEMPORARY = "maejax-shards-"
 PARALLEL = 8  # shards fetched at a time where all are wanted
 PROBED, PROBED_IMAGES = 8, 100  # shards, and images of each, that are tried before training
 PROBING = RetryPolicy(connect=5, stall=10, total=10)
@@ -149,7 +154,9 @@ def open_shards(addresses: Sequence[str], cache_dir: str, patience: RetryPolicy 
 def _open_folder(cache_dir: str) -> Path:
     """Return the folder for fetched files: `cache_dir`, or a temporary one that is removed when this process ends."""
     if not cache_dir:
-        folder = Path(tempfile.mkdtemp(prefix="maejax-shards-"))
+        _remove_abandoned()
+        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_EX)  # as long as this process lives
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return folder
     folder = Path(cache_dir).expanduser()
@@ -159,6 +166,19 @@ def _open_folder(cache_dir: str) -> Path:
         raise InputError(f"--cache-dir {cache_dir}: {error.strerror}; give a folder that can be written") from None
     remove_leftovers(folder)
     return folder
+
+
+def _remove_abandoned() -> None:
+    """Remove the temporary folders of processes that were killed: nobody holds their lock."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(OSError):  # somebody else's, or held
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - folder.stat().st_mtime > 60:  # else it may have been made just now
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 def fetch_all(stream: Stream) -> tuple[list[tuple[Path, str]], dict[str, str]]:

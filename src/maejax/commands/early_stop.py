@@ -1,0 +1,55 @@
+"""A stop before the first step of a training: nothing is to be saved, so the process ends with the code of a stop."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from maejax.commands.command import STOPPED
+
+GRACE = 10.0  # seconds to tidy up; the compiler of a device does not look at signals
+
+
+@contextmanager
+def early_stop() -> Iterator[None]:
+    """End the process with exit code 75 at SIGTERM while the block runs, until the training loop handles it.
+
+    Does nothing outside the main thread, where Python handles no signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_):
+        sys.exit(_say())
+
+    def watch():
+        while number := os.read(reader, 1):
+            if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is stop:
+                time.sleep(GRACE)
+                if signal.getsignal(signal.SIGTERM) is stop:
+                    os._exit(_say())
+        os.close(reader)
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Thread(target=watch, name="maejax-stop", daemon=True).start()
+    handler, wakeup = signal.signal(signal.SIGTERM, stop), signal.set_wakeup_fd(writer)
+    try:
+        yield
+    except SystemExit as error:
+        if error.code == STOPPED:
+            os._exit(STOPPED)  # a tidy end would wait for the compiler's threads
+        raise
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)  # None: a handler that is not Python's
+        os.close(writer)
+
+
+def _say() -> int:
+    print("stopped; start the same command again to go on", file=sys.stderr, flush=True)
+    return STOPPED
