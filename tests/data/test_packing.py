@@ -99,7 +99,7 @@ def test_an_interrupted_pack_goes_on_and_a_finished_one_is_left_alone(tmp_path, 
         pack(str(folder), str(out), shard_size=2, workers=workers, progress=interrupt)
     assert not (out / "index.json").exists()
     kept = {path: path.stat().st_ino for path in out.glob("*.tar")}
-    assert 1 <= len(kept) <= (4 if workers == 1 else 5)
+    assert 1 <= len(kept) <= 5  # a thread may write another one before it hears of the interruption
     (out / "out-0000.tar").write_bytes(b"cut")  # a record alone does not count
     kept.pop(out / "out-0000.tar", None)
     with (out / "pack.jsonl").open("a") as journal:
