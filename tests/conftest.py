@@ -21,11 +21,12 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)  # compiling takes a third of the time
 
-# What one test compiled, the next one and the commands it starts need not; of each worker's own, for JAX locks nothing.
+# For tests and the commands that they start: compiling takes a third of the time, and what one compiled, the next need
+# not. Of each worker's own, for JAX locks nothing.
 _COMPILED = tempfile.TemporaryDirectory(prefix="maejax-compiled-")
 for _name, _value in {
+    "jax_disable_most_optimizations": True,
     "jax_compilation_cache_dir": _COMPILED.name,
     "jax_persistent_cache_min_compile_time_secs": 0,
     "jax_persistent_cache_min_entry_size_bytes": -1,

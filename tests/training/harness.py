@@ -25,7 +25,7 @@ def start(folder, images, *flags, devices=1, **environment):
     return subprocess.Popen(
         [str(part) for part in command], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "COLUMNS": "300",
-             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **{name: str(value) for name, value in environment.items()}},
+             **{name: str(value) for name, value in environment.items()}},
     )  # fmt: skip
 
 
