@@ -157,7 +157,7 @@ def test_help_reads_like_documentation(maejax):
     _, printed = maejax("plan", "--mode=finetune", "--help")
     assert "rand-m9-mstd0.5-inc1)" in printed
     _, printed = maejax("reconstruct", "--help")
-    assert "[-h] CKPT IMAGE ... [--out STR]" in printed and "Image files. (required)" in printed
+    assert "[-h] [OPTIONS] CKPT IMAGE ..." in printed and "Image files. (required)" in printed
     for command, missing in (("features", "CKPT.*IMAGES"), ("inspect", "PATH"), ("convert", "IN.*OUT")):
         code, printed = maejax(command)
         assert code == 2 and re.search(missing, printed, re.DOTALL), printed

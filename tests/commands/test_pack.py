@@ -31,7 +31,7 @@ def test_shards_are_packed_and_verified(maejax, images, tmp_path):
         (["out", "--quality", "101"], "--quality 101: give at least 1 and at most 100"),
         (["out", "--workers", "0"], "--workers 0: give at least 1"),
         (["out", "--shard-size", "0"], "--shard-size 0"),
-        (["images.npz/x"], "images.npz/x: cannot be written: Not a directory"),
+        (["images.npz/x"], "images.npz/x cannot be written: Not a directory"),
     ],
 )
 def test_wrong_flags_get_one_sentence(maejax, images, tmp_path, args, sentence):

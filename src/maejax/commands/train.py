@@ -57,13 +57,15 @@ class TrainCommand(Command):
         if first and "://" not in run.output_dir:
             check_writable("--output-dir", f"{run.output_dir}/{run.name or run.mode}", folder=True)
         from maejax.storage.mirror import shown
-        from maejax.tasks import classify, eval_only, pretrain
+        from maejax.tasks import classify, pretrain
         from maejax.tasks.transfer import with_facts_of_file
 
         config, lines = with_facts_of_file(self.config, self.given)
         for line in lines:
             console.print(f"weights  {line}", highlight=False)
         if run.eval_only:
+            from maejax.tasks import eval_only  # training from scratch reads no weights
+
             eval_only.run(config, console)
             return {"done": True}
         finished = (pretrain if run.mode == "pretrain" else classify).run(config, console)
