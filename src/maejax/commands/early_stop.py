@@ -27,6 +27,7 @@ def early_stop() -> Iterator[None]:
         sys.exit(_say())
 
     def watch():
+        """End the process if the main thread has not done so some time after the signal."""
         while number := os.read(reader, 1):
             if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is stop:
                 time.sleep(GRACE)

@@ -189,7 +189,7 @@ def resize(image: np.ndarray, size: Size) -> np.ndarray:
 def _pillow_resize(image: np.ndarray, size: Size, box: tuple[float, float, float, float]) -> np.ndarray:
     """Resize the part of an image from (left, top) to (right, bottom)."""
     planes = [image] if image.shape[2] == 3 else [image[..., i] for i in range(image.shape[2])]
-    pictures = [Image.fromarray(plane).resize(size[::-1], Image.Resampling.BICUBIC, box) for plane in planes]
+    pictures = [Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.BICUBIC, box) for plane in planes]
     return np.dstack([np.asarray(picture) for picture in pictures])
 
 

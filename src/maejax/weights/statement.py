@@ -1,4 +1,4 @@
-"""What a file of another layout cannot say by its tensors: heads, target, normalisation; said beside or within it."""
+"""Statements of facts that no tensor tells (heads, target, normalisation), within a file of weights or beside it."""
 
 import json
 from dataclasses import replace
