@@ -12,7 +12,7 @@ def test_one_holds_and_is_named_and_nothing_is_left(tmp_path):
     path = tmp_path / "runs" / "mine"
     with (
         held(path, "mine", "wait"),
-        pytest.raises(Failed, match=rf"mine is in the hands of process {os.getpid()} on .*, since .*; wait$"),
+        pytest.raises(Failed, match=rf"mine is held by process {os.getpid()} on .*, since .*; wait$"),
         held(path, "mine", "wait"),
     ):
         raise AssertionError("two hold it")

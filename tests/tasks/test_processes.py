@@ -12,7 +12,7 @@ from maejax.tasks import run
 def test_a_second_command_ends_with_the_name_of_the_first(train):
     with held(Path("runs/pretrain"), "", ""):
         code, printed = train()
-    assert code == 1 and f"runs/pretrain is in the hands of process {os.getpid()} on" in printed, printed
+    assert code == 1 and f"runs/pretrain is held by process {os.getpid()} on" in printed, printed
     assert not Path("runs/pretrain").exists()
 
 

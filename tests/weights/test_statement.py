@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from maejax.config import recipe, with_flags
 from maejax.errors import WeightsError
-from maejax.weights import files
+from maejax.tasks.transfer import with_facts_of_file
+from maejax.weights import files, native, torch_names
 from maejax.weights.weights import head_count
 
 OWN = {"heads": 4, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "gelu": "tanh"}
@@ -63,3 +65,13 @@ def test_normalisation_of_hugging_face_is_read(weights, tmp_path):
     card.write_text(json.dumps({"image_mean": [0.5], "image_std": [0.5]}))
     with pytest.raises(WeightsError, match=r"preprocessor_config\.json has not one mean"):
         files.read(tmp_path / "hf")
+
+
+def test_a_file_without_a_statement_gives_its_size_whatever_the_flags_for_heads(weights, tmp_path):
+    state, _ = torch_names.to_timm(weights("encoder", image_size=(16, 16), dim=128))
+    native.write_safetensors(state, tmp_path / "t.safetensors")
+    config = with_flags(recipe("finetune"), pretrained_ckpt=str(tmp_path / "t.safetensors"))  # 12 heads, 224 pixels
+    changed, lines = with_facts_of_file(config, ())
+    assert changed.image_shape == (16, 16) and lines == ["--image-size 16x16, as the file says"]
+    kept, lines = with_facts_of_file(config, {"image_size"})
+    assert kept.image_shape == (224, 224) and lines == ["positions are interpolated from images of 16x16 to 224"]

@@ -52,5 +52,6 @@ def early_stop() -> Iterator[None]:
 
 
 def _say() -> int:
+    sys.stdout.flush()  # for `os._exit` does not
     print("stopped; start the same command again to go on", file=sys.stderr, flush=True)
     return STOPPED

@@ -43,7 +43,7 @@ def _lock(path: Path, what: str, remedy: str) -> TextIO:
             with file:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-            raise Failed(f"{what} is in the hands of {holder}; {remedy}") from None
+            raise Failed(f"{what} is held by {holder}; {remedy}") from None
         if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
             return file
         file.close()  # its holder ended between the two calls, and removed it

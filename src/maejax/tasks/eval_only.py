@@ -52,6 +52,8 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     mesh = make_mesh()
     evaluator = Accuracy(config, source, run_directory(config), mesh, faults_allowed(config))
     console.print(f"weights  {said or path}: {weights.writer}", highlight=False)
+    for notice in weights.notices:
+        console.print(f"note     {notice}", highlight=False)
     console.print(f"data     {len(source):,} images, {model.config.labels} classes", highlight=False)
     with jax.set_mesh(mesh):
         scores = evaluator.score(jax.tree.map(lambda a: put_same(a, mesh), model))

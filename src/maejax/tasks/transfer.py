@@ -75,13 +75,17 @@ def with_facts_of_file(config: Config, given: Collection[str]) -> tuple[Config, 
     Also returns sentences on what was taken, and on positions that will be interpolated. Raises InputError if the file
     cannot be had.
     """
-    path, encoder = config.run.pretrained_ckpt, config.encoder
+    path = config.run.pretrained_ckpt
     if not path:
         return config, []
     from maejax.weights.addresses import local
     from maejax.weights.files import read
 
-    found = read(local(path, config.data.cache_dir)[0], heads=encoder.heads, dec_heads=config.mae.dec_heads).config
+    here, _ = local(path, config.data.cache_dir)
+    try:
+        found = read(here).config
+    except WeightsError:  # perhaps since the file does not have the number of heads
+        found = read(here, heads=config.encoder.heads).config
     shape, usual = found.encoder.image_size, ViT(channels=config.data.channels)
     own = flags(config) | {"mean": config.data.mean or usual.mean, "std": config.data.std or usual.std}
     facts: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Statements of facts that no tensor tells (heads, target, normalisation), within a file of weights or beside it."""
+"""Statements in a file of weights or in FILE.json: facts that no tensor tells, such as heads, target, normalisation."""
 
 import json
 from dataclasses import replace
