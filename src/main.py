@@ -2,6 +2,6 @@
 
 import sys
 
-from maejax.cli import main
+from maejax.__main__ import main
 
-sys.exit(main(["train", *sys.argv[1:]]))
+sys.exit(main("train"))

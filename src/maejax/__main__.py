@@ -1,7 +1,22 @@
-"""`python -m maejax` is `maejax`."""
+"""`maejax` and `python -m maejax`."""
 
+import os
+import signal
 import sys
 
-from maejax.cli import main
 
-sys.exit(main())
+def main(*before: str) -> int:
+    """Run the command line, with more words `before` the given ones.
+
+    A SIGTERM ends a training with the code of a stop from here on, while Python imports; see `commands/early_stop.py`.
+    """
+    args = [*before, *sys.argv[1:]]
+    if args[:1] == ["train"]:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+    from maejax.cli import main as run
+
+    return run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -120,8 +120,8 @@ class Augment:
     """Probability of random erasing."""
     augment_repeats: int = flag(1, least=1)
     """How many times each image enters a batch, augmented differently."""
-    test_crop_ratio: float = 0.875
-    """Validation images are resized to image size / ratio and cropped at the centre."""
+    test_crop_ratio: float = flag(0.0, least=0, free=True)
+    """Validation images are resized to image size / ratio, then cropped. 0: .875 up to 224 pixels, else 1."""
     mixup: float = 0.0
     """Alpha of Mixup; 0 switches it off."""
     cutmix: float = 0.0
@@ -153,19 +153,19 @@ class Encoder:
     image_size: str = "224"
     """Image size in pixels: a number, or HxW; divisible by the patch size."""
     posemb: Literal["learnable", "sincos2d"] = "sincos2d"
-    """Positional embeddings: learnable, or fixed sine-cosine."""
-    pooling: Literal["cls", "gap"] = "cls"
-    """Input of a classifier: the cls token, or the mean of the patch tokens with a norm of its own."""
+    """Positional embeddings: learnable, or fixed sine-cosine. Fine-tuning of --pretrained-ckpt: learnable."""
+    pooling: Literal["cls", "gap", "avg"] = "cls"
+    """Input of a classifier: the cls token; gap: the patch tokens' mean, then a norm; avg: a norm, then their mean."""
     dropout: float = 0.0
     """Dropout rate."""
     droppath: float = 0.0
     """Stochastic depth, rising linearly from 0 to this rate over the layers."""
-    grad_ckpt: bool = False
+    grad_ckpt: bool = flag(False, free=True)
     """Keep only each block's input and compute the rest again: least memory, a third more time. Else all is kept; with
     --scan-layers or fsdp only queries, keys, values, attention's output, MLP input and hidden layer before GELU."""
-    scan_layers: bool = False
+    scan_layers: bool = flag(False, free=True)
     """Run the layers as one loop: compiles faster, runs slower."""
-    attention: Literal["auto", "xla", "pallas", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "pallas", "cudnn"] = flag("auto", free=True)
     """pallas: kernel for TPU from v4 on. cudnn: NVIDIA's, for GPU in half precision. xla: plain products. auto: the
     device's kernel if it passes a comparison with those before step one, else xla. A named form is not compared."""
 
@@ -220,14 +220,16 @@ class Optimization:
     """Decay of an exponential moving average of the weights, which is then validated and kept as best; 0: none."""
     clip_grad: float = 0.0
     """Largest global gradient norm; 0 switches clipping off."""
-    grad_accum: int = flag(1, least=1)
+    grad_accum: int = flag(1, least=1, free=True)
     """Number of parts of a batch, computed one after the other; the result is that of the whole batch."""
     min_learning_rate: float = 0.0
     """Final learning rate; absolute, not per 256 images."""
     warmup_steps: int = flag(10_000, least=0)
     """Steps over which the learning rate rises from 0 to its peak."""
     training_steps: int = flag(200_000, least=1)
-    """Steps in all; the learning rate falls along a cosine."""
+    """Steps in all. A run goes on to a larger number if --schedule-steps says how."""
+    schedule_steps: int = flag(0, least=0)
+    """Step to which the rate falls along a cosine, then staying at --min-learning-rate. 0: --training-steps."""
 
 
 @dataclass(frozen=True)

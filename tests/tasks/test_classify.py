@@ -56,7 +56,7 @@ def test_fine_tuning_starts_from_the_encoder_and_goes_on_bit_for_bit(tune, train
     newest, best = files.read("runs/whole").arrays, files.read("runs/whole/best").arrays
     raw = files.read("runs/whole", raw=True).arrays
     assert (newest["head.kernel"] != raw["head.kernel"]).any() and raw.keys() == newest.keys() == best.keys()
-    best = max(metrics("runs/whole", "val/acc1").items(), key=lambda item: (item[1], -item[0]))
+    best = max(metrics("runs/whole", "val/acc1").items(), key=lambda item: (item[1], item[0]))
     code, printed = maejax(
         "train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", "runs/whole/best",
         "--valid-dataset-shards", images, "--valid-batch-size", 16, "--name", "judged", "--test-crop-ratio", 1,
@@ -90,9 +90,11 @@ def test_a_probe_trains_its_head_alone_and_is_loaded_with_its_statistics(tune, t
     model = files.load("runs/probe")
     hits = np.asarray(model(model.normalize(jnp.asarray(pictures)))).argmax(1) == labels
     assert metrics("runs/probe", "val/acc1")[6] == pytest.approx(100 * hits.mean())
+    # Its head, on the cls token, is nothing for another pooling.
+    on = ["--pretrained-ckpt", "runs/probe", "--learning-rate", 0, "--training-steps", 1]
+    assert "its head is left out: it is for --pooling cls" in tune("finetune", "--name", "gap", *on)[1]
     # Fine-tuned, the probe begins with its BatchNorm in its head: the same logits.
-    code, printed = tune("finetune", "--name", "on", "--pretrained-ckpt", "runs/probe", "--pooling", "cls",
-                         "--learning-rate", 0, "--training-steps", 1)  # fmt: skip
+    code, printed = tune("finetune", "--name", "on", "--pooling", "cls", *on)
     assert code == 0 and "its head of 3 classes is taken over" in printed, printed
     assert_close(metrics("runs/on", "val/loss")[1], metrics("runs/probe", "val/loss")[6])
 
@@ -136,7 +138,8 @@ def test_probing_on_cached_features_gives_what_live_probing_gives(tune, trained)
     assert_close(sweep["rates"][1]["val/loss"], metrics("runs/live", "val/loss")[6])
     assert Path("runs/cached/sweep.svg").read_text().startswith("<svg")
     top = max(row["val/acc1"] for row in sweep["rates"])
-    assert metrics("runs/cached", "val/acc1") == {6: top}
+    assert metrics("runs/cached", "val/acc1") == metrics("runs/cached", "val/acc1/best") == {6: top}
+    assert files.read("runs/cached/best").arrays.keys() == files.read("runs/cached").arrays.keys()
     live, found = (files.read(f"runs/{name}").arrays for name in ("live", "cached"))
     for name in ("head_norm.mean", "head_norm.var"):  # the same for every rate
         assert live[name].any()

@@ -120,8 +120,8 @@ def test_every_wrong_tensor_is_listed(weights):
 
 
 def test_what_is_not_in_the_file_is_asked_for(weights, golden):
-    state, _ = torch_names.to_fair(weights("encoder"))
-    with pytest.raises(WeightsError, match="24 patches are no square"):
+    state, _ = torch_names.to_fair(weights("encoder", "learnable"))
+    with pytest.raises(WeightsError, match="24 patches are no square: give --image-size HxW"):
         torch_names.from_state(state, "x", "fair")
     with pytest.raises(WeightsError, match="width 48 is no multiple of 64: give --heads"):
         torch_names.from_state(golden("fair_linear")["weights"], "x", "fair")

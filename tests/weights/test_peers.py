@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maejax.errors import WeightsError
 from maejax.ops import attention
 from maejax.ops.attention_tpu import attend_packed_on_chip
 from maejax.weights import files, hub, torch_names
@@ -101,6 +102,21 @@ def test_timm_normalises_queries_and_keys_the_same(timm, weights, same, tmp_path
     plain = replace(made, arrays={name: np.ones_like(a) if "k_norm" in name else a for name, a in made.arrays.items()})
     assert np.abs(model_of(plain)(ours()) - theirs.detach().numpy()).max() > 0.01
     same(files.read(tmp_path / "t.pth", image_size=(16, 24)).arrays, made.arrays)
+
+
+def test_timms_mean_of_normalised_tokens_is_computed(timm, weights, same, tmp_path):
+    made = weights("cls")
+    made = replace(made, config=replace(made.config, pooling="avg"))
+    files.write(made, tmp_path / "t.pth", "timm")
+    options = torch_names.timm_options(made.config)
+    model = vit(timm, **{name: options[name] for name in ("num_classes", "global_pool", "fc_norm")})
+    model.load_state_dict(torch.load(tmp_path / "t.pth", weights_only=True))
+    back = files.read(tmp_path / "t.pth")
+    assert back.config.pooling == "avg"
+    close(model_of(back)(ours()), model(torch.from_numpy(X)))
+    for layout in ("fair", "hf"):
+        with pytest.raises(WeightsError, match="convert to timm or maejax"):
+            files.write(made, tmp_path / layout, layout)
 
 
 def test_the_readmes_example_works_to_the_letter(timm, weights, same, tmp_path):

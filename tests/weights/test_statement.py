@@ -9,6 +9,7 @@ from maejax.config import recipe, with_flags
 from maejax.errors import WeightsError
 from maejax.tasks.transfer import with_facts_of_file
 from maejax.weights import files, native, torch_names
+from maejax.weights.pretrained import fetch_pretrained
 from maejax.weights.weights import head_count
 
 OWN = {"heads": 4, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "gelu": "tanh"}
@@ -67,11 +68,46 @@ def test_normalisation_of_hugging_face_is_read(weights, tmp_path):
         files.read(tmp_path / "hf")
 
 
+def test_positions_tell_their_grid_or_are_left_alone_where_they_fit(weights, tmp_path, maejax):
+    for posemb, said in (("sincos2d", False), ("learnable", True)):
+        state, _ = torch_names.to_timm(weights("encoder", posemb, image_size=(8, 32)))  # a grid of 2 x 8
+        native.write_safetensors(state, tmp_path / f"{posemb}.safetensors")
+        found = files.read(tmp_path / f"{posemb}.safetensors")
+        assert found.config.encoder.image_size == ((16, 16) if said else (8, 32))
+        assert any("the image size is not in the file; 16x16 assumed" in notice for notice in found.notices) == said
+        fitted, _ = fetch_pretrained(str(tmp_path / f"{posemb}.safetensors"), (8, 32), 3)
+        assert (fitted.arrays["encoder.positions"] == found.arrays["encoder.positions"]).all()
+        assert fitted.config.encoder.image_size == (8, 32)
+        code, printed = maejax("inspect", tmp_path / f"{posemb}.safetensors", "--image-size", "8x32", "--json")
+        assert code == 0 and json.loads(printed)["image_size"] == [8, 32], printed
+    assert "says 8x32; leave it out" in maejax("inspect", tmp_path / "sincos2d.safetensors", "--image-size", "16")[1]
+
+
+def test_timms_card_is_obeyed(weights, tmp_path):
+    made = weights("cls", image_size=(16, 16))
+    native.write_safetensors(torch_names.to_timm(made)[0], tmp_path / "model.safetensors")
+    assumed = files.read(tmp_path / "model.safetensors")
+    assert assumed.config.pooling == "cls" and any("pooling before its head" in notice for notice in assumed.notices)
+    names = ["ant", "bee", "cat", "dog", "elk"]
+    images = {"input_size": [3, 16, 16], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "label_names": names}
+    for pool, pooling in (("avg", "avg"), ("token", "cls")):
+        card = {"architecture": "vit_tiny_patch16_224", "global_pool": pool, "pretrained_cfg": images}
+        (tmp_path / "config.json").write_text(json.dumps(card))
+        for path in (tmp_path / "model.safetensors", tmp_path):
+            found = files.read(path)
+            assert (found.config.pooling, found.classes) == (pooling, tuple(names))
+            assert (found.config.encoder.mean, found.config.encoder.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+            assert not any("pooling" in notice or "image size" in notice for notice in found.notices)
+
+
 def test_a_file_without_a_statement_gives_its_size_whatever_the_flags_for_heads(weights, tmp_path):
     state, _ = torch_names.to_timm(weights("encoder", image_size=(16, 16), dim=128))
     native.write_safetensors(state, tmp_path / "t.safetensors")
     config = with_flags(recipe("finetune"), pretrained_ckpt=str(tmp_path / "t.safetensors"))  # 12 heads, 224 pixels
     changed, lines = with_facts_of_file(config, ())
-    assert changed.image_shape == (16, 16) and lines == ["--image-size 16x16, as the file says"]
-    kept, lines = with_facts_of_file(config, {"image_size"})
+    assert changed.image_shape == (16, 16) and changed.encoder.posemb == "learnable"
+    trained = "--posemb learnable: fine-tuning trains the positions of the file, as the authors do"
+    assert lines == ["--image-size 16x16, as the file says", trained]
+    kept, lines = with_facts_of_file(config, {"image_size", "posemb"})
     assert kept.image_shape == (224, 224) and lines == ["positions are interpolated from images of 16x16 to 224"]
+    assert kept.encoder.posemb == "sincos2d"

@@ -15,9 +15,10 @@ GRACE = 10.0  # seconds to tidy up; the compiler of a device does not look at si
 
 @contextmanager
 def early_stop() -> Iterator[None]:
-    """End the process with exit code 75 at SIGTERM while the block runs, until the training loop handles it.
+    """End the process with exit code 75 at SIGTERM or Ctrl-C while the block runs, until the loop handles them.
 
-    Does nothing outside the main thread, where Python handles no signals.
+    A library may swallow the exception of a Ctrl-C, so a thread looks after it. Does nothing outside the main thread,
+    where Python handles no signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -29,16 +30,18 @@ def early_stop() -> Iterator[None]:
     def watch():
         """End the process if the main thread has not done so some time after the signal."""
         while number := os.read(reader, 1):
-            if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is stop:
+            if number[0] in before and signal.getsignal(number[0]) is stop:
                 time.sleep(GRACE)
-                if signal.getsignal(signal.SIGTERM) is stop:
+                if signal.getsignal(number[0]) is stop:
                     os._exit(_say())
         os.close(reader)
 
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
+    caught = [signal.SIGTERM] + [signal.SIGINT] * (signal.getsignal(signal.SIGINT) != signal.SIG_IGN)
+    before = {number: signal.signal(number, stop) for number in caught}
+    wakeup = signal.set_wakeup_fd(writer)
     threading.Thread(target=watch, name="maejax-stop", daemon=True).start()
-    handler, wakeup = signal.signal(signal.SIGTERM, stop), signal.set_wakeup_fd(writer)
     try:
         yield
     except SystemExit as error:
@@ -47,7 +50,8 @@ def early_stop() -> Iterator[None]:
         raise
     finally:
         signal.set_wakeup_fd(wakeup)
-        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)  # None: a handler that is not Python's
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: a handler that is not Python's
         os.close(writer)
 
 

@@ -19,8 +19,8 @@ class Encode(Unstated):
 
     labels: str = field(default="", kw_only=True)
     """File with the class of each image: csv, tsv or json, file name (or stem) and class."""
-    test_crop_ratio: float = field(default=0.875, kw_only=True)
-    """Images are resized to image size / ratio and cropped at the centre."""
+    test_crop_ratio: float = field(default=0.0, kw_only=True)
+    """Images are resized to image size / ratio, then cropped. 0: .875 up to 224 pixels, else 1."""
     batch_size: int = field(default=64, kw_only=True)
     """Images that are encoded together."""
     workers: int = field(default=os.cpu_count() or 1, kw_only=True)
@@ -30,9 +30,9 @@ class Encode(Unstated):
         """Check the flags; raises InputError for the first that is wrong."""
         if pool not in pools:
             raise InputError(f"--pool {pool}: choose one of {', '.join(pools)}")
-        if self.batch_size < 1 or self.workers < 0 or not 0 < self.test_crop_ratio <= 1:
+        if self.batch_size < 1 or self.workers < 0 or not 0 <= self.test_crop_ratio <= 1:
             least = "--batch-size is at least 1, --workers at least 0"
-            raise InputError(f"{least}, --test-crop-ratio above 0 and at most 1")
+            raise InputError(f"{least}, --test-crop-ratio at least 0 and at most 1")
 
     @property
     def reading(self) -> dict[str, Any]:

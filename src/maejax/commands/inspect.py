@@ -1,7 +1,7 @@
 """`maejax inspect`: what a file of weights is, and what it can be used for."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -43,6 +43,8 @@ class Unstated(Command):
     """Image size, if the file does not hold it: a number, or HxW."""
     norm_pix_loss: bool | None = field(default=None, kw_only=True)
     """Whether the targets were normalised per patch, if the file does not hold it."""
+    pooling: Literal["cls", "avg"] | None = field(default=None, kw_only=True)
+    """Input of a classifier's head, if the file does not hold it: the cls token, or the mean of the patch tokens."""
 
     raw: bool = field(default=False, kw_only=True)
     """Of a run with --ema, take the weights themselves instead of their average."""
@@ -54,16 +56,19 @@ class Unstated(Command):
         """
         size = image_shape(self.image_size) if self.image_size else None
         prepare_devices()
-        from maejax.models.description import MAE
+        from maejax.models.description import MAE, Classifier
         from maejax.weights import files
         from maejax.weights.addresses import local
 
         here, fetched = local(path)
-        known = {"heads": self.heads, "dec_heads": self.dec_heads, "norm_pix_loss": self.norm_pix_loss}
+        names = ("heads", "dec_heads", "norm_pix_loss", "pooling")
+        known: dict[str, Any] = {name: getattr(self, name) for name in names}
         weights = files.read(here, image_size=size, raw=self.raw, **known)
         found: dict[str, Any] = {"heads": weights.config.encoder.heads, "image_size": weights.config.encoder.image_size}
         if isinstance(weights.config, MAE):
             found |= {"dec_heads": weights.config.decoder.heads, "norm_pix_loss": weights.config.norm_pix_loss}
+        if isinstance(weights.config, Classifier):
+            found |= {"pooling": weights.config.pooling}
         for name, value in (known | {"image_size": size}).items():
             if value is not None and found.get(name, value) != value:
                 says = "x".join(map(str, found[name])) if name == "image_size" else found[name]
@@ -127,7 +132,7 @@ def describe(path: str, weights: "Weights") -> dict[str, Any]:
             target = "not in the file"
     if isinstance(config, Classifier):
         norm = " after a BatchNorm" if config.head_norm else ""
-        head = f"{config.labels} classes on {'the mean of the patches' if config.pooling == 'gap' else 'cls'}{norm}"
+        head = f"{config.labels} classes on {'cls' if config.pooling == 'cls' else 'the mean of the patches'}{norm}"
     return {
         "layout": weights.layout,
         "writer": weights.writer,

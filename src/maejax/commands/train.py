@@ -58,9 +58,11 @@ class TrainCommand(Command):
             check_writable("--output-dir", f"{run.output_dir}/{run.name or run.mode}", folder=True)
         from maejax.storage.mirror import shown
         from maejax.tasks import classify, pretrain
+        from maejax.tasks.configured import saved_run
         from maejax.tasks.transfer import with_facts_of_file
 
-        config, lines = with_facts_of_file(self.config, self.given)
+        saved = saved_run(self.config) if run.pretrained_ckpt and not run.eval_only else None
+        config, lines = with_facts_of_file(self.config, self.given, saved)
         for line in lines:
             console.print(f"weights  {line}", highlight=False)
         if run.eval_only:

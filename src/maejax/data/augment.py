@@ -70,10 +70,16 @@ def build_train(
 
 
 def build_eval(size: Size, crop_ratio: float) -> Transform:
-    """Build the transform of evaluation: `center_crop`. Nothing is random."""
-    if not 0 < crop_ratio <= 1:
-        raise ValueError(f"crop_ratio is more than 0 and at most 1, not {crop_ratio}")
-    return Transform(partial(_finish, resizing=[partial(center_crop, size=size, ratio=crop_ratio)], drawing=[]))
+    """Build the transform of evaluation: `center_crop`, by `usual_crop_ratio` if 0. Nothing is random."""
+    if not 0 <= crop_ratio <= 1:
+        raise ValueError(f"crop_ratio is more than 0 and at most 1, or 0 for the usual one, not {crop_ratio}")
+    ratio = crop_ratio or usual_crop_ratio(size)
+    return Transform(partial(_finish, resizing=[partial(center_crop, size=size, ratio=ratio)], drawing=[]))
+
+
+def usual_crop_ratio(size: Size) -> float:
+    """Return the crop ratio of the authors' evaluation: .875 up to 224 pixels, 1 above."""
+    return 0.875 if max(size) <= 224 else 1.0
 
 
 def _finish(

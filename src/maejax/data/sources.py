@@ -1,5 +1,9 @@
 """Opening a source of images: tar shards here or elsewhere, folders, tables and arrays, behind one interface."""
 
+import contextlib
+import hashlib
+import json
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +23,7 @@ from maejax.storage.redact import redact
 from maejax.storage.retry import RetryPolicy
 
 LOCAL_SHARD = 1000  # images
+SAMPLED = 32  # images of a fingerprint
 Spec = str | Sequence[str]
 
 
@@ -56,6 +61,16 @@ class Source:
         """Return image i as `decode` takes it; raises OSError if its file can no longer be read."""
         image = self.stored(i)
         return image.read() if isinstance(image, ByteRange) else image
+
+    def fingerprint(self) -> str:
+        """Return a hash of the names of the images without folders, their labels, and the content of some of them."""
+        digest = hashlib.sha256(json.dumps([re.split("[/:]", key)[-1] for key in self.keys]).encode())
+        digest.update(self.labels.tobytes())
+        for i in range(0, len(self), max(1, len(self) // SAMPLED)):
+            with contextlib.suppress(OSError):
+                image = self.read(i)
+                digest.update(image if isinstance(image, bytes) else image.tobytes())
+        return digest.hexdigest()
 
     def number_classes_as(self, classes: Sequence[str]) -> list[str]:
         """Number the labels by the place of their class in `classes`, matched by name, and take over `classes`.

@@ -14,7 +14,7 @@ from maejax.models.vit import POOLS, Pool, pooled
 
 Layers = Sequence[int] | None
 Images = Iterable[np.ndarray]  # uint8 [n, H, W, C], of any n
-READING = {"crop_ratio": 0.875, "batch_size": 64, "workers": 0}  # of `evaluation_loader`
+READING = {"crop_ratio": 0.0, "batch_size": 64, "workers": 0}  # of `evaluation_loader`
 
 
 def extract(

@@ -71,7 +71,8 @@ class ImageClassifier(Model):
     def features(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Compute the input of the head, [B, D] float32, of images x [B, H, W, C], uint8 or normalised."""
         tokens = self.encoder(x, key=key).astype(jnp.float32)
-        return pooled(tokens, "cls") if self.norm is None else self.norm(pooled(tokens, "mean"))
+        features = pooled(tokens, "cls" if self.config.pooling == "cls" else "mean")
+        return features if self.norm is None else self.norm(features)
 
     def classify(self, features: jax.Array, valid: jax.Array | None = None) -> jax.Array:
         """Compute the logits [B, labels] of features [B, D]; `valid` [B] is given in training, see `FeatureNorm`."""

@@ -137,18 +137,18 @@ class Classifier(_Json):
     encoder: ViT = ViT()
     labels: int
     """Number of classes."""
-    pooling: Literal["cls", "gap"] = "cls"
+    pooling: Literal["cls", "gap", "avg"] = "cls"
     """Input of the linear layer: the normalised cls token, or ("gap") the mean of the patch tokens with a norm of its
-    own. An encoder for "gap" loses its final norm."""
+    own, or ("avg") the mean of the normalised patch tokens. An encoder for "gap" loses its final norm."""
     head_norm: float = 0.0
     """eps of a batch normalisation before the linear layer, as a linear probe has; 0 for none."""
 
     def __post_init__(self):
-        if self.pooling not in ("cls", "gap"):
-            raise ValueError(f"pooling is cls or gap, not {self.pooling}")
+        if self.pooling not in ("cls", "gap", "avg"):
+            raise ValueError(f"pooling is cls, gap or avg, not {self.pooling}")
         if self.labels < 1:
             raise ValueError(f"a classifier needs at least 1 class, not {self.labels}")
-        object.__setattr__(self, "encoder", dataclasses.replace(self.encoder, final_norm=self.pooling == "cls"))
+        object.__setattr__(self, "encoder", dataclasses.replace(self.encoder, final_norm=self.pooling != "gap"))
 
 
 Network = ViT | MAE | Classifier

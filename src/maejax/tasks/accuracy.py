@@ -39,7 +39,7 @@ class Accuracy:
     def __call__(self, state: TrainState, step: int, watch: Watch) -> Evaluation:
         """Score a state, with its averaged weights where an average is kept; accuracies are in percent."""
         scores = self.score(as_evaluated(state).model, watch)
-        if scores["val/acc1"] > self.best or not self.best_step:
+        if scores["val/acc1"] >= self.best:
             self.best, self.best_step = scores["val/acc1"], step
         return Evaluation({**scores, "val/acc1/best": self.best})
 

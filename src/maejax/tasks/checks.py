@@ -135,17 +135,43 @@ def shared_flags(config: Config) -> dict[str, Any]:
     return {name: value for name, value in safe_flags(config).items() if name not in OF_ONE_MACHINE}
 
 
+def extension_problem(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what is missing to go on to a larger number of steps; empty if the flags say it.
+
+    The cosine is stretched to the new number, or ends where it did and leaves the rate at its floor.
+    """
+    steps, end = now["training_steps"], before["schedule_steps"] or before["training_steps"]
+    stretched = now["schedule_steps"] == steps and now["min_learning_rate"] == before["min_learning_rate"]
+    if stretched or (now["schedule_steps"] == end and now["min_learning_rate"] > 0):
+        return ""
+    return (
+        f"to go on to step {steps}, give --schedule-steps {steps} for one cosine over all steps, or --schedule-steps "
+        f"{end} and a --min-learning-rate above 0, at which the rate then stays"
+    )
+
+
 def run_differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
     """List what differs from an earlier run's config.json and may not change within a run: flags, number of images.
 
-    Flags that an earlier version did not have count as their defaults.
+    Flags that an earlier version did not have count as their defaults. The same images may lie elsewhere, the same
+    precision may be named or not, and a run may be extended.
     """
     if old is None:
         return []
     usual = flags(recipe(old["flags"]["mode"]))
     free = {name for name, declared in declarations().items() if declared.get("free")}
-    before, now = ({k: v for k, v in (usual | c["flags"]).items() if k not in free} for c in (old, new))
-    changed = differences(before, now)
+    before, now = (usual | made["flags"] for made in (old, new))
+    if old.get("compute", {}).get("dtype") == new["compute"]["dtype"]:
+        free.add("precision")
+    if old.get("data") and old["data"] == new["data"]:
+        free.add("train_dataset_shards")
+    missing = []
+    if now["training_steps"] > before["training_steps"]:
+        if problem := extension_problem(before, now):
+            missing.append(problem)
+        else:
+            free |= {"training_steps", "schedule_steps", "min_learning_rate"}
+    changed = differences(*({k: v for k, v in each.items() if k not in free} for each in (before, now))) + missing
     if None not in (old["images"], new["images"]) and old["images"] != new["images"]:
         changed.append(f"{old['images']} training images -> {new['images']}")
     return changed

@@ -29,7 +29,15 @@ from maejax.tasks.diagnosis import describe_batch, first_bad_part
 from maejax.tasks.fast_forms import choose_forms
 from maejax.tasks.run import Finished, open_directory, prepared, train
 from maejax.tasks.task import Task
-from maejax.tasks.transfer import check_labels, count_classes, match_classes, place_weights, read_mapping, transfer
+from maejax.tasks.transfer import (
+    as_saved,
+    check_labels,
+    count_classes,
+    match_classes,
+    place_weights,
+    read_mapping,
+    transfer,
+)
 from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.ema import restart_average, with_average
 from maejax.training.erasing import erase
@@ -38,7 +46,7 @@ from maejax.training.losses import Features, cross_entropy, is_encoder, probe_lo
 from maejax.training.mesh import first_device, local_copy, make_mesh
 from maejax.training.mixing import mix, soft_targets
 from maejax.training.optim import DECAYED, FINETUNE_DECAYED, for_trained
-from maejax.training.rundir import CHECKPOINTS
+from maejax.training.rundir import BEST, CHECKPOINTS
 from maejax.training.state import Frozen, TrainState, abstract_state, create_state, make_step
 
 
@@ -70,7 +78,9 @@ class Classification(Task[Classifier]):
         self.model = model_config(config, labels)
         if self.valid is not None:
             match_classes(self.valid, self.source.classes, labels, data.valid_dataset_shards)
-        if config.run.pretrained_ckpt:
+        if self.saved and config.run.pretrained_ckpt:
+            self.model = as_saved(self.model, self.saved)
+        elif config.run.pretrained_ckpt:
             mapping = read_mapping(config.transfer.label_mapping, labels)
             self.arrays, self.model, notices = transfer(config, self.model, abstract_model(self.model), mapping)
             self.origin = "; ".join(notices)
@@ -88,7 +98,7 @@ class Classification(Task[Classifier]):
 
     def describe_parts(self) -> str:
         """Describe the sizes of encoder and head."""
-        read = "the mean of the patches" if self.model.pooling == "gap" else "cls"
+        read = "cls" if self.model.pooling == "cls" else "the mean of the patches"
         frozen = ", encoder frozen" if self.config.run.mode == "linear" else ""
         encoder = f"{self.config.encoder.layers} x {self.config.encoder.dim} encoder{frozen}"
         return f"{encoder}, head of {self.model.labels} classes on {read}"
@@ -145,7 +155,12 @@ def probe_prepared(task: Classification, console: Console) -> Finished:
     optimizer, _ = classifier_optimizer(config)
     compute, forms = choose_forms(config, model)
     init, mesh = partial(initial_model, model, compute, config.seeds.init_seed), make_mesh()
-    with mirror.published(directory), open_checkpoints(directory / CHECKPOINTS, 1) as checkpoints, jax.set_mesh(mesh):
+    with (
+        mirror.published(directory),
+        open_checkpoints(directory / CHECKPOINTS, 1) as checkpoints,
+        open_checkpoints(directory / BEST, 1) as best,
+        jax.set_mesh(mesh),
+    ):
         if newest:
             console.print(f"{mirror.shown(directory)} has its probe already")
             shape = abstract_state(init, optimizer, mesh)
@@ -157,13 +172,14 @@ def probe_prepared(task: Classification, console: Console) -> Finished:
         evaluator = task.open_evaluator(task.valid, directory, mesh, 0)
         found = cached_probe.probe(config, console, state, optimizer, task.open_loader(), evaluator, task.source.total)
         with RunLog(directory, 0, steps, console) as log:
-            log.write(steps, found.scores[found.rate])
+            log.write(steps, found.scores[found.rate] | {"val/acc1/best": found.scores[found.rate]["val/acc1"]})
         cached_probe.write_sweep(directory, found)
         kept = TrainState(jnp.asarray(steps, jnp.int32), found.model, optimizer.init(found.model))  # type: ignore[arg-type]
+        best.save(kept, steps)  # of all rates; before the checkpoint, which ends the run
         checkpoints.save(kept, steps)
     for rate, each in found.scores.items():
-        best = ", the best" if rate == found.rate else ""
-        console.print(f"rate     {rate:g}: top-1 {each['val/acc1']:.1f}{best}", highlight=False)
+        chosen = ", the best" if rate == found.rate else ""
+        console.print(f"rate     {rate:g}: top-1 {each['val/acc1']:.1f}{chosen}", highlight=False)
     if len(found.scores) > 1 and found.rate in (min(found.scores), max(found.scores)):
         console.print("rate     the best is at the end of the sweep: --sweep-rates can go further", highlight=False)
     encoding, heads = (found.speed[part]["images_per_second"] for part in ("encoding", "heads"))

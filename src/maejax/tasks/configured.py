@@ -15,7 +15,9 @@ from maejax.data.pipeline import Loader, check_readable
 from maejax.data.sources import Source, open_source, open_stream
 from maejax.data.stream import Stream
 from maejax.storage import mirror
+from maejax.training.checkpoint import saved_steps
 from maejax.training.optim import ParameterRules, build_optimizer
+from maejax.training.rundir import CHECKPOINTS, read_config
 from maejax.training.schedule import peak_rate, warmup_cosine
 
 
@@ -23,6 +25,17 @@ def run_directory(config: Config) -> Path:
     """Return the folder of a run; for an address, the folder of this process that stands for it."""
     output, name = config.run.output_dir, config.run.name or config.run.mode
     return mirror.work_folder(f"{output}/{name}", jax.process_index()) if "://" in output else Path(output) / name
+
+
+def saved_run(config: Config) -> dict[str, Any] | None:
+    """Read config.json of the run that the flags go on with; None if it has no checkpoint yet.
+
+    Raises Failed if a bucket does not answer.
+    """
+    mirror.check(config.run.output_dir)
+    directory = run_directory(config)
+    mirror.refresh(directory)
+    return read_config(directory) if saved_steps(directory / CHECKPOINTS) else None
 
 
 def open_sources(config: Config) -> tuple[Source | Stream, Source | None]:
@@ -79,7 +92,8 @@ def configured_rate(config: Config) -> tuple[optax.Schedule, float]:
     """Build the learning rate by step that the flags ask for, and compute its peak."""
     given = config.optimization
     peak = peak_rate(given.learning_rate, config.data.train_batch_size)
-    return warmup_cosine(peak, given.warmup_steps, given.training_steps, given.min_learning_rate), peak
+    steps = given.schedule_steps or given.training_steps
+    return warmup_cosine(peak, given.warmup_steps, steps, given.min_learning_rate), peak
 
 
 def configured_optimizer(config: Config, rate: optax.Schedule, **more: Any) -> optax.GradientTransformation:

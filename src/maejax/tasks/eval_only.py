@@ -91,6 +91,7 @@ def read_whole(config: Config) -> tuple[Weights, str]:
         config.data.channels,
         config.data.cache_dir,
         config.transfer.channel_rule,
+        pooling="avg" if config.encoder.pooling == "avg" else None,
     )
     try:
         weights, said = fetch()

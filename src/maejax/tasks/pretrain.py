@@ -26,7 +26,7 @@ from maejax.tasks.configured import configured_optimizer, configured_rate, fault
 from maejax.tasks.diagnosis import describe_batch, first_bad_layer
 from maejax.tasks.run import Finished, train
 from maejax.tasks.task import Task
-from maejax.tasks.transfer import with_weights
+from maejax.tasks.transfer import as_saved, with_weights
 from maejax.tasks.validation import Validation
 from maejax.training.checkpoint import saved_steps
 from maejax.training.mesh import first_device, local_copy
@@ -54,6 +54,9 @@ class Pretraining(Task[MAE]):
         """Set the model of the flags, with the GELU of `--pretrained-ckpt`. Raises InputError if that does not fit."""
         self.model, run = model_config(self.config), self.config.run
         if not run.pretrained_ckpt:
+            return
+        if self.saved:
+            self.model = as_saved(self.model, self.saved)
             return
         from maejax.weights.pretrained import load_pretrained  # training from scratch reads no weights
 

@@ -11,16 +11,17 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from maejax.config import Config
+from maejax.config import Config, with_flags
 from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Loader
+from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.distributed.processes import all_processes, broadcast_from_0, name_of
 from maejax.errors import Failed, InputError
 from maejax.storage import mirror
 from maejax.storage.lock import held
 from maejax.tasks.checks import compute_of, run_differences, safe_flags, shared_flags, traced_steps
-from maejax.tasks.configured import run_directory
+from maejax.tasks.configured import configured_rate, run_directory
 from maejax.tasks.fast_forms import choose_forms
 from maejax.tasks.task import Evaluator, Task
 from maejax.training.bucket_checkpoints import open_checkpoints
@@ -170,6 +171,7 @@ def open_directory(task: Task) -> tuple[int, dict[str, Any]]:
         "model": task.model.to_json(),
         "compute": asdict(compute_of(config)),
         "images": source.total,
+        "data": source.fingerprint() if isinstance(source, Source) else None,
         "classes": source.classes,
     }
     mirror.refresh(directory)
@@ -197,12 +199,27 @@ def announce(task: Task, log: RunLog, state: TrainState, start: int, forms: list
     if start:
         shown = mirror.shown(run_directory(config))
         log.message(f"continuing {shown} from step {start} of {config.optimization.training_steps}")
+        if task.saved:
+            for line in describe_changes(config, task.saved, start):
+                log.message(line)
     log.message(task.describe(state))
     for line in forms:
         log.message(f"forms    {line}")
     log.message(f"loader   {loader.footprint}")
     for problem in task.source.problems[:5]:
         log.message(f"data     {problem}")
+
+
+def describe_changes(config: Config, saved: dict[str, Any], start: int) -> list[str]:
+    """Describe what a run that goes on does otherwise than before: its data elsewhere, a longer schedule."""
+    before, lines, names = saved["flags"], [], ("training_steps", "schedule_steps", "min_learning_rate")
+    if before["train_dataset_shards"] != (place := safe_flags(config)["train_dataset_shards"]):
+        lines.append(f"data     the same images now come from {place}")
+    if before["training_steps"] != config.optimization.training_steps:
+        old = with_flags(config, **{name: before.get(name, 0) for name in names})
+        was, now = (f"{float(configured_rate(each)[0](start)):.3g}" for each in (old, config))
+        lines.append(f"rate     extended from step {before['training_steps']}: at step {start} {now}, was {was}")
+    return lines
 
 
 def prepare_evaluation(

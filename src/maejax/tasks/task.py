@@ -18,7 +18,14 @@ from maejax.data.stream import Stream
 from maejax.models.description import MAE, Classifier, Compute
 from maejax.storage import mirror
 from maejax.tasks.checks import check_data, check_least, check_step, precision
-from maejax.tasks.configured import configured_rate, configured_transform, open_sources, run_directory, train_loader
+from maejax.tasks.configured import (
+    configured_rate,
+    configured_transform,
+    open_sources,
+    run_directory,
+    saved_run,
+    train_loader,
+)
 from maejax.training.loop import Watch
 from maejax.training.state import TrainState
 from maejax.training.trackers import check_installed
@@ -47,12 +54,14 @@ class Task(ABC, Generic[Model]):
     """A way to train. `prepare` sets the attributes; the other methods stand in the order in which a run calls them.
 
     `source` has the training images and `valid` those of validation, if any. `model` is the description. `arrays` are
-    the weights to start from, by name, and `origin` says where they come from.
+    the weights to start from, by name, and `origin` says where they come from. `saved` is config.json of the run that
+    goes on, None for a new one: its checkpoint takes the place of `arrays`.
     """
 
     source: Source | Stream
     valid: Source | None
     model: Model
+    saved: dict[str, Any] | None
     transform: Transform
 
     def __init__(self, config: Config, sources: tuple[Source | Stream, Source | None] | None = None):
@@ -67,6 +76,7 @@ class Task(ABC, Generic[Model]):
         check_data(self.config)
         check_step(self.config, jax.device_count())
         mirror.check(self.config.run.output_dir)
+        self.saved = saved_run(self.config)
         check_installed(wandb=self.config.run.wandb, tensorboard=self.config.run.tensorboard)
         self.source, self.valid = self.sources or open_sources(self.config)
         self.describe_model()
@@ -78,7 +88,7 @@ class Task(ABC, Generic[Model]):
 
     @abstractmethod
     def describe_model(self) -> None:
-        """Set `model`, and `arrays` and `origin` if the run starts from weights. Raises InputError if these differ."""
+        """Set `model`, and `arrays` and `origin` if a new run starts from weights. Raises InputError if they differ."""
 
     @abstractmethod
     def build_step(self, compute: Compute) -> tuple[Callable[[], nnx.Module], optax.GradientTransformation, Callable]:

@@ -13,10 +13,11 @@ from maejax.config import Config, flags, with_flags
 from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.errors import InputError, WeightsError
-from maejax.models.description import MAE, Classifier, ViT
+from maejax.models.description import MAE, Classifier, ViT, change_encoder, from_json
 from maejax.models.trees import array_name, mismatches, named_arrays
 from maejax.training.state import TrainState
 
+FACTS = ("image_size", "mean", "std", "norm_pix_loss", "image_mask_ratio", "posemb")  # that a file may decide
 NEW = -1  # in a label mapping: a class that the old head does not know
 
 
@@ -53,11 +54,16 @@ def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[in
     head = {name: a for name, a in given.items() if name.startswith(("head.", "head_norm.")) and name in wanted}
     complete = head.keys() == {name for name in wanted if name.startswith(("head.", "head_norm."))}
     old = len(given["head.bias"]) if "head.bias" in given else 0
+    other = weights.config.pooling if isinstance(weights.config, Classifier) else model.pooling
     if mapping is not None:
         if not old:
             raise InputError(f"--label-mapping: {path} has no head to take rows from")
+        if other != model.pooling:
+            raise InputError(f"--label-mapping: the head of {path} is for --pooling {other}; give that too")
         arrays |= mapped_head(given, mapping, model)
         notices.append(f"{sum(i != NEW for i in mapping)} of {len(mapping)} classes start from its head")
+    elif old and other != model.pooling:
+        notices.append(f"its head is left out: it is for --pooling {other}")
     elif complete and old == model.labels:
         arrays |= head
         notices.append(f"its head of {old} classes is taken over")
@@ -69,23 +75,28 @@ def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[in
     return Transferred(arrays, replace(model, encoder=encoder), tuple(notices))
 
 
-def with_facts_of_file(config: Config, given: Collection[str]) -> tuple[Config, list[str]]:
+def with_facts_of_file(
+    config: Config, given: Collection[str], saved: Mapping[str, Any] | None = None
+) -> tuple[Config, list[str]]:
     """Take image size, normalisation, target and mask ratio from `--pretrained-ckpt` where no flag is `given`.
 
-    Also returns sentences on what was taken, and on positions that will be interpolated. Raises InputError if the file
-    cannot be had.
+    A run that goes on takes them from `saved`, its config.json; its file may be gone. Also returns sentences on what
+    was taken, and on positions that will be interpolated. Raises InputError if the file cannot be had.
     """
     path = config.run.pretrained_ckpt
     if not path:
         return config, []
+    if saved:
+        kept = {name: saved["flags"][name] for name in FACTS if name in saved["flags"] and name not in given}
+        return with_flags(config, **{n: tuple(v) if isinstance(v, list) else v for n, v in kept.items()}), []
     from maejax.weights.addresses import local
     from maejax.weights.files import read
 
     here, _ = local(path, config.data.cache_dir)
     try:
-        found = read(here).config
+        found = read(here, image_size=config.image_shape).config
     except WeightsError:  # perhaps since the file does not have the number of heads
-        found = read(here, heads=config.encoder.heads).config
+        found = read(here, heads=config.encoder.heads, image_size=config.image_shape).config
     shape, usual = found.encoder.image_size, ViT(channels=config.data.channels)
     own = flags(config) | {"mean": config.data.mean or usual.mean, "std": config.data.std or usual.std}
     facts: dict[str, Any] = {}
@@ -96,11 +107,21 @@ def with_facts_of_file(config: Config, given: Collection[str]) -> tuple[Config, 
     if isinstance(found, MAE) and config.run.mode == "pretrain":
         facts |= {"norm_pix_loss": found.norm_pix_loss, "image_mask_ratio": found.mask_ratio}
     taken = {name: value for name, value in facts.items() if name not in given and own[name] != value}
-    changed = with_flags(config, **taken)
     lines = [f"--{name.replace('_', '-')} {value}, as the file says" for name, value in taken.items()]
+    if config.run.mode == "finetune" and "posemb" not in given and config.encoder.posemb != "learnable":
+        taken["posemb"] = "learnable"
+        lines.append("--posemb learnable: fine-tuning trains the positions of the file, as the authors do")
+    changed = with_flags(config, **taken)
     if changed.image_shape != shape:
         lines.append(f"positions are interpolated from images of {facts['image_size']} to {config.encoder.image_size}")
     return changed, lines
+
+
+def as_saved(model: Any, saved: Mapping[str, Any]) -> Any:
+    """Return a description with what the run of config.json took over from its `--pretrained-ckpt`."""
+    found = from_json(saved["model"]).encoder
+    model = change_encoder(model, gelu=found.gelu, mean=found.mean, std=found.std)
+    return replace(model, decoder=replace(model.decoder, gelu=found.gelu)) if isinstance(model, MAE) else model
 
 
 def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
@@ -136,7 +157,7 @@ def without_affine(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def check_encoder(path: str, arrays: dict[str, np.ndarray], wanted: dict[str, Any], pooling: str) -> None:
     """Check that the encoder of a file is the one that the flags describe; raises WeightsError with all differences."""
-    if pooling == "cls" and "encoder.norm.scale" not in arrays and "norm.scale" in arrays:
+    if pooling != "gap" and "encoder.norm.scale" not in arrays and "norm.scale" in arrays:
         raise WeightsError(
             f"{path} was fine-tuned on the mean of the patches and has no final norm: give --pooling gap"
         )

@@ -60,7 +60,7 @@ class Validation:
             loss, valid = jax.device_get(self._sums(state.model, put_rows(batch, self.mesh)))
             total, count = total + float(loss), count + int(valid)
         loss = total / max(1, count)
-        if loss < self.best:
+        if loss <= self.best:
             self.best, self.best_step = loss, step
         model, path, pictures = local_copy(state.model, self.mesh), self.directory / "images" / f"{step}.png", None
         if first is not None and jax.process_index() == 0:
@@ -89,13 +89,13 @@ def valid_loader(config: Config, source: Source, faults: Faults) -> Loader:
 
 
 def best_so_far(directory: Path, metric: str, start: int, sign: int = 1) -> tuple[float, int]:
-    """Read the smallest value of a metric up to a step of a run, and its step; with `sign` -1 the largest.
+    """Read the smallest value of a metric up to a step of a run, and its last step; with `sign` -1 the largest.
 
     It is infinite, and the step 0, where the run has none. All processes call this and get what the first one reads.
     """
     earlier = read_metrics(directory / "metrics.jsonl", metric)
-    best = min(((sign * value, step) for step, value in earlier if step <= start), default=(float("inf"), 0))
-    return sign * broadcast_from_0(best[0]), int(broadcast_from_0(best[1]))
+    best = min(((sign * value, -step) for step, value in earlier if step <= start), default=(float("inf"), 0))
+    return sign * broadcast_from_0(best[0]), -int(broadcast_from_0(best[1]))
 
 
 def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:

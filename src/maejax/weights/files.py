@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from maejax.errors import InputError, WeightsError
-from maejax.weights import huggingface, native, original, pickled, run_directory, torch_names
+from maejax.weights import huggingface, native, original, pickled, run_directory, timm_card, torch_names
 from maejax.weights.addresses import local
 from maejax.weights.statement import KEY, read_beside, read_statement, statement_of, write_beside
 from maejax.weights.weights import Weights, model_of
@@ -28,6 +28,7 @@ def read(
     dec_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,
+    pooling: str | None = None,
     raw: bool = False,
 ) -> Weights:
     """Read weights in any known layout, recognised by the content.
@@ -35,19 +36,25 @@ def read(
     Raises InputError, with every wrong tensor, if it is none of these or incomplete.
 
     Args:
-        path: run directory or checkpoint, Hugging Face directory, .safetensors, .msgpack or .pth file.
-        heads, dec_heads, image_size, norm_pix_loss: facts that the file may lack. Without them heads are inferred from
-            a head size of 64 (the decoder's are 16), images are square, targets are pixels.
+        path: run directory or checkpoint, directory of Hugging Face or timm, .safetensors, .msgpack or .pth file.
+        heads, dec_heads, image_size, norm_pix_loss, pooling: facts that the file may lack. Without them heads are
+            inferred from a head size of 64 (the decoder's are 16), images are square, targets are pixels, a head is on
+            the cls token. A size that does not fit the file's positions changes nothing.
         raw: of a run with --ema, the weights themselves instead of their average.
 
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise WeightsError(f"{path} does not exist: name a run directory, such as runs/demo, or a file of weights")
-    sizes = {"image_size": image_size, "norm_pix_loss": norm_pix_loss}
+    known: dict[str, Any] = {"image_size": image_size, "norm_pix_loss": norm_pix_loss}
+    state_facts = known | {"heads": heads, "dec_heads": dec_heads, "pooling": pooling}
     try:
         if path.is_dir():
-            return huggingface.read(path) if huggingface.is_directory(path) else run_directory.read(path, raw=raw)
+            if huggingface.is_directory(path):
+                return huggingface.read(path)
+            if timm_card.read_card(path) is None:
+                return run_directory.read(path, raw=raw)
+            path = path / "model.safetensors"
         with path.open("rb") as file:
             start = file.read(16)
         if start[8:9] == b"{":
@@ -57,13 +64,13 @@ def read(
             if (path.parent / "config.json").exists() and huggingface.knows(state):
                 return huggingface.read(path.parent)
             stated = read_statement(metadata.get(KEY), str(path))
-            return torch_names.from_state(state, str(path), "timm", stated, heads=heads, dec_heads=dec_heads, **sizes)
+            return torch_names.read(state, path, "timm", stated, **state_facts)
         if start[:2] == b"PK" or (start[:1] == b"\x80" and path.suffix in (".pth", ".pt", ".bin")):
             state, wrapped, text = pickled.read_pickled(path)
             stated = read_statement(text, str(path)) or read_beside(path)
             layout = "fair" if wrapped or any(name.startswith("decoder_") for name in state) else "timm"
-            return torch_names.from_state(state, str(path), layout, stated, heads=heads, dec_heads=dec_heads, **sizes)
-        return original.read(path, read_beside(path), **sizes)
+            return torch_names.read(state, path, layout, stated, **state_facts)
+        return original.read(path, read_beside(path), **known)
     except ValueError as error:
         if isinstance(error, InputError):
             raise

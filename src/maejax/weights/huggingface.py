@@ -211,6 +211,8 @@ def state_of(weights: Weights) -> dict[str, np.ndarray]:
         arrays, config = fold_head_norm(arrays, config)
     if isinstance(config, MAE) and config.decoder.gelu != config.encoder.gelu:
         raise WeightsError("Hugging Face's ViT has one activation for encoder and decoder; convert to maejax")
+    if isinstance(config, Classifier) and config.pooling == "avg":
+        raise WeightsError("Hugging Face's ViT has no mean pooling before its head; convert to timm or maejax")
     return to_hf(torch_names.to_theirs(arrays, config.encoder))
 
 

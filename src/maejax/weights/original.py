@@ -196,7 +196,7 @@ def losses(weights: Weights) -> list[str]:
         own = original_positions(config.encoder.grid, config.decoder.dim)
         if not np.array_equal(weights.arrays["dec_positions"][0], own):
             found.append("the original computes another table of decoder positions and has no place for this one")
-    if isinstance(config, Classifier) and config.pooling == "gap":
+    if isinstance(config, Classifier) and config.pooling != "cls":
         found.append("the original averages after the norm and without a cls token: other logits")
     if isinstance(config, Classifier) and config.head_norm not in (0.0, PROBE_EPS):
         found.append("the original's BatchNorm has eps 1e-5 and affine parameters")

@@ -52,7 +52,7 @@ def fetch_pretrained(
     is incomplete, or if the channels differ and there is no rule.
     """
     here, fetched = local(path, cache_dir)
-    weights = files.read(here, **known)
+    weights = files.read(here, image_size=image_size, **known)
     try:
         return with_channels(with_image_size(weights, image_size), channels, channel_rule), fetched
     except ValueError as error:

@@ -61,6 +61,8 @@ def known_facts(stated: Statement | None, **given: Any) -> dict[str, Any]:
     facts = given | {"heads": model.encoder.heads, "image_size": model.encoder.image_size}
     if isinstance(model, MAE):
         facts |= {"dec_heads": model.decoder.heads, "norm_pix_loss": model.norm_pix_loss}
+    if isinstance(model, Classifier):
+        facts |= {"pooling": model.pooling}
     return {name: facts[name] for name in given}
 
 

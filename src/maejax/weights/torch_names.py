@@ -6,6 +6,7 @@ Names there are `blocks.3.attn.qkv.weight`; here the blocks are one stack whose 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, Stack, ViT, change_encoder
 from maejax.weights.statement import Statement, known_facts, with_statement
+from maejax.weights.timm_card import read_card, with_card
 from maejax.weights.weights import (
     PIXELS_ASSUMED,
     PROBE_FOLDED,
@@ -156,6 +158,7 @@ def config_of(
     dec_heads: int | None = None,
     image_size: tuple[int, int] | None = None,
     norm_pix_loss: bool | None = None,
+    pooling: str | None = None,
 ) -> tuple[Network, list[str]]:
     """Infer a model's description from a state dict, and sentences on facts that are not in it.
 
@@ -165,12 +168,12 @@ def config_of(
     dim, channels, patch, wide = anchor(state, "patch_embed.proj.weight", what).shape
     if patch != wide:
         raise WeightsError(f"{what} has patches of {patch} x {wide} pixels; only square ones are known here")
-    size = image_size_of(pos_embed.shape[1] - 1, patch, image_size)
+    size, said_size = image_size_of(pos_embed, patch, image_size)
     grid = (size[0] // patch, size[1] // patch)
     if (of_head := state.get("blocks.0.attn.q_norm.weight")) is not None:
         heads = dim // len(of_head)
-    heads, said = head_count(dim, heads)
-    notices = [said] if said else []
+    heads, said_heads = head_count(dim, heads)
+    notices = [said for said in (said_size, said_heads) if said]
     blocks = stack_of(state, "blocks.", pos_embed, grid, heads)
     encoder = ViT(image_size=size, patch_size=patch, channels=channels, **blocks)
     if "mask_token" in state or "decoder_embed.weight" in state:
@@ -182,10 +185,20 @@ def config_of(
             notices.append("the decoder's number of heads is not in the file; 16 assumed (--dec-heads)")
         return MAE(encoder=encoder, decoder=decoder, norm_pix_loss=bool(norm_pix_loss)), notices
     if (head := state.get("head.weight", state.get("head.1.weight"))) is not None:
-        pooling = "gap" if "fc_norm.weight" in state else "cls"
+        kind: Any = "gap" if "fc_norm.weight" in state else pooling or "cls"
+        if kind == "cls" and not pooling and "head.weight" in state:
+            notices.append("the pooling before its head is not in the file; the cls token assumed (--pooling)")
         eps = PROBE_EPS if "head.0.running_mean" in state else 0.0
-        return Classifier(encoder=encoder, labels=head.shape[0], pooling=pooling, head_norm=eps), notices
+        return Classifier(encoder=encoder, labels=head.shape[0], pooling=kind, head_norm=eps), notices
     return encoder, notices
+
+
+def read(state: Mapping[str, np.ndarray], path: Path, layout: str, stated: Statement | None, **known: Any) -> Weights:
+    """Read the state dict of a file as `from_state`, by what is stated, or by timm's config.json beside the file."""
+    card = None if stated or layout != "timm" else read_card(path.parent)
+    if card is None:
+        return from_state(state, str(path), layout, stated, **known)
+    return with_card(from_state(state, str(path), layout, **known | card.facts), card)
 
 
 def from_state(
@@ -230,7 +243,9 @@ def to_fair(weights: Weights) -> tuple[dict[str, np.ndarray], list[str]]:
     if added := [name for name in weights.arrays if name.rpartition("blocks.")[2] in TIMM_BLOCK.values()]:
         what = "query-key normalisation" if "_norm" in added[0] else "LayerScale"
         raise WeightsError(f"the authors' code has no {what}: no place for {added[0]}; convert to timm or maejax")
-    arrays = dict(weights.arrays)
+    arrays, config = dict(weights.arrays), weights.config
+    if isinstance(config, Classifier) and config.pooling == "avg":
+        raise WeightsError("the authors' code has no avg pooling, a mean after the norm; convert to timm or maejax")
     if "head_norm.mean" in arrays:
         arrays.setdefault("head_norm.batches", np.array(0))
     return to_theirs(arrays, weights.config.encoder), gelu_notice(weights)
@@ -281,6 +296,8 @@ def timm_options(config: Network) -> dict[str, Any]:
         options["qk_norm"] = True
     if isinstance(config, Classifier) and config.pooling == "gap":
         options["global_pool"] = "avg"
+    if isinstance(config, Classifier) and config.pooling == "avg":
+        options |= {"global_pool": "avg", "fc_norm": False}
     if encoder.gelu == "tanh":
         options["act_layer"] = "gelu_tanh"
     return options

@@ -163,16 +163,23 @@ def head_count(dim: int, given: int | None) -> tuple[int, str]:
     return heads, f"the number of heads is not in the file; {heads} assumed (--heads)"
 
 
-def image_size_of(patches: int, patch_size: int, given: tuple[int, int] | None) -> tuple[int, int]:
-    """Infer the image's size from the number of patches: a square, unless given.
+def image_size_of(pos_embed: np.ndarray, patch_size: int, given: tuple[int, int] | None) -> tuple[tuple[int, int], str]:
+    """Infer the image's size from positions [1, 1 + N, D]; returns it and a sentence if it is assumed.
 
-    Raises WeightsError if the patches are no square, or if the given size has another number of them.
+    Sine-cosine positions tell their grid. Learned ones are for the given size if it has N patches, else for a square.
+    Raises WeightsError if the patches are no square.
     """
+    patches = pos_embed.shape[1] - 1
+    grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
+    own = next((grid for grid in grids if positions_kind(pos_embed, grid) != "learned"), None)
+    wanted = (given[0] // patch_size, given[1] // patch_size) if given else (0, 0)
     side = math.isqrt(patches)
-    if given:
-        if (given[0] // patch_size) * (given[1] // patch_size) != patches:
-            raise WeightsError(f"an image of {given[0]}x{given[1]} has not the {patches} patches that the file is for")
-        return given
-    if side * side != patches:
-        raise WeightsError(f"{patches} patches are no square: say the image size that the file is for, HEIGHTxWIDTH")
-    return side * patch_size, side * patch_size
+    grid = own or (wanted if wanted[0] * wanted[1] == patches else (side, side))
+    if grid[0] * grid[1] != patches:
+        raise WeightsError(
+            f"the image size is not in the file, and its {patches} patches are no square: give --image-size HxW"
+        )
+    size = grid[0] * patch_size, grid[1] * patch_size
+    if own or size == given:
+        return size, ""
+    return size, f"the image size is not in the file; {size[0]}x{size[1]} assumed (--image-size)"

@@ -1,0 +1,63 @@
+"""A run that goes on: without its start file, with data elsewhere, with more steps, with flags that change no result."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from maejax.training.log import read_metrics
+from maejax.weights import files
+
+ON = ["--pretrained-ckpt", "start", "--name", "on"]
+
+
+def metrics(name, run="runs/on"):
+    return dict(read_metrics(Path(run) / "metrics.jsonl", name))
+
+
+def interrupt(step=4):
+    """Leave a run as it was after a step."""
+    for folder in Path("runs/on/checkpoints").iterdir():
+        if int(folder.name) > step:
+            shutil.rmtree(folder)
+
+
+def test_a_run_goes_on_when_its_start_is_gone_and_its_data_moved(train, trained, images, tmp_path):
+    files.write(files.read(trained), "start", "maejax")
+    assert train(*ON)[0] == 0
+    before = metrics("train/loss")
+    interrupt()
+    Path("start").unlink()
+    moved = shutil.copy(images, tmp_path / "elsewhere.npz")
+    harmless = ["--grad-ckpt", "--attention", "xla", "--precision", "float32", "--train-dataset-shards", moved]
+    code, printed = train(*ON, *harmless)
+    assert code == 0 and f"the same images now come from {moved}" in printed, printed
+    np.testing.assert_allclose(list(metrics("train/loss").values()), list(before.values()), rtol=1e-5)
+    with np.load(images) as old:
+        np.savez(moved, images=old["images"][::-1], labels=old["labels"])
+    code, printed = train(*ON, *harmless)
+    assert code == 0, printed  # config.json names the new place
+    code, printed = train(*ON, *harmless, "--train-dataset-shards", images)
+    assert code == 2 and "--train-dataset-shards" in printed, printed
+
+
+def test_a_run_is_extended_by_either_schedule(train):
+    def on(*args):
+        return train("--name", "on", "--warmup-steps", 1, *args)
+
+    assert on()[0] == 0
+    code, printed = on("--training-steps", 9)
+    assert code == 2 and "--schedule-steps 9 for one cosine over all steps, or --schedule-steps 6 and" in printed
+    code, printed = on("--training-steps", 9, "--schedule-steps", 6)
+    assert code == 2 and "a --min-learning-rate above 0" in printed
+    code, printed = on("--training-steps", 9, "--schedule-steps", 6, "--min-learning-rate", 1e-5)
+    assert code == 0 and "extended from step 6: at step 6 1e-05, was 0" in printed, printed
+    rates = metrics("train/learning_rate")
+    assert len(rates) == 9 and np.allclose([rates[step] for step in (8, 9)], 1e-5)
+    assert json.loads(Path("runs/on/config.json").read_text())["flags"]["training_steps"] == 9
+
+    code, printed = on("--training-steps", 12, "--schedule-steps", 12, "--min-learning-rate", 1e-5)
+    assert code == 0 and "extended from step 9" in printed, printed
+    rates = metrics("train/learning_rate")
+    assert len(rates) == 12 and rates[10] > rates[11] > rates[12] > 0
