@@ -47,19 +47,21 @@ clothing: $(VENV)/.installed
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+# Python compiles what is imported when it is imported; pip would compile all that is installed.
+PIP = --quiet --disable-pip-version-check --no-compile
 # One file of tested versions for each Python; a second call installs nothing.
 CONSTRAINTS = constraints/python$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
 
 $(VENV)/.installed: pyproject.toml constraints/*.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable .
+	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable .
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints/*.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[test]'
+	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable '.[test]'
 	touch $@
 
 $(VENV)/.installed-peers: $(VENV)/.installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[test,interop]'
+	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable '.[test,interop]'
 	touch $@
 
 clean:

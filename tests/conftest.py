@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -90,8 +91,32 @@ TINY = """--image-size 16 --patch-size 4 --layers 2 --dim 16 --heads 2 --dec-lay
 --learning-rate 0.05 --train-loader-workers 2 --valid-loader-workers 0""".split()
 
 
+@pytest.fixture(scope="session")
+def one_step_each():
+    """Build the step of a configuration once for all runs of this process: to trace it takes seconds."""
+    from maejax.config import Data, Run, Transfer
+    from maejax.tasks import classify, pretrain
+
+    def once(build):
+        built = {}
+
+        def build_once(config, model, compute):
+            data = Data(train_batch_size=config.data.train_batch_size)
+            same = replace(config, run=Run(mode=config.run.mode), data=data, transfer=Transfer()), model, compute
+            if same not in built:
+                built[same] = build(config, model, compute)
+            return built[same]
+
+        return build_once
+
+    with pytest.MonkeyPatch.context() as patch:
+        for task in (classify, pretrain):
+            patch.setattr(task, "build_step", once(task.build_step))
+        yield
+
+
 @pytest.fixture
-def maejax(tmp_path, monkeypatch, capsys):
+def maejax(tmp_path, monkeypatch, capsys, one_step_each):
     """Run the real command line in this process, in an empty folder: `(*args) -> (exit code, printed text)`."""
     from maejax.cli import main
 
@@ -116,7 +141,7 @@ def train(maejax, images):
 
 
 @pytest.fixture(scope="session")
-def trained_once(images, tmp_path_factory):
+def trained_once(images, tmp_path_factory, one_step_each):
     """Train the run of `trained`, once in a session; return its folder."""
     from maejax.cli import main
 

@@ -100,16 +100,15 @@ def test_ten_adamw_steps_equal_the_authors(authors):
         assert_trained_alike(array, expected, name=theirs)
 
 
-@pytest.mark.parametrize("changes", [{"scan": True}, {"remat": True}, {"scan": True, "remat": True}])
-def test_scan_and_remat_change_nothing(changes):
+def test_scan_and_remat_change_nothing():
     x = jax.random.normal(jax.random.key(1), (2, 16, 24, 3))
     order = masking.random(jax.random.key(2), 2, 24)
     key = jax.random.key(3)
     results = []
-    for compute in ({}, changes):
+    for compute in ({}, {"scan": True}, {"remat": True}, {"scan": True, "remat": True}):
         model = tiny({"droppath": 0.3, "dropout": 0.2}, compute=compute)
         results.append(named_arrays(jax.jit(jax.value_and_grad(lambda m: m(x, order, key).loss.mean()))(model)))
-    assert_close(results[1], results[0], rounding(2 * SUMS + 2 * 24))
+        assert_close(results[-1], results[0], rounding(2 * SUMS + 2 * 24))
 
 
 def test_a_scan_keeps_no_scores():
@@ -164,11 +163,11 @@ def test_every_sample_has_its_own_mask_and_any_ratio_is_exact():
     order = masking.random(jax.random.key(0), 64, 196)
     assert len({tuple(sorted(row)) for row in np.asarray(order)[:, :49].tolist()}) == 64
     for percent in range(5, 100, 5):
-        ratio = percent / 100
+        assert MAE(mask_ratio=percent / 100).visible == int(196 * (1 - percent / 100))
+    for ratio in (0.05, 0.55, 0.95):
         sizes = {"image_size": (56, 56), "layers": 1}
         model = jax.eval_shape(lambda: tiny(sizes, {"layers": 1}, mask_ratio=ratio))  # noqa: B023
-        kept = int(196 * (1 - ratio))
-        assert model.visible == kept
+        kept = model.visible
         out = jax.eval_shape(lambda m, x, o: m(x, o), model, jnp.zeros((1, 56, 56, 3)), order[:1])
         assert out.prediction.shape == (1, 196 - kept, 48)
 
