@@ -272,7 +272,7 @@ def test_nothing_usable_is_said_at_once(serve, server, tmp_path):
     with pytest.raises(InputError) as caught:
         check_readable(stream_of(secret, QUICK), 1)
     assert "hf_abcdefgh" not in str(caught.value) and "exit code 22" in str(caught.value)
-    with pytest.raises(InputError, match="no image in 2 shards in a row"):
+    with pytest.raises(InputError, match="no image in any of 2 shards"):
         list(train(stream_of(serve([0, 0]))).iterate(stop=1))
 
 

@@ -57,8 +57,8 @@ def test_every_suffix_and_label_form_is_a_sample(tmp_path, write_tar, encode):
     assert names == ["0.png", "1.JPG", "2.webp", "3.JPEG", "4.jpg", "v1.2.jpg", "v1.3.jpg"]
     assert source.labels.tolist() == [7, 3, 4, -1, -1, -1, -1]
     assert source.labels.dtype == np.int32
-    assert len(source.problems) == 1
-    assert "4.cls" in source.problems[0]
+    assert [problem.rpartition(":")[2] for problem in source.problems] == ["4.seg.png", "4.jpg"]
+    assert "describe others of the same name" in source.problems[0] and "names where others are" in source.problems[1]
 
 
 def test_brace_lists_globs_lists_and_folders_name_the_same_shards(tmp_path, numbered, monkeypatch):
@@ -218,4 +218,4 @@ def test_real_photos_have_ten_classes():
     assert len(source) == 3781
     assert len(source.classes) == 10
     assert source.classes[source.labels[0]] in source.keys[0]
-    assert source.problems == []
+    assert source.problems == [f"{PHOTOS}: holds the splits test, train, validation, and all of them are read"]

@@ -104,11 +104,12 @@ class Classification(Task[Classifier]):
     def check_batch(self, batch: Batch) -> Batch:
         """Return a batch after a check of its labels; those of a stream are not known before."""
         check_labels(batch.labels, self.model.labels)
-        if not (self.labelled or (batch.labels >= 0).any()):
-            spec = redact(self.config.data.train_dataset_shards)
+        why = getattr(self.source, "unlabelled", "")
+        if why or not (self.labelled or (batch.labels >= 0).any()):
+            spec, why = redact(self.config.data.train_dataset_shards), why or "no image of the first batch has a label"
             raise InputError(
-                f"--train-dataset-shards {spec}: no image of the first batch has a label. Shards that arrive while "
-                "training need a number in a .cls or .json member beside each image, as `maejax pack` writes them"
+                f"--train-dataset-shards {spec}: {why}; shards that arrive while training need a number in a .cls or "
+                f".json member beside each image: make them with `maejax pack`, which reads names and class folders too"
             )
         self.labelled = True
         return batch

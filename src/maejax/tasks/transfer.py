@@ -212,6 +212,7 @@ def match_classes(source: Source, classes: Sequence[str], labels: int, spec: str
     Raises InputError if there is no labelled image, or a class that training does not know, or if one side has names,
     the other numbers, and their counts differ.
     """
+    unknown = source.number_classes_as(classes)
     if (source.labels < 0).all():
         raise InputError(f"--valid-dataset-shards {spec}: its images have no labels")
     count = len(source.classes) or int(source.labels.max()) + 1
@@ -221,7 +222,7 @@ def match_classes(source: Source, classes: Sequence[str], labels: int, spec: str
             f"--valid-dataset-shards {spec}: has {count} classes by their {kinds[0]}, training has {labels} by their "
             f"{kinds[1]}: which is which is not known; label both by names, or both by numbers"
         )
-    if unknown := source.number_classes_as(classes):
+    if unknown:
         raise InputError(f"--valid-dataset-shards {spec}: training has no class {', '.join(sorted(unknown)[:8])}")
     if source.labels.max() >= labels:
         raise InputError(f"--valid-dataset-shards {spec}: has class {source.labels.max()}, and there are {labels}")
