@@ -68,7 +68,7 @@ def in_folder(root: Path) -> Listing:
             listing.leave_out("links lead back to a folder above them", folder.path)
         for name in folder.files:
             path = prefix + folder.below + name
-            listing.suffixes.update(group.add(folder.below + name, ByteRange(path, 0, -1), None))
+            group.add(folder.below + name, ByteRange(path, 0, -1), None)
             if suffix_of(name) in _NO_IMAGES or SHARD.search(name):
                 listing.leave_out("archives or tables lie among images and are not read", path)
             if name.endswith("_stats.json") and not folder.below:

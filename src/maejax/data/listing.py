@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -94,14 +95,13 @@ def in_tar(path: Path, title: str, name: str = "") -> Listing:
     Keys read `title:member`. Damage ends the listing and is described in `problems`, under `name` if it is given.
     """
     listing, part = Listing(), 0
-    name, group = name or str(path), Group(listing, f"{title}:")
+    place, group = str(path), Group(listing, f"{title}:")
+    name = name or place
     try:
         for member in members(path):
             if member.part != part:  # another tar joined to the one before: the same names may come again
                 part, group = member.part, group.done()
-            listing.suffixes.update(
-                group.add(member.name, ByteRange(str(path), member.offset, member.size), member.head)
-            )
+            group.add(member.name, ByteRange(place, member.offset, member.size), member.head)
     except (FormatError, OSError) as error:
         listing.problems.append(f"{name}: {error}")
         listing.lost[name] = str(error)
@@ -147,15 +147,16 @@ class Group:
         self._labels: dict[str, int | str | tuple[str, ByteRange]] = {}  # by stem: label, or name and bytes of its file
         self._unlabelled: set[str] = set()  # stems of samples that are gone already
 
-    def add(self, name: str, image: ByteRange, head: bytes | None) -> list[str]:
-        """Add a file, of which `head` is the first bytes, None if they are not read yet; return its suffix in a list.
+    def add(self, name: str, image: ByteRange, head: bytes | None) -> None:
+        """Add a file, of which `head` is the first bytes, None if they are not read yet.
 
-        Hidden files are skipped, for which the list is empty: archives made on a Mac carry a `._x.jpg` beside x.jpg.
+        Hidden files are skipped: archives made on a Mac carry a `._x.jpg` beside every x.jpg.
         """
         folder, _, short = name.rpartition("/")
         if short.startswith(".") or "__MACOSX" in folder:
-            return []
+            return
         suffix = suffix_of(short)
+        self._listing.suffixes[suffix] += 1
         stem = name[: len(name) - len(suffix)]
         if image.size == LINK_TO_NOTHING:
             self._listing.leave_out("links lead to nothing that is there", self._prefix + name)
@@ -170,7 +171,6 @@ class Group:
                 self._labels[stem] = self._read(name, head) if read else (name, image)
             if stem in self._unlabelled and self._label(stem, stem) != -1:
                 self._listing.leave_out(LATE, self._prefix + name)
-        return [suffix]
 
     def done(self) -> "Group":
         """Put the samples into the listing, and return an empty group of the same listing."""
@@ -225,5 +225,6 @@ def suffix_of(name: str) -> str:
 
 
 def _head(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
+    with suppress(OSError), open(path, "rb", buffering=0) as file:
         return file.read(16)
+    return b""

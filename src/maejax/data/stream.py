@@ -159,9 +159,9 @@ class Stream:
                 )
             elif label == -1:
                 label = next((part for part in sample.folder.split("/") if part in number), -1)
-            if LATE in found.left_out:
-                self.unlabelled = f"{found.left_out[LATE][1]} comes after its image, not beside it"
             yield sample._replace(label=label if isinstance(label, int) else number.get(label, -1))
+        if LATE in found.left_out:
+            self.unlabelled = f"{found.left_out[LATE][1]} comes after its image, not beside it"
         for sentence in found.sentences():
             what = sentence.partition(";")[0].partition(" ")[2]
             if what not in self._told:

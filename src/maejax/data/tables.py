@@ -82,8 +82,9 @@ def in_table(path: Path, title: str) -> Listing:
 
     The image column holds encoded bytes, structs of `bytes` and `path`, or paths from the table's folder on; of several
     it is the one called image, or the first. The label column is a ClassLabel, or has what `read_label` takes. Keys
-    read `title:row`, followed by the image's own name where it has one. Rows without an image are counted in `problems`, as is damage. Raises InputError
-    if pyarrow is missing, or there is no room for the copy of a parquet file.
+    read `title:row`, followed by the image's own name where it has one. Rows without an image are counted in
+    `problems`, as is damage. Raises InputError if pyarrow is missing, or there is no room for the copy of a parquet
+    file.
     """
     try:
         import pyarrow as pa

@@ -55,6 +55,8 @@ def members(path: Path, grow: Callable[[int], int] | None = None, stop: int = -1
             if ended and not header:
                 break
             if header == bytes(BLOCK):
+                yield from _late(targets or {}, waiting)
+                targets = None if targets is None else {}  # links do not lead to another tar
                 offset, part, ended = offset + BLOCK, part + (not ended), True
                 continue
             ended = False
@@ -81,26 +83,36 @@ def members(path: Path, grow: Callable[[int], int] | None = None, stop: int = -1
                 member = Member(_name(header, override), data, size, block[BLOCK : BLOCK + size], part)
                 if kind in (b"1", b"2"):
                     if targets is None:
-                        targets = {posixpath.normpath(each.name): each for each in members(path, grow, start)}
+                        before = (each for each in members(path, grow, start) if each.part == part)
+                        targets = {posixpath.normpath(each.name): each for each in before}
                     target = _target(header, override)
                     if target in targets:
-                        yield from _arrive(targets[target].under(member), targets, waiting)
+                        member = targets[target].under(member)
                     else:
                         waiting.setdefault(target, []).append(member)
-                elif kind in (b"0", b"\0", b"7"):
-                    yield from [member] if targets is None else _arrive(member, targets, waiting)
+                        kind = b""
+                if kind in (b"0", b"\0", b"7", b"1", b"2"):
+                    if targets is not None:
+                        targets[posixpath.normpath(member.name)] = member
+                    yield member
                 override = {}
-        for link in itertools.chain(*waiting.values()):
-            yield link._replace(size=LINK_TO_NOTHING)
 
 
-def _arrive(member: Member, targets: dict[str, Member], waiting: dict[str, list[Member]]) -> Iterator[Member]:
-    """Yield a member and the links that waited for it, which others may wait for."""
-    name = posixpath.normpath(member.name)
-    targets[name] = member
-    yield member
+def _late(targets: dict[str, Member], waiting: dict[str, list[Member]]) -> Iterator[Member]:
+    """Yield the links to members that came after them, then those that lead to nothing."""
+    for name in [name for name in waiting if name in targets]:
+        yield from _follow(name, targets, waiting)
+    for link in itertools.chain(*waiting.values()):
+        yield link._replace(size=LINK_TO_NOTHING)
+    waiting.clear()
+
+
+def _follow(name: str, targets: dict[str, Member], waiting: dict[str, list[Member]]) -> Iterator[Member]:
+    """Yield the links that waited for a member, and those that waited for them."""
     for link in waiting.pop(name, ()):
-        yield from _arrive(member.under(link), targets, waiting)
+        targets[posixpath.normpath(link.name)] = member = targets[name].under(link)
+        yield member
+        yield from _follow(posixpath.normpath(link.name), targets, waiting)
 
 
 def _target(header: bytes, override: dict[str, str]) -> str:
