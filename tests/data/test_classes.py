@@ -60,7 +60,7 @@ def test_tables_of_every_type(tmp_path, encode, monkeypatch):
         pq.write_table(pa.table({"image": images, "label": column}), tmp_path / "t.parquet")
         source = open_source(str(tmp_path / "t.parquet"))
         assert (source.labels.tolist(), source.classes) == (labels, classes)
-    assert source.problems == ["1 labels are neither one number nor one name; the first is t.parquet:0"]
+    assert source.problems == ["1 left out: labels that are neither one number nor one name; the first is t.parquet:0"]
 
 
 def test_tables_of_paths_alone(tmp_path, encode, monkeypatch):

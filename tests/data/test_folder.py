@@ -26,7 +26,7 @@ def grow(root, files):
 def test_a_tar_beside_class_folders_is_ambiguous(tmp_path, image, write_tar):
     root = grow(tmp_path / "photos", {"shoe/1.png": image, "dress/1.png": image})
     write_tar(root / "backup.tar", {"x.png": image})
-    with pytest.raises(InputError, match=r"1 tar shards \(backup\.tar\) and images \(.*dress\); .* give '.*/\*\.tar'"):
+    with pytest.raises(InputError, match=r"tar shards \(backup\.tar\) and images \(.*dress\); .* give '.*/\*\.tar'"):
         open_source(str(root))
     assert len(open_source(f"{root}/*.tar")) == 1
 
@@ -48,7 +48,7 @@ def test_the_files_of_img2dataset_are_images_without_classes(tmp_path, image):
         pq.write_table(pa.table({"url": ["https://x"], "key": ["0"]}), tmp_path / f"{part}.parquet")
     source = open_source(str(tmp_path))
     assert (len(source), source.classes, source.labels.tolist()) == (2, (), [-1, -1])
-    assert source.problems[0].startswith("2 archives or tables lie among images")
+    assert source.problems[0].startswith("2 left out: archives or tables among images")
 
 
 def test_links_in_circles_end(tmp_path, image):
@@ -57,7 +57,7 @@ def test_links_in_circles_end(tmp_path, image):
     (root / "hat").symlink_to(root / "dress")  # the same images under another name are no circle
     source = open_source(str(root))
     assert (len(source), source.classes) == (3, ("dress", "hat", "shoe"))
-    assert source.problems == [f"1 links lead back to a folder above them; the first is {root}/shoe/loop"]
+    assert source.problems == [f"1 left out: links that lead back to a folder above them; the first is {root}/shoe/loop"]
 
 
 def test_splits_are_no_classes(tmp_path, image):
@@ -94,4 +94,4 @@ def test_images_under_other_suffixes_and_without_any(tmp_path, encode, write_tar
         assert [key.rpartition("/")[2] for key in source.keys] == ["1.jfif", "2.JPE", "3", "4.avif"]
         assert source.labels.tolist() == [0, 0, 1, 1]
         assert source.read(2) == png
-        assert len(source.problems) == 1 and source.problems[0].startswith("1 .heic files cannot be decoded here")
+        assert len(source.problems) == 1 and source.problems[0].startswith("1 left out: .heic files")

@@ -60,7 +60,7 @@ def test_every_suffix_and_label_form_is_a_sample(tmp_path, write_tar, encode):
     assert source.labels.tolist() == [7, 3, 4, -1, -1, -1, -1]
     assert source.labels.dtype == np.int32
     assert [problem.rpartition(":")[2] for problem in source.problems] == ["4.seg.png", "4.jpg"]
-    assert "describe others of the same name" in source.problems[0] and "names where others are" in source.problems[1]
+    assert "that describe others of the same name" in source.problems[0] and "names where others are" in source.problems[1]
 
 
 def test_brace_lists_globs_lists_and_folders_name_the_same_shards(tmp_path, numbered, monkeypatch):

@@ -64,7 +64,7 @@ def test_links_have_the_bytes_of_their_targets_and_their_own_labels(tmp_path, im
                 "shoe/again.png": (images[0], 3), "ahead.png": (images[1], 4), "later.png": (images[1], 5)}  # fmt: skip
     source = open_source(str(tmp_path / "s.tar"))
     assert of_source(source) == expected
-    assert source.problems == ["3 links lead to nothing that is there; the first is s.tar:nothing.png"]
+    assert source.problems == ["3 left out: links that lead to nothing; the first is s.tar:nothing.png"]
     assert of_stream(f"pipe:cat {tmp_path}/s.tar") == expected
 
 
@@ -104,7 +104,7 @@ def test_names_with_dots_give_the_same_from_tar_folder_and_stream(tmp_path, imag
     assert of_source(tar) == expected == of_stream(f"pipe:cat {tmp_path}/s.tar")
     assert {key.rpartition("/")[2]: value for key, value in of_source(folder).items()} == expected
     for source in (tar, folder):
-        assert [problem[:31] for problem in source.problems] == ["1 images describe others of the"]
+        assert [problem[:32] for problem in source.problems] == ["1 left out: images that describe"]
 
 
 def test_class_folders_are_the_same_in_tars_and_folders_however_deep(tmp_path, images):
@@ -129,7 +129,7 @@ def test_a_stream_tells_which_labels_it_cannot_give(tmp_path, images, caplog):
         assert next(reading.windows(iter([99, 99])))[0].label == -1
         assert words in stream.unlabelled
         reading.close()
-    assert "2 .heic files cannot be decoded here" in caplog.text
+    assert "2 left out: .heic files, which cannot be decoded here" in caplog.text
     stream = open_stream(f"pipe:cat {tmp_path}/named.tar")
     stream.classes = ("hat", "shoe")  # of an index.json beside the shards
     reading = stream.open(0)

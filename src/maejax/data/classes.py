@@ -9,7 +9,7 @@ from itertools import takewhile
 import numpy as np
 
 LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "class_name", "category", "target", "breed")
-NO_CLASS = "labels are neither one number nor one name"
+NO_CLASS = "labels that are neither one number nor one name"
 _TRAINING = {"train", "training"}
 _HELD_OUT = {"test", "testing", "val", "valid", "validation", "dev", "eval"}
 

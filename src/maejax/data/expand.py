@@ -91,7 +91,7 @@ def _local(spec: str, notes: list[str]) -> Iterator[Path]:
         elif matches := sorted(glob.glob(_pattern(path), recursive=True)):  # noqa: PTH207 (Path.glob takes hidden files)
             usable = [m for m in matches if m.lower().endswith(_FILES) or SHARD.search(m) or Path(m).is_dir()]
             if usable and (rest := sorted({*matches} - {*usable})):
-                notes.append(f"{name}: {len(rest)} files are no shards or images and not read; the first is {rest[0]}")
+                notes.append(f"{name}: {len(rest)} left out: neither shards nor images; the first is {rest[0]}")
             paths += map(Path, usable or matches)
         else:
             missing.append(name)

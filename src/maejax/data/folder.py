@@ -42,12 +42,12 @@ def contents(folder: Path, notes: list[str]) -> list[Path]:
         found = next((f.path for f in _walk(str(folder)) if f.below and _holds_image(f)), "")
         if found or len(images) > len(shards):
             raise InputError(
-                f"{folder}: holds {len(shards)} tar shards ({shards[0]}) and images ({found or images[0]}); to use the "
+                f"{folder}: holds tar shards ({shards[0]}) and images ({found or images[0]}); to use the "
                 f"shards give '{folder}/*{suffix_of(shards[0])}', to use the images move the shards elsewhere"
             )
         rest = [name for name in top.files if name not in {*shards, *_OURS}]
         if rest:
-            notes.append(f"{folder}: {len(rest)} files beside the tar shards are not read; the first is {rest[0]}")
+            notes.append(f"{folder}: {len(rest)} left out: files beside the tar shards; the first is {rest[0]}")
         return [folder / name for name in shards]
     tables = table_files(folder)
     if tables and (holds_images(tables[0]) or not any(map(_holds_image, _walk(str(folder))))):
@@ -65,12 +65,12 @@ def in_folder(root: Path) -> Listing:
     for folder in _walk(str(root)):
         group = Group(listing, prefix)
         if folder.circle:
-            listing.leave_out("links lead back to a folder above them", folder.path)
+            listing.leave_out("links that lead back to a folder above them", folder.path)
         for name in folder.files:
             path = prefix + folder.below + name
             group.add(folder.below + name, ByteRange(path, 0, -1), None)
             if suffix_of(name) in _NO_IMAGES or SHARD.search(name):
-                listing.leave_out("archives or tables lie among images and are not read", path)
+                listing.leave_out("archives or tables among images", path)
             if name.endswith("_stats.json") and not folder.below:
                 parts.add(name.removesuffix("_stats.json"))
         group.done()

@@ -18,7 +18,7 @@ from maejax.errors import FormatError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 _FOREIGN = (".heic", ".heif", ".jxl", ".jp2", ".j2k", ".psd", ".dcm", ".dng", ".cr2", ".nef", ".arw", ".svg")
 UNREADABLE = _FOREIGN if AVIF else (".avif", *_FOREIGN)
-LATE = "labels come after their image, too late for a stream"
+LATE = "labels that come after their image, too late for a stream"
 
 
 class ByteRange(NamedTuple):
@@ -73,7 +73,7 @@ class Listing:
 
     def sentences(self) -> list[str]:
         """Return the problems, and a sentence for each kind of thing that was left out."""
-        return self.problems + [f"{n:,} {what}; the first is {name}" for what, (n, name) in self.left_out.items()]
+        return self.problems + [f"{n:,} left out: {what}; the first is {name}" for what, (n, name) in self.left_out.items()]
 
     def extend(self, other: "Listing") -> None:
         """Append another listing."""
@@ -159,9 +159,9 @@ class Group:
         self._listing.suffixes[suffix] += 1
         stem = name[: len(name) - len(suffix)]
         if image.size == LINK_TO_NOTHING:
-            self._listing.leave_out("links lead to nothing that is there", self._prefix + name)
+            self._listing.leave_out("links that lead to nothing", self._prefix + name)
         elif suffix in UNREADABLE:
-            what = f"{suffix} files cannot be decoded here: convert them to JPEG or PNG"
+            what = f"{suffix} files, which cannot be decoded here: convert them to JPEG or PNG"
             self._listing.leave_out(what, self._prefix + name)
         elif suffix in IMAGE_SUFFIXES or (not suffix and is_image(_head(image.path) if head is None else head)):
             self._images.setdefault(group_of(name), []).append((name, stem, image))
@@ -183,7 +183,7 @@ class Group:
             plain = any(stem == group for _, stem, _ in images)
             for name, stem, image in images:
                 if plain and re.match("[A-Za-z_]", stem[len(group) + 1 :]):
-                    what = "images describe others of the same name (x.seg.png beside x.jpg)"
+                    what = "images that describe others of the same name (x.seg.png beside x.jpg)"
                     self._listing.leave_out(what, self._prefix + name)
                     continue
                 label = self._label(stem, group)

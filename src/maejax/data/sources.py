@@ -256,7 +256,7 @@ def _number(specs: list[str], found: Listing) -> tuple[np.ndarray, tuple[str, ..
     numbered = any(isinstance(label, int) and label >= 0 for label in labels)
     if numbered and names:
         named = [sample.key for sample in found.samples if isinstance(sample.label, str)]
-        found.leave_out("labels are names where others are numbers, and are left out", named[0], len(named))
+        found.leave_out("labels that are names where others are numbers", named[0], len(named))
     if not numbered and not names:
         labels = [folders[sample.folder] or -1 for sample in found.samples]
         names = {name for name in folders.values() if name}

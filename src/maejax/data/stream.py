@@ -163,7 +163,7 @@ class Stream:
         if LATE in found.left_out:
             self.unlabelled = f"{found.left_out[LATE][1]} comes after its image, not beside it"
         for sentence in found.sentences():
-            what = sentence.partition(";")[0].partition(" ")[2]
+            what = sentence.partition(": ")[2].partition(";")[0]
             if what not in self._told:
                 _log.warning("%s", sentence)
             self._told.add(what)
