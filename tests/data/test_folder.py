@@ -57,14 +57,18 @@ def test_links_in_circles_end(tmp_path, image):
     (root / "hat").symlink_to(root / "dress")  # the same images under another name are no circle
     source = open_source(str(root))
     assert (len(source), source.classes) == (3, ("dress", "hat", "shoe"))
-    assert source.problems == [f"1 left out: links that lead back to a folder above them; the first is {root}/shoe/loop"]
+    assert source.problems == [
+        f"1 left out: links that lead back to a folder above them; the first is {root}/shoe/loop"
+    ]
 
 
 def test_splits_are_no_classes(tmp_path, image):
     root = tmp_path / "photos"
     files = {f"data/{split}/{kind}/1.png": image for split in ("train", "Val") for kind in ("shoe", "dress")}
     grow(root, files)
-    with pytest.raises(InputError, match=r"the splits Val, train of a data set; give .*/data/train, or .*/\{Val,train\}'"):
+    with pytest.raises(
+        InputError, match=r"the splits Val, train of a data set; give .*/data/train, or .*/\{Val,train\}'"
+    ):
         open_source(str(root))
     both = open_source(f"{root}/data/{{Val,train}}")
     assert (both.classes, both.labels.tolist()) == (("dress", "shoe"), [0, 1, 0, 1])

@@ -60,7 +60,9 @@ def test_every_suffix_and_label_form_is_a_sample(tmp_path, write_tar, encode):
     assert source.labels.tolist() == [7, 3, 4, -1, -1, -1, -1]
     assert source.labels.dtype == np.int32
     assert [problem.rpartition(":")[2] for problem in source.problems] == ["4.seg.png", "4.jpg"]
-    assert "that describe others of the same name" in source.problems[0] and "names where others are" in source.problems[1]
+    assert (
+        "that describe others of the same name" in source.problems[0] and "names where others are" in source.problems[1]
+    )
 
 
 def test_brace_lists_globs_lists_and_folders_name_the_same_shards(tmp_path, numbered, monkeypatch):
@@ -76,7 +78,12 @@ def test_brace_lists_globs_lists_and_folders_name_the_same_shards(tmp_path, numb
 
 
 def test_braces_globs_and_lists_as_shells_have_them(tmp_path, numbered):
-    for name, numbers in (("{0..10..5}", "0 5 10"), ("{10..0..5}", "10 5 0"), ("{a..c}", "a b c"), ("{00..2}", "00 01 02")):
+    for name, numbers in (
+        ("{0..10..5}", "0 5 10"),
+        ("{10..0..5}", "10 5 0"),
+        ("{a..c}", "a b c"),
+        ("{00..2}", "00 01 02"),
+    ):
         assert expand(f"https://h/{name}.tar") == [f"https://h/{number}.tar" for number in numbers.split()]
     assert expand("https://h/{a..2}.tar") == ["https://h/{a..2}.tar"]
     shards = [numbered(tmp_path / f"data [2024]/t-{name}.tar", 1) for name in "ab"]
@@ -215,7 +222,9 @@ def test_packed_local_shards_are_unpacked(tmp_path, numbered):
     (tmp_path / "d/s-4.tar.xz").write_bytes(lzma.compress(shard.read_bytes()))
     source = open_source(str(tmp_path / "d"))
     assert sorted(source.keys) == sorted(
-        f"{s}:{i:04d}.png" for s in ("s-0.tar", "s-1.tar.gz", "s-2.tar.zst", "s-3.tar.bz2", "s-4.tar.xz") for i in range(3)
+        f"{s}:{i:04d}.png"
+        for s in ("s-0.tar", "s-1.tar.gz", "s-2.tar.zst", "s-3.tar.bz2", "s-4.tar.xz")
+        for i in range(3)
     )
     assert source.labels.tolist() == [0, 1, 2] * 5
     assert {source.read(i) for i in range(15)} == {source.read(i) for i in range(3)}

@@ -73,7 +73,9 @@ class Listing:
 
     def sentences(self) -> list[str]:
         """Return the problems, and a sentence for each kind of thing that was left out."""
-        return self.problems + [f"{n:,} left out: {what}; the first is {name}" for what, (n, name) in self.left_out.items()]
+        return self.problems + [
+            f"{n:,} left out: {what}; the first is {name}" for what, (n, name) in self.left_out.items()
+        ]
 
     def extend(self, other: "Listing") -> None:
         """Append another listing."""
