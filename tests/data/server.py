@@ -9,7 +9,8 @@ class Server(Loopback):
     """Serves `files` (path -> bytes). `plans` (path -> list of moods) says how it treats the first requests of a path.
 
     Moods: a status number; (status, headers); "reset" or "stall" after half of what was asked, the stall until `stalls`
-    is set; "short" says more bytes than it sends. Without `named` an answer to a Range hides the whole length. `seen` records (path, Range, Authorization) of each request.
+    is set; "short" says more bytes than it sends. Without `named` an answer to a Range hides the whole length. `seen`
+    records (path, Range, Authorization) of each request.
     """
 
     def __init__(self):

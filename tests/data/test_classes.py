@@ -12,9 +12,9 @@ from maejax.errors import InputError
 
 @pytest.mark.parametrize(
     ("value", "label"),
-    [(3, 3), (2.0, 2), ("7\n", 7), ("10.0", 10), (True, 1), ([4], 4), (np.int64(5), 5), (" shoe ", "shoe"), ("n01", "n01"),
-     (None, -1), ("", -1), (-100, -1), ([], -1), (float("nan"), -1)],
-)  # fmt: skip
+    [(3, 3), (2.0, 2), ("7\n", 7), ("10.0", 10), (True, 1), ([4], 4), (np.int64(5), 5), (" shoe ", "shoe")]
+    + [(none, -1) for none in (None, "", -100, [], float("nan"))],
+)
 def test_a_value_is_a_number_a_name_or_none(value, label):
     assert read_label(value) == label and type(read_label(value)) is type(label)
 

@@ -1,4 +1,4 @@
-"""What a folder stands for: its tar shards, its tables, or the images under it; and the samples of these images."""
+"""Folders: whether one stands for its tar shards, its tables or the images under it, and these images."""
 
 import os
 import re

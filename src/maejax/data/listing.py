@@ -169,13 +169,14 @@ class Group:
             self._images.setdefault(group_of(name), []).append((name, stem, image))
         elif suffix in (".cls", ".json"):
             if suffix == ".cls" or stem not in self._labels:
-                read = head is not None and len(head) == image.size  # else it is read if it has an image
-                self._labels[stem] = self._read(name, head) if read else (name, image)
+                # What is not at hand is read later, if it has an image: other .json files may be large.
+                at_hand = head is not None and len(head) == image.size
+                self._labels[stem] = self._read(name, head or b"") if at_hand else (name, image)
             if stem in self._unlabelled and self._label(stem, stem) != -1:
                 self._listing.leave_out(LATE, self._prefix + name)
 
     def done(self) -> "Group":
-        """Put the samples into the listing, and return an empty group of the same listing."""
+        """Add the samples to the listing, and return an empty group of the same listing."""
         self._listing.samples += self.flush()
         return Group(self._listing, self._prefix)
 

@@ -87,11 +87,10 @@ def members(path: Path, grow: Callable[[int], int] | None = None, stop: int = -1
                         targets = {posixpath.normpath(each.name): each for each in before}
                     target = _target(header, override)
                     if target in targets:
-                        member = targets[target].under(member)
+                        member, kind = targets[target].under(member), b"0"
                     else:
                         waiting.setdefault(target, []).append(member)
-                        kind = b""
-                if kind in (b"0", b"\0", b"7", b"1", b"2"):
+                if kind in (b"0", b"\0", b"7"):
                     if targets is not None:
                         targets[posixpath.normpath(member.name)] = member
                     yield member

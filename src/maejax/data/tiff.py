@@ -1,4 +1,4 @@
-"""What Pillow would misread in a TIFF: found by its tags, and refused or put right."""
+"""TIFFs that Pillow misreads, told by their tags: refused, or put right."""
 
 import numpy as np
 from PIL import Image
