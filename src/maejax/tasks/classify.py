@@ -20,7 +20,6 @@ from maejax.models.classifier import BATCH_NORM_EPS, ImageClassifier
 from maejax.models.description import Classifier, Compute
 from maejax.models.flops import classify_flop
 from maejax.storage import mirror
-from maejax.storage.redact import redact
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
 from maejax.tasks.checks import encoder_config, refuse_ignored
@@ -29,7 +28,15 @@ from maejax.tasks.diagnosis import describe_batch, first_bad_part
 from maejax.tasks.fast_forms import choose_forms
 from maejax.tasks.run import Finished, open_directory, prepared, train
 from maejax.tasks.task import Task
-from maejax.tasks.transfer import check_labels, count_classes, match_classes, place_weights, read_mapping, transfer
+from maejax.tasks.transfer import (
+    check_labelled,
+    check_labels,
+    count_classes,
+    match_classes,
+    place_weights,
+    read_mapping,
+    transfer,
+)
 from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.ema import restart_average, with_average
 from maejax.training.erasing import erase
@@ -104,14 +111,8 @@ class Classification(Task[Classifier]):
     def check_batch(self, batch: Batch) -> Batch:
         """Return a batch after a check of its labels; those of a stream are not known before."""
         check_labels(batch.labels, self.model.labels)
-        why = getattr(self.source, "unlabelled", "")
-        if why or not (self.labelled or (batch.labels >= 0).any()):
-            spec, why = redact(self.config.data.train_dataset_shards), why or "no image of the first batch has a label"
-            raise InputError(
-                f"--train-dataset-shards {spec}: {why}; shards that arrive while training need a number in a .cls or "
-                f".json member beside each image: make them with `maejax pack`, which reads names and class folders too"
-            )
-        self.labelled = True
+        self.labelled = self.labelled or bool((batch.labels >= 0).any())
+        check_labelled(self.source, self.config.data.train_dataset_shards, self.labelled)
         return batch
 
     def explain(self, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Batch) -> str:

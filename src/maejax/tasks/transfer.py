@@ -15,6 +15,7 @@ from maejax.data.stream import Stream
 from maejax.errors import InputError, WeightsError
 from maejax.models.description import MAE, Classifier, ViT
 from maejax.models.trees import array_name, mismatches, named_arrays
+from maejax.storage.redact import redact
 from maejax.training.state import TrainState
 
 NEW = -1  # in a label mapping: a class that the old head does not know
@@ -204,6 +205,19 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
     """
     if labels.max(initial=-1) >= classes:
         raise InputError(f"--train-dataset-shards: an image has the label {labels.max()} of {classes}: give --labels")
+
+
+def check_labelled(source: Source | Stream, spec: str, labelled: bool) -> None:
+    """Check that images which arrive while training have labels with numbers; `labelled` is whether any came so far.
+
+    Raises InputError if none did, or the stream has met labels that it cannot number.
+    """
+    why = getattr(source, "unlabelled", "") or ("" if labelled else "no image of the first batch has a label")
+    if why:
+        raise InputError(
+            f"--train-dataset-shards {redact(spec)}: {why}; shards that arrive while training need a number in a .cls "
+            f"or .json member beside each image: make them with `maejax pack`, which reads names and class folders too"
+        )
 
 
 def match_classes(source: Source, classes: Sequence[str], labels: int, spec: str) -> None:
