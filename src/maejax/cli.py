@@ -32,7 +32,7 @@ from maejax.commands.pack import PackCommand
 from maejax.commands.plan import PlanCommand, preset_flags
 from maejax.commands.reconstruct import ReconstructCommand
 from maejax.commands.train import TrainCommand
-from maejax.config import MODES, recipe
+from maejax.config import recipe
 from maejax.errors import Failed, FetchError, InputError
 
 # In the order of the help; each class has the name of its command.
@@ -88,7 +88,7 @@ def parse(args: list[str]) -> Command:
         kind, default = COMMANDS[args[0]], tyro.MISSING
         if kind in (TrainCommand, PlanCommand):
             early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-            early.add_argument("--mode", nargs="?", const="", default=MODES[0])
+            early.add_argument("--mode", nargs="?", const="", default="pretrain")
             default = kind(recipe(early.parse_known_args(args)[0].mode))  # type: ignore[call-arg]
         about = "\n\n".join(paragraphs(kind))
         command = read(kind, default=default, prog=f"maejax {args[0]}", description=about, args=args[1:])

@@ -161,8 +161,7 @@ class Encoder:
     droppath: float = 0.0
     """Stochastic depth, rising linearly from 0 to this rate over the layers."""
     grad_ckpt: bool = flag(False, free=True)
-    """Keep only each block's input and compute the rest again: least memory, a third more time. Else all is kept; with
-    --scan-layers or fsdp only queries, keys, values, attention's output, MLP input and hidden layer before GELU."""
+    """Keep only each block's input, and compute the rest again: least memory, a third more time."""
     scan_layers: bool = flag(False, free=True)
     """Run the layers as one loop: compiles faster, runs slower."""
     attention: Literal["auto", "xla", "pallas", "cudnn"] = flag("auto", free=True)
@@ -312,7 +311,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "linear": {**_BOTH, "train_batch_size": 16384, "optimizer": "lars", "learning_rate": 0.1, "weight_decay": 0.0},
     "finetune": {**_BOTH, **_FINETUNE, **_AUGMENT, "label_smoothing": 0.1},
 }
-MODES = tuple(RECIPES)
 
 
 def flags(config: Config) -> dict[str, Any]:
@@ -340,8 +338,8 @@ def with_flags(config: Config, **changes) -> Config:
 
 def recipe(mode: str) -> Config:
     """Return the published recipe of a mode: the defaults of its flags. Raises InputError for an unknown mode."""
-    if mode not in MODES:
-        raise InputError(f"--mode {mode}: choose one of {', '.join(MODES)}")
+    if mode not in RECIPES:
+        raise InputError(f"--mode {mode}: choose one of {', '.join(RECIPES)}")
     return with_flags(Config(), mode=mode, **RECIPES[mode])
 
 

@@ -9,12 +9,13 @@ class Server(Loopback):
     """Serves `files` (path -> bytes). `plans` (path -> list of moods) says how it treats the first requests of a path.
 
     Moods: a status number; (status, headers); "reset" or "stall" after half of what was asked, the stall until `stalls`
-    is set; "short" says more bytes than it sends. `seen` records (path, Range, Authorization) of each request.
+    is set; "short" says more bytes than it sends. Without `named` an answer to a Range hides the whole length. `seen`
+    records (path, Range, Authorization) of each request.
     """
 
     def __init__(self):
         self.files, self.plans, self.seen = {}, {}, []
-        self.ranges, self.stalls = True, threading.Event()
+        self.ranges, self.named, self.stalls = True, True, threading.Event()
         super().__init__(_Handler)
 
     def stop(self):
@@ -41,7 +42,7 @@ class _Handler(Quiet):
         asked = self.headers.get("Range")
         if asked and server.ranges and self.headers.get("If-Range", headers["ETag"]) == headers["ETag"]:
             start, status = int(asked.removeprefix("bytes=").rstrip("-")), 206
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data) if server.named else '*'}"
         body = data[start:]
         if mood is None:
             self._answer(status, body, headers)

@@ -259,6 +259,34 @@ def test_a_lost_shard_is_an_error_unless_allowed(serve, server, fault, caplog):
         make_loader(open_source(spec, patience=QUICK), build_eval((6, 6), 1.0), batch_size=4, channels=1, size=(6, 6))
 
 
+def test_dead_shards_end_no_run_while_others_give_images(serve, server):
+    spec = serve([6, 6, 6, 6])
+    del server.files["/s-1.tar"], server.files["/s-3.tar"]
+    for seed in range(4):
+        server.seen.clear()
+        loader = train(stream_of(spec, QUICK), seed=seed, batch_size=4, faults=Faults(max_lost_shards=2))
+        index = np.concatenate([batch.index for batch in loader.iterate(stop=200)])
+        assert sorted(set(index.tolist())) == [s << 32 | i for s in (0, 2) for i in range(6)]
+        asked = Counter(path for path, *_ in server.seen)
+        assert 2 <= asked["/s-1.tar"] <= 12 < asked["/s-0.tar"], "once in 1, 2, 4, 8, ... epochs"
+
+
+def test_shards_that_differ_in_their_secrets_alone_are_counted_apart(server):
+    spec = [f"{server.url}/gone.tar?token=secret-{i}" for i in range(2)]
+    stream = stream_of(spec, QUICK)
+    assert len({shard.name for shard in stream.shards}) == len({shard.stem for shard in stream.shards}) == 2
+    assert "secret" not in stream.shards[1].name
+    with pytest.raises(InputError, match="2 shards cannot be read"):
+        list(train(stream, batch_size=2, faults=Faults(max_lost_shards=1)).iterate(stop=1))
+
+
+def test_a_damaged_shard_that_was_fetched_is_named_by_its_address(serve, server):
+    spec = serve([6, 6])
+    server.files["/s-1.tar"] = server.files["/s-1.tar"][:5200]
+    source = open_source(spec)
+    assert list(source.lost) == [f"{server.url}/s-1.tar"] and source.problems[0].startswith(f"{server.url}/s-1.tar: ")
+
+
 def test_nothing_usable_is_said_at_once(serve, server, tmp_path):
     spec = serve([6, 6])
     for path in list(server.files):
@@ -272,7 +300,7 @@ def test_nothing_usable_is_said_at_once(serve, server, tmp_path):
     with pytest.raises(InputError) as caught:
         check_readable(stream_of(secret, QUICK), 1)
     assert "hf_abcdefgh" not in str(caught.value) and "exit code 22" in str(caught.value)
-    with pytest.raises(InputError, match="no image in 2 shards in a row"):
+    with pytest.raises(InputError, match="no image in any of 2 shards"):
         list(train(stream_of(serve([0, 0]))).iterate(stop=1))
 
 

@@ -1,5 +1,7 @@
+import bz2
 import gzip
 import json
+import lzma
 import pickle
 import re
 import tarfile
@@ -57,8 +59,10 @@ def test_every_suffix_and_label_form_is_a_sample(tmp_path, write_tar, encode):
     assert names == ["0.png", "1.JPG", "2.webp", "3.JPEG", "4.jpg", "v1.2.jpg", "v1.3.jpg"]
     assert source.labels.tolist() == [7, 3, 4, -1, -1, -1, -1]
     assert source.labels.dtype == np.int32
-    assert len(source.problems) == 1
-    assert "4.cls" in source.problems[0]
+    assert [problem.rpartition(":")[2] for problem in source.problems] == ["4.seg.png", "4.jpg"]
+    assert (
+        "that describe others of the same name" in source.problems[0] and "names where others are" in source.problems[1]
+    )
 
 
 def test_brace_lists_globs_lists_and_folders_name_the_same_shards(tmp_path, numbered, monkeypatch):
@@ -71,6 +75,21 @@ def test_brace_lists_globs_lists_and_folders_name_the_same_shards(tmp_path, numb
         assert open_source(spec).keys == keys
     with pytest.raises(InputError, match=r"not found: .*train-07\.tar; "):
         open_source(f"{tmp_path}/d/train-{{07..10}}.tar")
+
+
+def test_braces_globs_and_lists_as_shells_have_them(tmp_path, numbered):
+    for name, numbers in (
+        ("{0..10..5}", "0 5 10"),
+        ("{10..0..5}", "10 5 0"),
+        ("{a..c}", "a b c"),
+        ("{00..2}", "00 01 02"),
+    ):
+        assert expand(f"https://h/{name}.tar") == [f"https://h/{number}.tar" for number in numbers.split()]
+    assert expand("https://h/{a..2}.tar") == ["https://h/{a..2}.tar"]
+    shards = [numbered(tmp_path / f"data [2024]/t-{name}.tar", 1) for name in "ab"]
+    assert expand(f"{tmp_path}/data [2024]/*.tar") == expand(f"{tmp_path}/data [2024]/t-{{a..b}}.tar") == shards
+    (tmp_path / "list").write_text(f"\ufeff{shards[0]}\n", encoding="utf-8")
+    assert expand(f"@{tmp_path}/list") == shards[:1]
 
 
 def test_specs_of_shards_elsewhere(tmp_path, server, monkeypatch):
@@ -199,12 +218,16 @@ def test_packed_local_shards_are_unpacked(tmp_path, numbered):
     shard = numbered(tmp_path / "d/s-0.tar", 3)
     (tmp_path / "d/s-1.tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
     (tmp_path / "d/s-2.tar.zst").write_bytes(zstd.compress(shard.read_bytes()))
+    (tmp_path / "d/s-3.tar.bz2").write_bytes(bz2.compress(shard.read_bytes()))
+    (tmp_path / "d/s-4.tar.xz").write_bytes(lzma.compress(shard.read_bytes()))
     source = open_source(str(tmp_path / "d"))
     assert sorted(source.keys) == sorted(
-        f"{s}:{i:04d}.png" for s in ("s-0.tar", "s-1.tar.gz", "s-2.tar.zst") for i in range(3)
+        f"{s}:{i:04d}.png"
+        for s in ("s-0.tar", "s-1.tar.gz", "s-2.tar.zst", "s-3.tar.bz2", "s-4.tar.xz")
+        for i in range(3)
     )
-    assert source.labels.tolist() == [0, 1, 2] * 3
-    assert {source.read(i) for i in range(9)} == {source.read(i) for i in range(3)}
+    assert source.labels.tolist() == [0, 1, 2] * 5
+    assert {source.read(i) for i in range(15)} == {source.read(i) for i in range(3)}
 
 
 def test_a_source_can_be_sent_to_another_process(tmp_path, numbered):
@@ -218,4 +241,4 @@ def test_real_photos_have_ten_classes():
     assert len(source) == 3781
     assert len(source.classes) == 10
     assert source.classes[source.labels[0]] in source.keys[0]
-    assert source.problems == []
+    assert source.problems == [f"{PHOTOS}: holds the splits test, train, validation, and all of them are read"]

@@ -125,7 +125,7 @@ def test_what_cannot_be_used_is_told(tmp_path, table, images, monkeypatch):
         str(tmp_path / name) for name in ("packed.arrow", "page.parquet", "texts.arrow")
     ]
     assert "is compressed" in source.problems[0]
-    assert "no column of encoded images" in source.problems[2] and "text string" in source.problems[2]
+    assert "no column of images" in source.problems[2] and "text string" in source.problems[2]
     pq.write_table(table, tmp_path / "a.parquet")
     monkeypatch.setattr(tables.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 0}))
     with pytest.raises(InputError, match="has no room; set XDG_CACHE_HOME"):

@@ -1,8 +1,11 @@
 """Fetching shards from servers, commands and buckets that misbehave."""
 
+import base64
+import bz2
 import gzip
 import hashlib
 import io
+import lzma
 import subprocess
 import sys
 import threading
@@ -101,11 +104,14 @@ def test_packed_shards_are_told_by_their_bytes(server, fetched, tmp_path):
     text = b"0123456789" * 100_000
     server.files["/gz"] = gzip.compress(text[:700_000]) + gzip.compress(text[700_000:])
     server.files["/zst"] = zstd.compress(text[:700_000]) + zstd.compress(text[700_000:])
-    server.plans |= {"/gz": ["reset"], "/zst": ["reset"]}
-    assert fetched(f"{server.url}/gz") == fetched(f"{server.url}/zst") == text
+    server.files["/bz2"] = bz2.compress(text[:700_000]) + bz2.compress(text[700_000:])
+    server.files["/xz"] = lzma.compress(text[:700_000]) + lzma.compress(text[700_000:])
+    for kind in ("gz", "zst", "bz2", "xz"):
+        server.plans[f"/{kind}"] = ["reset"]
+        assert fetched(f"{server.url}/{kind}") == text
     (tmp_path / "s.tar.gz").write_bytes(server.files["/gz"])
     assert fetched(str(tmp_path / "s.tar.gz")) == text
-    for kind in ("gz", "zst"):
+    for kind in ("gz", "zst", "bz2", "xz"):
         server.files["/cut"] = server.files[f"/{kind}"][:-20]
         assert "data end early" in reason(fetched, f"{server.url}/cut")
         server.files["/bad"] = server.files[f"/{kind}"][:40] + bytes(40) + server.files[f"/{kind}"][80:]
@@ -152,6 +158,17 @@ def test_a_token_goes_to_its_host_alone(server, fetched, monkeypatch):
     server.files["/there"] = BODY
     assert fetched("hf://datasets/me/set/a/s.tar") == BODY
     assert [(seen[0], seen[2]) for seen in server.seen] == [(path, "Bearer hf_secret"), ("/there", None)]
+
+
+def test_a_password_in_an_address_is_unquoted():
+    url, headers = resolve("https://me%40home:p%40ss%3A@host/s.tar")
+    assert url == "https://host/s.tar"
+    assert base64.b64decode(headers["authorization"].removeprefix("Basic ")) == b"me@home:p@ss:"
+
+
+def test_a_range_of_unknown_length_is_read_on(server, fetched):
+    server.files["/s.tar"], server.plans["/s.tar"], server.named = BODY, ["reset"], False
+    assert fetched(f"{server.url}/s.tar") == BODY
 
 
 def test_commands_are_read_tried_again_and_killed(fetched, tmp_path):

@@ -167,15 +167,17 @@ def test_what_does_not_fit_is_said(tune, trained, flags, sentence):
 
 
 def test_a_stream_without_labels_trains_nothing(tune):
-    with tarfile.open("s.tar", "w") as tar:
+    Path("name.cls").write_text("shoe")
+    with tarfile.open("s.tar", "w") as folders, tarfile.open("n.tar", "w") as names:
         for i in range(16):  # class folders, whose names no process knows before all of them came
             Image.new("RGB", (16, 16), (i, i, i)).save(f"{i}.png")
-            tar.add(f"{i}.png", f"{'shoe' if i % 2 else 'hat'}/{i}.png")
-    code, printed = tune("finetune", "--train-dataset-shards", "pipe:cat s.tar", "--labels", 3, "--name", "none")
-    assert code == 2 and "pipe:cat s.tar: no image of the first batch has a label" in printed.replace("\n", " "), (
-        printed
-    )
-    assert "step 1/" not in printed
+            folders.add(f"{i}.png", f"{'shoe' if i % 2 else 'hat'}/{i}.png")
+            names.add(f"{i}.png")
+            names.add("name.cls", f"{i}.cls")
+    for tar, words in (("s.tar", "no image of the first batch has a label"), ("n.tar", "has the class 'shoe'")):
+        code, printed = tune("finetune", "--train-dataset-shards", f"pipe:cat {tar}", "--labels", 3, "--name", "none")
+        assert code == 2 and words in printed.replace("\n", " ") and "`maejax pack`" in printed, printed
+        assert "step 1/" not in printed
 
 
 def test_a_loss_that_is_not_finite_names_the_layer_and_the_images(tune):

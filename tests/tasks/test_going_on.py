@@ -1,4 +1,4 @@
-"""A run that goes on: without its start file, with data elsewhere, with more steps, with flags that change no result."""
+"""A run that goes on: without its start file, with data elsewhere, with harmless flags, with more steps."""
 
 import json
 import shutil

@@ -57,6 +57,8 @@ class EvaluateCommand(Encode):
         encoders = {"pretrained": self.load(self.ckpt).encoder}
         for source in (data.train, data.test):
             pipeline.check_readable(source, encoders["pretrained"].config.channels)
+            for problem in source.problems:
+                plain(console, problem)
         if not self.no_control:
             encoders["untrained"] = untrained_like(encoders["pretrained"], self.seed)
         scores, seconds = {}, {}

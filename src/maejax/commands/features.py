@@ -77,6 +77,8 @@ class FeaturesCommand(Encode):
         except ValueError as error:
             raise InputError(f"--layers: {error}") from None
         pipeline.check_readable(source, model.config.encoder.channels)
+        for problem in source.problems:
+            plain(console, problem)
         chosen: dict[str, Any] = {"pool": None if self.pool == "none" else self.pool, "layers": self.layers or None}
         alone = held(out, str(out), "wait for it, or choose another --out")
         with alone, progress(console, "encoding", "images") as report:

@@ -7,6 +7,8 @@ from contextlib import suppress
 import numpy as np
 import simplejpeg
 from PIL import Image
+from PIL.AvifImagePlugin import SUPPORTED as AVIF
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -15,6 +17,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from maejax.data.tiff import check_tiff, scale_grey
 from maejax.data.turbojpeg import Box, decode_region, library
 from maejax.errors import UnreadableImage
 
@@ -34,11 +37,13 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"BM", BmpImageFile),
     (b"II*\0", TiffImageFile),
     (b"MM\0*", TiffImageFile),
+    (b"II+\0", TiffImageFile),  # BigTIFF; of the other byte order Pillow reads none
 )
+_AVIF = (b"ftypavif", b"ftypavis")  # from byte 4 on
 
 
 def decode(data: bytes | np.ndarray, channels: int = 3, box: Box | None = None) -> np.ndarray:
-    """Decode an image (JPEG, PNG, WebP, BMP, GIF, TIFF) to pixels, upright and in the asked number of channels.
+    """Decode an image (JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF) to pixels, upright and in the asked number of channels.
 
     Returns uint8 [H, W, C] with C = `channels`: 1 is luminance (ITU-R 601), 3 is RGB, 4 is RGBA. The pixels are
     Pillow's, bit for bit: alpha is dropped, not blended, as the field's loaders do (`convert("RGB")`). CMYK becomes
@@ -103,12 +108,17 @@ def _decode_pillow(data: bytes, channels: int) -> tuple[np.ndarray, int]:
     try:
         image = opener(io.BytesIO(data))
         _check_size(*image.size)
+        if isinstance(image, TiffImageFile):
+            check_tiff(image, channels)
         image.load()
         # TIFF has no such block: Pillow turns it upright by itself.
         return _convert(image, channels), _orientation(image.info.get("exif", b""))
     except UnreadableImage:
         raise
     except Exception as error:  # on broken bytes Pillow's plugins raise nearly anything
+        if opener is TiffImageFile and any(words in str(error) for words in ("unknown", "string index")):
+            remedy = "save it as grey, RGB or RGBA of 8 bits, or grey of 16"
+            raise UnreadableImage(f"a kind of TIFF that is not read here ({error}); {remedy}") from None
         raise UnreadableImage(f"damaged {opener.format}: {error}") from None
 
 
@@ -119,7 +129,16 @@ def opener_of(data: bytes) -> type[ImageFile]:
     for magic, opener in _FORMATS:
         if data.startswith(magic):
             return opener
+    if AVIF and data[4:12] in _AVIF:
+        return AvifImageFile
     raise UnreadableImage(f"no image format known here (starts with {data[:12]!r})")
+
+
+def is_image(head: bytes) -> bool:
+    """Return whether the first bytes of a file are those of an image."""
+    with suppress(UnreadableImage):
+        return bool(opener_of(head))
+    return False
 
 
 def _convert(image: Image.Image, channels: int) -> np.ndarray:
@@ -127,7 +146,7 @@ def _convert(image: Image.Image, channels: int) -> np.ndarray:
         remedy = "arrays in a .npz may have any number"
         raise UnreadableImage(f"image files give 1, 3 or 4 channels, not {channels}; {remedy}")
     if image.mode.startswith("I;16"):
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+        image = Image.fromarray(scale_grey(image))
     elif image.mode in ("I", "F"):
         raise UnreadableImage("32-bit grey has no white of its own; convert it to 8 or 16 bits")
     if "transparency" in image.info:  # of a palette or of one colour: a direct conversion would warn, or forget it

@@ -93,14 +93,13 @@ class _Lane:
     def __init__(self, lanes: Lanes, number: int, shard: int, offset: int):
         self._lanes, self.number, self.shard, self.offset = lanes, number, shard, offset
         self.retired: list[Callable[[], None]] = []
-        self._barren: list[str] = []  # shards in a row without any image
         self._current = self._open(shard)
-        self._next: OpenShard | None = None
+        self._next: tuple[int, OpenShard] | None = None
         self._images = self._read(offset)
 
     def look_ahead(self) -> None:
         if self._next is None and self._current.done:
-            self._next = self._open(self.shard + 1)
+            self._next = self._following(), self._open(self._following())
 
     def take(self) -> tuple[int, Sample]:
         """Return the next image and its number; waits until it is here."""
@@ -113,25 +112,35 @@ class _Lane:
                 self._lanes.faults.lost_shard(self._name(), str(error))
                 self._advance(str(error))
             else:
+                if not self.offset:
+                    self._lanes.stream.revive(self._number(self.shard))
                 self.offset += 1
-                self._barren.clear()
                 return image
 
     def close(self) -> None:
-        for close in [*self.retired, self._current.close, *([self._next.close] if self._next else [])]:
+        for close in [*self.retired, self._current.close, *([self._next[1].close] if self._next else [])]:
             close()
 
     def _advance(self, why: str) -> None:
         if self.offset == 0:
-            self._barren.append(f"{self._name()}: {why}")
-            if len(self._barren) >= len(self._lanes.stream.shards):
-                raise InputError(
-                    f"no image in {len(self._barren)} shards in a row, such as {self._barren[-1]}; check the shards"
-                )
+            self._lanes.stream.bury(self._number(self.shard), self._epoch(self.shard), why)
         self.retired.append(self._current.close)
-        self.shard, self.offset = self.shard + 1, 0
-        self._current, self._next = self._next or self._open(self.shard), None
+        self.shard, self.offset = self._following(), 0
+        ahead, self._next = self._next, None
+        if ahead is not None and ahead[0] != self.shard:  # failed elsewhere since it was opened
+            self.retired.append(ahead[1].close)
+            ahead = None
+        self._current = self._open(self.shard) if ahead is None else ahead[1]
         self._images = self._read(0)
+
+    def _following(self) -> int:
+        shard = self.shard + 1
+        while self._lanes.stream.rests(self._number(shard), self._epoch(shard)):
+            shard += 1
+        return shard
+
+    def _epoch(self, shard: int) -> int:
+        return self._place(shard) // len(self._lanes.stream.shards)
 
     def _read(self, skip: int) -> Iterator[tuple[int, Sample]]:
         lanes, number, done = self._lanes, self._number(self.shard), 0

@@ -30,7 +30,7 @@ _JOURNAL = "pack.jsonl"  # lies in the folder while it is being packed into: for
 _UNEVEN = ".uneven"  # shards from which images were left out, until their images are dealt out anew
 
 JPEG_QUALITY = 95
-_SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
+_SUFFIX = {f: f".{f.lower()}" for f in ("PNG", "WEBP", "AVIF", "GIF", "BMP")} | {"JPEG": ".jpg", "TIFF": ".tif"}
 
 Progress = Callable[[int, int], None]
 Encode = Callable[[bytes | np.ndarray], tuple[bytes, str]]
@@ -236,8 +236,8 @@ def reencode(data: bytes | np.ndarray, image_size: int | None, quality: int | No
 
     `image_size` is the longest short side, in pixels, `quality` that of JPEG, 1..100. Without either, files are copied
     byte for byte, and arrays are written as PNG. With `image_size`, images with a longer short side are resized to it.
-    JPEG and WebP are then written as JPEG (quality 95), others as PNG, without alpha. With `quality`, JPEG and WebP of
-    any size are written as JPEG of that quality if that is smaller.
+    JPEG, WebP and AVIF are then written as JPEG (quality 95), others as PNG, without alpha. With `quality`, these three
+    are written as JPEG of that quality at any size if that is smaller.
 
     Raises UnreadableImage, also where it would only be copied.
     """
@@ -248,7 +248,7 @@ def reencode(data: bytes | np.ndarray, image_size: int | None, quality: int | No
         return _encode(_shrink(pixels, image_size), "PNG"), ".png"
     suffix = _SUFFIX[opener_of(data).format or ""]
     pixels = decode(data, 3)  # what cannot be read must not get into a shard
-    lossy = suffix in (".jpg", ".webp")
+    lossy = suffix in (".jpg", ".webp", ".avif")
     small = _shrink(pixels, image_size)
     resized = small.shape != pixels.shape
     if not resized and not (lossy and quality):

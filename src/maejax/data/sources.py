@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from maejax.data.expand import PACKED, expand
+from maejax.data.classes import LABEL_NAMES, class_of_folders, read_label
+from maejax.data.expand import expand
+from maejax.data.folder import PACKED, in_folder
 from maejax.data.labels import LABEL_FILES, assign, read_labels
-from maejax.data.listing import IMAGE_SUFFIXES, ByteRange, Listing, Sample, in_folder, in_tar
+from maejax.data.listing import IMAGE_SUFFIXES, ByteRange, Listing, Sample, in_tar
 from maejax.data.order import epoch_order
 from maejax.data.stream import LocalShard, Stream, fetch_all, first_images, open_shards, read_index
 from maejax.data.tables import TABLE_SUFFIXES, in_table
@@ -32,7 +34,8 @@ class Source:
     """A set of images that can be read at random, from several threads at once.
 
     `keys` names each image in messages. `labels` is int32 [n], -1 if there is none; `classes` are their names, () if
-    unknown. `problems` are sentences on what could not be used, `lost` the shards that could not be read to their end.
+    unknown. `only` is the folder that all images lie in: a class if others say so, "" if there is none. `problems` are
+    sentences on what could not be used, `lost` the shards that could not be read to their end.
     """
 
     keys: list[str]
@@ -40,6 +43,7 @@ class Source:
     classes: tuple[str, ...]
     problems: list[str]
     lost: dict[str, str] = field(default_factory=dict, kw_only=True)
+    only: str = field(default="", kw_only=True)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -75,8 +79,11 @@ class Source:
     def number_classes_as(self, classes: Sequence[str]) -> list[str]:
         """Number the labels by the place of their class in `classes`, matched by name, and take over `classes`.
 
-        Returns the names that `classes` lacks, sorted; then, or if either side has no names, nothing is changed.
+        Images without labels in a single folder are of its class, if `classes` has it. Returns the names that `classes`
+        lacks, sorted; then, or if either side has no names, nothing is changed.
         """
+        if self.only in classes and (self.labels < 0).all():
+            self.labels, self.classes = np.zeros(len(self), np.int32), (self.only,)
         if not classes or not self.classes:
             return []
         number = {name: i for i, name in enumerate(classes)}
@@ -122,18 +129,19 @@ def open_source(
     """Open all images and labels of one spec, or several; docs/data.md lists the forms of a spec.
 
     Shards elsewhere are all fetched first, and kept in `cache_dir` or removed when the process ends. Labels come from
-    `.cls` and `.json` members, else from the names of the class folders, sorted; a single folder is no class. The file
+    `.cls` and `.json` files, else from the names of the class folders; names are numbered in sorted order. A single
+    folder is no class. The file
     `labels` (see `read_labels`) replaces these. A file of `LABEL_FILES` beside images without any label is used too.
     Raises InputError for what is missing or not supported, and if no image was found.
     """
-    specs, local, addresses = _places(spec)
+    specs, local, addresses, notes = _places(spec)
     if not addresses:
-        return _open_local(specs, local, labels)
-    found, stream = _look(local), open_shards(addresses, cache_dir, patience)
+        return _open_local(specs, local, notes, labels)
+    found, stream = _look(local, notes), open_shards(addresses, cache_dir, patience)
     usable = next(first_images(stream, found.problems), None) is not None
     fetched, lost = fetch_all(stream) if usable else ([], {})
-    for path, title in fetched:
-        found.extend(in_tar(path, title))
+    for path, shard in fetched:
+        found.extend(in_tar(path, shard.title, shard.name))
     found.problems += [f"{name}: {reason}" for name, reason in lost.items()]
     found.lost |= lost
     if not usable:
@@ -147,13 +155,13 @@ def open_stream(spec: Spec, *, cache_dir: str = "", patience: RetryPolicy | None
 
     Local images beside them form shards of `LOCAL_SHARD` images each, drawn at random. Raises as `open_source`.
     """
-    specs, local, addresses = _places(spec)
+    specs, local, addresses, notes = _places(spec)
     if not addresses:
-        return _open_local(specs, local)
+        return _open_local(specs, local, notes)
     stream = open_shards(addresses, cache_dir, patience)
     stream.total, stream.classes = read_index(addresses)
     if local:
-        source = _open_local(specs, local)
+        source = _open_local(specs, local, notes)
         for n, part in enumerate(np.array_split(epoch_order(len(source), 0, 0), -(-len(source) // LOCAL_SHARD))):
             samples = [Sample(source.keys[i], source.stored(i), int(source.labels[i])) for i in part.tolist()]
             stream.shards.append(LocalShard(f"local images, part {n}", samples))
@@ -162,28 +170,29 @@ def open_stream(spec: Spec, *, cache_dir: str = "", patience: RetryPolicy | None
     return stream
 
 
-def _places(spec: Spec) -> tuple[list[str], list[Path], list[str]]:
-    """Expand specs: the specs without secrets, plain local paths, and addresses that must be fetched or unpacked."""
-    specs = [spec] if isinstance(spec, str) else list(spec)
-    places = [place for each in specs for place in expand(each)]
+def _places(spec: Spec) -> tuple[list[str], list[Path], list[str], list[str]]:
+    """Expand specs: the specs without secrets, plain local paths, addresses to fetch or unpack, notes on the rest."""
+    specs, notes = [spec] if isinstance(spec, str) else list(spec), []
+    places = [place for each in specs for place in expand(each, notes)]
     specs = [redact(each) for each in specs]
     local = [place for place in places if isinstance(place, Path) and not PACKED.search(place.name)]
     if len(places) > 1 and any(path.suffix == ".npz" for path in local):
         raise InputError(
             f"{' '.join(specs)}: a .npz is a source of its own; give it alone, or pack it into shards first"
         )
-    return specs, local, [str(place) for place in places if isinstance(place, str) or PACKED.search(place.name)]
+    addresses = [str(place) for place in places if isinstance(place, str) or PACKED.search(place.name)]
+    return specs, local, addresses, notes
 
 
-def _open_local(specs: list[str], paths: list[Path], labels: str | Path | None = None) -> Source:
+def _open_local(specs: list[str], paths: list[Path], notes: list[str], labels: str | Path | None = None) -> Source:
     arrays = paths[0].suffix == ".npz"
-    source = _open_arrays(paths[0]) if arrays else _gather(specs, len(paths), _look(paths))
+    source = _open_arrays(paths[0]) if arrays else _gather(specs, len(paths), _look(paths, notes))
     return _labelled(source, paths, labels)
 
 
-def _look(paths: list[Path]) -> Listing:
+def _look(paths: list[Path], notes: list[str]) -> Listing:
     titles = Counter(path.name for path in paths)
-    found = Listing()
+    found = Listing(problems=notes)
     for path in paths:
         if path.is_dir():
             found.extend(in_folder(path))
@@ -226,27 +235,22 @@ def _gather(specs: list[str], paths: int, found: Listing) -> FileSource:
         seen = ", ".join(f"{suffix or '(none)'} x {count}" for suffix, count in found.suffixes.most_common(8))
         raise InputError(
             f"{' '.join(specs)}: no image found; looked at {paths} path{'s' * (paths > 1)} with "
-            f"{found.suffixes.total()} files, suffixes seen: {seen or 'none'}; {'; '.join(found.problems[:3])}; "
+            f"{found.suffixes.total()} files, suffixes seen: {seen or 'none'}; {'; '.join(found.sentences()[:3])}; "
             f"give tar shards or folders with {' '.join(IMAGE_SUFFIXES)} files"
         )
     images = [image for sample in samples if isinstance(image := sample.image, ByteRange)]
     number = {path: i for i, path in enumerate(dict.fromkeys(image.path for image in images))}
-    labels, classes = [sample.label for sample in samples], found.classes
-    if max(labels) >= 0:
-        if not classes:  # those of the index that `pack` writes beside its shards
-            _, classes = read_index([str(Path(images[0].path).absolute())])
-            classes = classes if max(labels) < len(classes) else ()
-    else:
-        classes = tuple(sorted({sample.folder for sample in samples if sample.folder is not None}))
-        classes = classes if len(classes) > 1 else ()
-        label = {name: i for i, name in enumerate(classes)}
-        labels = [label.get(sample.folder or "", -1) for sample in samples]
+    labels, classes, only = _number(specs, found)
+    if not classes and labels.max() >= 0:  # those of the index that `pack` writes beside its shards
+        _, classes = read_index([str(Path(images[0].path).absolute())])
+        classes = classes if labels.max() < len(classes) else ()
     return FileSource(
         keys=[sample.key for sample in samples],
-        labels=np.array(labels, np.int32),
+        labels=labels,
         classes=classes,
-        problems=found.problems,
+        problems=found.sentences(),
         lost=found.lost,
+        only=only,
         files=[Path(path) for path in number],
         file=np.array([number[image.path] for image in images], np.int32),
         offset=np.array([image.offset for image in images], np.int64),
@@ -254,11 +258,35 @@ def _gather(specs: list[str], paths: int, found: Listing) -> FileSource:
     )
 
 
+def _number(specs: list[str], found: Listing) -> tuple[np.ndarray, tuple[str, ...], str]:
+    """Return the labels of samples as numbers, the names of the classes, and the one folder that all images share.
+
+    Numbers count before names, and both before the names of folders.
+    """
+    labels = [sample.label for sample in found.samples]
+    folders, only, splits = class_of_folders({sample.folder for sample in found.samples})
+    if splits:
+        found.problems.append(f"{' '.join(specs)}: holds the splits {', '.join(splits)}, and all of them are read")
+    names = {label for label in labels if isinstance(label, str)}
+    numbered = any(isinstance(label, int) and label >= 0 for label in labels)
+    if numbered and names:
+        named = [sample.key for sample in found.samples if isinstance(sample.label, str)]
+        found.leave_out("labels that are names where others are numbers", named[0], len(named))
+    if not numbered and not names:
+        labels = [folders[sample.folder] or -1 for sample in found.samples]
+        names = {name for name in folders.values() if name}
+        names = names if len(names) > 1 else set()
+    classes = () if numbered else found.classes or tuple(sorted(names))
+    number: dict[int | str, int] = {name: i for i, name in enumerate(classes)}
+    numbers = [label if isinstance(label, int) else number.get(label, -1) for label in labels]
+    return np.array(numbers, np.int32), found.classes or classes, only
+
+
 def _open_arrays(path: Path) -> ArraySource:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images = arrays["images"]
-            labels = arrays.get("labels", np.full(len(images), -1))
+            given = next((arrays[name] for name in LABEL_NAMES if name in arrays), np.full(len(images), -1))
             classes = tuple(map(str, arrays.get("classes", ())))
     except KeyError:
         raise InputError(
@@ -269,7 +297,16 @@ def _open_arrays(path: Path) -> ArraySource:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
         form = f"{images.dtype} {list(images.shape)}"
         raise InputError(f"{path}: images are {form}; they must be uint8 [n, H, W] or [n, H, W, C]")
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise InputError(f"{path}: labels are {labels.dtype} {list(labels.shape)}; they must be int [{len(images)}]")
     keys = [f"{path.name}:{i}" for i in range(len(images))]
-    return ArraySource(keys=keys, labels=labels.astype(np.int32), classes=classes, problems=[], images=images)
+    if len(given) != len(images):
+        raise InputError(f"{path}: has {len(given)} labels for {len(images)} images; save one for each")
+    found = Listing(classes=classes)
+    for key, label in zip(keys, given.tolist(), strict=True):
+        try:
+            found.samples.append(Sample(key, images, read_label(label)))
+        except ValueError as error:
+            raise InputError(
+                f"{path}: the label of image {len(found.samples)}: {error}; give a number or a name"
+            ) from None
+    labels, classes, _ = _number([str(path)], found)
+    return ArraySource(keys=keys, labels=labels, classes=classes, problems=found.sentences(), images=images)

@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import itertools
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -17,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from maejax.data.listing import ByteRange, Sample, along_tar
+from maejax.data.listing import LATE, ByteRange, Listing, Sample, along_tar
 from maejax.errors import FetchError, FormatError, InputError
 from maejax.storage.read import read_address
 from maejax.storage.redact import redact
 from maejax.storage.retry import RetryPolicy
 from maejax.storage.spool import Spool, kept_file, remove_leftovers, stem_of
 
+_log = logging.getLogger("maejax.data")
 TEMPORARY = "maejax-shards-"
 PARALLEL = 8  # shards fetched at a time where all are wanted
 PROBED, PROBED_IMAGES = 8, 100  # shards, and images of each, that are tried before training
@@ -89,7 +91,8 @@ class Stream:
 
     `folder` holds the fetched files; with `keep` they stay there for later epochs and runs. `total` is the number of
     images by the index.json beside the shards; without one it is None until every shard was read once. `classes` come
-    from there too, else (). `lost` maps the shards that could not be read at opening to the reason.
+    from there too, else (). `lost` maps the shards that could not be read at opening to the reason. `unlabelled` says
+    why images have no number that have a label, "" while there is none.
     """
 
     shards: list[RemoteShard | LocalShard]
@@ -100,13 +103,35 @@ class Stream:
     classes: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
+    unlabelled: str = ""
     _sizes: dict[int, int] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)  # what the log has on images that are left out
+    _dead: dict[int, tuple[int, int]] = field(default_factory=dict)  # by shard: failures, epoch of the next try
 
     def learn(self, number: int, size: int) -> None:
         """Note how many images a shard had; once all shards were noted, `total` is known."""
         self._sizes[number] = size
         if len(self._sizes) == len(self.shards):
             self.total = sum(self._sizes.values())
+
+    def bury(self, number: int, epoch: int, why: str) -> None:
+        """Note that a shard gave no image in an epoch: it is tried again after 1, 2, 4, 8, ... epochs.
+
+        Raises InputError if no other shard gives any.
+        """
+        failures, _ = self._dead.get(number, (0, 0))
+        self._dead[number] = (failures + 1, epoch + 1 + 2**failures)
+        if len(self._dead) == len(self.shards):
+            name = self.shards[number].name
+            raise InputError(f"no image in any of {len(self.shards)} shards, such as {name}: {why}; check the shards")
+
+    def revive(self, number: int) -> None:
+        """Note that a shard gives images."""
+        self._dead.pop(number, None)
+
+    def rests(self, number: int, epoch: int) -> bool:
+        """Return whether a shard that gave nothing is left alone in an epoch."""
+        return epoch < self._dead.get(number, (0, 0))[1]
 
     def key(self, i: int) -> str:
         """Name image i, whose number holds that of its shard and its place there."""
@@ -117,8 +142,31 @@ class Stream:
         shard = self.shards[number]
         if isinstance(shard, LocalShard):
             return OpenShard(iter(shard.samples))
-        spool = Spool(shard.address, self.folder, shard.stem, keep=self.keep, policy=patience or self.patience)
-        return OpenShard(along_tar(spool.path, shard.title, spool.wait), spool)
+        patience = patience or (PROBING if number in self._dead else self.patience)
+        spool = Spool(shard.address, self.folder, shard.stem, keep=self.keep, policy=patience)
+        return OpenShard(
+            self._numbered(along_tar(spool.path, shard.title, spool.wait, found := Listing()), found), spool
+        )
+
+    def _numbered(self, samples: Iterator[Sample], found: Listing) -> Iterator[Sample]:
+        """Yield samples with the numbers of their classes, as far as these are known; tell what is left out."""
+        number: dict[int | str, int] = {name: i for i, name in enumerate(self.classes)}
+        for sample in samples:
+            label = sample.label
+            if isinstance(label, str) and label not in number:
+                self.unlabelled = (
+                    f"{sample.key} has the class {label!r}, and no index.json beside the shards numbers it"
+                )
+            elif label == -1:
+                label = next((part for part in sample.folder.split("/") if part in number), -1)
+            yield sample._replace(label=label if isinstance(label, int) else number.get(label, -1))
+        if LATE in found.left_out:
+            self.unlabelled = f"{found.left_out[LATE][1]} comes after its image, not beside it"
+        for sentence in found.sentences():
+            what = sentence.partition(": ")[2].partition(";")[0]
+            if what not in self._told:
+                _log.warning("%s", sentence)
+            self._told.add(what)
 
 
 def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, ByteRange | np.ndarray]]:
@@ -143,6 +191,10 @@ def open_shards(addresses: Sequence[str], cache_dir: str, patience: RetryPolicy 
     """Open the tar shards of addresses as a stream, which keeps them in `cache_dir` if that is given."""
     names = [redact(address) for address in addresses]
     same = len(set(names)) < len(set(addresses))  # without their secrets: two shards would share a file
+    seen = Counter[str]()
+    for i, name in enumerate(names):  # messages and counts tell shards apart by their names
+        seen[name] += 1
+        names[i] = f"{name} ({seen[name]})" if seen[name] > 1 else name
     titles = [name if name.startswith("pipe:") else name.partition("?")[0].rpartition("/")[2] for name in names]
     count, shards = Counter(titles), []
     for address, name, title in zip(addresses, names, titles, strict=True):
@@ -181,8 +233,8 @@ def _remove_abandoned() -> None:
                 os.close(handle)
 
 
-def fetch_all(stream: Stream) -> tuple[list[tuple[Path, str]], dict[str, str]]:
-    """Fetch the shards to local files: (path, title) of each fetched one, and the reason by name for each lost one."""
+def fetch_all(stream: Stream) -> tuple[list[tuple[Path, RemoteShard]], dict[str, str]]:
+    """Fetch the shards to local files: path and shard of each fetched one, and the reason by name for each lost one."""
     remote = [shard for shard in stream.shards if isinstance(shard, RemoteShard)]
 
     def fetch(shard: RemoteShard) -> Path | FetchError:
@@ -198,7 +250,7 @@ def fetch_all(stream: Stream) -> tuple[list[tuple[Path, str]], dict[str, str]]:
 
     with ThreadPoolExecutor(PARALLEL, thread_name_prefix="maejax-fetch") as executor:
         results = list(zip(remote, executor.map(fetch, remote), strict=True))
-    fetched = [(result, shard.title) for shard, result in results if isinstance(result, Path)]
+    fetched = [(result, shard) for shard, result in results if isinstance(result, Path)]
     return fetched, {shard.name: str(result) for shard, result in results if isinstance(result, FetchError)}
 
 

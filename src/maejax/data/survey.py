@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from maejax.data.decode import decode, opener_of
-from maejax.data.listing import IMAGE_SUFFIXES
 from maejax.data.order import epoch_order
 from maejax.data.sources import FileSource, Source
 from maejax.errors import UnreadableImage
@@ -83,7 +82,8 @@ def _shards(source: Source) -> dict[str, Any] | None:
     """Describe the files that hold many images; None for arrays and for folders, where each image is a file."""
     if not isinstance(source, FileSource):
         return None
-    if not (shards := [i for i, path in enumerate(source.files) if path.suffix.lower() not in IMAGE_SUFFIXES]):
+    single = set(source.file[source.size < 0].tolist())
+    if not (shards := [i for i in range(len(source.files)) if i not in single]):
         return None
     images = np.bincount(source.file, minlength=len(source.files))[shards].tolist()
     sizes = [source.files[i].stat().st_size for i in shards]

@@ -12,19 +12,21 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maejax.data.classes import LABEL_NAMES, NO_CLASS, read_label
 from maejax.data.listing import ByteRange, Listing, Sample
 from maejax.errors import FormatError, InputError, install
 from maejax.storage.atomic import write_atomically
 from maejax.storage.cache import cache_folder
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
+_PATHS = ("file_name", "filename", "image_path", "path", "file")  # columns of text, if none holds bytes
 _IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "photo", "picture")
-_LABELS = ("label", "labels", "fine_label", "cls", "class", "target", "category", "class_name")
 
 _log = logging.getLogger("maejax.data")
 
@@ -52,6 +54,21 @@ def table_files(folder: Path) -> list[Path]:
     return []
 
 
+def holds_images(path: Path) -> bool:
+    """Return whether a table has a column of images, or may have one: that is known only if pyarrow can read it."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if path.suffix.lower() == ".parquet":
+            _choose(pq.read_schema(path), path.parent / "dataset_info.json")
+    except FormatError:
+        return False
+    except (ImportError, pa.ArrowException, OSError):
+        return True
+    return True
+
+
 def _json(path: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         content = json.loads(path.read_bytes())
@@ -63,10 +80,11 @@ def _json(path: Path) -> dict[str, Any]:
 def in_table(path: Path, title: str) -> Listing:
     """List the images of an arrow or parquet file, with the labels and the names of their classes.
 
-    The image column holds encoded bytes, or structs of `bytes` and `path`; of several it is the one called image, or
-    the first. The label column is a ClassLabel, whole numbers, or class names. Keys read `title:row`, followed by the
-    image's own name where it has one. Rows without an image are counted in `problems`, as is damage. Raises InputError
-    if pyarrow is missing, or there is no room for the copy of a parquet file.
+    The image column holds encoded bytes, structs of `bytes` and `path`, or paths from the table's folder on; of several
+    it is the one called image, or the first. The label column is a ClassLabel, or has what `read_label` takes. Keys
+    read `title:row`, followed by the image's own name where it has one. Rows without an image are counted in
+    `problems`, as is damage. Raises InputError if pyarrow is missing, or there is no room for the copy of a parquet
+    file.
     """
     try:
         import pyarrow as pa
@@ -84,17 +102,24 @@ def in_table(path: Path, title: str) -> Listing:
             image, label, listing.classes = _choose(reader.schema, path.parent / "dataset_info.json")
             batches = map(reader.get_batch, range(reader.num_record_batches)) if file_form else iter(reader)
             missing = 0
-            for sample in _samples(batches, image, label, arrow, title, whole):
-                missing += sample is None
-                listing.samples += [sample] if sample is not None else []
+            for key, place, value in _rows(batches, image, label, arrow, path.parent, title, whole):
+                number: int | str = -1
+                try:
+                    number = read_label(value)
+                except ValueError:
+                    listing.leave_out(NO_CLASS, key)
+                missing += place is None
+                listing.samples += [] if place is None else [Sample(key, place, number)]
         listing.problems += [f"{path}: {missing} rows hold no image"] if missing else []
     except (pa.ArrowException, FormatError, OSError) as error:
         listing.problems.append(f"{path}: {str(error).splitlines()[0]}")
     return listing
 
 
-def _samples(parts: Any, image: str, label: str | None, path: Path, title: str, whole: Any) -> Iterator[Sample | None]:
-    """Yield a sample for every row, None for those without an image."""
+def _rows(
+    parts: Any, image: str, label: str | None, path: Path, folder: Path, title: str, whole: Any
+) -> Iterator[tuple[str, ByteRange | None, Any]]:
+    """Yield the key of every row, where its image lies (None if it has none), and the value of its label."""
     import pyarrow as pa
 
     row = 0
@@ -107,25 +132,36 @@ def _samples(parts: Any, image: str, label: str | None, path: Path, title: str, 
                 names = images.field("path").to_pylist()
             images = images.field("bytes")
             valid &= np.asarray(images.is_valid())
-        # Where the values of the column lie in the file: the buffers are windows on the mapped memory.
-        _, ends, data = images.buffers()
-        wide = pa.types.is_large_binary(images.type)
-        ends = np.frombuffer(ends, np.int64 if wide else np.int32)[images.offset : images.offset + len(images) + 1]
-        start = 0 if data is None else data.address - whole.address
-        if data is not None and not 0 <= start <= whole.size - data.size:
-            raise FormatError("is compressed; write it again without compression, or as parquet")
-        offsets = (start + ends.astype(np.int64)).tolist()
+        elif not _is_binary(images.type):
+            names, valid = images.to_pylist(), np.zeros(len(batch), bool)
+        places = _places(images, str(path), whole) if valid.any() else [None] * len(batch)
         for i, (value, name) in enumerate(zip(labels, names, strict=True)):
-            number = value if isinstance(value, int) and value >= 0 else -1
-            kind = value if isinstance(value, str) else None
-            key = f"{title}:{row}" + (f"/{Path(name).name}" if name else "")
-            if valid[i]:
-                yield Sample(key, ByteRange(str(path), offsets[i], offsets[i + 1] - offsets[i]), number, kind)
-            elif name and Path(name).is_file():  # a dataset may hold the paths of images alone
-                yield Sample(key, ByteRange(name, 0, -1), number, kind)
-            else:
-                yield None
+            place = places[i] if valid[i] else None
+            if place is None and name:  # a table may hold the paths of images alone
+                found = next((p for p in (folder / name, Path(name)) if p.is_file()), None)
+                place = found and ByteRange(str(found), 0, -1)
+            yield f"{title}:{row}" + (f"/{Path(name).name}" if name else ""), place, value
             row += 1
+
+
+def _places(images: Any, path: str, whole: Any) -> list[ByteRange | None]:
+    """Return where the values of a column of bytes lie in its file: the buffers are windows on the mapped memory."""
+    import pyarrow as pa
+
+    _, ends, data = images.buffers()
+    wide = pa.types.is_large_binary(images.type)
+    ends = np.frombuffer(ends, np.int64 if wide else np.int32)[images.offset : images.offset + len(images) + 1]
+    start = data.address - whole.address
+    if not 0 <= start <= whole.size - data.size:
+        raise FormatError("is compressed; write it again without compression, or as parquet")
+    offsets = (start + ends.astype(np.int64)).tolist()
+    return [ByteRange(path, begin, end - begin) for begin, end in pairwise(offsets)]
+
+
+def _is_binary(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _choose(schema: Any, beside: Path) -> tuple[str, str | None, tuple[str, ...]]:
@@ -142,23 +178,31 @@ def _choose(schema: Any, beside: Path) -> tuple[str, str | None, tuple[str, ...]
     def typed(name: str) -> list[Any]:
         return [f for f in schema if isinstance(features.get(f.name), dict) and features[f.name].get("_type") == name]
 
-    def holds_image(type: Any) -> bool:
-        if pa.types.is_struct(type):
-            return any(child.name == "bytes" and holds_image(child.type) for child in type)
-        return pa.types.is_binary(type) or pa.types.is_large_binary(type)
+    def holds_image(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            inner = {child.name: child.type for child in kind}
+            bare = "path" in inner and pa.types.is_null(inner.get("bytes", pa.int8()))  # no row has the bytes
+            return bare or ("bytes" in inner and _is_binary(inner["bytes"]))
+        return _is_binary(kind)
+
+    def is_text(kind: Any) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
     def first(fields: list[Any], names: tuple[str, ...]) -> str | None:
         by_name = {field.name.lower(): field.name for field in reversed(fields)}
         return next((by_name[name] for name in names if name in by_name), fields[0].name if fields else None)
 
     fields = [field for field in schema if holds_image(field.type)]
-    image = first([field for field in typed("Image") if field in fields] or fields, _IMAGES)
+    paths = [field for field in schema if is_text(field.type) and field.name.lower() in (*_PATHS, *_IMAGES)]
+    image = first([field for field in typed("Image") if field in fields] or fields or paths, (*_IMAGES, *_PATHS))
     if image is None:
         seen = ", ".join(f"{field.name} {field.type}" for field in schema)
-        raise FormatError(f"has no column of encoded images (binary, or a struct of bytes and path), but {seen[:200]}")
-    labels = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
-    named = [f for f in schema if f.name.lower() in _LABELS and any(is_type(f.type) for is_type in labels)]
-    label = first(typed("ClassLabel") or named, _LABELS)
+        raise FormatError(
+            f"has no column of images (binary, or a struct of bytes and path) or of their file names, but {seen[:200]}"
+        )
+    named = [field for field in schema if field.name.lower() in LABEL_NAMES and field.name != image]
+    label = first(typed("ClassLabel") or named, LABEL_NAMES)
     classes = (features.get(label) or {}).get("names") if label else None
     return image, label, tuple(map(str, classes or ()))
 
@@ -170,14 +214,14 @@ def _as_arrow(path: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    identity = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
-    folder = cache_folder()
-    copy = folder / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.arrow"
-    if copy.is_file():
-        return copy
+    folder, state = cache_folder(), path.stat()
     with pq.ParquetFile(path) as file:
         image, label, _ = _choose(file.schema_arrow, path.parent / "dataset_info.json")
         wanted = [image] if label is None else [image, label]
+        identity = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {wanted}"
+        copy = folder / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.arrow"
+        if copy.is_file():
+            return copy
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         size = sum(g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns))
         folder.mkdir(parents=True, exist_ok=True)

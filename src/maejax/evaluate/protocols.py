@@ -35,11 +35,12 @@ class EvalSplits(NamedTuple):
 
 def pair(train: Source, test: Source) -> EvalSplits:
     """Number the classes of `test` as in `train`; raises InputError without labels or two classes, or for a new one."""
+    extra = test.number_classes_as(train.classes)
     for name, source in (("--train-dataset-shards", train), ("--valid-dataset-shards", test)):
         if (source.labels < 0).all():
             remedy = "use class folders, .cls members or a label file (--labels)"
             raise InputError(f"{name}: no image has a label; {remedy}")
-    if extra := test.number_classes_as(train.classes):
+    if extra:
         names = ", ".join(extra[:5])
         raise InputError(f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {names}")
     found = np.unique(train.labels[train.labels >= 0])

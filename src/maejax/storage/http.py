@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import urllib3
@@ -53,11 +53,11 @@ def read_web(address: str, policy: RetryPolicy, stop: threading.Event) -> Genera
             response = _request(pool, url, headers, retry)
             try:
                 skip = _overlap(response, done)
-                before = identity, length
-                identity = response.headers.get("ETag") or response.headers.get("Last-Modified")
-                length = _length(response)
-                if done and before != (identity, length):
+                now = response.headers.get("ETag") or response.headers.get("Last-Modified")
+                total = _length(response)
+                if done and (now != identity or (None not in (total, length) and total != length)):
                     raise FetchError("the file on the server changed while it was read; start again")
+                identity, length = now, length if total is None else total
                 for chunk in response.stream(CHUNK, decode_content=False):
                     new = chunk[skip:]
                     skip -= len(chunk) - len(new)
@@ -103,7 +103,7 @@ def resolve(address: str) -> tuple[str, dict[str, str]]:
         address = f"{_endpoint()}/{kind}{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
     parts = urlsplit(address)
     if parts.username is not None:
-        headers |= urllib3.make_headers(basic_auth=f"{parts.username}:{parts.password or ''}")
+        headers |= urllib3.make_headers(basic_auth=unquote(f"{parts.username}:{parts.password or ''}"))
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), headers
     if (parts.scheme, parts.netloc) == urlsplit(_endpoint())[:2]:
         headers |= _token_header()

@@ -1,6 +1,8 @@
-"""gzip and zstd streams, recognised by their first bytes."""
+"""gzip, bzip2, xz and zstd streams, recognised by their first bytes."""
 
+import bz2
 import itertools
+import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,19 +16,21 @@ else:
 
 
 def unpack(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompress gzip or zstd, pass other bytes through; raises FetchError for damage, an early end, or a web page."""
+    """Decompress gzip, bzip2, xz or zstd, pass other bytes through.
+
+    Raises FetchError for damage, an early end, or a web page.
+    """
     head = b""
     for chunk in chunks:
         head += chunk
         if len(head) >= 512:
             break
     rest = itertools.chain([head] if head else [], chunks)
-    if head.startswith(b"\x1f\x8b"):
-        return _inflate(rest, "gzip", _Gzip, zlib.error)
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
-        return _inflate(rest, "zstd", zstd.ZstdDecompressor, zstd.ZstdError)
-    start = head.lstrip()[:512].lower()
-    if start.startswith(b"<") and (b"<html" in start or b"<!doctype" in start or b"<?xml" in start):
+    for magic, kind, start, failure in _KINDS:
+        if head.startswith(magic):
+            return _inflate(rest, kind, start, failure)
+    text = head.lstrip()[:512].lower()
+    if text.startswith(b"<") and (b"<html" in text or b"<!doctype" in text or b"<?xml" in text):
         raise FetchError(f"is a web page, not a tar (starts with {head.lstrip()[:40]!r}); the address may need a login")
     return rest
 
@@ -44,6 +48,14 @@ class _Gzip:
         self.eof, self.unused_data = self._inner.eof, self._inner.unused_data
         self.needs_input = not self._inner.unconsumed_tail
         return result
+
+
+_KINDS = (
+    (b"\x1f\x8b", "gzip", _Gzip, zlib.error),
+    (b"BZh", "bzip2", bz2.BZ2Decompressor, OSError),
+    (b"\xfd7zXZ", "xz", lzma.LZMADecompressor, lzma.LZMAError),
+    (b"\x28\xb5\x2f\xfd", "zstd", zstd.ZstdDecompressor, zstd.ZstdError),
+)
 
 
 def _inflate(chunks: Iterator[bytes], kind: str, start: Callable, failure: type[Exception]) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from maejax.models.classifier import ImageClassifier
 from maejax.models.trees import combine, partition
 from maejax.tasks.accuracy import Accuracy, score_logits
 from maejax.tasks.checks import refuse_ignored
-from maejax.tasks.transfer import check_labels
+from maejax.tasks.transfer import check_labelled, check_labels
 from maejax.training.losses import Features, is_encoder, probe_losses, update_stats
 from maejax.training.mesh import put_rows
 from maejax.training.mixing import soft_targets
@@ -198,6 +198,7 @@ def probe(
     began = time.monotonic()
     with progress(console, "encoding", "batches") as tell:
         cache = fill_cache(model, loader, cached, evaluator.mesh, tell)
+    check_labelled(loader.source, config.data.train_dataset_shards, bool(cache.valid.any()))
     encoded = time.monotonic()
     console.print(f"cache    {len(cache.features):,} rows, {cache.features.nbytes / 2**20:,.0f} MiB", highlight=False)
     rates = rates_of(config)

@@ -20,7 +20,6 @@ from maejax.models.classifier import BATCH_NORM_EPS, ImageClassifier
 from maejax.models.description import Classifier, Compute
 from maejax.models.flops import classify_flop
 from maejax.storage import mirror
-from maejax.storage.redact import redact
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
 from maejax.tasks.checks import encoder_config, refuse_ignored
@@ -31,6 +30,7 @@ from maejax.tasks.run import Finished, open_directory, prepared, train
 from maejax.tasks.task import Task
 from maejax.tasks.transfer import (
     as_saved,
+    check_labelled,
     check_labels,
     count_classes,
     match_classes,
@@ -114,13 +114,8 @@ class Classification(Task[Classifier]):
     def check_batch(self, batch: Batch) -> Batch:
         """Return a batch after a check of its labels; those of a stream are not known before."""
         check_labels(batch.labels, self.model.labels)
-        if not (self.labelled or (batch.labels >= 0).any()):
-            spec = redact(self.config.data.train_dataset_shards)
-            raise InputError(
-                f"--train-dataset-shards {spec}: no image of the first batch has a label. Shards that arrive while "
-                "training need a number in a .cls or .json member beside each image, as `maejax pack` writes them"
-            )
-        self.labelled = True
+        self.labelled = self.labelled or bool((batch.labels >= 0).any())
+        check_labelled(self.source, self.config.data.train_dataset_shards, self.labelled)
         return batch
 
     def explain(self, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Batch) -> str:

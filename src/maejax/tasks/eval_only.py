@@ -55,6 +55,8 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     for notice in weights.notices:
         console.print(f"note     {notice}", highlight=False)
     console.print(f"data     {len(source):,} images, {model.config.labels} classes", highlight=False)
+    for problem in source.problems[:5]:
+        console.print(f"data     {problem}", highlight=False, markup=False)
     with jax.set_mesh(mesh):
         scores = evaluator.score(jax.tree.map(lambda a: put_same(a, mesh), model))
     result = {

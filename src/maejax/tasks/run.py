@@ -206,8 +206,9 @@ def announce(task: Task, log: RunLog, state: TrainState, start: int, forms: list
     for line in forms:
         log.message(f"forms    {line}")
     log.message(f"loader   {loader.footprint}")
-    for problem in task.source.problems[:5]:
-        log.message(f"data     {problem}")
+    for source in (task.source, task.valid):
+        for problem in source.problems[:5] if source is not None else ():
+            log.message(f"data     {problem}")
 
 
 def describe_changes(config: Config, saved: dict[str, Any], start: int) -> list[str]:

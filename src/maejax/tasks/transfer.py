@@ -15,6 +15,7 @@ from maejax.data.stream import Stream
 from maejax.errors import InputError, WeightsError
 from maejax.models.description import MAE, Classifier, ViT, change_encoder, from_json
 from maejax.models.trees import array_name, mismatches, named_arrays
+from maejax.storage.redact import redact
 from maejax.training.state import TrainState
 
 FACTS = ("image_size", "mean", "std", "norm_pix_loss", "image_mask_ratio", "posemb")  # that a file may decide
@@ -227,12 +228,26 @@ def check_labels(labels: np.ndarray, classes: int) -> None:
         raise InputError(f"--train-dataset-shards: an image has the label {labels.max()} of {classes}: give --labels")
 
 
+def check_labelled(source: Source | Stream, spec: str, labelled: bool) -> None:
+    """Check that images which arrive while training have labels with numbers; `labelled` is whether any came so far.
+
+    Raises InputError if none did, or the stream has met labels that it cannot number.
+    """
+    why = getattr(source, "unlabelled", "") or ("" if labelled else "no image of the first batch has a label")
+    if why:
+        raise InputError(
+            f"--train-dataset-shards {redact(spec)}: {why}; shards that arrive while training need a number in a .cls "
+            f"or .json member beside each image: make them with `maejax pack`, which reads names and class folders too"
+        )
+
+
 def match_classes(source: Source, classes: Sequence[str], labels: int, spec: str) -> None:
     """Number the classes of the validation images as those of the training images, by their names.
 
     Raises InputError if there is no labelled image, or a class that training does not know, or if one side has names,
     the other numbers, and their counts differ.
     """
+    unknown = source.number_classes_as(classes)
     if (source.labels < 0).all():
         raise InputError(f"--valid-dataset-shards {spec}: its images have no labels")
     count = len(source.classes) or int(source.labels.max()) + 1
@@ -242,7 +257,7 @@ def match_classes(source: Source, classes: Sequence[str], labels: int, spec: str
             f"--valid-dataset-shards {spec}: has {count} classes by their {kinds[0]}, training has {labels} by their "
             f"{kinds[1]}: which is which is not known; label both by names, or both by numbers"
         )
-    if unknown := source.number_classes_as(classes):
+    if unknown:
         raise InputError(f"--valid-dataset-shards {spec}: training has no class {', '.join(sorted(unknown)[:8])}")
     if source.labels.max() >= labels:
         raise InputError(f"--valid-dataset-shards {spec}: has class {source.labels.max()}, and there are {labels}")
