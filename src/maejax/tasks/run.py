@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -218,7 +219,7 @@ def describe_changes(config: Config, saved: dict[str, Any], start: int) -> list[
         lines.append(f"data     the same images now come from {place}")
     if before["training_steps"] != config.optimization.training_steps:
         old = with_flags(config, **{name: before.get(name, 0) for name in names})
-        was, now = (f"{float(configured_rate(each)[0](start)):.3g}" for each in (old, config))
+        was, now = (f"{float(np.asarray(configured_rate(each)[0](start))):.3g}" for each in (old, config))
         lines.append(f"rate     extended from step {before['training_steps']}: at step {start} {now}, was {was}")
     return lines
 

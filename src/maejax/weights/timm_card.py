@@ -30,7 +30,7 @@ def read_card(folder: Path) -> TimmCard | None:
         if "architecture" not in meta or "model_type" in meta:
             return None
         images = meta | meta.get("pretrained_cfg", {})  # on one level up to timm .6
-        facts = {"pooling": POOLINGS.get(images.get("global_pool", "token"))}
+        facts: dict[str, Any] = {"pooling": POOLINGS.get(images.get("global_pool", "token"))}
         if "input_size" in images:
             facts["image_size"] = tuple(images["input_size"][1:])
         if "num_heads" in meta.get("model_args", {}):
