@@ -1,6 +1,9 @@
 """One run at a time in a folder, and processes of a run that agree."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +38,17 @@ def test_a_launcher_without_distributed_is_refused(train, monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     code, printed = train()
     assert code == 2 and "a launcher started 2 processes, and each would train by itself: give --distributed" in printed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_ends_the_process_wherever_it_meets_it(number):
+    program = (
+        "import os, sys, time; from maejax.commands.early_stop import early_stop\n"
+        "with early_stop():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), int(sys.argv[1])); time.sleep(60)\n"
+        "    except BaseException:\n"  # as a callback or an import does
+        "        sys.exit(0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(int(number))], capture_output=True, text=True)
+    assert ended.returncode == 75 and "start the same command again to go on" in ended.stderr
