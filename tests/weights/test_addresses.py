@@ -85,8 +85,8 @@ def test_a_branch_of_the_hub_is_renewed(server, weights, same, tmp_path):
     publish("encoder")
     for branch in ("", f"@{revision}"):
         same(read(branch).arrays, weights("encoder").arrays)
-    publish("mae")
-    assert read("").config.kind == "mae"
+    publish("cls")
+    assert read("").config.kind == "classifier"
     assert read(f"@{revision}").config.kind == "encoder", "a commit never changes"
 
 
