@@ -57,9 +57,12 @@ def model_of(weights: Weights, compute: Compute = PLAIN) -> Any:
     if config.kind == "encoder":
         arrays = {name.removeprefix("encoder."): array for name, array in arrays.items()}
     try:
-        return with_arrays(abstract_model(config, compute), arrays)
+        model = with_arrays(abstract_model(config, compute), arrays)
     except ValueError as error:
         raise WeightsError(str(error)) from None
+    if weights.classes:
+        model.classes = weights.classes
+    return model
 
 
 def blank_arrays(config: Network) -> dict[str, np.ndarray]:
