@@ -24,6 +24,8 @@ def test_a_file_of_any_layout_says_what_its_tensors_cannot(weights, tmp_path, la
     else:
         made = replace(made, classes=("ant", "bee", "cat", "dog", "elk"))
     files.write(made, tmp_path / PLACES[layout], layout)
+    if kind == "cls":
+        assert getattr(files.load(tmp_path / PLACES[layout]), "classes", ()) == made.classes
     back = files.read(tmp_path / PLACES[layout])
     assert back.config.encoder == replace(made.config.encoder, posemb=back.config.encoder.posemb)
     assert not any("heads" in notice or "targets" in notice for notice in back.notices)

@@ -39,7 +39,7 @@ def linear_probe(train_x: Array, train_y: Array, test_x: Array, test_y: Array, s
     fits = [_solutions(x[kept], y[kept], len(classes), _STRENGTHS, _NEARLY) for kept in rest]
     best, strength = -1.0, _STRENGTHS[0]
     for l2, *solutions in zip(_STRENGTHS, *fits, strict=True):
-        found = [_accuracy(x[held], train_y[held], *fit, classes) for held, fit in zip(folds, solutions, strict=True)]
+        found = [_accuracy(x[i], train_y[i], w, bias, classes) for i, (w, bias) in zip(folds, solutions, strict=True)]
         accuracy = float(np.average(found, weights=[len(held) for held in folds]))
         if large and accuracy < best - 1:
             break  # it overfits, and weaker penalties would only do so more

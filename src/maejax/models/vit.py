@@ -286,7 +286,10 @@ class VisionTransformer(Model):
         """Raise ValueError if images are not [B, H, W, C] of this encoder, or neither uint8 nor floats."""
         wanted, found = (*self.config.image_size, self.config.channels), tuple(np.shape(x))
         if found[1:] != wanted or len(found) != 4:
-            hint = {wanted: "add a batch axis, images[None]", (wanted[2], *wanted[:2]): "move the channels to the end"}
+            hint: dict[tuple[int, ...], str] = {
+                wanted: "add a batch axis, images[None]",
+                (wanted[2], *wanted[:2]): "move the channels to the end",
+            }
             remedy = hint.get(found, hint.get(found[1:], "resize or crop them"))
             raise ValueError(f"images are [B, {', '.join(map(str, wanted))}] here, not {list(found)}: {remedy}")
         if x.dtype != jnp.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
@@ -301,9 +304,7 @@ def normalize(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequen
     if images.dtype != jnp.uint8:
         raise ValueError(f"normalize takes uint8 images, 0..255, not {images.dtype}; floats are not normalised twice")
     if np.shape(images)[-1] != len(mean):
-        raise ValueError(
-            f"images have {np.shape(images)[-1]} channels at their end, and mean and std are of {len(mean)}"
-        )
+        raise ValueError(f"images end in their {len(mean)} channels here, not in {np.shape(images)[-1]}")
     shape = (*[1] * (np.ndim(images) - 1), len(mean))
     scale, offset = jnp.asarray(std).reshape(shape), jnp.asarray(mean).reshape(shape)
     return (jnp.asarray(images, jnp.float32) / 255 - offset) / scale

@@ -203,7 +203,7 @@ def announce(task: Task, log: RunLog, state: TrainState, start: int, forms: list
     for line in forms:
         log.message(f"forms    {line}")
     log.message(f"loader   {loader.footprint}")
-    for line in warnings_of(config, task.source.total, task.model.encoder.dim):
+    for line in () if start else warnings_of(config, task.source.total, task.model.encoder.dim):
         log.message(f"warning  {line}")
     for problem in task.source.problems[:5]:
         log.message(f"data     {problem}")
