@@ -94,7 +94,7 @@ def test_images_of_another_form_are_named():
     x = np.zeros((2, 8, 16, 3), np.uint8)
     for images, sentence in (
         (x[0], r"\[B, 8, 16, 3\] here, not \[8, 16, 3\]: add a batch axis"),
-        (x.transpose(0, 3, 1, 2), "move the channels to the end"),
+        (x.transpose(0, 3, 1, 2), "put the channels last"),
         (x[:, :, :8], "resize or crop"),
         (x.astype(int), "uint8, or floats"),
     ):

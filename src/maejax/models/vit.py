@@ -286,9 +286,10 @@ class VisionTransformer(Model):
         """Raise ValueError if images are not [B, H, W, C] of this encoder, or neither uint8 nor floats."""
         wanted, found = (*self.config.image_size, self.config.channels), tuple(np.shape(x))
         if found[1:] != wanted or len(found) != 4:
+            first = wanted[2], *wanted[:2]
             hint: dict[tuple[int, ...], str] = {
                 wanted: "add a batch axis, images[None]",
-                (wanted[2], *wanted[:2]): "move the channels to the end",
+                first: "put the channels last",
             }
             remedy = hint.get(found, hint.get(found[1:], "resize or crop them"))
             raise ValueError(f"images are [B, {', '.join(map(str, wanted))}] here, not {list(found)}: {remedy}")
