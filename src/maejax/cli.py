@@ -108,7 +108,7 @@ def parse(args: list[str]) -> Command:
 
 
 def check_arguments(args: list[str]) -> None:
-    """Refuse what a shell or another code's habit makes of a command; raises InputError with the remedy."""
+    """Check a command for the work of a shell or of another code's habits; raises InputError with the remedy."""
     if args[:1] != ["train"]:
         return
     for flag, *values in (args[i : i + 3] for i in range(len(args))):

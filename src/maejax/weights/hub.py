@@ -84,7 +84,7 @@ def describe(
 
 
 def pictures(weights: Weights) -> str:
-    """Say in a sentence what pictures a model takes, and how validation prepared them."""
+    """Write in a sentence what pictures a model takes, and how validation prepared them."""
     encoder, ratio = weights.config.encoder, weights.crop_ratio
     kinds = {1: "grey", 3: "RGB", 4: "RGB with alpha"}
     kind = kinds.get(encoder.channels, f"arrays of {encoder.channels} channels")
