@@ -45,6 +45,9 @@ clothing: $(VENV)/.installed
 	$(BIN)/python benchmarks/clothing.py $(DATA)
 
 $(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	echo "maejax needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is $$($(PYTHON) --version 2>&1 | head -n 1);" \
+	"install one of them, or name it: make PYTHON=/usr/bin/python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 # Python compiles what is imported when it is imported; pip would compile all that is installed.

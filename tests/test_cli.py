@@ -313,3 +313,40 @@ def test_pack_and_train_on_the_shards(maejax, train, images):
     code, printed = maejax("pack", images, "shards", "--shard-size", 10)
     assert code == 0 and "24 images in 3 shards in shards" in printed
     assert train("--train-dataset-shards", "shards/shards-{0000..0002}.tar")[0] == 0
+
+
+def test_what_a_shell_or_a_habit_makes_of_a_command_has_a_remedy(train, images):
+    for args, sentence in (
+        (["--epochs", "3"], "--epochs: give --training-steps"),
+        (["--train-dataset-shards", images, images], "the shell made several names of one; put it in quotes"),
+        (["--image-mask-ratio", "75"], "give a share, such as 0.75"),
+        (["--image-size", "17"], "patches of 4 pixels do not divide an image of 17 x 17; take 16x16"),
+    ):
+        code, printed = train(*args)
+        assert code == 2 and sentence in printed, printed
+    np.savez("first.npz", images=np.zeros((2, 3, 16, 16), np.uint8))
+    code, printed = train("--train-dataset-shards", "first.npz")
+    assert code == 2 and "channels first; save images.transpose(0, 2, 3, 1)" in printed, printed
+
+
+def test_what_is_seldom_meant_is_said_and_what_comes_next(train):
+    flags = ["--warmup-steps", 9, "--train-batch-size", 32, "--learning-rate", 1.5e-4]
+    code, printed = train(*flags)
+    assert code == 0, printed
+    for part in ("--warmup-steps 9 is no less than", "--train-batch-size 32 holds", "is that of ViT-B", "next: maejax"):
+        assert part in printed, printed
+    code, printed = train(*flags)
+    assert code == 0 and "runs/pretrain is finished, at step 6" in printed and "warning" not in printed, printed
+
+
+def test_no_control_character_reaches_the_terminal(maejax):
+    control = {*map(chr, [*range(9), *range(11, 32), *range(127, 160)])}
+    name = "\x1b[31mcat\x07"
+    for i, content in enumerate((b"", b"no image")):
+        path = Path(f"photos/{name}/{i}\x9b2J.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    Image.new("RGB", (9, 9)).save(f"photos/{name}/good.png")
+    for args in (("data", "photos"), ("inspect", name), ("data", name)):
+        _, printed = maejax(*args)
+        assert "cat" in printed and not set(printed) & control, args

@@ -33,7 +33,8 @@ from maejax.commands.plan import PlanCommand, preset_flags
 from maejax.commands.reconstruct import ReconstructCommand
 from maejax.commands.train import TrainCommand
 from maejax.config import recipe
-from maejax.errors import Failed, FetchError, InputError
+from maejax.console import PrintableFormatter
+from maejax.errors import Failed, FetchError, InputError, printable
 
 # In the order of the help; each class has the name of its command.
 _OF_IMAGES = (TrainCommand, DemoCommand, DataCommand, PackCommand)
@@ -48,8 +49,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run `maejax ARGS` and return its exit code: 0 done, 2 wrong input, 1 failed, 75 stopped after saving."""
     args = list(sys.argv[1:] if args is None else args)
     errors = Console(stderr=True)
-    handlers = [RichHandler(console=errors, show_time=False, show_path=False)]
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=handlers)
+    handler = RichHandler(console=errors, show_time=False, show_path=False)
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         if args == ["--version"]:
             print(f"maejax {__version__}")
@@ -71,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
         sentence = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         code, sentence = FAILED, "interrupted"
-    errors.print(f"maejax: {sentence}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+    errors.print(f"maejax: {printable(sentence)}", style="bold red", highlight=False, markup=False, soft_wrap=True)
     if "jax" not in sys.modules:
         return code
     from maejax.distributed.processes import leave
@@ -81,6 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def parse(args: list[str]) -> Command:
     """Read a command from its arguments; the published recipe of --mode gives the defaults of `train` and `plan`."""
+    check_arguments(args)
     registry = ConstructorRegistry()
     registry.struct_rule(arguments_of)
     read = partial(tyro.cli, config=(tyro.conf.OmitArgPrefixes,), registry=registry)
@@ -102,6 +105,18 @@ def parse(args: list[str]) -> Command:
     )
     about = "Masked-autoencoder pre-training in JAX."
     return read(Union[tuple(kinds)], prog="maejax", description=about, args=args)  # type: ignore[arg-type]  # noqa: UP007
+
+
+def check_arguments(args: list[str]) -> None:
+    """Check a command for the work of a shell or of another code's habits; raises InputError with the remedy."""
+    if args[:1] != ["train"]:
+        return
+    for flag, *values in (args[i : i + 3] for i in range(len(args))):
+        if flag.partition("=")[0].replace("_", "-") == "--epochs":
+            raise InputError("--epochs: give --training-steps, which is epochs * images / --train-batch-size")
+        shards = flag.replace("_", "-").endswith("-dataset-shards")
+        if shards and len(values) == 2 and not any(value.startswith("-") for value in values):
+            raise InputError(f"{flag} {' '.join(values)}: the shell made several names of one; put it in quotes")
 
 
 def paragraphs(kind: type) -> list[str]:

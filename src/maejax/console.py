@@ -1,20 +1,37 @@
 """Output for people: plain lines, and the progress of a job."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from maejax.errors import printable
 
 EVERY = 10.0  # seconds between lines where no bar can be drawn
 
 
+def literal(text: str) -> str:
+    """Escape what a table would read as markup, and control characters."""
+    return escape(printable(text))
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats the messages of a log without control characters."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a record."""
+        return printable(super().format(record))
+
+
 def plain(console: Console, text: str) -> None:
-    """Print text as it is: not wrapped, coloured or read as markup."""
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    """Print text as it is: not wrapped, coloured or read as markup, its control characters escaped."""
+    console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -3,13 +3,21 @@
 Importing this loads nothing.
 """
 
+import re
 import shlex
 import sys
+
+CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")  # all but tab and new line
 
 
 def install(extra: str) -> str:
     """Return the command that adds an extra of maejax to this Python, whether it runs from a clone or a wheel."""
     return f"{shlex.quote(sys.executable)} -m pip install 'maejax[{extra}]'"
+
+
+def printable(text: str) -> str:
+    """Escape control characters, which names of files and classes and the words of a server may hold."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class InputError(ValueError):

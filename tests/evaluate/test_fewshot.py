@@ -47,5 +47,7 @@ def test_the_attentive_probe_finds_what_one_token_says_and_the_mean_hides():
     x -= x.mean(axis=1, keepdims=True)  # nothing is left in the mean
     found = attentive_probe(x[:300], y[:300], x[300:], y[300:], heads=2, epochs=30)
     assert found > 90, found
+    few = attentive_probe(x[:140], y[:140], x[300:], y[300:], heads=2, epochs=1)
+    assert few > 90, f"a small set gets few updates: {few}"
     with pytest.raises(ValueError, match="3 heads do not divide"):
         attentive_probe(x[:300], y[:300], x[300:], y[300:], heads=3)

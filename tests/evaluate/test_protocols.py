@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from maejax.data.sources import open_source
 from maejax.errors import InputError
@@ -41,6 +42,7 @@ def test_all_protocols_in_one_report(trained, maejax, splits):
     for kind in ("pretrained", "untrained"):
         assert {name for name in report["scores"][kind] if not name.endswith("_std")} == columns
     assert report["images"] == {"train": 40, "test": 18}
+    assert not any("…" in line or len(line) > 80 for line in printed.splitlines() if "│" in line), printed
     page = Path("judged/report.html").read_text()
     for text in ("same encoder, untrained", "attentive", "10 shots", report["explanation"][:20]):
         assert text in page
@@ -48,6 +50,22 @@ def test_all_protocols_in_one_report(trained, maejax, splits):
     assert report["scores"]["pretrained"]["linear"] > 90
     code, printed = maejax("evaluate", trained, *flags, "--protocol", "knn", "--no-control", "--json")
     assert code == 0 and '"knn_20"' in printed and "untrained" not in printed
+
+
+def test_unreadable_images_count_nowhere(trained, maejax, tmp_path):
+    for split in ("train", "test"):
+        for i in range(12):
+            path = tmp_path / split / ("cat", "dog")[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(path)
+        (path.parent / "bad.png").write_bytes(b"no image")
+    (path.parent / "worse.png").write_bytes(b"")
+    flags = ["--train-dataset-shards", tmp_path / "train", "--valid-dataset-shards", tmp_path / "test", "--workers", 0]
+    code, printed = maejax("evaluate", trained, *flags, "--protocol", "knn", "--no-control")
+    report = json.loads(Path("evaluation/report.json").read_text())
+    assert code == 0 and report["images"] == {"train": 12, "test": 12}, printed
+    assert report["unreadable"] == {"train": 1, "test": 2}
+    assert "left out: 1 of train, 2 of test" in Path("evaluation/report.html").read_text()
 
 
 def test_bad_input_gets_one_sentence(trained, maejax, splits, tmp_path):

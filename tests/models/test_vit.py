@@ -87,3 +87,19 @@ def test_weights_that_do_not_fit_are_listed():
     arrays["cls_token"] = arrays["cls_token"][..., :3]
     with pytest.raises(ValueError, match=r"cls_token is .*; extra head.kernel .*; missing norm.bias"):
         with_arrays(model, arrays)
+
+
+def test_images_of_another_form_are_named():
+    model = initial_model(ViT(image_size=(8, 16), patch_size=4, layers=1, dim=16, heads=2), Compute(attention="xla"))
+    x = np.zeros((2, 8, 16, 3), np.uint8)
+    for images, sentence in (
+        (x[0], r"\[B, 8, 16, 3\] here, not \[8, 16, 3\]: add a batch axis"),
+        (x.transpose(0, 3, 1, 2), "put the channels last"),
+        (x[:, :, :8], "resize or crop"),
+        (x.astype(int), "uint8, or floats"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            model.encode(images)
+    with pytest.raises(ValueError, match=r"takes uint8 images, 0..255, not float32"):
+        model.normalize(x.astype(np.float32))
+    assert_close(model.encode(x), model.encode(model.normalize(x)))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,12 @@ def test_dry_run_prints_commands_that_a_shell_reads_as_they_are(cloud):
         "--name", "it's $HOME", "--distributed",
     ]  # fmt: skip
     assert "--distributed" not in cloud.did("start", "--dry-run", "--type", "v3-8", "config/a.sh")
+    for command in ("start", "resume", "keep", "run", "data"):
+        words = ["--type", "v4-64", "a.sh", "--name", "b"]
+        both = [["--dry-run", *words], [*words, "--dry-run"]]
+        said = [cloud.did(command, *each, GCS_DATASET_DIR="gs://mine/sets") for each in both]
+        first, last = (re.sub(r"/tmp\S*/maejax.tar.gz", "", text) for text in said)
+        assert first == last and "gcloud compute tpus" in first
     steps = cloud.did("resume", "--dry-run", "--type", "v4-64", "a.sh", POD_QUEUED=1, WANDB_API_KEY=SECRET)
     assert SECRET not in steps
     assert [line.split()[4] for line in steps.splitlines() if line.startswith("gcloud compute tpus")] == [

@@ -7,6 +7,7 @@ import gcsfs
 import numpy as np
 import pytest
 
+from maejax.storage import mirror
 from tests.training import harness
 
 from ..gcs import Storage
@@ -118,6 +119,19 @@ def test_what_lies_in_a_bucket_can_be_used(storage, images, train, maejax):
     assert code == 0 and whole(storage, "runs/linear/checkpoints") == [2], printed
     code, printed = maejax("inspect", "gs://mine/runs/none")
     assert code == 2 and "gs://mine/runs/none has no config.json" in printed, printed
+
+
+def test_a_copy_of_a_checkpoint_is_renewed(storage):
+    """By content, for another run of that name may have files of the same sizes."""
+    checkpoint = mirror.work_folder("gs://mine/runs/a/checkpoints/4", 0)
+    objects = {f"runs/a/checkpoints/4/{name}": name.encode() for name in ("model/b", "commit_success.txt")}
+    storage.objects |= {("mine", name): data for name, data in objects.items()}
+    for content in (b"ours", b"next"):
+        storage.objects["mine", "runs/a/checkpoints/4/model/b"] = content
+        for _ in range(2):
+            assert (mirror.bring(checkpoint) / "model/b").read_bytes() == content
+            (checkpoint / "model/b").write_bytes(content[::-1])
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["4", "4.fetched"]
 
 
 @pytest.mark.slow

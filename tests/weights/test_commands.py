@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maejax.errors import WeightsError
 from maejax.evaluate.encoding import extract
 from maejax.weights import files
-from maejax.weights.addresses import fetch_weights
-from maejax.weights.pretrained import fetch_pretrained
 from maejax.weights.weights import model_of
 from tests.bounds import assert_close
 from tests.data.server import Server
@@ -111,28 +108,3 @@ def test_what_does_not_fit_is_said_before_anything_runs(train, maejax, weights):
     Path("rubbish.msgpack").write_bytes(b"rubbish")
     code, printed = maejax("inspect", "rubbish.msgpack")
     assert code == 2 and "rubbish.msgpack is no msgpack file of weights" in printed
-
-
-def test_weights_are_fetched_once(server, tmp_path, weights, same, monkeypatch):
-    server.files["/w.pth"] = b"weights"
-    for _ in range(2):
-        fetched = fetch_weights(server.url + "/w.pth", str(tmp_path))
-        assert (fetched.path.read_bytes(), fetched.size) == (b"weights", 7)
-        assert fetched.sha256 == hashlib.sha256(b"weights").hexdigest()
-    assert len(server.seen) == 1
-    with pytest.raises(WeightsError, match=r"none\.pth: HTTP 404"):
-        fetch_weights(server.url + "/none.pth", str(tmp_path))
-    files.write(weights("encoder"), tmp_path / "hf", "hf")
-    for name in ("config.json", "model.safetensors"):
-        server.files[f"/owner/name/resolve/main/{name}"] = (tmp_path / "hf" / name).read_bytes()
-    monkeypatch.setenv("HF_ENDPOINT", server.url)
-    fetched, _ = fetch_pretrained("hf://owner/name/model.safetensors", (16, 24), 3, str(tmp_path))
-    same(fetched.arrays, weights("encoder").arrays)
-
-
-def test_fsspec_addresses_are_read(tmp_path):
-    import fsspec
-
-    with fsspec.open("memory://w/x.bin", "wb") as file:
-        file.write(np.arange(4, dtype=np.uint8).tobytes())  # type: ignore[union-attr]
-    assert fetch_weights("memory://w/x.bin", str(tmp_path)).size == 4

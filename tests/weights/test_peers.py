@@ -1,16 +1,20 @@
 """The same weights computed by PyTorch, timm and transformers; needs the extra `interop`."""
 
 import functools
+import io
 import re
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
+from maejax.data.augment import build_eval
 from maejax.errors import WeightsError
 from maejax.ops import attention
 from maejax.ops.attention_tpu import attend_packed_on_chip
@@ -51,6 +55,8 @@ def transformers():
     return pytest.importorskip("transformers")
 
 
+PHOTOS = ROOT / "../shared/data/clothing-small.tar"
+CARDS = [("mae", 3), ("encoder", 3), ("cls", 3), ("gap", 3), ("probe", 3), ("mae", 1), ("cls", 4)]
 X = np.random.default_rng(1).normal(size=(2, 3, 16, 24)).astype(np.float32)
 
 
@@ -189,20 +195,55 @@ def test_transformers_computes_the_same(transformers, weights, same, tmp_path, k
     same(files.read(tmp_path / "saved").arrays, made.arrays)
 
 
-@pytest.mark.parametrize("kind", ["mae", "encoder", "cls", "gap", "probe"])
-def test_the_code_on_a_model_card_loads_the_folder(timm, transformers, weights, tmp_path, monkeypatch, kind):
-    made, folder = weights(kind, image_size=[16, 16]), tmp_path / "hub"
+@pytest.mark.parametrize(
+    "kind, channels", [*((k, 3) for k in ("mae", "encoder", "cls", "gap", "probe")), ("mae", 1), ("cls", 4)]
+)
+def test_the_code_on_a_model_card_loads_the_folder(timm, transformers, weights, tmp_path, monkeypatch, kind, channels):
+    made, folder = weights(kind, image_size=[16, 16], channels=channels), tmp_path / "hub"
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGBA", (40, 60), "red").save("photo.png")
     card = hub.describe(made, str(folder), data={}, recipe={}, numbers={})
     hub.write_folder(made, folder, card)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repository, name: f"{repository}/{name}")
-    x, mine = X[..., :16], model_of(made)
+    x, mine = np.resize(X, (2, channels, 16, 16)), model_of(made)
     for code in re.findall(r"```python\n(.*?)```", card, re.S):
         found = {}
-        exec(code, found)
+        exec(code.replace("photo.jpg", "photo.png"), found)
         theirs = found.get("encoder", found["model"]).eval()(torch.from_numpy(x))
         head = kind in ("cls", "gap", "probe")
         theirs = theirs if isinstance(theirs, torch.Tensor) else theirs.logits if head else theirs[0][:, 0]
         close(mine(ours(x)) if head else mine.encode(ours(x)), theirs)
+
+
+def test_a_shape_that_transformers_cannot_compute_is_for_timm_alone(weights, tmp_path):
+    made = weights("mae")
+    with pytest.raises(WeightsError, match="ViTMAE is for square images alone; convert to timm"):
+        files.write(made, tmp_path / "hf", "hf")
+    card = hub.describe(made, "wide", data={}, recipe={}, numbers={})
+    assert "transformers import" not in card and "library_name: timm" in card
+    assert "for timm alone" in hub.write_folder(made, tmp_path / "hub", card)[0]
+
+
+@pytest.mark.parametrize("ratio", [0.875, 1.0])
+def test_exported_processors_prepare_photos_as_validation_does(timm, transformers, weights, tmp_path, ratio):
+    """Pixel by pixel; where the border is odd, transformers rounds its half down, and its crop is one pixel beside."""
+    if not PHOTOS.exists():
+        pytest.skip(f"{PHOTOS} is not there")
+    made = replace(weights("encoder", image_size=[96, 96], mean=[0.0] * 3, std=[1.0] * 3), crop_ratio=ratio)
+    files.write(made, tmp_path / "hf", "hf")
+    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
+    code = re.search(r"transform = (.*)", hub.loading(made, "x")[1])[1]
+    transform = eval(code, {"timm": timm})
+    with tarfile.open(PHOTOS) as tar:
+        photos = [tar.extractfile(m).read() for m in [m for m in tar if m.name.endswith(".jpg")][:400:25]]
+    for data in photos:
+        photo = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        wanted = build_eval((96, 96), ratio)(np.asarray(photo), np.random.default_rng()).astype(float)
+        through_timm = 255 * transform(photo).numpy().transpose(1, 2, 0)
+        assert np.abs(through_timm - wanted).mean() < 0.3
+        found = 255 * theirs(photo, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+        shifts = [(y, x) for y in (0, 1) for x in (0, 1)]
+        assert min(np.abs(found[y:, x:] - wanted[: 96 - y, : 96 - x]).mean() for y, x in shifts) < 0.3
 
 
 @pytest.mark.parametrize("kind", ["mae", "cls", "gap", "probe"])

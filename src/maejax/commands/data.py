@@ -7,13 +7,12 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
 from maejax.commands.command import Command, check_writable
 from maejax.config import image_shape
-from maejax.console import progress
+from maejax.console import literal, progress
 from maejax.errors import InputError
 from maejax.storage.redact import redact
 
@@ -120,7 +119,7 @@ class DataCommand(Command):
             _list(table, "[yellow]problems[/yellow]", f"{len(problems):,}", problems)
         table.add_row("loader", _speed(result["loader"]))
         table.add_row("pictures", str(result["contact_sheet"]))
-        console.print(Panel(table, title=escape(result["source"]), title_align="left", expand=False))
+        console.print(Panel(table, title=literal(result["source"]), title_align="left", expand=False))
 
 
 def keeps_up(loader: dict[str, Any], consume: float) -> dict[str, Any]:
@@ -132,7 +131,7 @@ def keeps_up(loader: dict[str, Any], consume: float) -> dict[str, Any]:
 def _list(table: Table, title: str, count: str, lines: list[str]) -> None:
     table.add_row(title, count)
     for line in lines[:LISTED]:
-        table.add_row("", f"[dim]{escape(line)}[/dim]")
+        table.add_row("", f"[dim]{literal(line)}[/dim]")
     if len(lines) > LISTED:
         table.add_row("", f"[dim]and {len(lines) - LISTED:,} more; --json lists them all[/dim]")
 
@@ -154,7 +153,7 @@ def _classes(labels: dict[str, Any]) -> str:
 def _bars(counts: list[list[Any]]) -> Table:
     largest, rows = max(counts[0][1], 1), []
     for name, count in counts:
-        rows.append((escape(name), f"{count:,}", f"[cyan]{'━' * max(1, round(24 * count / largest))}[/cyan]"))
+        rows.append((literal(name), f"{count:,}", f"[cyan]{'━' * max(1, round(24 * count / largest))}[/cyan]"))
     if len(rows) > HEAD + TAIL + 1:
         rows[HEAD:-TAIL] = [("[dim]...[/dim]", "", "")]
     bars = Table(box=None, show_header=False, padding=(0, 2, 0, 0))

@@ -61,19 +61,23 @@ class EvaluateCommand(Encode):
                 plain(console, problem)
         if not self.no_control:
             encoders["untrained"] = untrained_like(encoders["pretrained"], self.seed)
-        scores, seconds = {}, {}
+        scores, seconds, used = {}, {}, {}
         given: dict[str, Any] = {"pool": self.pool, "seed": self.seed, **self.reading}
         for kind, encoder in encoders.items():
             start = time.monotonic()
             given["log"] = lambda what, kind=kind: plain(console, f"{kind}: {what}")
-            scores[kind] = score(encoder, data, protocols, **given)
+            scores[kind], used = score(encoder, data, protocols, **given)
             seconds[kind] = round(time.monotonic() - start, 1)
         result = {
             "checkpoint": redact(self.ckpt),
             "train": redact(self.train_dataset_shards),
             "test": redact(self.valid_dataset_shards),
             "classes": list(data.classes),
-            "images": {"train": int((data.train.labels >= 0).sum()), "test": int((data.test.labels >= 0).sum())},
+            "images": used,
+            "unreadable": {
+                name: int((source.labels >= 0).sum()) - used[name]
+                for name, source in (("train", data.train), ("test", data.test))
+            },
             "features": self.pool,
             "seed": self.seed,
             "scores": scores,
@@ -97,6 +101,8 @@ class EvaluateCommand(Encode):
         level = 100 * (0.16 / test) ** 0.5  # the standard error of an accuracy of 80 %
         note = f"{train:,} training and {test:,} test images; one standard error is {level:.1f} points. "
         note += f"Features: {self.pool}; {'; '.join(methods[name] for name in protocols)}."
+        if lost := {name: count for name, count in result["unreadable"].items() if count}:
+            note += f" Unreadable images were left out: {', '.join(f'{lost[name]:,} of {name}' for name in lost)}."
         if not self.no_control:
             result["explanation"] = explain(result["scores"], measured(result), level)
         out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from maejax.commands.command import Command, prepare_devices
 from maejax.config import image_shape
-from maejax.console import plain
+from maejax.console import literal, plain
 from maejax.errors import InputError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class InspectCommand(Unstated):
             elif name == "parameters":
                 value = f"{value:,}"
             if name not in ("notices", "uses"):
-                table.add_row(name.replace("_", " "), "none" if value is None else str(value))
+                table.add_row(name.replace("_", " "), "none" if value is None else literal(str(value)))
         for use in result["uses"]:
             table.add_row(use["for"], use["command"])
         console.print(table)

@@ -10,6 +10,7 @@ from rich.console import Console
 from maejax.commands.command import DONE, STOPPED, Command, check_writable, prepare_devices
 from maejax.commands.early_stop import early_stop
 from maejax.config import Config, flags
+from maejax.console import plain
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ class TrainCommand(Command):
             eval_only.run(config, console)
             return {"done": True}
         finished = (pretrain if run.mode == "pretrain" else classify).run(config, console)
-        if not finished.done:
+        if finished.done:
+            say_next(console, shown(finished.directory), run.mode)
+        else:
             say_stopped(console, shown(finished.directory))
         return {"done": finished.done}
 
@@ -83,6 +86,16 @@ class TrainCommand(Command):
     def exit_code(self, result: dict[str, Any]) -> int:
         """Return 75 for a run that was stopped after saving."""
         return DONE if result.get("done", True) else STOPPED
+
+
+def say_next(console: Console, directory: str, mode: str) -> None:
+    """Print what to do with a run that is done."""
+    uses = {
+        "pretrain": f"maejax reconstruct {directory} PHOTO.jpg, maejax evaluate {directory} (needs labelled images)",
+        "linear": f"maejax train --eval-only --mode linear --pretrained-ckpt {directory}",
+        "finetune": f"maejax train --eval-only --mode finetune --pretrained-ckpt {directory}",
+    }
+    plain(console, f"done     {directory}; next: {uses[mode]}, maejax export {directory}")
 
 
 def say_stopped(console: Console, directory: str) -> None:

@@ -297,6 +297,8 @@ def _open_arrays(path: Path) -> ArraySource:
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
         form = f"{images.dtype} {list(images.shape)}"
         raise InputError(f"{path}: images are {form}; they must be uint8 [n, H, W] or [n, H, W, C]")
+    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and min(images.shape[2:]) > 4:
+        raise InputError(f"{path}: images are {list(images.shape)}, channels first; save images.transpose(0, 2, 3, 1)")
     keys = [f"{path.name}:{i}" for i in range(len(images))]
     if len(given) != len(images):
         raise InputError(f"{path}: has {len(given)} labels for {len(images)} images; save one for each")

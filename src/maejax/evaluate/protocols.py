@@ -66,8 +66,10 @@ def score(
     seed: int = 0,
     log: Callable[[str], None] = lambda _: None,
     **reading: Any,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], dict[str, int]]:
     """Evaluate an encoder by each protocol; return accuracies in percent by the names in `MEASURES`.
+
+    Also returns the numbers of images that counted, "train" and "test".
 
     Few-shot scores have a companion `NAME_std`, the standard deviation over draws. Shots are left out if the smallest
     class has fewer images, numbers of neighbours if there are fewer training images. Images that have no label or
@@ -100,7 +102,8 @@ def score(
             heads = encoder.config.heads
             scores["attentive"] = attentive_probe(train_tokens, train_y, test_tokens, test_y, heads=heads, seed=seed)
             del train_tokens, test_tokens, sides  # unmap the files before their folder is removed
-    return {measure: round(float(value), 2) for measure, value in scores.items()}
+    used = {"train": len(train_y), "test": len(test_y)}
+    return {measure: round(float(value), 2) for measure, value in scores.items()}, used
 
 
 def _encode(

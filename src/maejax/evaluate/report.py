@@ -10,7 +10,7 @@ from typing import Any
 
 from maejax.evaluate.curve import draw_curve
 from maejax.evaluate.page import command_line, section, table, write_page
-from maejax.evaluate.scores import FEATURES, MEASURES, Scores, cell, explain
+from maejax.evaluate.scores import FEATURES, MEASURES, Scores, explain, grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,13 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Write a report to `path`, with its pictures inside. Raises FileNotFoundError for a missing picture."""
     sentence = explain(report.scores) if report.sentence is None else report.sentence
+    head, cells = grid(report.scores, report.measures)
     rows = []
-    for kind, row in report.scores.items():
-        cells = "".join(f"<td>{cell(row, measure)}</td>" for measure in report.measures)
-        best = ' class="best"' if kind == "pretrained" else ""
-        rows.append(f"<tr{best}><th>{escape(FEATURES.get(kind, kind))}</th>{cells}</tr>")
+    for name, *row in cells:
+        best = [name == FEATURES["pretrained"] or title == FEATURES["pretrained"] for title in head]
+        tags = ['td class="best"' if bold else "td" for bold in best[1:]]
+        inside = "".join(f"<{tag}>{text}</td>" for tag, text in zip(tags, row, strict=True))
+        rows.append(f"<tr><th>{escape(name)}</th>{inside}</tr>")
     legend = "Test accuracy in percent on frozen features; ± is the standard deviation over draws."
     pictures = "\n".join(_figure(caption, file) for caption, file in report.pictures.items())
     curve = draw_curve(report.losses, report.x_label, "loss") if report.losses else ""
@@ -53,7 +55,7 @@ def write_report(path: Path, report: Report) -> None:
     config = f"<details>\n<summary>Configuration</summary>\n<pre>{config}</pre>\n</details>"
     parts = [
         f'<p class="lead">{escape(sentence)}</p>',
-        table(("", *report.measures.values()), rows),
+        table(head, rows),
         *(f'<p class="quiet">{escape(note)}</p>' for note in (legend, *report.notes)),
         section("Pictures", pictures),
         section("Loss", curve),

@@ -52,9 +52,10 @@ def moments(x: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.A
 
 
 class ImageClassifier(Model):
-    """A vision transformer and a linear layer on its pooled tokens."""
+    """A vision transformer and a linear layer on its pooled tokens; `classes` names its outputs, if they are known."""
 
     config: Classifier
+    classes: tuple[str, ...] = ()
 
     def __init__(self, config: Classifier, compute: Compute, rngs: nnx.Rngs):
         self.config, self.compute, dim = config, compute, config.encoder.dim

@@ -81,7 +81,9 @@ class ViT(_Json, Stack):
         object.__setattr__(self, "image_size", tuple(self.image_size))
         height, width = self.image_size
         if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"patches of {self.patch_size} pixels do not divide an image of {height} x {width}")
+            near = "x".join(str(max(1, round(side / self.patch_size)) * self.patch_size) for side in self.image_size)
+            sizes = f"patches of {self.patch_size} pixels do not divide an image of {height} x {width}"
+            raise ValueError(f"{sizes}; take {near}, or another patch size")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"{self.channels} channels need as many means and deviations: {self.mean}, {self.std}")
 
@@ -121,7 +123,7 @@ class MAE(_Json):
     def __post_init__(self):
         if not 0 < self.visible < self.encoder.patches:
             share = f"{self.visible} of {self.encoder.patches}"
-            raise ValueError(f"mask ratio {self.mask_ratio} leaves {share} patches visible")
+            raise ValueError(f"mask ratio {self.mask_ratio} leaves {share} patches visible; give a share, such as 0.75")
 
     @property
     def visible(self) -> int:

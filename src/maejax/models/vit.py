@@ -276,14 +276,36 @@ class VisionTransformer(Model):
 
     def cut(self, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
         """Cut images x [B, H, W, C] into flattened patches [B, N, P], or into those of `keep` [B, K]: [B, K, P]."""
+        self.check_images(x)
         patches, pixels = patchify(x, self.config.patch_size), self.config.patch_size**2
         patches = patches if keep is None else take_patches(patches, keep)
         # uint8 images are normalised last: moving bytes takes a quarter of the time.
         return normalize(patches, self.mean * pixels, self.std * pixels) if x.dtype == jnp.uint8 else patches
 
+    def check_images(self, x: jax.Array) -> None:
+        """Raise ValueError if images are not [B, H, W, C] of this encoder, or neither uint8 nor floats."""
+        wanted, found = (*self.config.image_size, self.config.channels), tuple(np.shape(x))
+        if found[1:] != wanted or len(found) != 4:
+            first = wanted[2], *wanted[:2]
+            hint: dict[tuple[int, ...], str] = {
+                wanted: "add a batch axis, images[None]",
+                first: "put the channels last",
+            }
+            remedy = hint.get(found, hint.get(found[1:], "resize or crop them"))
+            raise ValueError(f"images are [B, {', '.join(map(str, wanted))}] here, not {list(found)}: {remedy}")
+        if x.dtype != jnp.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(f"images are uint8, or floats as `normalize` returns them, not {x.dtype}")
+
 
 def normalize(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Scale uint8 images [..., C] to float32 by a mean and standard deviation per channel on the 0..1 scale."""
+    """Scale uint8 images [..., C] to float32 by a mean and standard deviation per channel on the 0..1 scale.
+
+    Raises ValueError for floats, which may be on the 0..1 scale or normalised already, and for other channels.
+    """
+    if images.dtype != jnp.uint8:
+        raise ValueError(f"normalize takes uint8 images, 0..255, not {images.dtype}; floats are not normalised twice")
+    if np.shape(images)[-1] != len(mean):
+        raise ValueError(f"images end in their {len(mean)} channels here, not in {np.shape(images)[-1]}")
     shape = (*[1] * (np.ndim(images) - 1), len(mean))
     scale, offset = jnp.asarray(std).reshape(shape), jnp.asarray(mean).reshape(shape)
     return (jnp.asarray(images, jnp.float32) / 255 - offset) / scale

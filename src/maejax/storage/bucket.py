@@ -5,8 +5,9 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
@@ -17,6 +18,7 @@ from maejax.storage.retry import Retry, RetryPolicy
 
 CHUNK = 1 << 20
 TRIAL_SECONDS = 60.0
+_VERSIONS = ("etag", "ETag", "md5Hash", "generation", "mtime", "LastModified", "created")  # of the file systems
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}
 
 
@@ -28,15 +30,14 @@ def read_bucket(address: str, policy: RetryPolicy, stop: threading.Event) -> Gen
     """
     system, path = open_system(address)
     retry = Retry(policy, stop)
-    done, identity = 0, None
+    done, version = 0, None
     while True:
-        try:
+        with retried(retry):
             system.invalidate_cache()  # its listings may be old
             info = within(policy.stall, stop, system.info, path)
-            found = (info.get("size"), info.get("etag") or info.get("ETag"))
-            if identity is not None and found != identity:
+            if version not in (None, version_of(info)):
                 raise FetchError("the file changed while it was read; start again")
-            identity = found
+            version = version_of(info)
             file = within(policy.stall, stop, system.open, path, "rb", block_size=4 * CHUNK, cache_type="readahead")
             file.seek(done)
             while chunk := within(policy.stall, stop, file.read, CHUNK):
@@ -44,17 +45,40 @@ def read_bucket(address: str, policy: RetryPolicy, stop: threading.Event) -> Gen
                 retry.progress()
                 yield chunk
             file.close()  # not after a failure: closing a stalled file would stall too
-            if found[0] is None or done >= found[0]:
+            if info.get("size") is None or done >= info["size"]:
                 return
-            retry.wait(f"ended at byte {done} of {found[0]}")
-        except (FetchError, Stopped):
-            raise
-        except FileNotFoundError:
-            raise FetchError("not found; correct the address") from None
-        except PermissionError as error:
-            raise FetchError(f"access denied: {shorten(error)}; log in, or ask for access") from None
-        except Exception as error:  # every file system raises its own
-            retry.wait(shorten(error))
+            retry.wait(f"ended at byte {done} of {info['size']}")
+
+
+def identify_in_bucket(address: str, policy: RetryPolicy) -> str:
+    """Return checksum or date, and size, of the file at an address of fsspec; raises FetchError."""
+    system, path = open_system(address)
+    stop = threading.Event()
+    retry = Retry(policy, stop)
+    while True:
+        with retried(retry):
+            system.invalidate_cache()
+            return version_of(within(policy.stall, stop, system.info, path))
+
+
+def version_of(info: dict[str, Any]) -> str:
+    """Return checksum or date, and size, from what a file system says of a file."""
+    return f"{next((info[key] for key in _VERSIONS if info.get(key)), '')} {info.get('size')}"
+
+
+@contextmanager
+def retried(retry: Retry) -> Iterator[None]:
+    """Pause after an error that may pass; raises FetchError for one that will not."""
+    try:
+        yield
+    except (FetchError, Stopped):
+        raise
+    except FileNotFoundError:
+        raise FetchError("not found; correct the address") from None
+    except PermissionError as error:
+        raise FetchError(f"access denied: {shorten(error)}; log in, or ask for access") from None
+    except Exception as error:  # every file system raises its own
+        retry.wait(shorten(error))
 
 
 def within(seconds: float, stop: threading.Event, function: Callable, *arguments: Any, **named: Any) -> Any:

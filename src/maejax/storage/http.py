@@ -53,7 +53,7 @@ def read_web(address: str, policy: RetryPolicy, stop: threading.Event) -> Genera
             response = _request(pool, url, headers, retry)
             try:
                 skip = _overlap(response, done)
-                now = response.headers.get("ETag") or response.headers.get("Last-Modified")
+                now = _version(response)
                 total = _length(response)
                 if done and (now != identity or (None not in (total, length) and total != length)):
                     raise FetchError("the file on the server changed while it was read; start again")
@@ -72,6 +72,16 @@ def read_web(address: str, policy: RetryPolicy, stop: threading.Event) -> Genera
                 retry.wait(f"{_describe(error)} at byte {done}" + (f" of {length}" if length is not None else ""))
             finally:
                 response.close()
+
+
+def identify_on_web(address: str, policy: RetryPolicy) -> str:
+    """Return ETag or date, and length, of the file at an http(s) or hf:// address; raises FetchError."""
+    url, headers = resolve(address)
+    with _pool(url, policy) as pool:
+        # Not HEAD: a signature is that of one method.
+        response = _request(pool, url, headers, Retry(policy, threading.Event()))
+        response.close()
+    return f"{_version(response) or ''} {_length(response)}"
 
 
 def list_hf(pattern: str, policy: RetryPolicy) -> list[str]:
@@ -190,6 +200,10 @@ def _overlap(response: urllib3.BaseHTTPResponse, done: int) -> int:
     if match is None or int(match[1]) > done:
         raise FetchError("the server answers with another range of bytes than was asked for")
     return done - int(match[1])
+
+
+def _version(response: urllib3.BaseHTTPResponse) -> str | None:
+    return response.headers.get("ETag") or response.headers.get("Last-Modified")
 
 
 def _length(response: urllib3.BaseHTTPResponse) -> int | None:

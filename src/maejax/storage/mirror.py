@@ -5,6 +5,7 @@ nothing. Orbax writes to disks and gs:// only, and no file in a bucket can grow:
 complete file is copied. Functions that talk to the bucket raise Failed if it does not answer.
 """
 
+import json
 import logging
 import shutil
 import tempfile
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from maejax.errors import Failed, FetchError, InputError
-from maejax.storage.atomic import write_atomically
-from maejax.storage.bucket import open_system, shorten, try_bucket, within
-from maejax.storage.cache import cache_folder
+from maejax.storage.atomic import write_atomically, write_whole
+from maejax.storage.bucket import open_system, shorten, try_bucket, version_of, within
+from maejax.storage.cache import cache_folder, hash_file
+from maejax.storage.lock import held
 
 MARKER = "commit_success.txt"  # Orbax's name for the last file of a checkpoint; without it the checkpoint is incomplete
 RESUMED = ("config.json", "metrics.jsonl", "wandb-run.txt")  # the files that a resumed run needs beside a checkpoint
@@ -188,17 +190,25 @@ def bring(checkpoint: Path) -> Path:
     """Fetch a checkpoint from the bucket if it is missing here; return its local folder."""
     if not address_of(checkpoint):
         return checkpoint
-    wanted = _files(checkpoint)
-    here = {path.relative_to(checkpoint).as_posix(): path for path in checkpoint.rglob("*") if path.is_file()}
-    if wanted != {name: path.stat().st_size for name, path in here.items()}:
-        part = checkpoint.with_name(f"{checkpoint.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        for name, size in wanted.items():
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            _call("read", checkpoint / name, lambda s, key, to=part / name: s.get_file(key, str(to)), size)
-        shutil.rmtree(checkpoint, ignore_errors=True)
-        part.replace(checkpoint)
+    with held(checkpoint, shown(checkpoint)):
+        found, record = _files(checkpoint), checkpoint.with_name(f"{checkpoint.name}.fetched")
+        versions = {name: version_of(info) for name, info in found.items()}
+        known = json.loads(record.read_text()) if record.is_file() else {}
+        if known != {"versions": versions, "hashes": _hashes(checkpoint)}:
+            part = checkpoint.with_name(f"{checkpoint.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            for name, info in found.items():
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                _call("read", checkpoint / name, lambda s, key, to=part / name: s.get_file(key, str(to)), info["size"])
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            part.replace(checkpoint)
+            write_whole(record, json.dumps({"versions": versions, "hashes": _hashes(checkpoint)}))
     return checkpoint
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of all files below a folder, by relative path."""
+    return {path.relative_to(folder).as_posix(): hash_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def prune(directory: Path, keep: int) -> None:
@@ -224,12 +234,12 @@ def set_aside(checkpoint: Path, name: str) -> None:
     remove(checkpoint)
 
 
-def _files(folder: Path) -> dict[str, int]:
-    """Return the sizes in bytes of all files below a folder in a bucket, by relative path."""
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what the file system says of all files below a folder in a bucket, by relative path."""
     found, key = _call("listed", folder, lambda system, key: (system.find(key, detail=True), key))
     # Some file systems list folders too.
     files = {name: info for name, info in found.items() if info["type"] == "file" and not name.endswith("/")}
-    return {name.lstrip("/").removeprefix(f"{key.lstrip('/')}/"): info["size"] for name, info in files.items()}
+    return {name.lstrip("/").removeprefix(f"{key.lstrip('/')}/"): info for name, info in files.items()}
 
 
 def _put(path: Path, source: Path) -> None:

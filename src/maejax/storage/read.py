@@ -5,8 +5,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 from maejax.errors import FetchError
-from maejax.storage.bucket import read_bucket
-from maejax.storage.http import read_web
+from maejax.storage.bucket import identify_in_bucket, read_bucket
+from maejax.storage.http import identify_on_web, read_web
 from maejax.storage.pipe import read_pipe
 from maejax.storage.retry import RetryPolicy
 
@@ -27,6 +27,15 @@ def read_address(
     if "://" in address:
         return read_bucket(address, policy, stop)
     return _read_file(Path(address))
+
+
+def identify(address: str, policy: RetryPolicy) -> str:
+    """Return what the server calls this version of a file: its ETag or date, and its length.
+
+    The text is another one once the file changes there. Raises FetchError if the server does not tell.
+    """
+    kind = identify_on_web if address.startswith(("http://", "https://", "hf://")) else identify_in_bucket
+    return kind(address, policy)
 
 
 def _read_file(path: Path) -> Generator[bytes, None, None]:

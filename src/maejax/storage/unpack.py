@@ -3,16 +3,12 @@
 import bz2
 import itertools
 import lzma
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 
-from maejax.errors import FetchError
+from backports import zstd
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from maejax.errors import FetchError
 
 
 def unpack(chunks: Iterator[bytes]) -> Iterator[bytes]:

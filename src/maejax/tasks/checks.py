@@ -45,6 +45,24 @@ def check_step(config: Config, devices: int, where: str = "") -> None:
     check_batch("--train-batch-size", config.data.train_batch_size, devices, where, parts=parts, repeats=repeats)
 
 
+def warnings_of(config: Config, images: int | None, width: int) -> list[str]:
+    """List what is allowed and seldom meant, each with what to do; `images` is the number of them, if it is known."""
+    data, run, optimization, found = config.data, config.run, config.optimization, []
+    steps, warmup = optimization.training_steps, optimization.warmup_steps
+    if warmup >= steps:
+        found.append(f"--warmup-steps {warmup} is no less than --training-steps {steps}: try {steps // 20}")
+    if images is not None and data.train_batch_size > images:
+        found.append(
+            f"--train-batch-size {data.train_batch_size} holds each of {images} images several times: lower it"
+        )
+    if run.mode == "finetune" and not run.pretrained_ckpt:
+        found.append("--pretrained-ckpt is empty: the encoder starts from random weights")
+    usual = recipe(run.mode).optimization.learning_rate
+    if run.mode == "pretrain" and width < 384 and optimization.learning_rate == usual:
+        found.append(f"--learning-rate {usual} is that of ViT-B and larger: with --dim {width}, try 1e-3")
+    return found
+
+
 def refuse_ignored(config: Config, names: str, why: str) -> None:
     """Check that flags which a task would have to ignore, a list of words, have the defaults of their mode.
 

@@ -21,7 +21,7 @@ from maejax.distributed.processes import all_processes, broadcast_from_0, name_o
 from maejax.errors import Failed, InputError
 from maejax.storage import mirror
 from maejax.storage.lock import held
-from maejax.tasks.checks import compute_of, run_differences, safe_flags, shared_flags, traced_steps
+from maejax.tasks.checks import compute_of, run_differences, safe_flags, shared_flags, traced_steps, warnings_of
 from maejax.tasks.configured import configured_rate, run_directory
 from maejax.tasks.fast_forms import choose_forms
 from maejax.tasks.task import Evaluator, Task
@@ -199,7 +199,9 @@ def announce(task: Task, log: RunLog, state: TrainState, start: int, forms: list
         log.message(f"weights  {task.origin}")
     if start:
         shown = mirror.shown(run_directory(config))
-        log.message(f"continuing {shown} from step {start} of {config.optimization.training_steps}")
+        stop = config.optimization.training_steps
+        finished = f"{shown} is finished, at step {stop}: choose another --name, or more --training-steps"
+        log.message(f"continuing {shown} from step {start} of {stop}" if start < stop else finished)
         if task.saved:
             for line in describe_changes(config, task.saved, start):
                 log.message(line)
@@ -207,6 +209,8 @@ def announce(task: Task, log: RunLog, state: TrainState, start: int, forms: list
     for line in forms:
         log.message(f"forms    {line}")
     log.message(f"loader   {loader.footprint}")
+    for line in () if start else warnings_of(config, task.source.total, task.model.encoder.dim):
+        log.message(f"warning  {line}")
     for source in (task.source, task.valid):
         for problem in source.problems[:5] if source is not None else ():
             log.message(f"data     {problem}")

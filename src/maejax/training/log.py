@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from maejax.errors import printable
 from maejax.storage.atomic import write_atomically
 from maejax.training.trackers import Tracker, guarded
 
@@ -98,7 +99,7 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 class Lines:

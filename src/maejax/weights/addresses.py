@@ -1,56 +1,116 @@
-"""Weights at an address: fetched once to a path on this host."""
+"""Weights at an address: fetched to a path on this host, and again when they change there or are damaged here."""
 
 import hashlib
+import json
+import re
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import jax
 
-from maejax.errors import FetchError, WeightsError
+from maejax.errors import Failed, FetchError, WeightsError
 from maejax.storage import mirror
-from maejax.storage.atomic import write_atomically
-from maejax.storage.cache import cache_folder
-from maejax.storage.read import read_address
+from maejax.storage.atomic import write_atomically, write_whole
+from maejax.storage.cache import cache_folder, hash_file
+from maejax.storage.lock import held
+from maejax.storage.read import identify, read_address
 from maejax.storage.redact import redact
 from maejax.storage.retry import RetryPolicy
-from maejax.storage.spool import stem_of
 
 FILES = (".safetensors", ".msgpack", ".pth", ".pt", ".bin")  # anything else in a bucket is a run, a folder
+PIN = "#sha256="
+ASKING = RetryPolicy(connect=5, stall=5, total=5)  # whether a file that is here has changed
 
 
 class Fetched(NamedTuple):
-    """A file of weights on this host: where it is, its bytes, and their SHA-256."""
+    """A file of weights on this host: its bytes, their SHA-256, and the `identity` that its address gave it."""
 
     path: Path
     size: int
     sha256: str
+    identity: str = ""
+    notice: str = ""
 
     def describe(self, address: str) -> str:
         """Describe the file in a line."""
-        return f"{redact(address)}: {self.size:,} bytes, sha256 {self.sha256}"
+        return f"{redact(address)}: {self.size:,} bytes, sha256 {self.sha256}{self.notice}"
 
 
 def fetch_weights(address: str, cache_dir: str = "") -> Fetched:
     """Fetch a file of weights once, from http(s)://, hf://OWNER/NAME/FILE, gs://, s3:// or any address of fsspec.
 
-    `cache_dir` keeps it; empty: `weights` in the cache folder, ~/.cache/maejax or $XDG_CACHE_HOME/maejax. Raises
-    WeightsError if it cannot be had.
+    `cache_dir` keeps it; empty: `weights` in the cache folder, ~/.cache/maejax or $XDG_CACHE_HOME/maejax. It is fetched
+    again if it was damaged since or if the server names another version. `#sha256=HEX` after the address pins the
+    content. Raises WeightsError if it cannot be had, and Failed if it cannot be kept.
     """
-    folder = Path(cache_dir).expanduser() if cache_dir else cache_folder() / "weights"
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = redact(address)
-    name = shown.split("?")[0].rpartition("/")[2]
-    path = folder / f"{stem_of(address).rpartition('.')[2]}-{name}"
-    if not path.exists():
-        try:
-            with write_atomically(path) as part, part.open("wb") as file:
-                for chunk in read_address(address, RetryPolicy()):
-                    file.write(chunk)
-        except FetchError as error:
-            raise WeightsError(f"{shown}: {error}") from None
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Fetched(path, path.stat().st_size, digest)
+    address, pin = split_pin(address)
+    path = place_of(address, Path(cache_dir).expanduser() if cache_dir else cache_folder() / "weights")
+    try:
+        with held(path, redact(address)):
+            return fetch_alone(address, path, pin)
+    except FetchError as error:
+        raise WeightsError(f"{redact(address)}: {error}") from None
+    except OSError as error:
+        raise Failed(f"{path} cannot be kept: {error.strerror or error}; free space, or set XDG_CACHE_HOME") from None
+
+
+def fetch_alone(address: str, path: Path, pin: str) -> Fetched:
+    """Fetch a file to a path that no other process uses, unless a good copy is there; raises FetchError."""
+    kept, identity, notice = read_kept(path), "", ""
+    if kept is not None and (pin == kept.sha256 or re.match(r"hf://[^@]+@[0-9a-f]{40}/", address)):
+        return kept
+    try:
+        identity = identify(address, RetryPolicy() if kept is None else ASKING)
+    except FetchError as error:
+        if kept is None:
+            raise
+        identity, notice = kept.identity, f"; a copy from before, since there is now: {error}"
+    if kept is None or identity != kept.identity or pin:
+        with write_atomically(path) as part, part.open("wb") as file:
+            for chunk in read_address(address, RetryPolicy()):
+                file.write(chunk)
+            file.flush()
+            digest = hash_file(part)
+            if pin and pin != digest:
+                raise FetchError(f"its SHA-256 is {digest}, not the one after {PIN}; correct the pin or the address")
+            kept = Fetched(path, part.stat().st_size, digest, identity)
+            write_whole(record_of(path), json.dumps({"sha256": digest, "identity": identity}))
+    return kept._replace(notice=notice)
+
+
+def split_pin(address: str) -> tuple[str, str]:
+    """Split the SHA-256 after `#sha256=` off an address, "" without one; raises WeightsError if it is none."""
+    address, mark, pin = address.partition(PIN)
+    if mark and not re.fullmatch("[0-9a-f]{64}", pin := pin.lower()):
+        raise WeightsError(f"{redact(address)}{PIN}: give the 64 hexadecimal digits that sha256sum prints")
+    return address, pin
+
+
+def place_of(address: str, folder: Path) -> Path:
+    """Return the file for an address: two addresses never share one, and files of one folder stay side by side."""
+    bare, mark, query = address.partition("?")
+    parent, _, name = bare.rpartition("/")
+    name = quote(name, safe="")
+    return (
+        folder
+        / hashlib.sha256(f"{parent}{mark}{query}".encode()).hexdigest()[:16]
+        / ((name.strip(".") and name) or "_")
+    )
+
+
+def record_of(path: Path) -> Path:
+    """Return the file that keeps what is known about a fetched file."""
+    return path.with_name(f".{path.name}.fetched")
+
+
+def read_kept(path: Path) -> Fetched | None:
+    """Return the file that was fetched to a path, None if there is none, or if its bytes are others now."""
+    try:
+        record, digest = json.loads(record_of(path).read_text()), hash_file(path)
+    except (FileNotFoundError, ValueError):
+        return None
+    return Fetched(path, path.stat().st_size, digest, record["identity"]) if digest == record["sha256"] else None
 
 
 def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
@@ -60,22 +120,17 @@ def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
     """
     if "://" not in str(path):
         return Path(path).expanduser(), ""
-    if not str(path).startswith(("http://", "https://", "hf://")) and not str(path).split("#")[0].endswith(FILES):
-        return mirror.read_folder(str(path), jax.process_index()), ""
+    address, _ = split_pin(str(path))
+    if not address.startswith(("http://", "https://", "hf://")) and not address.endswith(FILES):
+        return mirror.read_folder(address, jax.process_index()), ""
     fetched = fetch_weights(str(path), cache_dir)
-    if not (fetched.path.name.endswith("model.safetensors") and str(path).startswith("hf://")):
-        return fetched.path, fetched.describe(str(path))
-    config = fetch_weights(f"{str(path).rpartition('/')[0]}/config.json", cache_dir)
-    folder = fetched.path.with_name(fetched.path.name.removesuffix(".safetensors"))
-    folder.mkdir(exist_ok=True)
-    files = {"model.safetensors": fetched.path, "config.json": config.path}
-    name = "preprocessor_config.json"
+    if not (address.startswith("hf://") and fetched.path.name.endswith("model.safetensors")):
+        return fetched.path, fetched.describe(address)
+    folder = address.rpartition("/")[0]
+    fetch_weights(f"{folder}/config.json", cache_dir)
     try:
-        files[name] = fetch_weights(f"{str(path).rpartition('/')[0]}/{name}", cache_dir).path
+        fetch_weights(f"{folder}/preprocessor_config.json", cache_dir)
     except WeightsError as error:
         if "HTTP 404" not in str(error):  # many models have none
             raise
-    for name, source in files.items():
-        (folder / name).unlink(missing_ok=True)
-        (folder / name).symlink_to(source.absolute())
-    return folder, fetched.describe(str(path))
+    return fetched.path.parent, fetched.describe(address)

@@ -1,7 +1,7 @@
 """Weights of any layout: recognised by the content and read; and written."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maejax.errors import InputError, WeightsError
 from maejax.weights import huggingface, native, original, pickled, run_directory, timm_card, torch_names
@@ -9,10 +9,15 @@ from maejax.weights.addresses import local
 from maejax.weights.statement import KEY, read_beside, read_statement, statement_of, write_beside
 from maejax.weights.weights import Weights, model_of
 
+if TYPE_CHECKING:
+    from maejax.models.classifier import ImageClassifier
+    from maejax.models.mae import MaskedAutoencoder
+    from maejax.models.vit import VisionTransformer
+
 LAYOUTS = {"maejax": ".safetensors", "original": ".msgpack", "fair": ".pth", "timm": ".pth", "hf": ""}
 
 
-def load(path: str | Path, **known: Any) -> Any:
+def load(path: str | Path, **known: Any) -> "MaskedAutoencoder | ImageClassifier | VisionTransformer":
     """Load a model from any weights that `read` knows, or their address: an nnx.Module, computed in float32.
 
     A `MaskedAutoencoder` if there is a decoder, an `ImageClassifier` if there is a head, else a `VisionTransformer`.

@@ -20,10 +20,10 @@ def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
     The file for timm lacks a decoder. Returns sentences that a reader must know.
     """
     path.mkdir(parents=True, exist_ok=True)
-    if for_transformers(weights):
+    try:
         notices = huggingface.write(weights, path)
-    else:
-        notices = ["transformers' ViT has no place for some of these weights: the folder is for timm alone"]
+    except WeightsError as error:
+        notices = [f"the folder is for timm alone: {error}"]
     state, _ = torch_names.to_timm(weights)
     native.write_safetensors(state, path / TIMM_FILE)
     write_whole(path / "README.md", card)
@@ -59,6 +59,7 @@ def describe(
         "parameters": f"{sum(a.size for a in weights.arrays.values()):,}",
         "written by": weights.writer,
     }
+    facts["pictures"] = pictures(weights)
     if isinstance(config, MAE):
         decoder = config.decoder
         facts["decoder"] = f"{decoder.layers} layers, width {decoder.dim}, {decoder.heads} heads"
@@ -82,15 +83,41 @@ def describe(
     return "\n".join(parts)
 
 
+def pictures(weights: Weights) -> str:
+    """Write in a sentence what pictures a model takes, and how validation prepared them."""
+    encoder, ratio = weights.config.encoder, weights.crop_ratio
+    kinds = {1: "grey", 3: "RGB", 4: "RGB with alpha"}
+    kind = kinds.get(encoder.channels, f"arrays of {encoder.channels} channels")
+    height, width = (int(side / ratio) for side in encoder.image_size)
+    return f"{kind}, 8 bits, turned upright, resized (bicubic) to cover {height}x{width}, then cropped at the centre"
+
+
+def opening(weights: Weights) -> str:
+    """Write the code that opens a photo as a model takes it, "" for channels that no photo has."""
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(weights.config.encoder.channels)
+    if mode is None:
+        return ""
+    return (
+        "from PIL import Image, ImageOps\n\n"
+        f'photo = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("{mode}")\n'
+    )
+
+
 def loading(weights: Weights, name: str) -> list[str]:
-    """Write the code that loads a folder in transformers, and in timm."""
-    options = torch_names.timm_options(weights.config)
+    """Write the code that loads a folder and prepares a photo, in transformers, and in timm."""
+    options, encoder, photo = torch_names.timm_options(weights.config), weights.config.encoder, opening(weights)
     timm = (
         "import timm\nfrom huggingface_hub import hf_hub_download\nfrom safetensors.torch import load_file\n\n"
         f'model = timm.create_model("vit_{TIMM_NAMES.get(options["embed_dim"], "base")}_patch16_224", '
         f"{', '.join(f'{key}={value!r}' for key, value in options.items())})\n"
         f'model.load_state_dict(load_file(hf_hub_download("{name}", "{TIMM_FILE}")))\n'
     )
+    if photo:
+        timm += (
+            f"\n{photo}transform = timm.data.create_transform({(encoder.channels, *encoder.image_size)}, "
+            f'interpolation="bicubic", mean={encoder.mean}, std={encoder.std}, crop_pct={weights.crop_ratio})\n'
+            "out = model.eval()(transform(photo)[None])\n"
+        )
     if not for_transformers(weights):
         return [timm]
     model, extra = {
@@ -103,6 +130,12 @@ def loading(weights: Weights, name: str) -> list[str]:
         transformers += (
             "\n# The encoder alone, without masks:\nfrom transformers import ViTModel\n\n"
             f'encoder = ViTModel.from_pretrained("{name}", add_pooling_layer=False)\n'
+        )
+    if photo and encoder.image_size[0] == encoder.image_size[1]:
+        transformers += (
+            f"\nfrom transformers import AutoImageProcessor\n{photo}"
+            f'processor = AutoImageProcessor.from_pretrained("{name}")  # may crop one pixel further up or left\n'
+            'out = model(processor(photo, return_tensors="pt")["pixel_values"])\n'
         )
     return [transformers, timm]
 

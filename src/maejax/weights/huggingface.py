@@ -213,7 +213,27 @@ def state_of(weights: Weights) -> dict[str, np.ndarray]:
         raise WeightsError("Hugging Face's ViT has one activation for encoder and decoder; convert to maejax")
     if isinstance(config, Classifier) and config.pooling == "avg":
         raise WeightsError("Hugging Face's ViT has no mean pooling before its head; convert to timm or maejax")
+    if isinstance(config, MAE) and len(set(config.encoder.image_size)) > 1:
+        raise WeightsError("Hugging Face's ViTMAE is for square images alone; convert to timm or maejax")
     return to_hf(torch_names.to_theirs(arrays, config.encoder))
+
+
+def preprocessor(weights: Weights) -> dict[str, Any]:
+    """Describe the transform of validation: the short side resized to image size / `crop_ratio`, the centre cropped.
+
+    No processor of transformers does this for images that are not square: there it only resizes.
+    """
+    encoder = weights.config.encoder
+    height, width = encoder.image_size
+    size: dict[str, Any] = {"size": {"height": height, "width": width}, "image_processor_type": "ViTImageProcessor"}
+    if height == width:
+        size = {
+            "size": {"shortest_edge": int(height / weights.crop_ratio)},
+            "image_processor_type": "CLIPImageProcessor",
+        }
+        size |= {"do_center_crop": True, "crop_size": {"height": height, "width": width}}
+    steps = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": encoder.channels == 3}
+    return {**size, **steps, "resample": 3, "image_mean": list(encoder.mean), "image_std": list(encoder.std)}
 
 
 def write(weights: Weights, path: Path) -> list[str]:
@@ -228,6 +248,10 @@ def write(weights: Weights, path: Path) -> list[str]:
         return {key: getattr(values, field) for field, (key, _) in names.items()}
 
     size = encoder.image_size
+    if size[0] != size[1]:
+        notices.append(
+            "preprocessor_config.json squeezes images to HxW: transformers knows no other way; crop them before"
+        )
     meta: dict[str, Any] = {
         "model_type": "vit_mae" if config.kind == "mae" else "vit",
         "image_size": size[0] if size[0] == size[1] else list(size),
@@ -252,18 +276,8 @@ def write(weights: Weights, path: Path) -> list[str]:
         meta |= {"architectures": ["ViTModel"]}
         state = {name.removeprefix("vit."): array for name, array in state.items()}
         notices.append("the model is written without the pooler of ViTModel: give add_pooling_layer=False")
-    preprocessor = {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "size": {"height": size[0], "width": size[1]},
-        "resample": 3,
-        "image_mean": list(encoder.mean),
-        "image_std": list(encoder.std),
-    }
     path.mkdir(parents=True, exist_ok=True)
     write_whole(path / "config.json", json.dumps(meta, indent=2) + "\n")
-    write_whole(path / "preprocessor_config.json", json.dumps(preprocessor, indent=2) + "\n")
+    write_whole(path / "preprocessor_config.json", json.dumps(preprocessor(weights), indent=2) + "\n")
     native.write_safetensors(state, path / "model.safetensors", {"format": "pt"})
     return notices

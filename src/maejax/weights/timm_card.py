@@ -13,7 +13,7 @@ POOLINGS = {"token": "cls", "avg": "avg"}  # with a norm of its own (fc_norm) "a
 
 
 class TimmCard(NamedTuple):
-    """What config.json says: arguments of `torch_names.from_state`, normalisation of images, names of classes."""
+    """Facts in config.json: arguments of `torch_names.from_state`, normalisation of images, names of classes."""
 
     facts: dict[str, Any]
     normalisation: dict[str, tuple[float, ...]]

@@ -22,6 +22,8 @@ STACKS = ("encoder.transformer.blocks.", "decoder.blocks.")
 PIXELS_ASSUMED = "whether its targets were normalised is not in the file; pixels assumed (--norm-pix-loss)"
 PROBE_FOLDED = "the probe's BatchNorm is folded into its linear layer"
 
+CROP_RATIO = 0.875  # of validation, where nothing tells
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -39,6 +41,8 @@ class Weights:
     """Sentences that a user must know before use."""
     classes: tuple[str, ...] = ()
     """Names of a classifier's classes, by number; empty if they are not known."""
+    crop_ratio: float = CROP_RATIO
+    """The --test-crop-ratio of validation."""
 
 
 def model_of(weights: Weights, compute: Compute = PLAIN) -> Any:
@@ -53,9 +57,12 @@ def model_of(weights: Weights, compute: Compute = PLAIN) -> Any:
     if config.kind == "encoder":
         arrays = {name.removeprefix("encoder."): array for name, array in arrays.items()}
     try:
-        return with_arrays(abstract_model(config, compute), arrays)
+        model = with_arrays(abstract_model(config, compute), arrays)
     except ValueError as error:
         raise WeightsError(str(error)) from None
+    if weights.classes:
+        model.classes = weights.classes
+    return model
 
 
 def blank_arrays(config: Network) -> dict[str, np.ndarray]:
