@@ -229,7 +229,7 @@ def test_exported_processors_prepare_photos_as_validation_does(timm, transformer
     """Pixel by pixel; where the border is odd, transformers rounds its half down, and its crop is one pixel beside."""
     if not PHOTOS.exists():
         pytest.skip(f"{PHOTOS} is not there")
-    made = replace(weights("encoder", image_size=[96, 96], mean=[0.0] * 3, std=[1.0] * 3), crop_ratio=ratio)
+    made = replace(weights("encoder", image_size=[96, 96], mean=[0.0] * 3, std=[1.0] * 3), test_crop_ratio=ratio)
     files.write(made, tmp_path / "hf", "hf")
     theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path / "hf")
     code = re.search(r"transform = (.*)", hub.loading(made, "x")[1])[1]

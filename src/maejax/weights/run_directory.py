@@ -9,7 +9,7 @@ from maejax.models.description import from_json
 from maejax.storage import mirror
 from maejax.training.checkpoint import read_model_arrays, saved_steps
 from maejax.training.rundir import BEST, CHECKPOINTS, read_config
-from maejax.weights.weights import CROP_RATIO, Weights, blank_arrays, check
+from maejax.weights.weights import Weights, blank_arrays, check
 
 
 def locate(path: str | Path) -> tuple[Path, Path]:
@@ -50,5 +50,5 @@ def read(path: str | Path, *, raw: bool = False) -> Weights:
     arrays = {name: np.asarray(array) for name, array in read_model_arrays(checkpoint, raw=raw).items()}
     check(blank_arrays(config), arrays, mirror.shown(checkpoint))
     classes = tuple(meta["classes"]) if config.kind == "classifier" else ()
-    ratio = meta["flags"].get("test_crop_ratio", CROP_RATIO)
+    ratio = meta["flags"].get("test_crop_ratio", 0.0)
     return Weights(arrays, config, "maejax", f"maejax {meta['maejax']}, step {checkpoint.name}", (), classes, ratio)

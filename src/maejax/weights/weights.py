@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from maejax.data.augment import usual_crop_ratio
 from maejax.errors import WeightsError
 from maejax.models.build import abstract_model
 from maejax.models.description import PLAIN, Classifier, Compute, Network
@@ -21,8 +22,6 @@ STACKS = ("encoder.transformer.blocks.", "decoder.blocks.")
 
 PIXELS_ASSUMED = "whether its targets were normalised is not in the file; pixels assumed (--norm-pix-loss)"
 PROBE_FOLDED = "the probe's BatchNorm is folded into its linear layer"
-
-CROP_RATIO = 0.875  # of validation, where nothing tells
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,13 @@ class Weights:
     """Sentences that a user must know before use."""
     classes: tuple[str, ...] = ()
     """Names of a classifier's classes, by number; empty if they are not known."""
-    crop_ratio: float = CROP_RATIO
-    """The --test-crop-ratio of validation."""
+    test_crop_ratio: float = 0.0
+    """The flag of that name with which the model was validated; 0 where nothing tells."""
+
+    @property
+    def crop_ratio(self) -> float:
+        """The crop ratio of validation, as `data.augment.center_crop` takes it."""
+        return self.test_crop_ratio or usual_crop_ratio(self.config.encoder.image_size)
 
 
 def model_of(weights: Weights, compute: Compute = PLAIN) -> Any:
