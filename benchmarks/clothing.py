@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from maejax.config import recipe, with_flags
+from maejax.config import with_flags
 from maejax.data.packing import pack
 from maejax.data.sources import open_source
 from maejax.evaluate.protocols import pair, score, untrained_like
+from maejax.recipes import recipe
 from maejax.tasks import classify, eval_only, pretrain
 from maejax.training.memory import keep_freed_memory
 from maejax.training.rundir import write_json

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maejax.config import recipe, with_flags
+from maejax.config import with_flags
+from maejax.recipes import recipe
 from maejax.tasks import classify
 from maejax.training.log import read_metrics
 

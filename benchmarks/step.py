@@ -85,9 +85,10 @@ def jax_tune_step(sizes, batch, dtype):
     import jax
     import numpy as np
 
-    from maejax.config import recipe, with_flags
+    from maejax.config import with_flags
     from maejax.data.pipeline import Batch
     from maejax.models.description import Compute
+    from maejax.recipes import recipe
     from maejax.tasks import classify
     from maejax.training.mesh import make_mesh, put_rows
     from maejax.training.state import create_state

@@ -2,8 +2,9 @@
 
 import pytest
 
-from maejax.config import differences, flags, recipe, with_flags
+from maejax.config import differences, flags, with_flags
 from maejax.errors import InputError
+from maejax.recipes import recipe
 
 ORIGINAL = """mode image_mask_ratio train_dataset_shards valid_dataset_shards train_batch_size valid_batch_size
 train_loader_workers valid_loader_workers random_crop color_jitter auto_augment random_erasing augment_repeats

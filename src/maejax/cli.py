@@ -32,9 +32,9 @@ from maejax.commands.pack import PackCommand
 from maejax.commands.plan import PlanCommand, preset_flags
 from maejax.commands.reconstruct import ReconstructCommand
 from maejax.commands.train import TrainCommand
-from maejax.config import recipe
 from maejax.console import PrintableFormatter
 from maejax.errors import Failed, FetchError, InputError, printable
+from maejax.recipes import recipe
 
 # In the order of the help; each class has the name of its command.
 _OF_IMAGES = (TrainCommand, DemoCommand, DataCommand, PackCommand)

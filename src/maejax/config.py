@@ -1,6 +1,6 @@
 """Every flag of a training run; the docstrings are the help text of `maejax train --help`.
 
-Defaults are published recipes (the original's flags; paper, Tables 8-10): `RECIPES` has what differs from pre-training.
+Defaults are the published recipe of pre-training (the original's flags; paper, Table 8); `recipes.py` has the others.
 """
 
 import dataclasses
@@ -259,6 +259,8 @@ class Machine:
     """Number of processes, for --coordinator."""
     process_id: int = flag(-1, free=True, written=False)
     """Number of this process, from 0, for --coordinator."""
+    silent_seconds: int = flag(60, least=5, free=True)
+    """Seconds without a sign of life, as of a paused host, after which a process counts as lost and the others end."""
     sharding: Literal["replicated", "fsdp"] = flag("replicated", free=True)
     """replicated: devices hold the whole state. fsdp: parts, gathered layer by layer (ZeRO-3) as with --scan-layers."""
     on_nan: Literal["stop", "skip"] = flag("stop", free=True)
@@ -303,16 +305,6 @@ def image_shape(text: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
-_BOTH = {"crop_scale": 0.08, "image_mask_ratio": 0.0, "adam_b2": 0.999}
-_FINETUNE = {"train_batch_size": 1024, "learning_rate": 1e-3, "lr_decay": 0.75, "pooling": "gap", "droppath": 0.1}
-_AUGMENT = {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.25, "mixup": 0.8, "cutmix": 1.0}
-RECIPES: dict[str, dict[str, Any]] = {
-    "pretrain": {},
-    "linear": {**_BOTH, "train_batch_size": 16384, "optimizer": "lars", "learning_rate": 0.1, "weight_decay": 0.0},
-    "finetune": {**_BOTH, **_FINETUNE, **_AUGMENT, "label_smoothing": 0.1},
-}
-
-
 def flags(config: Config) -> dict[str, Any]:
     """List all flags of a configuration as one flat dictionary."""
     return {name: value for group in dataclasses.asdict(config).values() for name, value in group.items()}
@@ -334,13 +326,6 @@ def with_flags(config: Config, **changes) -> Config:
             raise InputError(f"there is no flag --{name}" + (f"; did you mean --{near[0]}?" if near else ""))
         groups[group] = dataclasses.replace(groups[group], **{name: value})
     return Config(**groups)
-
-
-def recipe(mode: str) -> Config:
-    """Return the published recipe of a mode: the defaults of its flags. Raises InputError for an unknown mode."""
-    if mode not in RECIPES:
-        raise InputError(f"--mode {mode}: choose one of {', '.join(RECIPES)}")
-    return with_flags(Config(), mode=mode, **RECIPES[mode])
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

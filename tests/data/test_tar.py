@@ -6,8 +6,11 @@ import tarfile
 import numpy as np
 import pytest
 
+from maejax.data.decode import decode
 from maejax.data.sources import open_source, open_stream
-from maejax.errors import InputError
+from maejax.data.tar import members
+from maejax.errors import FormatError, InputError, UnreadableImage, WeightsError
+from maejax.weights.files import read
 
 
 def add(tar, name, data):
@@ -143,3 +146,17 @@ def test_a_sparse_member_is_refused(tmp_path, images):
     (tmp_path / "s.tar").write_bytes(data)
     with pytest.raises(InputError, match=r"'a\.png' is stored with holes; make the tar without --sparse"):
         open_source(str(tmp_path / "s.tar"))
+
+
+def test_a_pointer_of_git_lfs_is_named_as_that(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 9\n"
+    for name in ("x.tar", "x.npz", "x.safetensors"):
+        (tmp_path / name).write_bytes(pointer)
+    with pytest.raises(InputError, match="is a pointer of git-lfs, not the file itself; fetch it with"):
+        open_source(str(tmp_path / "x.npz"))
+    with pytest.raises(WeightsError, match=r"x\.safetensors is a pointer of git-lfs"):
+        read(tmp_path / "x.safetensors")
+    with pytest.raises(FormatError, match="is a pointer of git-lfs"):
+        list(members(tmp_path / "x.tar"))
+    with pytest.raises(UnreadableImage, match="is a pointer of git-lfs"):
+        decode(pointer, 3)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from maejax.distributed import rendezvous
 from maejax.distributed.processes import join
 from maejax.distributed.rendezvous import Peers, meet
 from maejax.errors import Failed, InputError
@@ -73,13 +74,15 @@ def test_one_run_on_one_process_on_two_and_split(tmp_path, images, train):
         assert_close(list(together.values()), list(alone.values()), rounding(4 * STEPS), name=name)
 
 
-def meet_all(*processes, seconds=300.0):
+def meet_all(*processes, seconds=300.0, patience=60.0):
     """Let processes, as threads, meet on loopback; return what came of each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     with ThreadPoolExecutor() as pool:
-        calls = [pool.submit(meet, f"localhost:{port}", given, process, seconds) for process, given in processes]
+        calls = [
+            pool.submit(meet, f"localhost:{port}", given, process, seconds, patience) for process, given in processes
+        ]
         return [call.exception() or call.result() for call in calls]
 
 
@@ -114,6 +117,21 @@ def test_who_has_gone_is_named_to_all_others(monkeypatch):
     zero, one, two = meet_all((0, 3), (1, 3), (2, 3))
     one._lines[0]._connection.shutdown(socket.SHUT_RDWR)  # as where it is killed
     assert zero.lost(300) == two.lost(300) == f"process 1 ({host}) was lost"
+
+
+def test_who_is_paused_is_named_to_all_others(monkeypatch):
+    monkeypatch.setattr(Peers, "_end_in_time", lambda peers: threading.Event().wait())
+    live = Peers._live
+    monkeypatch.setattr(Peers, "_live", lambda peers: None if peers._process == 1 else live(peers))
+    zero, _, two = meet_all((0, 3), (1, 3), (2, 3), patience=2)
+    silent = f"process 1 ({socket.gethostname()}) was silent for 2 s: paused, or without a network"
+    assert silent in zero.lost(300) and silent in two.lost(300)
+
+
+def test_who_waits_for_the_first_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(rendezvous, "FIRST_LOG_SECONDS", 0.1)
+    meet_all((1, 2), seconds=1)
+    assert "process 1" in caplog.text and "waits for process 0 at localhost:" in caplog.text
 
 
 def test_only_one_that_never_waits_while_others_do_is_slow():

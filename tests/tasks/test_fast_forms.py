@@ -5,9 +5,10 @@ import math
 
 import pytest
 
-from maejax.config import recipe, with_flags
+from maejax.config import with_flags
 from maejax.models.description import MAE, Classifier, Compute, Stack, ViT
 from maejax.ops.check import Comparison, Sizes
+from maejax.recipes import recipe
 from maejax.tasks import fast_forms
 from maejax.tasks.fast_forms import choose_forms, layer_sizes
 

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from maejax.config import recipe, with_flags
+from maejax.config import with_flags
 from maejax.errors import WeightsError
+from maejax.recipes import recipe
 from maejax.tasks.transfer import with_facts_of_file
 from maejax.weights import files, native, torch_names
 from maejax.weights.pretrained import fetch_pretrained

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from maejax.commands.command import DONE, STOPPED, Command, check_writable, prepare_devices
 from maejax.commands.train import say_stopped
-from maejax.config import Config, recipe, with_flags
+from maejax.config import Config, with_flags
 from maejax.errors import InputError
+from maejax.recipes import recipe
 
 # Found by search on 2 CPU cores, see docs/demo.md.
 _DATA = {"channels": 1, "mean": (0.286,), "std": (0.353,), "random_crop": "none", "test_crop_ratio": 1.0}

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from maejax.commands.command import check_writable
 from maejax.commands.inspect import Unstated
-from maejax.config import declarations, flags, recipe
+from maejax.config import declarations, flags
 from maejax.console import plain
 from maejax.errors import InputError, install
+from maejax.recipes import recipe
 from maejax.storage.redact import redact
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # of StableHLO

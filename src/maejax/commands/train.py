@@ -52,6 +52,7 @@ class TrainCommand(Command):
                 coordinator=machine.coordinator,
                 num_processes=machine.num_processes,
                 process_id=machine.process_id,
+                silent_seconds=machine.silent_seconds,
             )
         )
         console = console if first else Console(quiet=True)

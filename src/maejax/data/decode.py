@@ -20,6 +20,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from maejax.data.tiff import check_tiff, scale_grey
 from maejax.data.turbojpeg import Box, decode_region, library
 from maejax.errors import UnreadableImage
+from maejax.storage.pointer import pointer
 
 _JPEG = b"\xff\xd8\xff"
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -131,7 +132,7 @@ def opener_of(data: bytes) -> type[ImageFile]:
             return opener
     if AVIF and data[4:12] in _AVIF:
         return AvifImageFile
-    raise UnreadableImage(f"no image format known here (starts with {data[:12]!r})")
+    raise UnreadableImage(pointer(data) or f"no image format known here (starts with {data[:12]!r})")
 
 
 def is_image(head: bytes) -> bool:

@@ -21,6 +21,7 @@ from maejax.data.order import epoch_order
 from maejax.data.stream import LocalShard, Stream, fetch_all, first_images, open_shards, read_index
 from maejax.data.tables import TABLE_SUFFIXES, in_table
 from maejax.errors import FormatError, InputError
+from maejax.storage.pointer import pointer
 from maejax.storage.redact import redact
 from maejax.storage.retry import RetryPolicy
 
@@ -293,7 +294,8 @@ def _open_arrays(path: Path) -> ArraySource:
             f"{path}: has no array named images; save uint8 images [n, H, W] or [n, H, W, C] there"
         ) from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as .npz: {error}; write it with numpy.savez") from None
+        said = pointer(path.read_bytes()) if path.is_file() and path.stat().st_size < 1000 else ""
+        raise InputError(f"{path}: {said or f'cannot be read as .npz: {error}; write it with numpy.savez'}") from None
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
         form = f"{images.dtype} {list(images.shape)}"
         raise InputError(f"{path}: images are {form}; they must be uint8 [n, H, W] or [n, H, W, C]")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maejax.errors import FormatError
+from maejax.storage.pointer import pointer
 
 BLOCK = 512
 LINK_TO_NOTHING = -2  # the size of a link whose target is not in the tar
@@ -63,9 +64,8 @@ def members(path: Path, grow: Callable[[int], int] | None = None, stop: int = -1
             if offset and len(header) < BLOCK:
                 raise FormatError(f"ends at byte {end} without the end mark of a tar: it may have been cut")
             if not _is_header(header):
-                raise FormatError(
-                    f"no tar header at byte {offset}" if offset else f"not a tar (starts with {header[:12]!r})"
-                )
+                what = pointer(header) or f"not a tar (starts with {header[:12]!r})"
+                raise FormatError(f"no tar header at byte {offset}" if offset else what)
             kind, start = header[156:157], offset
             if kind == b"S":
                 raise FormatError(f"{_name(header, override)!r} is stored with holes; make the tar without --sparse")

@@ -14,7 +14,7 @@ from maejax.distributed.rendezvous import Peers, meet
 from maejax.errors import Failed, InputError
 
 JOIN_SECONDS = 300  # hosts of a pod may start minutes apart
-SILENT_SECONDS = 30  # a process without a heartbeat for so long counts as dead, and the others end
+NAMED_SECONDS = 30  # JAX's service, which names nobody, has that much more patience than `Peers`
 
 # What srun, Open MPI and MPICH tell each process that they start: how many there are.
 STARTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -22,12 +22,13 @@ STARTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 _peers: Peers | None = None
 
 
-def join(*, distributed: bool, coordinator: str, num_processes: int, process_id: int) -> bool:
+def join(*, distributed: bool, coordinator: str, num_processes: int, process_id: int, silent_seconds: int = 60) -> bool:
     """Join the processes of a run before a device is touched; return whether this is process 0, which alone writes.
 
     With `distributed`, the TPU pod, SLURM, Open MPI or Kubernetes job names the processes; otherwise `coordinator`
     (HOST:PORT of process 0), `num_processes` and `process_id` do. With none of these ("", 0, -1), the run has one
-    process. Raises InputError if flags do not fit or there is no such job, Failed with the names of missing processes.
+    process. A process that is silent for `silent_seconds` ends the run. Raises InputError if flags do not fit or there
+    is no such job, Failed with the names of missing processes.
     """
     global _peers
     given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id >= 0}
@@ -58,10 +59,11 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
                 f"--distributed: no TPU pod, SLURM, Open MPI or Kubernetes job was found that started this process "
                 f"({error}); leave it out on a single host, or give --coordinator, --num-processes and --process-id"
             ) from None
-    _peers = meet(coordinator, num_processes, process_id, JOIN_SECONDS)
+    _peers = meet(coordinator, num_processes, process_id, JOIN_SECONDS, silent_seconds)
     try:
         options: dict[str, Any] = {"cluster_detection_method": "deactivate", "initialization_timeout": JOIN_SECONDS}
-        options |= {"heartbeat_timeout_seconds": SILENT_SECONDS, "shutdown_timeout_seconds": SILENT_SECONDS}
+        patience = silent_seconds + NAMED_SECONDS
+        options |= {"heartbeat_timeout_seconds": patience, "shutdown_timeout_seconds": patience}
         jax.distributed.initialize(coordinator, num_processes, process_id, local_devices, **options)
     except RuntimeError as error:  # of the coordination service
         raise Failed(f"the processes were not joined within {JOIN_SECONDS} s: {first_line(error)}") from None

@@ -11,7 +11,7 @@ from typing import Any
 
 from maejax.errors import Failed, InputError
 
-LOG_SECONDS = 30.0  # between two log lines about missing processes
+FIRST_LOG_SECONDS, LOG_SECONDS = 5.0, 30.0  # before the first log line about missing processes, between two
 GRACE_SECONDS = 20.0  # for a process to notice by itself that another one is lost; then it is ended
 HELLO_SECONDS = 10.0  # timeout of the first message
 
@@ -22,14 +22,14 @@ class _Line:
     """A connection that carries JSON messages, one a line."""
 
     def __init__(self, connection: socket.socket):
-        self._connection, self._file = connection, connection.makefile("rb")
+        self._connection, self._file, self._sending = connection, connection.makefile("rb"), threading.Lock()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_KEEPIDLE"):  # a machine that lost power closes no connection; probe it
             for option, value in ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
                 connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def send(self, message: dict[str, Any]) -> None:
-        with suppress(OSError):  # the other end is gone
+        with self._sending, suppress(OSError):  # the other end is gone
             self._connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self, seconds: float | None = None) -> dict[str, Any] | None:
@@ -47,15 +47,20 @@ class _Line:
 
 
 class Peers:
-    """The other processes. `names` holds all of them in order, `gone` how each ended that ended before this one."""
+    """The other processes. `names` holds all of them in order, `gone` how each ended that ended before this one.
 
-    def __init__(self, process: int, hosts: list[str], lines: dict[int, _Line]):
+    Each sends signs of life; one that is silent for `patience` seconds counts as lost. The machine of such a process
+    was paused, as in a live migration, or its network is down.
+    """
+
+    def __init__(self, process: int, hosts: list[str], lines: dict[int, _Line], patience: float):
         self.names = [f"process {i} ({host})" for i, host in enumerate(hosts)]
         self.gone: dict[int, str] = {}
-        self._process, self._lines = process, lines
+        self._process, self._lines, self._patience = process, lines, patience
         self._changed = threading.Event()
         for other, line in lines.items():
             threading.Thread(target=self._listen, args=(other, line), daemon=True).start()
+        threading.Thread(target=self._live, daemon=True).start()
 
     def announce_end(self, code: int) -> None:
         """Send the others the exit code of this process."""
@@ -70,18 +75,35 @@ class Peers:
     def _listen(self, other: int, line: _Line) -> None:
         """Receive messages from one process until it ends; process 0 forwards them to the others."""
         while True:
-            message = line.receive()
-            about, code = (other, None) if message is None else (message["process"], message["bye"])
+            asked = time.monotonic()
+            message = line.receive(self._patience)
+            if message is None:
+                silent = time.monotonic() - asked >= self._patience
+                how = f"was silent for {self._patience:g} s: paused, or without a network" if silent else "was lost"
+                message = {"bye": None, "process": other, "how": how}
+            if "bye" not in message:
+                continue
+            about, code = message["process"], message["bye"]
             if code != 0 and about not in self.gone and about != self._process:
                 if not self.gone:
                     threading.Thread(target=self._end_in_time, daemon=True).start()
-                self.gone[about] = "was lost" if code is None else f"ended with exit code {code}"
+                self.gone[about] = message.get("how") or f"ended with exit code {code}"
                 self._changed.set()
                 for another, theirs in self._lines.items() if self._process == 0 else ():
                     if another != about:
-                        theirs.send({"bye": code, "process": about})
-            if message is None or about == other:
+                        theirs.send(message)
+            if about == other:
                 return
+
+    def _live(self) -> None:
+        """Send signs of life, and say so where this process was paused."""
+        while True:
+            for line in self._lines.values():
+                line.send({"alive": self._process})
+            slept = time.monotonic()
+            time.sleep(self._patience / 6)
+            if (paused := time.monotonic() - slept) > self._patience:
+                _log.error("%s did not run for %.0f s: its machine was paused", self.names[self._process], paused)
 
     def _end_in_time(self) -> None:
         time.sleep(GRACE_SECONDS / 10)
@@ -91,8 +113,8 @@ class Peers:
         os._exit(1)
 
 
-def meet(coordinator: str, count: int, process: int, seconds: float) -> Peers:
-    """Wait until all `count` processes of a run are there; this one is number `process`.
+def meet(coordinator: str, count: int, process: int, seconds: float, patience: float) -> Peers:
+    """Wait until all `count` processes of a run are there; this one is number `process`; `patience` as of `Peers`.
 
     They meet at HOST:PORT of process 0, where JAX's service listens afterwards. Raises Failed with the names of
     processes that did not come within `seconds`, and InputError if the flags of two processes contradict each other.
@@ -101,7 +123,8 @@ def meet(coordinator: str, count: int, process: int, seconds: float) -> Peers:
     host, name = host.strip("[]"), socket.gethostname()
     deadline = time.monotonic() + seconds
     if process == 0:
-        return _gather(int(port), count, name, deadline, seconds)
+        return _gather(int(port), count, name, deadline, seconds, patience)
+    told = time.monotonic() + FIRST_LOG_SECONDS
     while True:
         try:
             connection = socket.create_connection((host, int(port)), timeout=HELLO_SECONDS)
@@ -112,19 +135,22 @@ def meet(coordinator: str, count: int, process: int, seconds: float) -> Peers:
                     f"process 0 was not found at {coordinator} within {seconds:g} s by process {process} ({name}); "
                     "start the same command on every host, and look at the log of process 0"
                 ) from None
+            if time.monotonic() > told:
+                _log.warning("process %d (%s) waits for process 0 at %s", process, name, coordinator)
+                told = time.monotonic() + LOG_SECONDS
             time.sleep(0.2)
     line = _Line(connection)
     line.send({"process": process, "count": count, "host": name})
     answer = line.receive(max(1.0, deadline - time.monotonic()) + HELLO_SECONDS) or {}
     if "hosts" in answer:
-        return Peers(process, answer["hosts"], {0: line})
+        return Peers(process, answer["hosts"], {0: line}, patience)
     line.close()
     if "wrong" in answer:
         raise InputError(answer["wrong"])
     raise Failed(answer.get("missing", f"process 0 at {coordinator} ended before all processes were there"))
 
 
-def _gather(port: int, count: int, name: str, deadline: float, seconds: float) -> Peers:
+def _gather(port: int, count: int, name: str, deadline: float, seconds: float, patience: float) -> Peers:
     """Wait as process 0 until all others have sent their first message, and answer with the names of all hosts."""
     lines: dict[int, _Line] = {}
     hosts: dict[int, str] = {0: name}
@@ -178,4 +204,4 @@ def _gather(port: int, count: int, name: str, deadline: float, seconds: float) -
     names = [hosts[i] for i in range(count)]
     for line in lines.values():
         line.send({"hosts": names})
-    return Peers(0, names, lines)
+    return Peers(0, names, lines, patience)

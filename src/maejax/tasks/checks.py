@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 import jax
 
-from maejax.config import Config, declarations, differences, flags, recipe
+from maejax.config import Config, declarations, differences, flags
 from maejax.data.policies import check_policy
 from maejax.errors import InputError
 from maejax.models.description import Compute, Stack, ViT
+from maejax.recipes import recipe
 from maejax.storage.redact import redact
 
 OF_ONE_MACHINE = ("train_loader_workers", "valid_loader_workers", "cache_dir", "hostname")

@@ -28,7 +28,7 @@ from maejax.tasks.task import Evaluator, Task
 from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.ema import as_evaluated
-from maejax.training.log import RunLog, evaluated_at
+from maejax.training.log import RunLog, evaluated_at, read_lines
 from maejax.training.loop import Evaluate, Feed, Intervals, RunContext, Watch, fit
 from maejax.training.mesh import gather, make_mesh
 from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, open_run, read_config
@@ -260,7 +260,11 @@ def open_trackers(config: Config, directory: Path, start: int, written: dict[str
     """Open what the flags name to log to besides metrics.jsonl."""
     trackers: list[Tracker] = []
     if config.run.wandb:
-        trackers.append(WandB(directory, config.run.project, directory.name, written))
+        earlier = read_lines(directory / "metrics.jsonl") if (directory / "wandb-run.txt").exists() else []
+        sent: dict[int, set[str]] = {}
+        for line in earlier:
+            sent.setdefault(line["step"], set()).update(line)
+        trackers.append(WandB(directory, config.run.project, directory.name, written, sent))
     if config.run.tensorboard:
         trackers.append(TensorBoard(directory, start))
     return trackers

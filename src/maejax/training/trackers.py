@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 import uuid
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ _log = logging.getLogger("maejax.training")
 class WandB:
     """Weights & Biases. It gets the flags and the metrics, nothing of the machine: no host, command, code or keys.
 
-    `WANDB_MODE=offline` keeps everything in the run directory. A resumed run is the same run there.
+    `WANDB_MODE=offline` keeps everything in the run directory. A resumed run is the same run there: it does not send
+    again what the process before `sent`, names of metrics by step.
     """
 
-    def __init__(self, directory: Path, project: str, name: str, config: dict[str, Any]):
+    def __init__(
+        self, directory: Path, project: str, name: str, config: dict[str, Any], sent: Mapping[int, Collection[str]]
+    ):
         import wandb
 
+        self._sent = sent
         known = directory / "wandb-run.txt"
         if not known.exists():
             known.write_text(uuid.uuid4().hex[:8] + "\n")
@@ -35,11 +40,13 @@ class WandB:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Add the metrics of a step."""
-        self._run.log({"step": step, **metrics})
+        if new := {name: metrics[name] for name in metrics.keys() - self._sent.get(step, ())}:
+            self._run.log({"step": step, **new})
 
     def picture(self, step: int, path: Path) -> None:
-        """Add a picture of reconstructions, a PNG file."""
-        self._run.log({"step": step, "reconstructions": self._image(str(path))})
+        """Add a picture of reconstructions, a PNG file; it is sent before the scores of its step."""
+        if not any(name.startswith("val/") for name in self._sent.get(step, ())):
+            self._run.log({"step": step, "reconstructions": self._image(str(path))})
 
     def close(self) -> None:
         """Write the rest."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maejax.errors import InputError, WeightsError
+from maejax.storage.pointer import pointer
 from maejax.weights import huggingface, native, original, pickled, run_directory, timm_card, torch_names
 from maejax.weights.addresses import local
 from maejax.weights.statement import KEY, read_beside, read_statement, statement_of, write_beside
@@ -61,7 +62,7 @@ def read(
                 return run_directory.read(path, raw=raw)
             path = path / "model.safetensors"
         with path.open("rb") as file:
-            start = file.read(16)
+            start = file.read(64)
         if start[8:9] == b"{":
             state, metadata = native.read_safetensors(path)
             if "maejax" in metadata:
@@ -75,6 +76,8 @@ def read(
             stated = read_statement(text, str(path)) or read_beside(path)
             layout = "fair" if wrapped or any(name.startswith("decoder_") for name in state) else "timm"
             return torch_names.read(state, path, layout, stated, **state_facts)
+        if said := pointer(start):
+            raise WeightsError(f"{path} {said}")
         return original.read(path, read_beside(path), **known)
     except ValueError as error:
         if isinstance(error, InputError):

@@ -1,0 +1,90 @@
+"""No command leaves a secret: not of an address in any of its flags, in no file, no log, no event file."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maejax.cli import COMMANDS
+
+from ..conftest import TINY
+from ..data.server import Server
+
+SECRETS = ("passwordpassword", "signaturesignature")
+NO_ADDRESS = {"demo", "doctor"}  # commands without a flag that takes one
+
+
+@pytest.fixture
+def address(images):
+    """Serve a tar of the images; `address(name)` is a path there, with a password and a signature."""
+    server, buffer = Server(), io.BytesIO()
+    with np.load(images) as file, tarfile.open(fileobj=buffer, mode="w") as tar:
+        for i, (picture, label) in enumerate(zip(file["images"], file["labels"], strict=True)):
+            for suffix, data in (("png", png(picture)), ("cls", b"%d" % label)):
+                member = tarfile.TarInfo(f"{i}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    server.files["/i.tar"] = buffer.getvalue()
+
+    def named(name, path=None):
+        if path is not None:
+            server.files[f"/{name}"] = path.read_bytes()
+        return f"{server.url.replace('://', '://me:passwordpassword@')}/{name}?X-Amz-Signature=signaturesignature"
+
+    yield named
+    server.stop()
+
+
+def png(picture):
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_every_command_keeps_the_secrets_of_every_address(maejax, address, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("sys.argv", ["maejax", address("i.tar")])  # `plan` writes its own command
+    data, printed = address("i.tar"), []
+
+    def run(command, *args, code=0):
+        found, said = maejax(command, *args)
+        assert found == code, said
+        printed.append((command, said))
+
+    both = ["--train-dataset-shards", data, "--valid-dataset-shards", data]
+    trackers = ["--wandb", "--tensorboard", "--cache-dir", "shards", "--training-steps", 1, "--warmup-steps", 0]
+    run("train", *TINY, *both, *trackers)
+    run("convert", "runs/pretrain", "w.safetensors", "--to", "maejax")
+    weights = address("w.safetensors", tmp_path / "w.safetensors")
+    start = [*TINY, *both, *trackers, "--pretrained-ckpt", weights]
+    run("train", *start, "--name", "more")
+    run("train", *start, "--mode", "linear")
+    run("train", *start, "--mode", "finetune", "--auto-augment", "none")
+    run("convert", "runs/finetune", "c.safetensors", "--to", "maejax")
+    scored = address("c.safetensors", tmp_path / "c.safetensors")
+    run("train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", scored, *both[2:], "--valid-batch-size", 8)
+    picture = tmp_path / "one.png"
+    picture.write_bytes(png(np.zeros((16, 16, 3), np.uint8)))
+    run("data", data, "--image-size", 16, "--sample", 4)
+    run("pack", data, "packed")
+    run("reconstruct", weights, picture)
+    run("inspect", weights)
+    run("convert", weights, "t.safetensors", "--to", "timm")
+    run("export", weights)
+    run("export", "runs/more", "--out", "more-hub")
+    run("features", weights, data, "--out", "f.npz")
+    run("evaluate", weights, *both, "--protocol", "knn", "--no-control")
+    run("plan", *start, "--topology", "cpu")
+    # And in errors.
+    for command in (["inspect", address("none.safetensors")], ["data", address("none.tar")]):
+        run(*command, code=2)
+
+    assert {command for command, _ in printed} | NO_ADDRESS == set(COMMANDS)
+    for secret in SECRETS:
+        assert not [command for command, said in printed if secret in said]
+        for path in tmp_path.rglob("*"):
+            assert secret not in str(path)
+            assert path.is_dir() or secret.encode() not in path.read_bytes(), path
