@@ -315,7 +315,7 @@ def test_pack_and_train_on_the_shards(maejax, train, images):
     assert train("--train-dataset-shards", "shards/shards-{0000..0002}.tar")[0] == 0
 
 
-def test_what_a_shell_or_a_habit_makes_of_a_command_has_a_remedy(train, images):
+def test_what_a_shell_or_a_habit_makes_of_a_command_has_a_remedy(train, maejax, images):
     for args, sentence in (
         (["--epochs", "3"], "--epochs: give --training-steps"),
         (["--train-dataset-shards", images, images], "the shell made several names of one; put it in quotes"),
@@ -324,6 +324,8 @@ def test_what_a_shell_or_a_habit_makes_of_a_command_has_a_remedy(train, images):
     ):
         code, printed = train(*args)
         assert code == 2 and sentence in printed, printed
+    code, printed = maejax("data", "a-0.tar", "a-1.tar")
+    assert code == 2 and "data a-0.tar a-1.tar: the shell made several names of one" in printed, printed
     np.savez("first.npz", images=np.zeros((2, 3, 16, 16), np.uint8))
     code, printed = train("--train-dataset-shards", "first.npz")
     assert code == 2 and "channels first; save images.transpose(0, 2, 3, 1)" in printed, printed

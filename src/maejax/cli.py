@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import sys
 import typing
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ _OF_IMAGES = (TrainCommand, DemoCommand, DataCommand, PackCommand)
 _OF_WEIGHTS = (ReconstructCommand, InspectCommand, ConvertCommand, ExportCommand, FeaturesCommand, EvaluateCommand)
 _KINDS = (*_OF_IMAGES, *_OF_WEIGHTS, PlanCommand, DoctorCommand)
 COMMANDS: dict[str, type[Command]] = {kind.__name__.removesuffix("Command").lower(): kind for kind in _KINDS}
+SHARD = re.compile(r"\.(tar|tgz|parquet|arrow)(\.\w+)?$")
 # The system's errors for a path that is not there, or is not what it should be; all others come on the way.
 WRONG_PATH = {"EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP"}
 
@@ -109,14 +111,13 @@ def parse(args: list[str]) -> Command:
 
 def check_arguments(args: list[str]) -> None:
     """Check a command for the work of a shell or of another code's habits; raises InputError with the remedy."""
-    if args[:1] != ["train"]:
-        return
-    for flag, *values in (args[i : i + 3] for i in range(len(args))):
-        if flag.partition("=")[0].replace("_", "-") == "--epochs":
-            raise InputError("--epochs: give --training-steps, which is epochs * images / --train-batch-size")
-        shards = flag.replace("_", "-").endswith("-dataset-shards")
-        if shards and len(values) == 2 and not any(value.startswith("-") for value in values):
-            raise InputError(f"{flag} {' '.join(values)}: the shell made several names of one; put it in quotes")
+    if any(arg.partition("=")[0] == "--epochs" for arg in args):
+        raise InputError("--epochs: give --training-steps, which is epochs * images / --train-batch-size")
+    train = args[:1] == ["train"]  # it takes no words but after flags
+    for before, *names in zip(args, args[1:], args[2:], strict=False):
+        shards = train and before.replace("_", "-").endswith("-dataset-shards")
+        if not any(name.startswith("-") for name in names) and (shards or all(map(SHARD.search, names))):
+            raise InputError(f"{before} {' '.join(names)}: the shell made several names of one; put it in quotes")
 
 
 def paragraphs(kind: type) -> list[str]:

@@ -1,13 +1,14 @@
 """Runs in a bucket, on a stand-in for Google Cloud Storage on loopback."""
 
 import json
+import os
 import re
 
 import gcsfs
 import numpy as np
 import pytest
 
-from maejax.storage import mirror
+from maejax.storage import bucket_lock, mirror
 from tests.training import harness
 
 from ..gcs import Storage
@@ -22,6 +23,9 @@ def storage(monkeypatch, tmp_path):
     server = Storage()
     for name, value in {**server.environment, "HOME": str(tmp_path / "home")}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bucket_lock, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(bucket_lock, "STALE_SECONDS", 0.1)  # of processes that a test killed
+    monkeypatch.setattr(bucket_lock, "RENEW_SECONDS", 0.1)
     gcsfs.GCSFileSystem.clear_instance_cache()
     yield server
     server.stop()
@@ -94,6 +98,19 @@ def test_a_bucket_that_fails_is_like_a_full_disk(storage, train, caplog):
     refuse("nothing")
     code, printed = train(*FLAGS, "--name", "late")
     assert code == 0 and whole(storage, "runs/late/checkpoints") == [2, 4, 6], printed
+
+
+def test_one_process_holds_a_run_and_a_dead_one_leaves_it_free(storage, train, tmp_path, monkeypatch):
+    folder, lock = mirror.work_folder(f"gs://mine/{RUN}", 7), ("mine", f"{RUN}/lock.json")  # as on another host
+    monkeypatch.setattr(bucket_lock, "STALE_SECONDS", 60.0)
+    with bucket_lock.held_in_bucket(folder, "wait"):
+        code, printed = train(*FLAGS)
+        assert code == 1 and f"gs://mine/{RUN} is held by process {os.getpid()} on" in printed, printed
+    assert set(storage.names()) == set()
+    storage.objects[lock] = b'{"holder": "process 1 on gone", "id": "1", "renewed": 3}'
+    monkeypatch.setattr(bucket_lock, "STALE_SECONDS", 0.1)
+    code, printed = train(*FLAGS)
+    assert code == 0 and lock not in storage.objects, printed
 
 
 def test_a_damaged_checkpoint_is_set_aside(storage, train, caplog):

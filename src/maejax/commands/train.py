@@ -91,12 +91,10 @@ class TrainCommand(Command):
 
 def say_next(console: Console, directory: str, mode: str) -> None:
     """Print what to do with a run that is done."""
-    uses = {
-        "pretrain": f"maejax reconstruct {directory} PHOTO.jpg, maejax evaluate {directory} (needs labelled images)",
-        "linear": f"maejax train --eval-only --mode linear --pretrained-ckpt {directory}",
-        "finetune": f"maejax train --eval-only --mode finetune --pretrained-ckpt {directory}",
-    }
-    plain(console, f"done     {directory}; next: {uses[mode]}, maejax export {directory}")
+    use = f"maejax train --mode {mode} --eval-only --pretrained-ckpt {directory} --valid-dataset-shards IMAGES"
+    if mode == "pretrain":
+        use = f"maejax reconstruct {directory} PHOTO.jpg, maejax evaluate {directory} (needs labelled images)"
+    plain(console, f"done     {directory}; next: {use}, maejax export {directory}")
 
 
 def say_stopped(console: Console, directory: str) -> None:

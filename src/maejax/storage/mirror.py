@@ -100,7 +100,7 @@ def _fetch_small(folder: Path) -> None:
     for name in RESUMED:
         if exists(folder / name):
             with write_atomically(folder / name) as new:
-                new.write_bytes(_call("read", folder / name, lambda system, key: system.cat_file(key)))
+                new.write_bytes(call("read", folder / name, lambda system, key: system.cat_file(key)))
                 _sent[folder / name] = _state(new)
 
 
@@ -114,7 +114,7 @@ def exists(path: Path) -> bool:
             return system.info(key)["type"] == "file"
         return False
 
-    return _call("looked at", path, look)
+    return call("looked at", path, look)
 
 
 def publish(folder: Path) -> None:
@@ -199,7 +199,7 @@ def bring(checkpoint: Path) -> Path:
             shutil.rmtree(part, ignore_errors=True)
             for name, info in found.items():
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
-                _call("read", checkpoint / name, lambda s, key, to=part / name: s.get_file(key, str(to)), info["size"])
+                call("read", checkpoint / name, lambda s, key, to=part / name: s.get_file(key, str(to)), info["size"])
             shutil.rmtree(checkpoint, ignore_errors=True)
             part.replace(checkpoint)
             write_whole(record, json.dumps({"versions": versions, "hashes": _hashes(checkpoint)}))
@@ -222,31 +222,31 @@ def prune(directory: Path, keep: int) -> None:
 def remove(checkpoint: Path) -> None:
     """Delete a checkpoint in a bucket, its marker first."""
     if exists(checkpoint / MARKER):
-        _call("deleted", checkpoint / MARKER, lambda system, key: system.rm_file(key))
-    _call("deleted", checkpoint, lambda system, key: system.rm(key, recursive=True))
+        call("deleted", checkpoint / MARKER, lambda system, key: system.rm_file(key))
+    call("deleted", checkpoint, lambda system, key: system.rm(key, recursive=True))
 
 
 def set_aside(checkpoint: Path, name: str) -> None:
     """Rename a checkpoint in a bucket."""
     for inside in _files(checkpoint):
         target = f"{shown(checkpoint.with_name(name))}/{inside}"
-        _call("renamed", checkpoint / inside, lambda system, key, to=target: system.cp_file(key, to))
+        call("renamed", checkpoint / inside, lambda system, key, to=target: system.cp_file(key, to))
     remove(checkpoint)
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return what the file system says of all files below a folder in a bucket, by relative path."""
-    found, key = _call("listed", folder, lambda system, key: (system.find(key, detail=True), key))
+    found, key = call("listed", folder, lambda system, key: (system.find(key, detail=True), key))
     # Some file systems list folders too.
     files = {name: info for name, info in found.items() if info["type"] == "file" and not name.endswith("/")}
     return {name.lstrip("/").removeprefix(f"{key.lstrip('/')}/"): info for name, info in files.items()}
 
 
 def _put(path: Path, source: Path) -> None:
-    _call("written", path, lambda system, key: system.put_file(str(source), key), source.stat().st_size)
+    call("written", path, lambda system, key: system.put_file(str(source), key), source.stat().st_size)
 
 
-def _call(doing: str, path: Path, do: Callable[[Any, str], Any], size: int = 0) -> Any:
+def call(doing: str, path: Path, do: Callable[[Any, str], Any], size: int = 0) -> Any:
     """Call `do(system, key)` for a path and a file of `size` bytes; raises Failed if it fails or stalls."""
     address = address_of(path)
     try:

@@ -20,6 +20,7 @@ from maejax.data.stream import Stream
 from maejax.distributed.processes import all_processes, broadcast_from_0, name_of
 from maejax.errors import Failed, InputError
 from maejax.storage import mirror
+from maejax.storage.bucket_lock import held_in_bucket
 from maejax.storage.lock import held
 from maejax.tasks.checks import compute_of, run_differences, safe_flags, shared_flags, traced_steps, warnings_of
 from maejax.tasks.configured import configured_rate, run_directory
@@ -60,7 +61,9 @@ def prepared(task: Task) -> Iterator[None]:
         problem: Exception | None = None
         if jax.process_index() == 0:
             try:
-                stack.enter_context(held(directory, shown, "wait for it, stop it, or choose another --name"))
+                remedy = "wait for it, stop it, or choose another --name"
+                stack.enter_context(held(directory, shown, remedy))
+                stack.enter_context(held_in_bucket(directory, remedy))
             except Failed as error:
                 problem = error
             except OSError as error:
