@@ -36,6 +36,7 @@ from maejax.commands.train import TrainCommand
 from maejax.console import PrintableFormatter
 from maejax.errors import Failed, FetchError, InputError, printable
 from maejax.recipes import recipe
+from maejax.storage.redact import redact
 
 # In the order of the help; each class has the name of its command.
 _OF_IMAGES = (TrainCommand, DemoCommand, DataCommand, PackCommand)
@@ -75,7 +76,9 @@ def main(args: Sequence[str] | None = None) -> int:
         sentence = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         code, sentence = FAILED, "interrupted"
-    errors.print(f"maejax: {printable(sentence)}", style="bold red", highlight=False, markup=False, soft_wrap=True)
+    errors.print(
+        f"maejax: {printable(redact(sentence))}", style="bold red", highlight=False, markup=False, soft_wrap=True
+    )
     if "jax" not in sys.modules:
         return code
     from maejax.distributed.processes import leave

@@ -10,6 +10,7 @@ from maejax.commands.command import Command, prepare_devices
 from maejax.config import image_shape
 from maejax.console import literal, plain
 from maejax.errors import InputError
+from maejax.storage.redact import redact
 
 if TYPE_CHECKING:
     from maejax.weights.weights import Weights
@@ -149,5 +150,7 @@ def describe(path: str, weights: "Weights") -> dict[str, Any]:
         "gelu": encoder.gelu,
         "parameters": sum(array.size for array in arrays.values()),
         "notices": list(weights.notices),
-        "uses": [{"for": what, "command": command.format(path)} for what, command in (*USES[config.kind], FEATURES)],
+        "uses": [
+            {"for": what, "command": command.format(redact(path))} for what, command in (*USES[config.kind], FEATURES)
+        ],
     }

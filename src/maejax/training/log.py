@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from maejax.errors import printable
 from maejax.storage.atomic import write_atomically
+from maejax.storage.redact import redact
 from maejax.training.trackers import Tracker, guarded
 
 _log = logging.getLogger("maejax.training")
@@ -99,7 +100,7 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """Print a line."""
-        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(redact(text)), highlight=False, markup=False, soft_wrap=True)
 
 
 class Lines:
