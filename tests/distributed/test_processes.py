@@ -20,6 +20,8 @@ from tests.training import harness
 
 SGD = ["--optimizer", "sgd", "--learning-rate", 1]  # Adam would blow up the rounding of gradients near zero
 STEPS = 30
+# This process is never to end, also not after a test: the threads of its peers outlive that.
+Peers._end_in_time = lambda peers: threading.Event().wait()
 
 
 def test_flags_that_do_not_name_the_processes_are_refused():
@@ -103,8 +105,7 @@ def test_who_has_not_come_is_named_to_all_that_have():
         assert all(sentence in str(error) for error in met)
 
 
-def test_who_has_gone_is_named_to_all_others(monkeypatch):
-    monkeypatch.setattr(Peers, "_end_in_time", lambda peers: threading.Event().wait())  # this process is never to end
+def test_who_has_gone_is_named_to_all_others():
     zero, one, two = meet_all((0, 3), (1, 3), (2, 3))
     host = socket.gethostname()
     assert zero.names == two.names == [f"process {i} ({host})" for i in range(3)]
@@ -120,7 +121,6 @@ def test_who_has_gone_is_named_to_all_others(monkeypatch):
 
 
 def test_who_is_paused_is_named_to_all_others(monkeypatch):
-    monkeypatch.setattr(Peers, "_end_in_time", lambda peers: threading.Event().wait())
     live = Peers._live
     monkeypatch.setattr(Peers, "_live", lambda peers: None if peers._process == 1 else live(peers))
     zero, _, two = meet_all((0, 3), (1, 3), (2, 3), patience=2)
