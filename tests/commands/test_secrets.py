@@ -46,7 +46,7 @@ def png(picture):
     return buffer.getvalue()
 
 
-def test_every_command_keeps_the_secrets_of_every_address(maejax, address, tmp_path, monkeypatch):
+def test_every_command_keeps_the_secrets_of_every_address(maejax, trained, address, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("sys.argv", ["maejax", address("i.tar")])  # `plan` writes its own command
     data, printed = address("i.tar"), []
@@ -57,12 +57,10 @@ def test_every_command_keeps_the_secrets_of_every_address(maejax, address, tmp_p
         printed.append((command, said))
 
     both = ["--train-dataset-shards", data, "--valid-dataset-shards", data]
-    small = [*TINY, "--layers", 1]
-    trackers = ["--tensorboard", "--cache-dir", "shards", "--training-steps", 1, "--warmup-steps", 0]
-    run("train", *small, *both, *trackers)
-    run("convert", "runs/pretrain", "w.safetensors", "--to", "maejax")
+    run("convert", trained, "w.safetensors", "--to", "maejax")
     weights = address("w.safetensors", tmp_path / "w.safetensors")
-    start = [*small, *both, *trackers, "--pretrained-ckpt", weights]
+    start = [*TINY, *both, "--pretrained-ckpt", weights, "--tensorboard", "--cache-dir", "shards"]
+    start += ["--training-steps", 1, "--warmup-steps", 0]
     run("train", *start, "--mode", "finetune", "--labels", 3, "--auto-augment", "none")
     run("convert", "runs/finetune", "c.safetensors", "--to", "maejax")
     scored = address("c.safetensors", tmp_path / "c.safetensors")

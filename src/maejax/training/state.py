@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -56,17 +55,20 @@ def new_state(init: Init, optimizer: Optimizer) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), model, optimizer.init(model))  # type: ignore[arg-type]
 
 
+_new_state = jax.jit(new_state, static_argnums=(0, 1))  # traced once for both functions below
+
+
 def abstract_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
     """Describe a state on the mesh by shapes, types and shardings (see `state_sharding`); takes no memory."""
-    shapes = jax.eval_shape(partial(new_state, init, optimizer))
+    shapes = _new_state.eval_shape(init, optimizer)
     places = state_sharding(shapes, mesh, sharding)
     return jax.tree.map(lambda a, to: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=to), shapes, places)
 
 
 def create_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
     """Build a state at step 0 in its place on the devices, rather than move it there."""
-    start = partial(new_state, init, optimizer)  # one object, so that JAX traces it once
-    return jax.jit(start, out_shardings=state_sharding(jax.eval_shape(start), mesh, sharding))()
+    places = state_sharding(_new_state.eval_shape(init, optimizer), mesh, sharding)
+    return jax.jit(new_state, static_argnums=(0, 1), out_shardings=places)(init, optimizer)
 
 
 @dataclass(frozen=True)
