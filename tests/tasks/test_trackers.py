@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import HistoryItem, HistoryRecord, Record
 
 from maejax.training import trackers
 from maejax.training.log import read_metrics
@@ -72,6 +74,25 @@ def test_a_killed_run_shows_no_step_twice(train, images, monkeypatch):
     assert "from step 2 of 6" in train(*flags)[1]
     for name, steps in (("train/loss", [1, 2, 3, 4, 5, 6]), ("val/loss", [2, 4, 6]), ("reconstructions", [2, 4, 6])):
         assert [entry["step"] for entry in sent if name in entry] == steps, name
+
+
+def test_offline_records_tell_what_they_hold(tmp_path):
+    data = b":W&B" + bytes(3)
+    for step in range(2000):  # more than a block: pieces in two
+        items = [HistoryItem(key=name, value_json=str(step)) for name in ("step", "train/loss")]
+        message = Record(history=HistoryRecord(item=items)).SerializeToString()
+        while message:
+            left = trackers.BLOCK - len(data) % trackers.BLOCK
+            if left < 7:
+                data += bytes(left)
+                continue
+            part, message = message[: left - 7], message[left - 7 :]
+            kind = 1 if not message and len(part) < left - 7 else 4 if not message else 2
+            data += bytes(4) + struct.pack("<HB", len(part), kind) + part
+    (tmp_path / "offline-run-1").mkdir()
+    (tmp_path / "offline-run-1" / "run-1.wandb").write_bytes(data[:-3])  # killed in the middle of the last
+    found = trackers.recorded(tmp_path)
+    assert sorted(found) == list(range(1999)) and found[0] == {"step", "train/loss"}
 
 
 def write_shard(folder, images):

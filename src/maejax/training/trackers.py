@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import struct
 import sys
 import time
 import uuid
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from maejax.errors import InputError, install
+
+BLOCK = 1 << 15  # bytes, of a record of W&B
 
 _log = logging.getLogger("maejax.training")
 
@@ -26,7 +29,8 @@ class WandB:
     ):
         import wandb
 
-        self._sent = sent
+        # Online, the service has what was sent; offline, a process that was killed lost what it had not written.
+        self._sent = recorded(directory / "wandb") if wandb.setup().settings.mode == "offline" else sent
         known = directory / "wandb-run.txt"
         if not known.exists():
             known.write_text(uuid.uuid4().hex[:8] + "\n")
@@ -51,6 +55,34 @@ class WandB:
     def close(self) -> None:
         """Write the rest."""
         self._run.finish()
+
+
+def recorded(folder: Path) -> dict[int, set[str]]:
+    """Read which metrics of which steps the offline records of W&B hold; a killed process has not written its last.
+
+    They are logs of LevelDB after 7 bytes: in blocks of 32 KiB, pieces with a sum, a length and a kind (1 whole, 2
+    first, 3 middle, 4 last).
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    found: dict[int, set[str]] = {}
+    for path in folder.glob("offline-run-*/*.wandb"):
+        data, at, message = path.read_bytes(), 7, b""
+        while at + 7 <= len(data):
+            if (left := BLOCK - at % BLOCK) < 7:
+                at += left
+                continue
+            size, kind = struct.unpack_from("<HB", data, at + 4)
+            if not kind:
+                break
+            message, at = message + data[at + 7 : at + 7 + size], at + 7 + size
+            if at <= len(data) and kind in (1, 4):
+                items = Record.FromString(message).history.item
+                values = {item.key or ".".join(item.nested_key): item.value_json for item in items}
+                if "step" in values:
+                    found.setdefault(int(float(values["step"])), set()).update(values)
+                message = b""
+    return found
 
 
 class TensorBoard:
