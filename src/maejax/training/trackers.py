@@ -63,7 +63,7 @@ def recorded(folder: Path) -> dict[int, set[str]]:
     They are logs of LevelDB after 7 bytes: in blocks of 32 KiB, pieces with a sum, a length and a kind (1 whole, 2
     first, 3 middle, 4 last).
     """
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]  # chosen at import
 
     found: dict[int, set[str]] = {}
     for path in folder.glob("offline-run-*/*.wandb"):
