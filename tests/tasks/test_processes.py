@@ -40,6 +40,20 @@ def test_a_launcher_without_distributed_is_refused(train, monkeypatch):
     assert code == 2 and "a launcher started 2 processes, and each would train by itself: give --distributed" in printed
 
 
+def test_a_signal_in_the_loop_is_left_to_the_loop():
+    program = (
+        "import os, signal, time; from maejax.commands.early_stop import early_stop\n"
+        "from maejax.training.consensus import stop_requests\n"
+        "for number in 100 * (signal.SIGTERM, signal.SIGINT):\n"
+        "    with early_stop(), stop_requests() as stop:\n"
+        "        os.kill(os.getpid(), number)\n"
+        "        assert stop.wait(60)\n"
+        "        time.sleep(0.01)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_the_first_step_ends_the_process_wherever_it_meets_it(number):
     program = (

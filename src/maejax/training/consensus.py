@@ -22,7 +22,8 @@ def stop_requests():
 
     def ask(number, _frame):
         stop.set()
-        signal.signal(number, before[number])
+        # Not the handler before: an early stop, see `commands/early_stop.py`, would take this very signal for its own.
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
