@@ -25,6 +25,7 @@ def early_stop() -> Iterator[None]:
         """Leave the signal to the thread."""
 
     def watch():
+        """End the process at a signal that no loop handles."""
         while number := os.read(reader, 1):
             if number[0] in before and signal.getsignal(number[0]) is stop:
                 with suppress(RuntimeError):  # the main thread is writing

@@ -131,8 +131,8 @@ def open_source(
 
     Shards elsewhere are all fetched first, and kept in `cache_dir` or removed when the process ends. Labels come from
     `.cls` and `.json` files, else from the names of the class folders; names are numbered in sorted order. A single
-    folder is no class. The file
-    `labels` (see `read_labels`) replaces these. A file of `LABEL_FILES` beside images without any label is used too.
+    folder is no class. The file `labels` (see `read_labels`) replaces these. A file of `LABEL_FILES` beside images
+    without any label is used too.
     Raises InputError for what is missing or not supported, and if no image was found.
     """
     specs, local, addresses, notes = _places(spec)

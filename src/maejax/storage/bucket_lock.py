@@ -50,10 +50,14 @@ def held_in_bucket(folder: Path, remedy: str) -> Iterator[None]:
     done = threading.Event()
 
     def renew():
+        """Renew the lock until the block ends; end the process if another has it: two would spoil the run."""
         count = 0
         while not done.wait(RENEW_SECONDS):
             count += 1
             try:
+                if (now := _read(lock)).get("id", mine["id"]) != mine["id"]:
+                    _log.error("%s was taken over by %s while this process was paused; it ends", shown, now["holder"])
+                    os._exit(1)
                 _write(lock, mine | {"renewed": count})
             except Failed as error:
                 _log.warning("%s; the lock of the run will be renewed later", error)

@@ -75,7 +75,6 @@ class Task(ABC, Generic[Model]):
         self.check_flags()
         check_data(self.config)
         check_step(self.config, jax.device_count())
-        mirror.check(self.config.run.output_dir)
         self.saved = saved_run(self.config)
         check_installed(wandb=self.config.run.wandb, tensorboard=self.config.run.tensorboard)
         self.source, self.valid = self.sources or open_sources(self.config)
