@@ -26,6 +26,7 @@ class Quiet(http.server.BaseHTTPRequestHandler):
     """A handler that keeps connections open and writes no log."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer goes at once
 
     def log_message(self, *_):
         pass

@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import gcsfs
 import numpy as np
@@ -25,7 +28,7 @@ def storage(monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(bucket_lock, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(bucket_lock, "STALE_SECONDS", 0.1)  # of processes that a test killed
-    monkeypatch.setattr(bucket_lock, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(bucket_lock, "RENEW_SECONDS", 2.0)
     gcsfs.GCSFileSystem.clear_instance_cache()
     yield server
     server.stop()
@@ -149,6 +152,31 @@ def test_a_copy_of_a_checkpoint_is_renewed(storage):
             assert (mirror.bring(checkpoint) / "model/b").read_bytes() == content
             (checkpoint / "model/b").write_bytes(content[::-1])
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["4", "4.fetched"]
+
+
+def test_folders_that_come_and_go_disturb_no_copy(storage):
+    """The best checkpoint is copied while Orbax writes the last one and old ones are deleted."""
+    folder = mirror.work_folder(f"gs://mine/{RUN}", 0)
+    (folder / "tensorboard").mkdir(parents=True)
+    (folder / "tensorboard/events").write_text("some")
+    over = threading.Event()
+
+    def disturb():
+        while not over.is_set():
+            for place in ("checkpoints/1/model/d", "images"):
+                (folder / place).mkdir(parents=True)
+            for place in ("checkpoints", "images"):
+                shutil.rmtree(folder / place)
+
+    with ThreadPoolExecutor(1) as disturber:
+        disturbed = disturber.submit(disturb)
+        try:
+            for _ in range(300):
+                mirror.publish(folder)
+        finally:
+            over.set()
+    disturbed.result()
+    assert storage.names() == [f"{RUN}/tensorboard/events"]
 
 
 @pytest.mark.slow

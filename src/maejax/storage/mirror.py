@@ -7,6 +7,7 @@ complete file is copied. Functions that talk to the bucket raise Failed if it do
 
 import json
 import logging
+import os
 import shutil
 import tempfile
 import threading
@@ -120,7 +121,14 @@ def exists(path: Path) -> bool:
 def publish(folder: Path) -> None:
     """Copy all new and changed files of a run to the bucket, except its checkpoints."""
     if address_of(folder):
-        _publish(path for path in sorted(folder.rglob("*")) if path.relative_to(folder).parts[0] not in CHECKPOINTS)
+        _publish(sorted(_small_files(folder)))
+
+
+def _small_files(folder: Path) -> Iterable[Path]:
+    for where, folders, names in os.walk(folder):  # it passes over folders that go while it looks
+        if Path(where) == folder:
+            folders[:] = [name for name in folders if name not in CHECKPOINTS]
+        yield from (Path(where, name) for name in names)
 
 
 def publish_file(path: Path) -> None:

@@ -26,6 +26,7 @@ _log = logging.getLogger("maejax.training")
 
 PATIENCE = 300  # seconds that processes wait for each other in a save; one of them may have failed
 TRIES = 40  # to remove the files of a save that failed
+SLICE = 1 << 20  # bytes: to write smaller parts of an array side by side takes longer than to write it
 COMPRESSED = 0.9  # a checkpoint takes at least this part of the state's bytes
 
 Parts = dict[str, dict[str, Any]]  # arrays by name, by part
@@ -93,7 +94,10 @@ class Checkpoints:
             self._note_failure(step, error)
 
     def _start(self, path: Path, parts: Parts, metadata: dict[str, Any]) -> Any:
-        with ocp.Context(async_options=ocp.options.AsyncOptions(timeout_secs=PATIENCE)):
+        patient = ocp.options.AsyncOptions(timeout_secs=PATIENCE)
+        sliced = ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=SLICE)
+        arrays = ocp.options.ArrayOptions(saving=sliced)
+        with ocp.Context(async_options=patient, array_options=arrays):
             return ocp.save_checkpointables_async(path, parts, custom_metadata=metadata)
 
     def wait(self) -> None:
