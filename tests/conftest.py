@@ -100,11 +100,16 @@ def one_step_each():
     def once(build):
         built = {}
 
-        def build_once(config, model, compute):
+        def build_once(config, model, compute, **more):
             data = Data(train_batch_size=config.data.train_batch_size)
-            same = replace(config, run=Run(mode=config.run.mode), data=data, transfer=Transfer()), model, compute
+            same = (
+                replace(config, run=Run(mode=config.run.mode), data=data, transfer=Transfer()),
+                model,
+                compute,
+                *more.items(),
+            )
             if same not in built:
-                built[same] = build(config, model, compute)
+                built[same] = build(config, model, compute, **more)
             return built[same]
 
         return build_once

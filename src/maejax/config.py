@@ -213,6 +213,8 @@ class Optimization:
     """Adam's epsilon."""
     lr_decay: float = 1.0
     """Layer-wise decay: head and final norm 1, block i decay^(depth - i), embedding decay^(depth + 1)."""
+    freeze_encoder_steps: int = flag(0, least=0)
+    """Steps in which pre-training leaves the encoder of --pretrained-ckpt as it is and trains the decoder alone."""
     finetune_blocks: str = "all"
     """Part of the encoder that --mode finetune trains: all, half or .5 (the last MLP), or a number of last blocks."""
     ema: float = 0.0
@@ -273,6 +275,10 @@ class Transfer:
 
     channel_rule: Literal["", "sum", "repeat"] = ""
     """If --pretrained-ckpt has other channels. sum: add filters up (grey). repeat: in turn, scaled. Empty: an error."""
+    new_decoder: bool = False
+    """Pre-train with the encoder of --pretrained-ckpt and a fresh decoder, whether or not the file has one."""
+    prefix: str = ""
+    """Take the tensors of --pretrained-ckpt alone whose names begin so, such as "backbone." or "model_ema."."""
     label_mapping: str = ""
     """JSON file: for every new class the index of the old one, -1 for none; re-uses the pre-trained head's rows."""
 

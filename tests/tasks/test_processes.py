@@ -57,7 +57,8 @@ def test_a_signal_in_the_loop_is_left_to_the_loop():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_the_first_step_ends_the_process_wherever_it_meets_it(number):
     program = (
-        "import os, sys, time; from maejax.commands.early_stop import early_stop\n"
+        "import os, signal, sys, time; from maejax.commands.early_stop import early_stop\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells ignore it for work in the background
         "with early_stop():\n"
         "    try:\n"
         "        os.kill(os.getpid(), int(sys.argv[1])); time.sleep(60)\n"

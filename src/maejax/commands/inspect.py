@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from maejax.weights.weights import Weights
 
 SINES = {"authors": "sine-cosine, the authors' table", "original": "sine-cosine, the original's table"}
+GO_ON = ("pre-train with a new decoder", "maejax train --pretrained-ckpt {} --new-decoder --freeze-encoder-steps STEPS")
 TUNE = "maejax train --mode finetune --pretrained-ckpt {}"
 FEATURES = ("features of images", "maejax features {} IMAGES --out features.npz")
 USES = {
@@ -24,10 +25,11 @@ USES = {
         ("continue pre-training", "maejax train --pretrained-ckpt {}"),
         ("probe or fine-tune the encoder", TUNE),
     ],
-    "encoder": [("probe or fine-tune (no decoder: no pre-training)", TUNE)],
+    "encoder": [("probe or fine-tune", TUNE), GO_ON],
     "classifier": [
         ("score it on labelled images", f"{TUNE} --eval-only --valid-dataset-shards IMAGES"),
-        ("fine-tune further (no decoder: no pre-training)", TUNE),
+        ("fine-tune further", TUNE),
+        GO_ON,
     ],
 }
 
@@ -47,6 +49,8 @@ class Unstated(Command):
     pooling: Literal["cls", "avg"] | None = field(default=None, kw_only=True)
     """Input of a classifier's head, if the file does not hold it: the cls token, or the mean of the patch tokens."""
 
+    prefix: str = field(default="", kw_only=True)
+    """Take the tensors alone whose names begin so, of a file of PyTorch or .safetensors that holds more."""
     raw: bool = field(default=False, kw_only=True)
     """Of a run with --ema, take the weights themselves instead of their average."""
 
@@ -64,7 +68,7 @@ class Unstated(Command):
         here, fetched = local(path)
         names = ("heads", "dec_heads", "norm_pix_loss", "pooling")
         known: dict[str, Any] = {name: getattr(self, name) for name in names}
-        weights = files.read(here, image_size=size, raw=self.raw, **known)
+        weights = files.read(here, image_size=size, raw=self.raw, prefix=self.prefix, **known)
         found: dict[str, Any] = {"heads": weights.config.encoder.heads, "image_size": weights.config.encoder.image_size}
         if isinstance(weights.config, MAE):
             found |= {"dec_heads": weights.config.decoder.heads, "norm_pix_loss": weights.config.norm_pix_loss}

@@ -188,7 +188,7 @@ def check_flags(config: Config) -> None:
     Raises InputError at the first that is wrong.
     """
     why = f"--mode {config.run.mode} masks and reconstructs nothing and would ignore it; leave it out"
-    refuse_ignored(config, "image_mask_ratio norm_pix_loss export_msgpack", why)
+    refuse_ignored(config, "image_mask_ratio norm_pix_loss export_msgpack new_decoder freeze_encoder_steps", why)
     for name in ("mixup", "cutmix", "random_erasing"):
         if not 0 <= getattr(config.augment, name) <= (1 if name == "random_erasing" else np.inf):
             raise InputError(f"--{name.replace('_', '-')} {getattr(config.augment, name)} is out of range")

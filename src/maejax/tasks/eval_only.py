@@ -93,6 +93,7 @@ def read_whole(config: Config) -> tuple[Weights, str]:
         config.data.channels,
         config.data.cache_dir,
         config.transfer.channel_rule,
+        prefix=config.transfer.prefix,
         pooling="avg" if config.encoder.pooling == "avg" else None,
     )
     try:

@@ -20,18 +20,22 @@ from maejax.models.build import initial_model
 from maejax.models.description import MAE, Compute
 from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
+from maejax.models.trees import array_name
 from maejax.storage import mirror
 from maejax.tasks.checks import decoder_config, encoder_config, refuse_ignored
 from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed
 from maejax.tasks.diagnosis import describe_batch, first_bad_layer
 from maejax.tasks.run import Finished, train
-from maejax.tasks.task import Task
+from maejax.tasks.task import Phase, Task
 from maejax.tasks.transfer import as_saved, with_weights
 from maejax.tasks.validation import Validation
 from maejax.training.checkpoint import saved_steps
 from maejax.training.mesh import first_device, local_copy
+from maejax.training.optim import for_trained
 from maejax.training.rundir import BEST
-from maejax.training.state import TrainState, make_step
+from maejax.training.state import Frozen, TrainState, make_step
+
+NEW_NORM = {"scale": 1, "bias": 0}
 
 
 def run(config: Config, console: Console, *, sources: tuple[Source | Stream, Source | None] | None = None) -> Finished:
@@ -52,7 +56,7 @@ class Pretraining(Task[MAE]):
 
     def describe_model(self) -> None:
         """Set the model of the flags, with the GELU of `--pretrained-ckpt`. Raises InputError if that does not fit."""
-        self.model, run = model_config(self.config), self.config.run
+        self.model, run, transfer = model_config(self.config), self.config.run, self.config.transfer
         if not run.pretrained_ckpt:
             return
         if self.saved:
@@ -61,9 +65,21 @@ class Pretraining(Task[MAE]):
         from maejax.weights.pretrained import load_pretrained  # training from scratch reads no weights
 
         weights, fetched = load_pretrained(
-            run.pretrained_ckpt, self.model, self.config.data.cache_dir, self.config.transfer.channel_rule
+            run.pretrained_ckpt,
+            self.model,
+            self.config.data.cache_dir,
+            transfer.channel_rule,
+            transfer.prefix,
+            new_decoder=transfer.new_decoder,
         )
-        self.arrays, self.origin, gelu = weights.arrays, fetched or run.pretrained_ckpt, weights.config.encoder.gelu
+        arrays, self.origin, gelu = weights.arrays, fetched or run.pretrained_ckpt, weights.config.encoder.gelu
+        if transfer.new_decoder:
+            norm = {
+                f"encoder.norm.{name}": np.full(self.model.encoder.dim, v, np.float32) for name, v in NEW_NORM.items()
+            }
+            without = "" if norm.keys() <= arrays.keys() else "; it has no final norm: that starts as the identity"
+            arrays, self.origin = norm | arrays, f"{self.origin}; its decoder starts anew{without}"
+        self.arrays = arrays
         encoder, decoder = (replace(part, gelu=gelu) for part in (self.model.encoder, self.model.decoder))
         self.model = replace(self.model, encoder=encoder, decoder=decoder)
 
@@ -71,14 +87,25 @@ class Pretraining(Task[MAE]):
         """Build a function that makes the model, the optimizer, and the step of `make_step`."""
         return build_step(self.config, self.model, compute)
 
+    def phases(self, compute: Compute) -> list[Phase]:
+        """List one phase, or one with the encoder frozen before it."""
+        stop, whole = self.config.optimization.freeze_encoder_steps, super().phases(compute)
+        if not stop:
+            return whole
+        parts = build_step(self.config, self.model, compute, frozen=True)
+        return [Phase(stop, *parts, pretrain_flop(self.model, frozen=True)), *whole]
+
     def start_from_weights(self, state: TrainState) -> TrainState:
-        """Place the weights of `--pretrained-ckpt`, all that a model has, in a new state."""
-        return with_weights(state, self.arrays) if self.config.run.pretrained_ckpt else state
+        """Place the weights of `--pretrained-ckpt` in a new state: all that a model has, but for a new decoder."""
+        part = "encoder." if self.config.transfer.new_decoder else ""
+        return with_weights(state, self.arrays, part) if self.config.run.pretrained_ckpt else state
 
     def describe_parts(self) -> str:
         """Describe the sizes of encoder and decoder."""
         encoder, mae = self.config.encoder, self.config.mae
-        return f"{encoder.layers} x {encoder.dim} encoder, {mae.dec_layers} x {mae.dec_dim} decoder"
+        frozen = self.config.optimization.freeze_encoder_steps
+        until = f" (frozen up to step {frozen})" if frozen else ""
+        return f"{encoder.layers} x {encoder.dim} encoder{until}, {mae.dec_layers} x {mae.dec_dim} decoder"
 
     def open_evaluator(self, source: Source, directory: Path, mesh: Mesh, start: int) -> Validation:
         """Prepare the reconstruction of held-out images."""
@@ -112,6 +139,12 @@ class Pretraining(Task[MAE]):
 
 def check_flags(config: Config) -> None:
     """Check that no flag is given that pre-training would have to ignore. Raises InputError at the first that is."""
+    frozen, steps = config.optimization.freeze_encoder_steps, config.optimization.training_steps
+    for name, given in {"--new-decoder": config.transfer.new_decoder, "--freeze-encoder-steps": frozen}.items():
+        if given and not config.run.pretrained_ckpt:
+            raise InputError(f"{name} is for the encoder of --pretrained-ckpt: give one")
+    if frozen >= steps:
+        raise InputError(f"--freeze-encoder-steps {frozen}: give less than --training-steps {steps}, or 0")
     refuse_ignored(
         config,
         "eval_only ema finetune_blocks mixup cutmix criterion label_smoothing pooling label_mapping random_erasing "
@@ -132,10 +165,12 @@ def model_config(config: Config) -> MAE:
         raise InputError(f"the model's flags do not fit together: {error}") from None
 
 
-def build_step(config: Config, model: MAE, compute: Compute):
-    """Build a function that makes the model, the optimizer, and the step of `make_step`."""
+def build_step(config: Config, model: MAE, compute: Compute, *, frozen: bool = False):
+    """Build a function that makes the model, the optimizer, and the step of `make_step`; `frozen` is the encoder."""
     rate, _ = configured_rate(config)
     optimizer = configured_optimizer(config, rate)
+    if frozen:
+        optimizer = for_trained(optimizer, is_part_of_encoder)
     init = partial(initial_model, model, compute, config.seeds.init_seed)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
     draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=model.encoder.patches)
@@ -147,8 +182,14 @@ def build_step(config: Config, model: MAE, compute: Compute):
         draw=draw,
         on_nan=config.machine.on_nan,
         sharding=config.machine.sharding,
+        frozen=Frozen(is_part_of_encoder) if frozen else None,
     )
     return init, optimizer, step
+
+
+def is_part_of_encoder(path) -> bool:
+    """Return whether an array of a masked autoencoder belongs to its encoder."""
+    return array_name(path).startswith("encoder.")
 
 
 class Masked(NamedTuple):

@@ -33,7 +33,7 @@ from maejax.training.log import RunLog, evaluated_at, read_lines
 from maejax.training.loop import Evaluate, Feed, Intervals, RunContext, Watch, fit
 from maejax.training.mesh import gather, make_mesh
 from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, open_run, read_config
-from maejax.training.state import TrainState, abstract_state, create_state
+from maejax.training.state import TrainState, abstract_state, create_state, with_slots
 from maejax.training.trace import Trace
 from maejax.training.trackers import TensorBoard, Tracker, WandB
 from maejax.version import __version__
@@ -102,24 +102,24 @@ def train(task: Task, console: Console) -> Finished:
 
 def train_prepared(task: Task, console: Console) -> Finished:
     """Train a task that is `prepared`."""
-    config, directory, stop = task.config, run_directory(task.config), task.config.optimization.training_steps
+    config, directory = task.config, run_directory(task.config)
     first = jax.process_index() == 0
     console = console if first else Console(quiet=True)
     newest, written = open_directory(task)
 
     mesh, sharding = make_mesh(), config.machine.sharding
     compute, forms = choose_forms(config, task.model)
-    init, optimizer, step = task.build_step(compute)
-    loader = task.open_loader()
+    phase, *later = (phase for phase in task.phases(compute) if phase.stop >= newest)
+    loader, stop = task.open_loader(), [phase, *later][-1].stop
     with (
         mirror.published(directory),
         open_checkpoints(directory / CHECKPOINTS, config.run.keep_checkpoints) as checkpoints,
         open_checkpoints(directory / BEST, 1) as best,
     ):
         if newest:
-            state, start, position = checkpoints.restore(abstract_state(init, optimizer, mesh, sharding))
+            state, start, position = checkpoints.restore(abstract_state(phase.init, phase.optimizer, mesh, sharding))
         else:
-            state, start, position = create_state(init, optimizer, mesh, sharding), 0, None
+            state, start, position = create_state(phase.init, phase.optimizer, mesh, sharding), 0, None
             state = task.start_from_weights(state)
         trackers = open_trackers(config, directory, start, written) if first else []
         with (
@@ -128,32 +128,34 @@ def train_prepared(task: Task, console: Console) -> Finished:
         ):
             announce(task, log, state, start, forms, loader)
             evaluate, evaluated = prepare_evaluation(task, mesh, state, start, best, log)
-            batches = loader.iterate(start, stop, position)
-            given = config.run
-            state, done = fit(
-                state,
-                step,
-                Feed(
-                    map(task.check_batch, batches),
-                    config.data.train_batch_size,
-                    loader.position,
-                    merge_if_any,
-                    partial(count_faults, loader),
-                ),
-                RunContext(
-                    start,
-                    stop,
-                    Intervals(given.save_interval, given.log_interval, given.eval_interval, given.save_minutes),
-                    checkpoints,
-                    log,
-                    trace,
-                ),
-                mesh=mesh,
-                evaluate=evaluate,
-                evaluated=evaluated,
-                explain=partial(task.explain, directory, mesh),
-                flop=task.image_flop(),
+            batches, given = loader.iterate(start, stop, position), config.run
+            feed = Feed(
+                map(task.check_batch, batches),
+                config.data.train_batch_size,
+                loader.position,
+                merge_if_any,
+                partial(count_faults, loader),
             )
+            intervals = Intervals(given.save_interval, given.log_interval, given.eval_interval, given.save_minutes)
+            explain = partial(task.explain, directory, mesh)
+            while True:
+                context = RunContext(start, phase.stop, intervals, checkpoints, log, trace)
+                state, done = fit(
+                    state,
+                    phase.step,
+                    feed,
+                    context,
+                    mesh=mesh,
+                    evaluate=evaluate,
+                    evaluated=evaluated,
+                    explain=explain,
+                    flop=phase.flop,
+                )
+                if not done or not later:
+                    break
+                start, evaluated, (phase, *later) = phase.stop, True, later
+                log.message(f"step {start}: all is trained from here on")
+                state = with_slots(state, phase.optimizer, mesh, sharding)
             batches.close()
             if loader.bad:
                 log.message(f"{len(loader.bad)} unreadable images were left out, the first: {next(iter(loader.bad))}")

@@ -33,6 +33,16 @@ from maejax.training.trackers import check_installed
 Model = TypeVar("Model", MAE, Classifier)
 
 
+class Phase(NamedTuple):
+    """The part of a run up to step `stop`: its model and optimizer, its step, and the FLOP of a step on one image."""
+
+    stop: int
+    init: Callable[[], nnx.Module]
+    optimizer: optax.GradientTransformation
+    step: Callable
+    flop: float
+
+
 class Evaluation(NamedTuple):
     """The metrics of a state, and the file of its pictures if this process drew some."""
 
@@ -92,6 +102,10 @@ class Task(ABC, Generic[Model]):
     @abstractmethod
     def build_step(self, compute: Compute) -> tuple[Callable[[], nnx.Module], optax.GradientTransformation, Callable]:
         """Build a function that makes the model, the optimizer, and the step of `make_step`."""
+
+    def phases(self, compute: Compute) -> list[Phase]:
+        """List the parts of a run, in order. Each trains all that the one before trains, and the last trains all."""
+        return [Phase(self.config.optimization.training_steps, *self.build_step(compute), self.image_flop())]
 
     def open_loader(self) -> Loader:
         """Open the training batches of this host; called once the run is known to be able to start."""

@@ -18,7 +18,15 @@ from maejax.models.trees import array_name, mismatches, named_arrays
 from maejax.storage.redact import redact
 from maejax.training.state import TrainState
 
-FACTS = ("image_size", "mean", "std", "norm_pix_loss", "image_mask_ratio", "posemb")  # that a file may decide
+FACTS = (
+    "image_size",
+    "mean",
+    "std",
+    "norm_pix_loss",
+    "image_mask_ratio",
+    "posemb",
+    "dec_posemb",
+)  # that a file may decide
 NEW = -1  # in a label mapping: a class that the old head does not know
 
 
@@ -40,8 +48,8 @@ def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[in
     from maejax.weights.pretrained import load_pretrained  # training from scratch reads no weights
     from maejax.weights.weights import fold_head_norm
 
-    path = config.run.pretrained_ckpt
-    weights, fetched = load_pretrained(path, model, config.data.cache_dir, config.transfer.channel_rule)
+    path, rules = config.run.pretrained_ckpt, config.transfer
+    weights, fetched = load_pretrained(path, model, config.data.cache_dir, rules.channel_rule, rules.prefix)
     given, wanted = weights.arrays, named_arrays(shape)
     if isinstance(weights.config, Classifier) and not model.head_norm and "head_norm.mean" in given:
         given, _ = fold_head_norm(given, weights.config)  # a probe that is fine-tuned
@@ -94,10 +102,11 @@ def with_facts_of_file(
     from maejax.weights.files import read
 
     here, _ = local(path, config.data.cache_dir)
+    known: dict[str, Any] = {"image_size": config.image_shape, "prefix": config.transfer.prefix}
     try:
-        found = read(here, image_size=config.image_shape).config
+        found = read(here, **known).config
     except WeightsError:  # perhaps since the file does not have the number of heads
-        found = read(here, heads=config.encoder.heads, image_size=config.image_shape).config
+        found = read(here, heads=config.encoder.heads, **known).config
     shape, usual = found.encoder.image_size, ViT(channels=config.data.channels)
     own = flags(config) | {"mean": config.data.mean or usual.mean, "std": config.data.std or usual.std}
     facts: dict[str, Any] = {}
@@ -105,8 +114,11 @@ def with_facts_of_file(
         facts["image_size"] = "x".join(map(str, shape))
     if found.encoder.channels == config.data.channels:
         facts |= {"mean": found.encoder.mean, "std": found.encoder.std}
-    if isinstance(found, MAE) and config.run.mode == "pretrain":
-        facts |= {"norm_pix_loss": found.norm_pix_loss, "image_mask_ratio": found.mask_ratio}
+    if config.run.mode == "pretrain":
+        facts["posemb"] = found.encoder.posemb
+        if isinstance(found, MAE) and not config.transfer.new_decoder:
+            facts |= {"norm_pix_loss": found.norm_pix_loss, "image_mask_ratio": found.mask_ratio}
+            facts["dec_posemb"] = found.decoder.posemb
     taken = {name: value for name, value in facts.items() if name not in given and own[name] != value}
     lines = [f"--{name.replace('_', '-')} {value}, as the file says" for name, value in taken.items()]
     if config.run.mode == "finetune" and "posemb" not in given and config.encoder.posemb != "learnable":
@@ -125,9 +137,13 @@ def as_saved(model: Any, saved: Mapping[str, Any]) -> Any:
     return replace(model, decoder=replace(model.decoder, gelu=found.gelu)) if isinstance(model, MAE) else model
 
 
-def with_weights(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
-    """Replace all arrays of a new state's model. Raises InputError if names or shapes differ."""
-    if wrong := mismatches(named_arrays(state.model), weights):
+def with_weights(state: TrainState, weights: Mapping[str, Any], part: str = "") -> TrainState:
+    """Replace all arrays of a new state's model whose names begin with `part`.
+
+    Raises InputError if names or shapes differ.
+    """
+    wanted = {name: array for name, array in named_arrays(state.model).items() if name.startswith(part)}
+    if wrong := mismatches(wanted, weights):
         raise InputError(f"--pretrained-ckpt: the weights do not fit the model: {'; '.join(wrong)}")
     return place_weights(state, weights)
 

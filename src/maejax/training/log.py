@@ -53,7 +53,7 @@ class RunLog:
         hidden = not console.is_terminal
         self._bar = Progress(*columns, console=console, disable=hidden, speed_estimate_period=60)
         self._task = self._bar.add_task("training", total=stop, completed=start, now="compiling")
-        self._stop, self._begun = stop, False
+        self.stop, self._begun = stop, False
 
     def __enter__(self):
         self._bar.start()
@@ -89,7 +89,7 @@ class RunLog:
         if not self.console.is_terminal:
             seconds = metrics.get("train/eta_seconds")
             eta = "" if seconds is None else f"  ETA {timedelta(seconds=round(seconds))}"
-            self.console.print(f"step {step}/{self._stop}  {now}{eta}", highlight=False)
+            self.console.print(f"step {step}/{self.stop}  {now}{eta}", highlight=False)
 
     def advance(self, step: int) -> None:
         """Move the bar."""

@@ -183,7 +183,7 @@ class InFlight:
 
     def __init__(self, run: RunContext, feed: Feed, mesh: Mesh, agreement: Agreement, explain: Explain, flop: float):
         self._run, self._feed, self._agreement, self._explain = run, feed, agreement, explain
-        self._meter, self.waits, self._slow = Meter(feed.batch_size, run.stop, flop), WaitTimes(mesh), None
+        self._meter, self.waits, self._slow = Meter(feed.batch_size, run.log.stop, flop), WaitTimes(mesh), None
         self.running: deque[Running] = deque()
         self.halted: Running | None = None
         self.skipped = 0

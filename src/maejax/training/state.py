@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from maejax.models.trees import combine, partition
+from maejax.models.trees import array_name, combine, named_arrays, partition
 from maejax.ops.platform import target_platform
 from maejax.training.mesh import Sharding, constrain, gather_unstacked, state_sharding
 from maejax.training.optim import select
@@ -69,6 +69,15 @@ def create_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Shardin
     """Build a state at step 0 in its place on the devices, rather than move it there."""
     places = state_sharding(_new_state.eval_shape(init, optimizer), mesh, sharding)
     return jax.jit(new_state, static_argnums=(0, 1), out_shardings=places)(init, optimizer)
+
+
+def with_slots(state: TrainState, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
+    """Give a state to an optimizer of more arrays: what the state of the old one has stays, all else starts anew."""
+    init = optimizer.init
+    places = state_sharding(jax.eval_shape(init, state.model), mesh, sharding)  # type: ignore[arg-type]
+    fresh, old = jax.jit(init, out_shardings=places)(state.model), named_arrays(state.opt_state)
+    slots = jax.tree_util.tree_map_with_path(lambda path, array: old.get(array_name(path), array), fresh)
+    return TrainState(state.step, state.model, slots)
 
 
 @dataclass(frozen=True)

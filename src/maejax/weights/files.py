@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from maejax.errors import InputError, WeightsError
 from maejax.storage.pointer import pointer
-from maejax.weights import huggingface, native, original, pickled, run_directory, timm_card, torch_names
+from maejax.weights import containers, huggingface, native, original, pickled, run_directory, timm_card, torch_names
 from maejax.weights.addresses import local
 from maejax.weights.statement import KEY, read_beside, read_statement, statement_of, write_beside
 from maejax.weights.weights import Weights, model_of
@@ -36,17 +36,20 @@ def read(
     norm_pix_loss: bool | None = None,
     pooling: str | None = None,
     raw: bool = False,
+    prefix: str = "",
 ) -> Weights:
     """Read weights in any known layout, recognised by the content.
 
     Raises InputError, with every wrong tensor, if it is none of these or incomplete.
 
     Args:
-        path: run directory or checkpoint, directory of Hugging Face or timm, .safetensors, .msgpack or .pth file.
+        path: run directory or checkpoint, directory of Hugging Face or timm, .safetensors, .msgpack or .pth file, or
+            the .index.json of a file in parts.
         heads, dec_heads, image_size, norm_pix_loss, pooling: facts that the file may lack. Without them heads are
             inferred from a head size of 64 (the decoder's are 16), images are square, targets are pixels, a head is on
             the cls token. A size that does not fit the file's positions changes nothing.
         raw: of a run with --ema, the weights themselves instead of their average.
+        prefix: of a file of PyTorch or safetensors, take the tensors alone whose names begin so.
 
     """
     path = Path(path).expanduser()
@@ -57,25 +60,21 @@ def read(
     try:
         if path.is_dir():
             if huggingface.is_directory(path):
-                return huggingface.read(path)
+                return huggingface.read(path, prefix)
             if timm_card.read_card(path) is None:
                 return run_directory.read(path, raw=raw)
-            path = path / "model.safetensors"
+            path = containers.file_in(path)
         with path.open("rb") as file:
             start = file.read(64)
-        if start[8:9] == b"{":
-            state, metadata = native.read_safetensors(path)
-            if "maejax" in metadata:
-                return native.from_neutral(state, metadata, path)
-            if (path.parent / "config.json").exists() and huggingface.knows(state):
-                return huggingface.read(path.parent)
-            stated = read_statement(metadata.get(KEY), str(path))
-            return torch_names.read(state, path, "timm", stated, **state_facts)
-        if start[:2] == b"PK" or (start[:1] == b"\x80" and path.suffix in (".pth", ".pt", ".bin")):
-            state, wrapped, text = pickled.read_pickled(path)
-            stated = read_statement(text, str(path)) or read_beside(path)
-            layout = "fair" if wrapped or any(name.startswith("decoder_") for name in state) else "timm"
-            return torch_names.read(state, path, layout, stated, **state_facts)
+        if containers.holds_tensors(path, start):
+            state = containers.read(path, prefix)
+            if "maejax" in state.metadata:
+                return native.from_neutral(state.arrays, state.metadata, path)
+            if huggingface.is_directory(path.parent) and huggingface.knows(state.arrays):
+                return huggingface.read(path.parent, prefix)
+            stated = read_statement(state.metadata.get(KEY), str(path)) or read_beside(path)
+            fair = state.nest == "model" or any(name.startswith("decoder_") for name in state.arrays)
+            return torch_names.read(state, path, "fair" if fair else "timm", stated, **state_facts)
         if said := pointer(start):
             raise WeightsError(f"{path} {said}")
         return original.read(path, read_beside(path), **known)

@@ -14,7 +14,7 @@ import numpy as np
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, Stack, ViT, change_encoder
 from maejax.storage.atomic import write_whole
-from maejax.weights import native, torch_names
+from maejax.weights import containers, native, torch_names
 from maejax.weights.weights import PROBE_FOLDED, Weights, anchor, blank_arrays, check, fold_head_norm, posemb_of
 
 # the authors' name: Hugging Face's
@@ -151,22 +151,18 @@ def config_of(meta: Mapping[str, Any], state: Mapping[str, np.ndarray], what: st
     return encoder
 
 
-def read(path: Path) -> Weights:
-    """Read a directory with config.json and model.safetensors.
+def read(path: Path, prefix: str = "") -> Weights:
+    """Read a directory with config.json and weights in one file or in parts; `prefix` as in `containers.read`.
 
     Raises WeightsError, with every wrong tensor, if it is of another model or incomplete.
     """
-    file = path / "model.safetensors"
-    if not file.exists():
-        raise WeightsError(f"{path} has no model.safetensors; save the model with safe_serialization and in one file")
-    meta = json.loads((path / "config.json").read_text())
-    state, _ = native.read_safetensors(file)
-    named = {old_name(name): array for name, array in state.items()}
+    meta, found = json.loads((path / "config.json").read_text()), containers.read(containers.file_in(path), prefix)
+    named = {old_name(name): array for name, array in found.arrays.items()}
     state = {name: array for name, array in named.items() if not name.startswith("vit.pooler.")}
     config = config_of(meta, state, str(path))
     config = change_encoder(config, **normalisation_of(path, config.encoder.channels))
     check(to_hf(torch_names.to_theirs(blank_arrays(config), config.encoder)), state, str(path))
-    notices = []
+    notices = list(found.notices)
     if len(state) < len(named):
         notices.append("its pooler (a layer after the cls token) is not part of these models and is left out")
     if (eps := meta.get("layer_norm_eps", 1e-12)) != 1e-6:

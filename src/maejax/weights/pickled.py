@@ -1,8 +1,10 @@
-"""PyTorch's .pth files as arrays by name; the only file that needs torch, and only when it is called."""
+"""PyTorch's files as arrays by name; the only file that needs torch, and only when it is called."""
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from maejax.errors import Failed, WeightsError, install
@@ -12,31 +14,52 @@ from maejax.weights.statement import KEY
 INSTALL = f"needs PyTorch: {install('interop')}"
 
 
-def read_pickled(path: Path) -> tuple[dict[str, np.ndarray], bool, str | None]:
-    """Read a state dict, whether it was inside `{"model": ...}`, and our statement there; never runs code of the file.
+class Unread:
+    """Stands for an object of a file whose class is not loaded, such as the flags of the program that wrote it."""
 
-    Raises WeightsError if PyTorch is missing, or if the file holds values that are no tensors.
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def read_pickled(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read the arrays of a file, as nested dictionaries, and our statement as metadata; never runs code of the file.
+
+    Objects of other classes are left out. Raises WeightsError if PyTorch is missing or cannot read the file.
     """
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise WeightsError(f"{path} {INSTALL}") from None
+    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals  # pyright: ignore[reportMissingImports]
+
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        others = get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # a file of PyTorch before 1.6, which cannot be asked
+        others = ["argparse.Namespace"]
+    try:
+        with safe_globals([(Unread, name) for name in others]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise WeightsError(
             f"{path} cannot be read as tensors alone ({str(error).splitlines()[0][:200]}); if it holds more than "
             'weights, save {"model": checkpoint["model"]} with PyTorch and read that'
         ) from None
-    wrapped = isinstance(content, Mapping) and isinstance(content.get("model"), Mapping)
-    state = content["model"] if wrapped else content
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds no state dict: a mapping of names to tensors, alone or as 'model'")
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds no state dict: a mapping of names to tensors, alone or inside of others")
 
-    def to_array(tensor) -> np.ndarray:  # NumPy lacks bfloat16
-        return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    def to_arrays(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(name): to_arrays(inner) for name, inner in value.items()}
+        if isinstance(value, torch.Tensor):  # NumPy lacks bfloat16
+            whole = value.detach()
+            return whole.float().numpy().astype(jnp.bfloat16) if whole.dtype is torch.bfloat16 else whole.numpy()
+        return None
 
-    return {name: to_array(tensor) for name, tensor in state.items()}, wrapped, content.get(KEY) if wrapped else None
+    statement = content.get(KEY)
+    return to_arrays(content), {KEY: statement} if isinstance(statement, str) else {}
 
 
 def write_pickled(state: Mapping[str, np.ndarray], path: Path, statement: str | None = None) -> None:

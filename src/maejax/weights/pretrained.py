@@ -13,21 +13,28 @@ from maejax.weights.weights import Weights
 
 
 def load_pretrained(
-    path: str, model: MAE | Classifier, cache_dir: str = "", channel_rule: str = ""
+    path: str,
+    model: MAE | Classifier,
+    cache_dir: str = "",
+    channel_rule: str = "",
+    prefix: str = "",
+    *,
+    new_decoder: bool = False,
 ) -> tuple[Weights, str]:
     """Read the weights that a new model starts from, fitted to its image size and channels.
 
-    Also returns a line on the file that was fetched, empty if none was. Raises InputError if the file cannot be had or
-    is incomplete, if its sizes are others, or if it lacks the decoder that pre-training needs.
+    With `new_decoder` they are those of its encoder alone. Also returns a line on the file that was fetched, empty if
+    none was. Raises InputError if the file cannot be had or is incomplete, if its sizes are others, or if it lacks the
+    decoder that pre-training needs without `new_decoder`.
     """
-    encoder, decoder = model.encoder, model.decoder if isinstance(model, MAE) else None
-    known = {"heads": encoder.heads, "dec_heads": decoder and decoder.heads}
+    encoder, decoder = model.encoder, model.decoder if isinstance(model, MAE) and not new_decoder else None
+    known = {"heads": encoder.heads, "dec_heads": decoder and decoder.heads, "prefix": prefix}
     weights, fetched = fetch_pretrained(path, encoder.image_size, encoder.channels, cache_dir, channel_rule, **known)
     found = weights.config
     if decoder is not None and not isinstance(found, MAE):
         raise WeightsError(
-            f"{path} has no decoder for {encoder.channels} channels, which pre-training needs; it can be probed, "
-            "fine-tuned or encoded"
+            f"{path} has no decoder for {encoder.channels} channels, which pre-training needs: give --new-decoder for "
+            "a fresh one"
         )
     pairs: list[tuple[str, Stack, Stack]] = [("--", found.encoder, encoder)]
     if decoder is not None and isinstance(found, MAE):
@@ -40,6 +47,9 @@ def load_pretrained(
     ]
     if flags:  # no shape tells that heads differ
         raise WeightsError(f"{path} is of another geometry than the flags say: give {' '.join(flags)}")
+    if new_decoder:
+        arrays = {name: array for name, array in weights.arrays.items() if name.startswith("encoder.")}
+        weights = replace(weights, arrays=arrays, config=found.encoder)
     return weights, fetched
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, Stack, ViT, change_encoder
+from maejax.weights.containers import State, hint
 from maejax.weights.statement import Statement, known_facts, with_statement
 from maejax.weights.timm_card import read_card, with_card
 from maejax.weights.weights import (
@@ -164,6 +165,8 @@ def config_of(
 
     Raises WeightsError if a tensor from which sizes are read is missing, or if a number must be given.
     """
+    if "pos_embed" not in state:
+        what += hint(state)
     pos_embed = anchor(state, "pos_embed", what)
     dim, channels, patch, wide = anchor(state, "patch_embed.proj.weight", what).shape
     if patch != wide:
@@ -193,12 +196,12 @@ def config_of(
     return encoder, notices
 
 
-def read(state: Mapping[str, np.ndarray], path: Path, layout: str, stated: Statement | None, **known: Any) -> Weights:
+def read(state: State, path: Path, layout: str, stated: Statement | None, **known: Any) -> Weights:
     """Read the state dict of a file as `from_state`, by what is stated, or by timm's config.json beside the file."""
     card = None if stated or layout != "timm" else read_card(path.parent)
-    if card is None:
-        return from_state(state, str(path), layout, stated, **known)
-    return with_card(from_state(state, str(path), layout, **known | card.facts), card)
+    weights = from_state(state.arrays, str(path), layout, stated, **known | (card.facts if card else {}))
+    weights = replace(weights, notices=(*state.notices, *weights.notices))
+    return with_card(weights, card) if card else weights
 
 
 def from_state(
