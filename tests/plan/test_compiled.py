@@ -1,5 +1,9 @@
 """A step compiled for a TPU that is not here; needs the TPU's compiler (`pip install 'maejax[tpu]'`), not a TPU."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -87,3 +91,11 @@ def test_a_product_split_over_many_chips_is_no_loop_of_messages(monkeypatch):
     compiled = compile_for(mesh, step, (abstract_state(init, optimizer, mesh, "fsdp"), batch))
     kinds = {kind for kind, _ in module_cost(parse(compiled.text)).messages}
     assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}  # 520 permutations without `TPU_OPTIONS`
+
+
+def test_libtpu_says_nothing_where_there_is_no_tpu():
+    pytest.importorskip("libtpu", reason="pip install 'maejax[tpu]'")
+    program = "import jax; from maejax.commands.command import prepare_devices; prepare_devices(); print(jax.devices())"
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.stderr == "" or "Tpu" in done.stdout, done.stderr

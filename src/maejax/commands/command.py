@@ -4,10 +4,13 @@ import ast
 import errno
 import inspect
 import os
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
@@ -71,7 +74,8 @@ def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:
     keep_freed_memory()
     try:
         first = join()
-        jax.devices()
+        with quiet_libtpu():
+            jax.devices()
     except (InputError, Failed):
         raise
     except (RuntimeError, AssertionError) as error:  # JAX asserts where a known platform has no plugin
@@ -79,6 +83,24 @@ def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:
         found = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device on this machine{why}"
         raise InputError(f"{found}; set JAX_PLATFORMS=cpu, or see what `maejax doctor` says") from None
     return first
+
+
+@contextmanager
+def quiet_libtpu() -> Iterator[None]:
+    """Drop what libtpu prints while it finds that this machine has no TPU: it writes to the error stream by itself."""
+    # JAX sets the variable where it sees no TPU.
+    if find_spec("libtpu") is None or os.environ.get("TPU_SKIP_MDS_QUERY") != "1":
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def check_writable(flag: str, path: str | Path, *, folder: bool = False) -> None:

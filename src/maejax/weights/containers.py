@@ -1,4 +1,7 @@
-"""State dicts in the containers of others: one file or parts, nests in a checkpoint, wrapped names, half precision."""
+"""State dicts in files of safetensors and PyTorch: whole or in parts, nested, wrapped names, half precision.
+
+The only file that needs torch, and only where a file of PyTorch is read or written.
+"""
 
 import json
 from collections import Counter
@@ -6,16 +9,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from maejax.errors import WeightsError
-from maejax.weights import native, pickled
+from maejax.errors import Failed, WeightsError, install
+from maejax.storage.atomic import write_atomically
+from maejax.weights import native
+from maejax.weights.statement import KEY
 
 # Files of a folder with a config.json, the preferred ones first.
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 NESTS = ("model", "state_dict", "model_state_dict", "model_state", "net")  # where training codes keep the weights
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 PATCHES = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
+
+INSTALL = f"needs PyTorch: {install('interop')}"
 
 
 class State(NamedTuple):
@@ -73,7 +81,7 @@ def hint(names: Mapping[str, Any]) -> str:
 def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     with path.open("rb") as file:
         safe = file.read(9)[8:] == b"{"
-    return native.read_safetensors(path) if safe else pickled.read_pickled(path)
+    return native.read_safetensors(path) if safe else read_pickled(path)
 
 
 def _read_parts(index: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
@@ -117,3 +125,65 @@ def _parts(arrays: Mapping[str, Any]) -> str:
     """List the first parts of names, each with its number of tensors."""
     counts = Counter(name.partition(".")[0] for name in arrays)
     return ", ".join(f"{name} ({count} tensors)" for name, count in counts.most_common(8)) or "no tensors"
+
+
+class Unread:
+    """Stands for an object of a file whose class is not loaded, such as the flags of the program that wrote it."""
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+def read_pickled(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read the arrays of a file, as nested dictionaries, and our statement as metadata; never runs code of the file.
+
+    Objects of other classes are left out. Raises WeightsError if PyTorch is missing or cannot read the file.
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise WeightsError(f"{path} {INSTALL}") from None
+    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals  # pyright: ignore[reportMissingImports]
+
+    try:
+        others = get_unsafe_globals_in_checkpoint(path)
+    except ValueError:  # a file of PyTorch before 1.6, which cannot be asked
+        others = ["argparse.Namespace"]
+    try:
+        with safe_globals([(Unread, name) for name in others]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(
+            f"{path} cannot be read as tensors alone ({str(error).splitlines()[0][:200]}); if it holds more than "
+            'weights, save {"model": checkpoint["model"]} with PyTorch and read that'
+        ) from None
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds no state dict: a mapping of names to tensors, alone or inside of others")
+
+    def to_arrays(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(name): to_arrays(inner) for name, inner in value.items()}
+        if isinstance(value, torch.Tensor):  # NumPy lacks bfloat16
+            whole = value.detach()
+            return whole.float().numpy().astype(jnp.bfloat16) if whole.dtype is torch.bfloat16 else whole.numpy()
+        return None
+
+    statement = content.get(KEY)
+    return to_arrays(content), {KEY: statement} if isinstance(statement, str) else {}
+
+
+def write_pickled(state: Mapping[str, np.ndarray], path: Path, statement: str | None = None) -> None:
+    """Write a state dict, with a statement inside `{"model": ...}`; raises WeightsError if PyTorch is missing."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise WeightsError(f"writing {path} {INSTALL}") from None
+    tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in state.items()}
+    with write_atomically(path) as new:
+        try:
+            torch.save({"model": tensors, KEY: statement} if statement else tensors, new)
+        except RuntimeError as error:  # PyTorch's writer, for a full disk too
+            raise Failed(f"{path} cannot be written ({str(error).splitlines()[0]}); free space there") from None

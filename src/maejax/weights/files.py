@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from maejax.errors import InputError, WeightsError
 from maejax.storage.pointer import pointer
-from maejax.weights import containers, huggingface, native, original, pickled, run_directory, timm_card, torch_names
+from maejax.weights import containers, huggingface, native, original, run_directory, timm_card, torch_names
 from maejax.weights.addresses import local
 from maejax.weights.statement import KEY, read_beside, read_statement, statement_of, write_beside
 from maejax.weights.weights import Weights, model_of
@@ -105,8 +105,8 @@ def write(weights: Weights, path: str | Path, layout: str, *, identity: bool = F
     if path.suffix == ".safetensors":
         native.write_safetensors(state, path, {KEY: statement})
     elif layout == "fair":
-        pickled.write_pickled(state, path, statement)
+        containers.write_pickled(state, path, statement)
     else:
-        pickled.write_pickled(state, path)
+        containers.write_pickled(state, path)
         notices = [*notices, write_beside(path, statement)]
     return notices
