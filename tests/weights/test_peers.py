@@ -256,16 +256,6 @@ def test_the_authors_files_come_back_bit_by_bit(weights, same, tmp_path, kind):
     same({n: a for n, a in back.arrays.items() if n != "head_norm.batches"}, made.arrays)
 
 
-def test_a_file_with_code_in_it_is_not_run(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return print, ("run",)
-
-    torch.save({"model": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="cannot be read as tensors alone"):
-        files.read(tmp_path / "evil.pth")
-
-
 def test_positions_are_interpolated_as_pytorch_does():
     table = np.random.default_rng(0).normal(size=(1, 25, 8)).astype(np.float32)
     grid = torch.from_numpy(table[:, 1:].reshape(1, 4, 6, 8)).permute(0, 3, 1, 2)
