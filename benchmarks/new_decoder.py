@@ -1,4 +1,4 @@
-"""Going on from an encoder alone, against from scratch, on photos: the table of docs/going-on.md.
+"""Going on from an encoder alone, against from scratch, on photos; prints a table.
 
 python benchmarks/new_decoder.py ../shared/data/clothing-by-sender.tar
 

@@ -93,6 +93,8 @@ def test_the_decoder_is_that_of_a_new_run(train, maejax, trained, encoder):
             ["--name", "x", "--pretrained-ckpt", "encoder.safetensors"],
             "no decoder for 3 channels, which pre-training needs: give --new",
         ),
+        (["--prefix", "a."], "--prefix a. is for the tensors of --pretrained-ckpt: give one"),
+        (["--name", "x", "--pretrained-ckpt", "runs/pretrain", "--prefix", "a."], "--prefix a.: runs/pretrain is"),
         (["--new-decoder"], "--new-decoder is for the encoder of --pretrained-ckpt: give one"),
         (FREEZE, "--freeze-encoder-steps is for the encoder of --pretrained-ckpt: give one"),
         ([*START, "x", "--freeze-encoder-steps", 6], "--freeze-encoder-steps 6: give less than --training-steps 6"),

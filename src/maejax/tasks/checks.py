@@ -18,8 +18,13 @@ OF_ONE_MACHINE = ("train_loader_workers", "valid_loader_workers", "cache_dir", "
 
 
 def check_least(config: Config) -> None:
-    """Check that no flag is below its smallest value. Raises InputError with the first that is."""
+    """Check that no flag is below its smallest value, or without the one it belongs to.
+
+    Raises InputError with the first that is.
+    """
     given = flags(config)
+    if config.transfer.prefix and not config.run.pretrained_ckpt:
+        raise InputError(f"--prefix {config.transfer.prefix} is for the tensors of --pretrained-ckpt: give one")
     for name, declared in declarations().items():
         least = declared.get("least")
         if least is not None and given[name] < least:

@@ -72,7 +72,7 @@ def create_state(init: Init, optimizer: Optimizer, mesh: Mesh, sharding: Shardin
 
 
 def with_slots(state: TrainState, optimizer: Optimizer, mesh: Mesh, sharding: Sharding = "replicated") -> TrainState:
-    """Give a state to an optimizer of more arrays: what the state of the old one has stays, all else starts anew."""
+    """Extend a state for an optimizer of more arrays: slots of the same names stay, all others start anew."""
     init = optimizer.init
     places = state_sharding(jax.eval_shape(init, state.model), mesh, sharding)  # type: ignore[arg-type]
     fresh, old = jax.jit(init, out_shardings=places)(state.model), named_arrays(state.opt_state)

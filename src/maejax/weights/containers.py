@@ -164,6 +164,7 @@ def read_pickled(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise WeightsError(f"{path} holds no state dict: a mapping of names to tensors, alone or inside of others")
 
     def to_arrays(value: Any) -> Any:
+        """Convert the tensors of nested dictionaries; all else becomes None."""
         if isinstance(value, Mapping):
             return {str(name): to_arrays(inner) for name, inner in value.items()}
         if isinstance(value, torch.Tensor):  # NumPy lacks bfloat16

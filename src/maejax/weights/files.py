@@ -62,6 +62,7 @@ def read(
             if huggingface.is_directory(path):
                 return huggingface.read(path, prefix)
             if timm_card.read_card(path) is None:
+                refuse_prefix(prefix, path)
                 return run_directory.read(path, raw=raw)
             path = containers.file_in(path)
         with path.open("rb") as file:
@@ -77,11 +78,18 @@ def read(
             return torch_names.read(state, path, "fair" if fair else "timm", stated, **state_facts)
         if said := pointer(start):
             raise WeightsError(f"{path} {said}")
+        refuse_prefix(prefix, path)
         return original.read(path, read_beside(path), **known)
     except ValueError as error:
         if isinstance(error, InputError):
             raise
         raise WeightsError(f"{path} describes no model that is known here: {error}") from None
+
+
+def refuse_prefix(prefix: str, path: Path) -> None:
+    """Check that no prefix is given for weights that are always whole; raises WeightsError if one is."""
+    if prefix:
+        raise WeightsError(f"--prefix {prefix}: {path} is no file of PyTorch or safetensors; leave it out")
 
 
 def write(weights: Weights, path: str | Path, layout: str, *, identity: bool = False) -> list[str]:
