@@ -29,7 +29,7 @@ from maejax.models.description import PLAIN
 from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder, Output
 from maejax.models.patches import patchify, take_patches
-from maejax.models.vit import frozen_if_constant
+from maejax.models.tokens import frozen_if_constant
 from maejax.plan.compiled import abstract_inputs, compile_for
 from maejax.plan.hlo import parse
 from maejax.plan.hlo_cost import module_cost

@@ -108,7 +108,7 @@ def test_the_control_differs_from_the_encoder_in_its_arrays_alone(changes):
     ours, theirs = named_arrays(encoder), named_arrays(fresh)
     assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
     assert jax.tree.structure(encoder) == jax.tree.structure(fresh)
-    assert static(encoder) == static(fresh) and static(encoder)["transformer.blocks.gelu"] == config.gelu
+    assert static(encoder) == static(fresh) and static(encoder)["transformer.blocks.activation"] == config.gelu
     assert np.abs(ours["embed.kernel"] - theirs["embed.kernel"]).max() > 0.01
     if config.posemb == "sincos2d":
         encoder.positions[...] = 7 * encoder.positions[...]  # such as another code's

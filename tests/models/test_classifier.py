@@ -110,5 +110,5 @@ def test_linear_probing_equals_the_authors(golden):
 
 
 def test_unknown_pooling_is_refused():
-    with pytest.raises(ValueError, match="pooling is cls, gap or avg, not max"):
+    with pytest.raises(ValueError, match=r"pooling is cls, gap, avg, cls\+avg, map, not max"):
         Classifier(labels=2, pooling="max")

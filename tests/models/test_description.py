@@ -42,8 +42,8 @@ def test_a_description_is_read_back_and_so_is_a_flat_one(number):
 
 
 def test_an_unknown_field_is_refused():
-    with pytest.raises(ValueError, match=r"this version knows no such model: .*registers"):
-        from_json(SMALL.to_json() | {"registers": 4})
+    with pytest.raises(ValueError, match=r"this version knows no such model: .*experts"):
+        from_json(SMALL.to_json() | {"experts": 4})
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_an_unknown_field_is_refused():
         (lambda: ViT(patch_size=0), "patch_size is 0: give at least 1"),
         (lambda: ViT(channels=2, mean=(0.5,)), "2 channels need as many means"),
         (lambda: ViT(dim=6, heads=1), "positions need a width divisible by 4, not 6"),
-        (lambda: ViT(gelu="relu"), "gelu is erf or tanh, not relu"),
-        (lambda: ViT(posemb="none"), "positions are sincos2d or learnable, not none"),
+        (lambda: ViT(gelu="relu"), "gelu is erf, tanh or quick, not relu"),
+        (lambda: ViT(posemb="none"), "positions are sincos2d, learnable or rotary, not none"),
         (lambda: MAE(mask_ratio=1.0), "mask ratio 1.0 leaves 0 of 196 patches visible"),
         (lambda: Classifier(labels=0), "at least 1 class, not 0"),
     ],

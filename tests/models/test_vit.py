@@ -76,7 +76,7 @@ def test_features_do_not_depend_on_the_batch(dtype):
     # A patch's pixels, about 170 terms in each of two blocks, the last norm.
     assert_close(model.encode(x[2:3]), cls[2:3], rounding(48 + 2 * 170 + 16))
     np.testing.assert_array_equal(model.encode(x, "cls+mean"), jnp.concatenate([cls, mean], axis=1))
-    with pytest.raises(ValueError, match='pool is "cls", "mean", "cls\\+mean" or None'):
+    with pytest.raises(ValueError, match="pool is cls, mean, cls\\+mean or None"):
         model.encode(x, "max")
 
 

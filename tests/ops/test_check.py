@@ -11,8 +11,8 @@ from maejax.ops.attention import attend_plainly
 from maejax.ops.attention_tpu import attend_on_chip, attend_packed_on_chip
 from maejax.ops.check import Sizes, compare, compare_fast_forms
 
-ENCODER = Sizes("encoder", rows=3, queries=5, tokens=5, dim=128, heads=1)
-LAST = Sizes("decoder's last block", rows=3, queries=6, tokens=9, dim=128, heads=2)
+ENCODER = Sizes("encoder", rows=3, queries=5, tokens=5, dim=128, heads=1, mlp_dim=512)
+LAST = Sizes("decoder's last block", rows=3, queries=6, tokens=9, dim=128, heads=2, mlp_dim=512)
 
 
 @pytest.fixture
@@ -130,6 +130,6 @@ def test_a_comparison_takes_few_samples_and_the_pieces_of_all(tpu, monkeypatch):
     monkeypatch.setattr(check, "mlp_in_pieces", watched)
     monkeypatch.setattr(dense, "PIECE_BYTES", 1000 * 3 * 512 * 2)  # three tokens of a thousand samples
     monkeypatch.setattr(check, "MOST_ROWS", 2)
-    many = Sizes("encoder", rows=1000, queries=5, tokens=5, dim=128, heads=2)
+    many = Sizes("encoder", rows=1000, queries=5, tokens=5, dim=128, heads=2, mlp_dim=512)
     assert compare("pieces", many, jnp.bfloat16).ok
     assert seen[0] == ((2, 5, 128), [2])

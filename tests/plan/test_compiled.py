@@ -14,7 +14,7 @@ from maejax.config import Config, with_flags
 from maejax.data.pipeline import Batch
 from maejax.models.build import abstract_model
 from maejax.models.description import Compute, Stack
-from maejax.models.vit import Transformer
+from maejax.models.transformer import Transformer
 from maejax.plan.compiled import compile_for, read_shortage
 from maejax.plan.hlo import parse
 from maejax.plan.hlo_cost import module_cost

@@ -15,13 +15,13 @@ from maejax.tasks.fast_forms import choose_forms, layer_sizes
 
 def test_the_layers_are_those_of_the_step():
     assert layer_sizes(MAE(), 64) == [
-        Sizes("encoder", 64, 50, 50, 768, 12),
-        Sizes("decoder", 64, 197, 197, 512, 16),
-        Sizes("decoder's last block", 64, 147, 197, 512, 16),
+        Sizes("encoder", 64, 50, 50, 768, 12, 3072),
+        Sizes("decoder", 64, 197, 197, 512, 16, 2048),
+        Sizes("decoder's last block", 64, 147, 197, 512, 16, 2048),
     ]
     shallow = layer_sizes(MAE(decoder=Stack(dim=512, layers=1, heads=16)), 64)
     assert [sizes.part for sizes in shallow] == ["encoder", "decoder's last block"]
-    assert layer_sizes(Classifier(encoder=ViT(), labels=10), 8) == [Sizes("encoder", 8, 197, 197, 768, 12)]
+    assert layer_sizes(Classifier(encoder=ViT(), labels=10), 8) == [Sizes("encoder", 8, 197, 197, 768, 12, 3072)]
 
 
 def outcome(form, part="encoder", gradient=0.001, error=""):

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from maejax.errors import WeightsError
-from maejax.weights import containers, files, huggingface, torch_names
+from maejax.weights import containers, files, huggingface, torch_export
 
 from ..bounds import assert_close
 
@@ -21,7 +21,7 @@ from ..bounds import assert_close
 def timm(weights):
     """Make an encoder; return it and its tensors by timm's names."""
     made = weights("encoder", image_size=(16, 16))
-    return made, torch_names.to_timm(made)[0]
+    return made, torch_export.to_timm(made)[0]
 
 
 def write_parts(state, folder, name="model.safetensors", save=save_file):
@@ -78,7 +78,7 @@ def test_an_encoder_inside_of_more_is_taken_by_its_prefix(timm, same, tmp_path):
     save_file(more, path)
     for prefix in ("net.backbone.", "net.backbone"):
         same(files.read(path, prefix=prefix, image_size=(16, 16), heads=made.config.heads).arrays, made.arrays)
-    with pytest.raises(WeightsError, match=r"give --prefix net\.backbone\. lacks pos_embed"):
+    with pytest.raises(WeightsError, match=r"give --prefix net\.backbone\. lacks patch_embed"):
         files.read(path)
     with pytest.raises(WeightsError, match=r"--prefix body: no tensor of .* begins so; it holds net \(\d+ tensors\)"):
         files.read(path, prefix="body")

@@ -8,9 +8,9 @@ import pytest
 from flax import serialization
 
 from maejax.errors import WeightsError
-from maejax.weights import files, huggingface, original, torch_names
+from maejax.weights import files, huggingface, original, torch_export, torch_names
 from maejax.weights.pretrained import fetch_pretrained, fit_channels, resize_positions
-from maejax.weights.weights import model_of, positions_kind, sincos_table
+from maejax.weights.weights import Facts, model_of, positions_kind, sincos_table
 from tests.bounds import assert_close, rounding
 from tests.conftest import GOLDEN
 
@@ -40,13 +40,13 @@ def test_the_originals_files_come_back_bit_by_bit(tmp_path, same, name):
 def fair_weights(golden, name, **known):
     g = golden(name)
     heads, dec_heads = (int(g["config"][i]) for i in (4, 7)) if "mae" in name else (3, None)
-    return g, torch_names.from_state(g["weights"], name, "fair", heads=heads, dec_heads=dec_heads, **known)
+    return g, torch_names.from_state(g["weights"], name, "fair", None, Facts(heads=heads, dec_heads=dec_heads, **known))
 
 
 @pytest.mark.parametrize("name", ["mae_raw", "mae_norm_pix", "finetune_cls", "finetune_gap", "linear"])
 def test_the_authors_tensors_come_back_bit_by_bit(golden, same, tmp_path, name):
     g, weights = fair_weights(golden, f"fair_{name}")
-    same(torch_names.to_fair(weights)[0], g["weights"])
+    same(torch_export.to_fair(weights)[0], g["weights"])
     files.write(weights, tmp_path / "neutral.safetensors", "maejax")
     again = files.read(tmp_path / "neutral.safetensors")
     same(again.arrays, weights.arrays)
@@ -56,7 +56,7 @@ def test_the_authors_tensors_come_back_bit_by_bit(golden, same, tmp_path, name):
 def test_the_authors_probe_gives_its_logits(golden):
     g, weights = fair_weights(golden, "fair_linear")
     after = {**g["weights"], **g["after"]}
-    weights = torch_names.from_state(after, "after", "fair", heads=3)
+    weights = torch_names.from_state(after, "after", "fair", None, Facts(heads=3))
     x = jnp.asarray(g["images"][0].transpose(0, 2, 3, 1))
     assert_close(model_of(weights)(x), g["eval_logits_after"])
 
@@ -105,12 +105,12 @@ def test_timm_files_come_back_bit_by_bit(weights, same, tmp_path, identity):
 
 
 def test_every_wrong_tensor_is_listed(weights):
-    state, _ = torch_names.to_fair(weights("mae"))
+    state, _ = torch_export.to_fair(weights("mae"))
     del state["blocks.1.attn.qkv.bias"], state["decoder_norm.weight"]
     state["blocks.0.mlp.fc1.weight"] = state["blocks.0.mlp.fc1.weight"][:-1]
     state["extra.weight"] = np.zeros(3, np.float32)
     with pytest.raises(WeightsError) as error:
-        torch_names.from_state(state, "x.pth", "fair", image_size=(16, 24), dec_heads=2)
+        torch_names.from_state(state, "x.pth", "fair", None, Facts(image_size=(16, 24), dec_heads=2))
     for part in (
         "x.pth is not a whole model (4 tensors)", "missing blocks.1.attn.qkv.bias (192,)",
         "missing decoder_norm.weight (32,)", "extra extra.weight (3,)",
@@ -120,20 +120,20 @@ def test_every_wrong_tensor_is_listed(weights):
 
 
 def test_what_is_not_in_the_file_is_asked_for(weights, golden):
-    state, _ = torch_names.to_fair(weights("encoder", "learnable"))
+    state, _ = torch_export.to_fair(weights("encoder", "learnable"))
     with pytest.raises(WeightsError, match="24 patches are no square: give --image-size HxW"):
-        torch_names.from_state(state, "x", "fair")
+        torch_names.from_state(state, "x", "fair", None, Facts())
     with pytest.raises(WeightsError, match="width 48 is no multiple of 64: give --heads"):
-        torch_names.from_state(golden("fair_linear")["weights"], "x", "fair")
+        torch_names.from_state(golden("fair_linear")["weights"], "x", "fair", None, Facts())
     with pytest.raises(WeightsError, match="no LayerScale"):
-        torch_names.to_fair(weights("encoder", layerscale=True))
+        torch_export.to_fair(weights("encoder", layerscale=True))
     with pytest.raises(WeightsError, match="mean pooling"):
-        huggingface.to_hf(torch_names.to_theirs(weights("gap").arrays, weights("gap").config.encoder))
+        huggingface.state_of(weights("gap"))
 
 
 @pytest.mark.parametrize("layout", ["fair", "original", "hf"])
 def test_a_layout_without_query_key_normalisation_refuses_it(weights, tmp_path, layout):
-    with pytest.raises(WeightsError, match=r"no place for .*k_norm.*convert to .*timm"):
+    with pytest.raises(WeightsError, match=r"no (place for .*k_norm|query-key normalisation).*convert to .*timm"):
         files.write(weights("encoder", qk_norm=True), tmp_path / "out", layout)
     assert not (tmp_path / "out").exists()
 

@@ -18,7 +18,7 @@ from maejax.data.augment import build_eval
 from maejax.errors import WeightsError
 from maejax.ops import attention
 from maejax.ops.attention_tpu import attend_packed_on_chip
-from maejax.weights import files, hub, torch_names
+from maejax.weights import files, hub, torch_export
 from maejax.weights.pretrained import resize_positions
 from maejax.weights.weights import model_of
 from tests.bounds import assert_close
@@ -95,7 +95,7 @@ def test_timm_computes_the_same(timm, weights, same, tmp_path, kind):
 def test_timm_normalises_queries_and_keys_the_same(timm, weights, same, tmp_path, monkeypatch, form):
     made = weights("cls", "learnable", qk_norm=True, dim=128, heads=2)
     files.write(made, tmp_path / "t.pth", "timm")
-    model = vit(timm, embed_dim=128, num_heads=2, qk_norm=torch_names.timm_options(made.config)["qk_norm"])
+    model = vit(timm, embed_dim=128, num_heads=2, qk_norm=torch_export.timm_model(made.config)[1]["qk_norm"])
     model.load_state_dict(torch.load(tmp_path / "t.pth", weights_only=True))
     # The code of each form runs here, interpreted or with JAX's own products in place of NVIDIA's.
     packed, product = functools.partial(attend_packed_on_chip, interpret=True), jax.nn.dot_product_attention
@@ -114,7 +114,7 @@ def test_timms_mean_of_normalised_tokens_is_computed(timm, weights, same, tmp_pa
     made = weights("cls")
     made = replace(made, config=replace(made.config, pooling="avg"))
     files.write(made, tmp_path / "t.pth", "timm")
-    options = torch_names.timm_options(made.config)
+    options = torch_export.timm_model(made.config)[1]
     model = vit(timm, **{name: options[name] for name in ("num_classes", "global_pool", "fc_norm")})
     model.load_state_dict(torch.load(tmp_path / "t.pth", weights_only=True))
     back = files.read(tmp_path / "t.pth")
@@ -217,7 +217,7 @@ def test_the_code_on_a_model_card_loads_the_folder(timm, transformers, weights, 
 
 def test_a_shape_that_transformers_cannot_compute_is_for_timm_alone(weights, tmp_path):
     made = weights("mae")
-    with pytest.raises(WeightsError, match="ViTMAE is for square images alone; convert to timm"):
+    with pytest.raises(WeightsError, match="vit_mae is for square images alone; convert to timm"):
         files.write(made, tmp_path / "hf", "hf")
     card = hub.describe(made, "wide", data={}, recipe={}, numbers={})
     assert "transformers import" not in card and "library_name: timm" in card

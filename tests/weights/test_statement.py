@@ -9,7 +9,7 @@ from maejax.config import with_flags
 from maejax.errors import WeightsError
 from maejax.recipes import recipe
 from maejax.tasks.transfer import with_facts_of_file
-from maejax.weights import files, native, torch_names
+from maejax.weights import files, native, torch_export
 from maejax.weights.pretrained import fetch_pretrained
 from maejax.weights.weights import head_count
 
@@ -73,7 +73,7 @@ def test_normalisation_of_hugging_face_is_read(weights, tmp_path):
 
 def test_positions_tell_their_grid_or_are_left_alone_where_they_fit(weights, tmp_path, maejax):
     for posemb, said in (("sincos2d", False), ("learnable", True)):
-        state, _ = torch_names.to_timm(weights("encoder", posemb, image_size=(8, 32)))  # a grid of 2 x 8
+        state, _ = torch_export.to_timm(weights("encoder", posemb, image_size=(8, 32)))  # a grid of 2 x 8
         native.write_safetensors(state, tmp_path / f"{posemb}.safetensors")
         found = files.read(tmp_path / f"{posemb}.safetensors")
         assert found.config.encoder.image_size == ((16, 16) if said else (8, 32))
@@ -88,7 +88,7 @@ def test_positions_tell_their_grid_or_are_left_alone_where_they_fit(weights, tmp
 
 def test_timms_card_is_obeyed(weights, tmp_path):
     made = weights("cls", image_size=(16, 16))
-    native.write_safetensors(torch_names.to_timm(made)[0], tmp_path / "model.safetensors")
+    native.write_safetensors(torch_export.to_timm(made)[0], tmp_path / "model.safetensors")
     assumed = files.read(tmp_path / "model.safetensors")
     assert assumed.config.pooling == "cls" and any("pooling before its head" in notice for notice in assumed.notices)
     names = ["ant", "bee", "cat", "dog", "elk"]
@@ -104,7 +104,7 @@ def test_timms_card_is_obeyed(weights, tmp_path):
 
 
 def test_a_file_without_a_statement_gives_its_size_whatever_the_flags_for_heads(weights, tmp_path):
-    state, _ = torch_names.to_timm(weights("encoder", image_size=(16, 16), dim=128))
+    state, _ = torch_export.to_timm(weights("encoder", image_size=(16, 16), dim=128))
     native.write_safetensors(state, tmp_path / "t.safetensors")
     config = with_flags(recipe("finetune"), pretrained_ckpt=str(tmp_path / "t.safetensors"))  # 12 heads, 224 pixels
     changed, lines = with_facts_of_file(config, ())

@@ -30,8 +30,9 @@ class EvaluateCommand(Encode):
     """knn, fewshot, linear, attentive, several of these with commas between, or all."""
     out: str = "evaluation"
     """Folder for the report."""
-    pool: str = "cls+mean"
-    """Features for all protocols but attentive: cls, mean (of the patch tokens) or cls+mean."""
+    pool: str = ""
+    """Features for all protocols but attentive: cls, mean (of the patch tokens), cls+mean, or map (the encoder's own
+    attention pooling). Empty: cls+mean, or mean where there is no cls token."""
     no_control: bool = False
     """Leave the untrained encoder out."""
     seed: int = 0
@@ -40,13 +41,12 @@ class EvaluateCommand(Encode):
     def run(self, console: Console) -> dict[str, Any]:
         """Evaluate, write the report and return what report.json holds; raises InputError before encoding."""
         from maejax.data import pipeline, sources
-        from maejax.evaluate import encoding
         from maejax.evaluate.protocols import PROTOCOLS, pair, score, untrained_like
 
         protocols = PROTOCOLS if self.protocol == "all" else tuple(self.protocol.split(","))
         if unknown := [name for name in protocols if name not in PROTOCOLS]:
             raise InputError(f"--protocol {unknown[0]}: choose {', '.join(PROTOCOLS)} (several with commas), or all")
-        self.check(self.pool, encoding.POOLS)
+        self.check(self.pool)
         shards = {"train": self.train_dataset_shards, "valid": self.valid_dataset_shards}
         for name in [name for name, spec in shards.items() if not spec]:
             remedy = "name labelled images: class folders, tar shards, .npz"
@@ -55,6 +55,7 @@ class EvaluateCommand(Encode):
         prepare_devices()
         data = pair(*(sources.open_source(spec, labels=self.labels or None) for spec in shards.values()))
         encoders = {"pretrained": self.load(self.ckpt).encoder}
+        pool = self.chosen_pool(self.pool, encoders["pretrained"].config, -1)
         for source in (data.train, data.test):
             pipeline.check_readable(source, encoders["pretrained"].config.channels)
             for problem in source.problems:
@@ -62,7 +63,7 @@ class EvaluateCommand(Encode):
         if not self.no_control:
             encoders["untrained"] = untrained_like(encoders["pretrained"], self.seed)
         scores, seconds, used = {}, {}, {}
-        given: dict[str, Any] = {"pool": self.pool, "seed": self.seed, **self.reading}
+        given: dict[str, Any] = {"pool": pool, "seed": self.seed, **self.reading}
         for kind, encoder in encoders.items():
             start = time.monotonic()
             given["log"] = lambda what, kind=kind: plain(console, f"{kind}: {what}")
@@ -78,7 +79,7 @@ class EvaluateCommand(Encode):
                 name: int((source.labels >= 0).sum()) - used[name]
                 for name, source in (("train", data.train), ("test", data.test))
             },
-            "features": self.pool,
+            "features": pool,
             "seed": self.seed,
             "scores": scores,
             "seconds": seconds,
@@ -100,7 +101,7 @@ class EvaluateCommand(Encode):
         train, test, out = result["images"]["train"], result["images"]["test"], Path(self.out)
         level = 100 * (0.16 / test) ** 0.5  # the standard error of an accuracy of 80 %
         note = f"{train:,} training and {test:,} test images; one standard error is {level:.1f} points. "
-        note += f"Features: {self.pool}; {'; '.join(methods[name] for name in protocols)}."
+        note += f"Features: {result['features']}; {'; '.join(methods[name] for name in protocols)}."
         if lost := {name: count for name, count in result["unreadable"].items() if count}:
             note += f" Unreadable images were left out: {', '.join(f'{lost[name]:,} of {name}' for name in lost)}."
         if not self.no_control:

@@ -26,13 +26,23 @@ class Encode(Unstated):
     workers: int = field(default=os.cpu_count() or 1, kw_only=True)
     """Threads that read and decode; 0: the main one alone."""
 
-    def check(self, pool: str, pools: tuple[str, ...]) -> None:
-        """Check the flags; raises InputError for the first that is wrong."""
-        if pool not in pools:
-            raise InputError(f"--pool {pool}: choose one of {', '.join(pools)}")
+    def check(self, pool: str, *more: str) -> None:
+        """Check the flags, of which `pool` may be one of `more` too; raises InputError for the first that is wrong."""
+        from maejax.models.pooling import POOLS
+
+        if pool and pool not in (*POOLS, *more):
+            raise InputError(f"--pool {pool}: choose one of {', '.join((*POOLS, *more))}")
         if self.batch_size < 1 or self.workers < 0 or not 0 <= self.test_crop_ratio <= 1:
             least = "--batch-size is at least 1, --workers at least 0"
             raise InputError(f"{least}, --test-crop-ratio at least 0 and at most 1")
+
+    def chosen_pool(self, pool: str, encoder: Any, which: int) -> Any:
+        """Return `pool` or, for none, number `which` of those that an encoder has; raises InputError if it lacks it."""
+        from maejax.models.pooling import pools
+
+        if pool and pool not in (known := pools(encoder)):
+            raise InputError(f"--pool {pool}: this encoder has {', '.join(known)}")
+        return pool or pools(encoder)[which]
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -53,8 +63,9 @@ class FeaturesCommand(Encode):
     """Anything that --train-dataset-shards takes."""
     out: str
     """File to write: .npz, .safetensors or .parquet."""
-    pool: str = "cls"
-    """cls: the cls token. mean: the mean of the patch tokens. cls+mean: both. none: all tokens."""
+    pool: str = ""
+    """cls: the cls token. mean: the mean of the patch tokens. cls+mean: both. map: the encoder's own attention pooling.
+    none: all tokens. Empty: map, else cls, else mean, whichever the encoder has."""
     layers: tuple[int, ...] = ()
     """Blocks after which features are taken, 0 the first, -1 the last. Empty: the encoder's output."""
 
@@ -64,11 +75,11 @@ class FeaturesCommand(Encode):
         check_writable("--out", self.out)
         prepare_devices()
         from maejax.data import pipeline, sources
-        from maejax.evaluate import encoding, feature_file
+        from maejax.evaluate import feature_file
         from maejax.storage.lock import held
 
         feature_file.check_path(out)
-        self.check(self.pool, (*encoding.POOLS, "none"))
+        self.check(self.pool, "none")
         source = sources.open_source(self.images, labels=self.labels or None)
         model = self.load(self.ckpt)
         try:
@@ -79,7 +90,8 @@ class FeaturesCommand(Encode):
         pipeline.check_readable(source, model.config.encoder.channels)
         for problem in source.problems:
             plain(console, problem)
-        chosen: dict[str, Any] = {"pool": None if self.pool == "none" else self.pool, "layers": self.layers or None}
+        pool = None if self.pool == "none" else self.chosen_pool(self.pool, model.config.encoder, 0)
+        chosen: dict[str, Any] = {"pool": pool, "layers": self.layers or None}
         alone = held(out, str(out), "wait for it, or choose another --out")
         with alone, progress(console, "encoding", "images") as report:
             written = feature_file.write_features(model, source, out, progress=report, **chosen, **self.reading)

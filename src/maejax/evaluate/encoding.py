@@ -5,12 +5,11 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from maejax.data.pipeline import Batch, evaluation_loader
 from maejax.data.sources import Source
-from maejax.models.vit import POOLS, Pool, pooled
+from maejax.models.pooling import Pool, pools
 
 Layers = Sequence[int] | None
 Images = Iterable[np.ndarray]  # uint8 [n, H, W, C], of any n
@@ -56,8 +55,8 @@ def _encode_all(
     model: Any, chunks: Iterable[tuple[Any, np.ndarray]], size: int, pool: Pool | None, layers: Layers
 ) -> Iterator[tuple[Any, np.ndarray]]:
     """Yield each label of a chunk with the features of its images; a chunk holds at most `size` images."""
-    if pool is not None and pool not in POOLS:
-        raise ValueError(f"pool is {', '.join(map(repr, POOLS))} or None, not {pool!r}")
+    if pool is not None and pool not in (known := pools(model.config.encoder)):
+        raise ValueError(f"pool is {', '.join(map(repr, known))} or None, not {pool!r}")
     chosen = None if layers is None else tuple(layers)
     running: list[tuple[Any, jax.Array, int]] = []
     for label, images in chunks:
@@ -82,4 +81,4 @@ def _chunks(batches: Images, size: int) -> Iterator[np.ndarray]:
 def encode(model: Any, images: Any, pool: Pool | None, layers: tuple[int, ...] | None = None) -> jax.Array:
     """Encode uint8 images [B, H, W, C] in one pass; see `extract`."""
     chosen = {} if layers is None else {"layers": layers}
-    return pooled(model.encode(model.normalize(images), pool=None, **chosen).astype(jnp.float32), pool)
+    return model.encode(model.normalize(images), pool=pool, **chosen)

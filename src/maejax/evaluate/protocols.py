@@ -14,7 +14,8 @@ from maejax.evaluate.encoding import encode_source
 from maejax.evaluate.knn import knn_accuracy
 from maejax.evaluate.probe import few_shot, linear_probe
 from maejax.models.build import initial_model
-from maejax.models.vit import Pool, VisionTransformer, pooled
+from maejax.models.pooling import Pool
+from maejax.models.vit import VisionTransformer
 
 PROTOCOLS = ("knn", "fewshot", "linear", "attentive")
 NEIGHBOURS = (10, 20, 100, 200)  # as DINO
@@ -112,14 +113,14 @@ def _encode(
     """Return features and labels of a source's labelled images and, mapped into memory, all tokens in float16."""
     features, labels, tokens, done = [], [], None, 0
     if tokens_path is not None:
-        shape = (len(source), 1 + encoder.patches, encoder.config.dim)
+        shape = (len(source), encoder.config.prefix + encoder.patches, encoder.config.dim)
         tokens = np.lib.format.open_memmap(tokens_path, mode="w+", dtype=np.float16, shape=shape)
     for batch, rows in encode_source(encoder, source, pool=pool if tokens is None else None, **reading):
         used = batch.valid & (batch.labels >= 0)
         rows = rows[used]
         if tokens is not None:
             tokens[done : done + len(rows)] = rows
-            rows = np.asarray(pooled(rows, pool))
+            rows = np.asarray(encoder.pooled(rows, pool))
         features.append(rows)
         labels.append(batch.labels[used])
         done += len(rows)

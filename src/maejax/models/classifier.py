@@ -5,12 +5,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maejax.models.description import Classifier, Compute
+from maejax.models.pooling import Pool
+from maejax.models.tokens import Constant
 from maejax.models.trees import named_arrays, with_arrays
-from maejax.models.vit import Constant, Model, VisionTransformer, pooled
+from maejax.models.vit import Model, VisionTransformer
 from maejax.ops.dense import layer_norm
 
 HEAD_STD, PROBE_STD = 2e-5, 0.01  # authors' code, fine-tuning and linear probing
 BATCH_NORM_EPS = 1e-6  # authors' linear probing
+POOL: dict[str, Pool] = {"cls": "cls", "gap": "mean", "avg": "mean", "cls+avg": "cls+mean", "map": "map"}
 BATCH_NORM_MOMENTUM = 0.1  # weight of the newest batch in the running statistics, as in PyTorch
 
 
@@ -58,9 +61,9 @@ class ImageClassifier(Model):
     classes: tuple[str, ...] = ()
 
     def __init__(self, config: Classifier, compute: Compute, rngs: nnx.Rngs):
-        self.config, self.compute, dim = config, compute, config.encoder.dim
+        self.config, self.compute, dim = config, compute, config.features
         self.encoder = VisionTransformer(config.encoder, compute, rngs)
-        self.norm = layer_norm(dim, rngs) if config.pooling == "gap" else None
+        self.norm = layer_norm(dim, rngs, config.encoder.norm_eps) if config.pooling == "gap" else None
         self.head_norm = FeatureNorm(dim, config.head_norm) if config.head_norm else None
         head_init = nnx.initializers.truncated_normal(PROBE_STD if config.head_norm else HEAD_STD)
         self.head = nnx.Linear(dim, config.labels, kernel_init=head_init, dtype=jnp.float32, rngs=rngs)
@@ -70,9 +73,8 @@ class ImageClassifier(Model):
         return self.classify(self.features(x, key))
 
     def features(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Compute the input of the head, [B, D] float32, of images x [B, H, W, C], uint8 or normalised."""
-        tokens = self.encoder(x, key=key).astype(jnp.float32)
-        features = pooled(tokens, "cls" if self.config.pooling == "cls" else "mean")
+        """Compute the input of the head, float32 [B, D] or [B, 2 D], of images x [B, H, W, C], uint8 or normalised."""
+        features = self.encoder.pooled(self.encoder(x, key=key).astype(jnp.float32), POOL[self.config.pooling])
         return features if self.norm is None else self.norm(features)
 
     def classify(self, features: jax.Array, valid: jax.Array | None = None) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+POOLINGS = ("cls", "gap", "avg", "cls+avg", "map")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +23,25 @@ class Stack:
     """Number of blocks."""
     heads: int = 12
     """Heads of each block."""
-    posemb: Literal["sincos2d", "learnable"] = "sincos2d"
-    """Positions: fixed sine-cosine waves, or learned."""
+    posemb: Literal["sincos2d", "learnable", "rotary"] = "sincos2d"
+    """Positions: fixed sine-cosine waves, learned, or ("rotary", an encoder's alone) queries and keys turned in each
+    block by the place of their patch (Simeoni et al. 2025, section 3.2)."""
     layerscale: bool = False
     """Scale each branch of a block by a learned vector."""
     qk_norm: bool = False
     """Normalise the queries and keys of each head by layer norms before attention (Dehghani et al. 2023, section 2)."""
-    gelu: Literal["erf", "tanh"] = "erf"
-    """Activation: the exact GELU, or the tanh approximation of the original MaskedAutoencoder-Jax."""
+    qkv_bias: bool = True
+    """Add a bias to queries, keys and values."""
+    hidden: int = 0
+    """E, the width of the MLP between its two layers; 0 for 4 D."""
+    gated: bool = False
+    """SwiGLU (Shazeer 2020): the first layer of the MLP gives a gate and a value, whose product SiLU(gate) value has
+    width E. `gelu` is not used then."""
+    gelu: Literal["erf", "tanh", "quick"] = "erf"
+    """Activation: the exact GELU, the tanh approximation of the original MaskedAutoencoder-Jax, or x sigmoid(1.702 x),
+    as in OpenAI's CLIP."""
+    norm_eps: float = 1e-6
+    """eps of the layer norms."""
     dropout: float = 0.0
     """Dropout rate."""
     droppath: float = 0.0
@@ -39,14 +51,34 @@ class Stack:
         for name in ("dim", "layers", "heads", "patch_size", "channels"):
             if getattr(self, name, 1) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
+        for name in ("hidden", "registers"):
+            if getattr(self, name, 0) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
         if self.dim % self.heads:
             raise ValueError(f"{self.heads} heads do not divide a width of {self.dim}")
-        if self.posemb not in ("sincos2d", "learnable"):
-            raise ValueError(f"positions are sincos2d or learnable, not {self.posemb}")
+        if self.posemb not in ("sincos2d", "learnable", "rotary"):
+            raise ValueError(f"positions are sincos2d, learnable or rotary, not {self.posemb}")
         if self.posemb == "sincos2d" and self.dim % 4:
             raise ValueError(f"sine-cosine positions need a width divisible by 4, not {self.dim}")
-        if self.gelu not in ("erf", "tanh"):
-            raise ValueError(f"gelu is erf or tanh, not {self.gelu}")
+        if self.posemb == "rotary" and self.dim // self.heads % 4:
+            raise ValueError(f"rotary positions need heads of a width divisible by 4, not {self.dim // self.heads}")
+        if self.gelu not in ("erf", "tanh", "quick"):
+            raise ValueError(f"gelu is erf, tanh or quick, not {self.gelu}")
+
+    @property
+    def activation(self) -> str:
+        """Name of the activation of the MLP, as `ops.dense.ACTIVATIONS` has it."""
+        return "swiglu" if self.gated else self.gelu
+
+    @property
+    def mlp_dim(self) -> int:
+        """E, the width of the MLP between its two layers."""
+        return self.hidden or 4 * self.dim
+
+    @property
+    def fc1_dim(self) -> int:
+        """Width of what the first layer of the MLP gives: E, or 2 E with a gate."""
+        return self.mlp_dim * (2 if self.gated else 1)
 
 
 class _Json:
@@ -70,8 +102,18 @@ class ViT(_Json, Stack):
     """Mean of each channel on the 0..1 scale. Empty: ImageNet's for 3 channels, .5 otherwise."""
     std: tuple[float, ...] = ()
     """Standard deviation of each channel on the 0..1 scale. Empty: ImageNet's for 3 channels, .5 otherwise."""
+    cls_token: bool = True
+    """Put a learned token before the patches."""
+    cls_position: bool = True
+    """Add a position to the cls token too; DeiT III and timm's encoders with registers do not."""
+    registers: int = 0
+    """Number of further learned tokens before the patches, without positions (Darcet et al. 2024)."""
+    pre_norm: bool = False
+    """Normalise the tokens before the first block, and embed patches without a bias, as CLIP does."""
     final_norm: bool = True
     """Normalise the tokens after the last block; a classifier with mean pooling does not."""
+    attention_pool: bool = False
+    """Pool the tokens by attention with a learned query, as SigLIP does (Zhai et al. 2022, "MAP head")."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -84,6 +126,8 @@ class ViT(_Json, Stack):
             near = "x".join(str(max(1, round(side / self.patch_size)) * self.patch_size) for side in self.image_size)
             sizes = f"patches of {self.patch_size} pixels do not divide an image of {height} x {width}"
             raise ValueError(f"{sizes}; take {near}, or another patch size")
+        if not self.cls_token or self.posemb == "rotary":
+            object.__setattr__(self, "cls_position", False)  # no other value has a meaning
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"{self.channels} channels need as many means and deviations: {self.mean}, {self.std}")
 
@@ -101,6 +145,11 @@ class ViT(_Json, Stack):
     def patches(self) -> int:
         """N, the number of patches of an image."""
         return self.grid[0] * self.grid[1]
+
+    @property
+    def prefix(self) -> int:
+        """Number of tokens before those of the patches: cls and registers."""
+        return self.cls_token + self.registers
 
     @property
     def pixels(self) -> int:
@@ -121,6 +170,9 @@ class MAE(_Json):
     """Predict each patch normalised by its own mean and standard deviation (section 3)."""
 
     def __post_init__(self):
+        if self.decoder.posemb == "rotary":
+            raise ValueError("the positions of a decoder are sincos2d or learnable, not rotary")
+        object.__setattr__(self, "encoder", dataclasses.replace(self.encoder, attention_pool=False))
         if not 0 < self.visible < self.encoder.patches:
             share = f"{self.visible} of {self.encoder.patches}"
             raise ValueError(f"mask ratio {self.mask_ratio} leaves {share} patches visible; give a share, such as 0.75")
@@ -139,18 +191,27 @@ class Classifier(_Json):
     encoder: ViT = ViT()
     labels: int
     """Number of classes."""
-    pooling: Literal["cls", "gap", "avg"] = "cls"
+    pooling: Literal["cls", "gap", "avg", "cls+avg", "map"] = "cls"
     """Input of the linear layer: the normalised cls token, or ("gap") the mean of the patch tokens with a norm of its
-    own, or ("avg") the mean of the normalised patch tokens. An encoder for "gap" loses its final norm."""
+    own, or ("avg") the mean of the normalised patch tokens, or both of cls and avg, or ("map") the encoder's attention
+    pooling. An encoder for "gap" loses its final norm."""
     head_norm: float = 0.0
     """eps of a batch normalisation before the linear layer, as a linear probe has; 0 for none."""
 
     def __post_init__(self):
-        if self.pooling not in ("cls", "gap", "avg"):
-            raise ValueError(f"pooling is cls, gap or avg, not {self.pooling}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling is {', '.join(POOLINGS)}, not {self.pooling}")
+        if "cls" in self.pooling and not self.encoder.cls_token:
+            raise ValueError(f"pooling {self.pooling} needs a cls token, which the encoder lacks: choose gap or avg")
         if self.labels < 1:
             raise ValueError(f"a classifier needs at least 1 class, not {self.labels}")
-        object.__setattr__(self, "encoder", dataclasses.replace(self.encoder, final_norm=self.pooling != "gap"))
+        used = {"final_norm": self.pooling != "gap", "attention_pool": self.pooling == "map"}
+        object.__setattr__(self, "encoder", dataclasses.replace(self.encoder, **used))
+
+    @property
+    def features(self) -> int:
+        """Width of the input of the linear layer."""
+        return self.encoder.dim * (2 if self.pooling == "cls+avg" else 1)
 
 
 Network = ViT | MAE | Classifier

@@ -4,8 +4,12 @@ from maejax.models.description import MAE, Classifier, Stack, ViT
 
 
 def stack_flop(stack: Stack, tokens: int) -> int:
-    """Count the FLOP of the matrix products of a stack on one sample: 24 D^2 a token, 4 T D for attention."""
-    return stack.layers * tokens * (24 * stack.dim**2 + 4 * tokens * stack.dim)
+    """Count the FLOP of the matrix products of a stack on one sample.
+
+    A token takes 8 D^2 for projections, 4 D E for the MLP (6 D E if it is gated) and 4 T D for attention.
+    """
+    mlp = (6 if stack.gated else 4) * stack.dim * stack.mlp_dim
+    return stack.layers * tokens * (8 * stack.dim**2 + mlp + 4 * tokens * stack.dim)
 
 
 def embed_flop(encoder: ViT) -> int:
@@ -21,12 +25,12 @@ def pretrain_flop(model: MAE, *, frozen: bool = False) -> int:
     has 58.7 GFLOP, of L 124.5, of H/14 291.
     """
     encoder, decoder = model.encoder, model.decoder
-    encode = embed_flop(encoder) + stack_flop(encoder, 1 + model.visible)
-    embed = 2 * (1 + model.visible) * encoder.dim * decoder.dim
-    decode = stack_flop(decoder, 1 + encoder.patches) + 2 * encoder.patches * decoder.dim * encoder.pixels
+    encode = embed_flop(encoder) + stack_flop(encoder, encoder.prefix + model.visible)
+    embed = 2 * (encoder.prefix + model.visible) * encoder.dim * decoder.dim
+    decode = stack_flop(decoder, encoder.prefix + encoder.patches) + 2 * encoder.patches * decoder.dim * encoder.pixels
     return encode + 2 * embed + 3 * decode if frozen else 3 * (encode + embed + decode)
 
 
 def classify_flop(model: Classifier) -> int:
     """Count the FLOP of the encoder of a classifier on one image, forward."""
-    return embed_flop(model.encoder) + stack_flop(model.encoder, 1 + model.encoder.patches)
+    return embed_flop(model.encoder) + stack_flop(model.encoder, model.encoder.prefix + model.encoder.patches)

@@ -13,7 +13,9 @@ from flax import nnx
 
 from maejax.models.description import MAE, Compute
 from maejax.models.patches import take_patches
-from maejax.models.vit import Model, Transformer, VisionTransformer, frozen_if_constant, positions, token
+from maejax.models.tokens import frozen_if_constant, positions, token
+from maejax.models.transformer import Transformer
+from maejax.models.vit import Model, VisionTransformer
 from maejax.ops.dense import layer_norm, linear
 
 
@@ -35,9 +37,9 @@ class MaskedAutoencoder(Model):
         self.encoder = VisionTransformer(encoder, compute, rngs)
         self.dec_embed = linear(encoder.dim, decoder.dim, dtype, rngs)
         self.mask_token = token(decoder.dim, rngs)
-        self.dec_positions = positions(decoder.posemb, encoder.grid, decoder.dim, rngs)
+        self.dec_positions = positions(decoder.posemb, encoder.grid, decoder.dim, rngs, cls=encoder.cls_token)
         self.decoder = Transformer(decoder, compute, rngs)
-        self.dec_norm = layer_norm(decoder.dim, rngs)
+        self.dec_norm = layer_norm(decoder.dim, rngs, decoder.norm_eps)
         self.predict = linear(decoder.dim, encoder.pixels, dtype, rngs)
 
     def __call__(self, x: jax.Array, order: jax.Array, key: jax.Array | None = None) -> Output:
@@ -49,14 +51,19 @@ class MaskedAutoencoder(Model):
         return Output(error.mean(axis=(1, 2)), prediction)
 
     def decode(self, latent: jax.Array, order: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Predict the hidden patches [B, N - K, P], float32, from the visible tokens [B, 1 + K, D] and their order."""
+        """Predict the hidden patches [B, N - K, P], float32, from the visible tokens [B, T, D] and their order.
+
+        Registers enter too, without a position.
+        """
+        cls, prefix = int(self.config.encoder.cls_token), self.config.encoder.prefix
         pos_embed = frozen_if_constant(self.dec_positions)
-        places = take_patches(pos_embed[:, 1:], order)
+        places = take_patches(pos_embed[:, cls:], order)
         seen = self.dec_embed(latent)
         # Rounded last, as in `VisionTransformer.tokens`.
-        cls, seen = seen[:, :1] + pos_embed[:, :1], seen[:, 1:] + places[:, : self.visible]
+        first = [seen[:, :cls] + pos_embed[:, :cls], seen[:, cls:prefix]]
         guessed = self.mask_token[...] + places[:, self.visible :]
-        tokens = jnp.concatenate([cls, seen, guessed], axis=1).astype(self.compute.dtype)
+        tokens = jnp.concatenate([*first, seen[:, prefix:] + places[:, : self.visible], guessed], axis=1)
+        tokens = tokens.astype(self.compute.dtype)
         # In the last block only the hidden tokens need queries, MLP and head; they attend to all.
         tokens = self.decoder(tokens, key, last=self.patches - self.visible)
         return self.predict(self.dec_norm(tokens)).astype(jnp.float32)

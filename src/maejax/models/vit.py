@@ -4,171 +4,20 @@ Shapes: B batch, H W C image, N patches, T tokens, D width, P values of a patch.
 have the type of `Compute.dtype`; normalisation and softmax are always float32. No `key` means evaluation.
 """
 
-import operator
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
 
-from maejax.models.description import Compute, Network, Stack, ViT
-from maejax.models.patches import patchify, sincos_table, take_patches
-from maejax.ops.attention import attend, attend_packed, attention_weights, by_head, check_form
-from maejax.ops.dense import dropout, layer_norm, linear, mlp
-
-LAYERSCALE_INIT = 1e-4  # as in the original
-TOKEN_STD = 0.02  # cls and mask token, authors' code
-
-# Kept of a scanned block for the backward pass, with its input: the results of products, but not attention weights.
-KEPT = ("qkv", "attended", "between", "hidden")
-
-Pool = Literal["cls", "mean", "cls+mean"]
-POOLS = ("cls", "mean", "cls+mean")
-
-
-class Constant(nnx.Variable):
-    """An array that is saved with the model and never trained."""
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention with one packed projection to queries, keys and values."""
-
-    def __init__(self, config: Stack, compute: Compute, rngs: nnx.Rngs):
-        check_form(compute.attention)
-        self.heads, self.form = config.heads, compute.attention
-        self.qkv = linear(config.dim, 3 * config.dim, jnp.dtype(compute.dtype), rngs)
-        self.proj = linear(config.dim, config.dim, jnp.dtype(compute.dtype), rngs)
-        head = config.dim // config.heads
-        self.q_norm, self.k_norm = (layer_norm(head, rngs) if config.qk_norm else None for _ in range(2))
-
-    def __call__(self, x: jax.Array, last: int | None = None) -> jax.Array:
-        """Attend over x [B, T, D]; with `last`, only the last `last` tokens have queries: [B, last, D]."""
-        if last is not None:
-            attended = attend(*self.project(x, last), self.heads, self.form)
-        elif self.q_norm is None:
-            attended = attend_packed(checkpoint_name(self.qkv(x), "qkv"), self.heads, self.form)
-        else:
-            attended = attend_packed(jnp.concatenate(self.project(x), axis=-1), self.heads, self.form)
-        return self.proj(checkpoint_name(attended, "attended"))
-
-    def project(self, x: jax.Array, last: int | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Compute the queries of all or the last `last` tokens of x [B, T, D], and the keys and values of all."""
-        dim = x.shape[-1]
-        q = checkpoint_name(self.qkv(x if last is None else x[:, -last:], slice(dim)), "qkv")
-        k, v = jnp.split(checkpoint_name(self.qkv(x, slice(dim, None)), "qkv"), 2, axis=-1)
-        return self.normalize_heads(q, self.q_norm), self.normalize_heads(k, self.k_norm), v
-
-    def normalize_heads(self, x: jax.Array, norm: nnx.LayerNorm | None) -> jax.Array:
-        """Apply a layer norm to each head of queries or keys x [B, T, D]; identity without one."""
-        return x if norm is None else norm(by_head(x, self.heads)).reshape(x.shape).astype(x.dtype)
-
-    def weights(self, x: jax.Array) -> jax.Array:
-        """Compute how much each token of x [B, T, D] attends to each, float32 [B, heads, T, T]."""
-        q, k, _ = self.project(x)
-        return attention_weights(q, k, self.heads)
-
-
-class Block(nnx.Module):
-    """One pre-norm layer: attention, then an MLP, each added to its input."""
-
-    def __init__(self, config: Stack, compute: Compute, rngs: nnx.Rngs):
-        dim, dtype = config.dim, jnp.dtype(compute.dtype)
-        self.dropout, self.gelu, self.pieces = config.dropout, config.gelu, compute.pieces
-        self.norm1 = layer_norm(dim, rngs)
-        self.attention = Attention(config, compute, rngs)
-        self.norm2 = layer_norm(dim, rngs)
-        self.fc1 = linear(dim, 4 * dim, dtype, rngs)
-        self.fc2 = linear(4 * dim, dim, dtype, rngs)
-        scaled = config.layerscale
-        self.scale1 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT, jnp.float32)) if scaled else None
-        self.scale2 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT, jnp.float32)) if scaled else None
-
-    def __call__(self, x, drop_path: float | jax.Array = 0.0, key=None, last: int | None = None):
-        """Transform x [B, T, D]; `drop_path` is the rate of this layer; `last` as in `Attention`."""
-        keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
-
-        def add(x, branch, scale, path_key):
-            branch = branch if scale is None else (branch * scale[...]).astype(branch.dtype)
-            return x + dropout(branch, drop_path, path_key, (x.shape[0], 1, 1))
-
-        attended = dropout(self.attention(self.norm1(x), last), self.dropout, keys[0])
-        x = checkpoint_name(add(x if last is None else x[:, -last:], attended, self.scale1, keys[1]), "between")
-        branch = mlp(self.norm2(x), self.fc1, self.fc2, self.gelu, self.dropout, keys[2], self.pieces)
-        return add(x, dropout(branch, self.dropout, keys[3]), self.scale2, keys[4])
-
-
-@jax.custom_vjp
-def gather_params(block: Block) -> Block:
-    """All-gather the weights of one layer, if they are split; XLA can reduce-scatter their gradient."""
-    empty = jax.sharding.get_abstract_mesh().empty
-    return block if empty else jax.lax.with_sharding_constraint(block, PartitionSpec())
-
-
-gather_params.defvjp(lambda block: (gather_params(block), None), lambda _, gradient: (gradient,))
-
-
-def unstack(stack: Block, count: int, layers: int) -> tuple[Block | None, list[Block]]:
-    """Split the first `layers` layers of a stack: the first `count` stay one stack, the others are single blocks.
-
-    The gradient of one `jnp.split` is a concatenation; indexing each layer would sum `layers` stack-sized arrays.
-    """
-    leaves, tree = jax.tree.flatten(stack)
-    columns = [jnp.split(leaf, tuple(range(max(count, 1), len(leaf)))) for leaf in leaves]
-    parts = [jax.tree.unflatten(tree, row) for row in zip(*columns, strict=True)]
-    first = parts.pop(0) if count else None
-    return first, [jax.tree.map(lambda a: a[0], part) for part in parts[: layers - count]]
-
-
-class Transformer(nnx.Module):
-    """A stack of blocks: one Block whose arrays have a leading depth axis.
-
-    Unrolled, the layers run faster on CPU and take less memory on TPU up to ViT-B; as a scan they compile faster.
-
-    For the backward pass, all results of a block are kept. A scan would copy them, so it keeps `KEPT` and the input of
-    a block, and computes the rest again. With remat, only the input is kept. In these two cases the weights of a layer
-    that are split over devices are gathered again.
-    """
-
-    def __init__(self, config: Stack, compute: Compute, rngs: nnx.Rngs):
-        self.layers, self.droppath, self.remat, self.scan = config.layers, config.droppath, compute.remat, compute.scan
-        keys = jax.random.split(rngs.params(), config.layers)
-        self.blocks = jax.vmap(lambda key: Block(config, compute, nnx.Rngs(key)))(keys)
-
-    def __call__(self, x: jax.Array, key: jax.Array | None = None, last: int | None = None) -> jax.Array:
-        """Run x [B, T, D] through the blocks; with `last`, the last block computes only the last `last` tokens."""
-        rates = [self.droppath * i / max(1, self.layers - 1) for i in range(self.layers)]
-        keys = None if key is None else jax.random.split(key, self.layers)
-
-        def layer(x, block, rate, key, last):
-            return gather_params(block)(x, 0.0 if rate is None else rate, key, last)
-
-        if self.remat or self.scan:
-            policy = None if self.remat else jax.checkpoint_policies.save_only_these_names(*KEPT)
-            layer = jax.checkpoint(layer, static_argnums=4, policy=policy, prevent_cse=not self.scan)
-        scanned = (self.layers if last is None else self.layers - 1) if self.scan else 0
-        first, rest = unstack(self.blocks, scanned, self.layers)
-        if scanned:
-            rising = jnp.asarray(rates)[:scanned] if self.droppath else None
-            stack = first, rising, None if keys is None else keys[:scanned]
-            x, _ = jax.lax.scan(lambda x, xs: (layer(x, xs[0], xs[1], xs[2], None), None), x, stack)
-        for i, block in enumerate(rest, scanned):
-            x = layer(x, block, rates[i], None if keys is None else keys[i], last if i == self.layers - 1 else None)
-        return x
-
-    def states(self, x: jax.Array) -> list[jax.Array]:
-        """Run x [B, T, D] through the blocks as in evaluation; return the input of each, and the output of the last."""
-        states = [x]
-        for i in range(self.layers):
-            states.append(self.block(i)(states[-1]))
-        return states
-
-    def block(self, i: int) -> Block:
-        """Return layer i of the stack."""
-        return jax.tree.map(operator.itemgetter(i), self.blocks)
+from maejax.models.description import Compute, Network, ViT
+from maejax.models.patches import patchify, rotary_angles, take_patches
+from maejax.models.pooling import AttentionPool, Pool, pooled, pools
+from maejax.models.tokens import frozen_if_constant, positions, token
+from maejax.models.transformer import Transformer
+from maejax.ops.dense import dropout, layer_norm, linear
 
 
 class Model(nnx.Module):
@@ -200,32 +49,32 @@ class Model(nnx.Module):
     def encode(self, x: jax.Array, pool: Pool | None = "cls", layers: Sequence[int] | None = None) -> jax.Array:
         """Compute features of images x [B, H, W, C], uint8 or normalised, without a mask: float32.
 
-        `pool` as in `pooled`: [B, D], [B, 2 D] or, for None, [B, 1 + N, D]. With `layers` (0 is the first block, -1 the
-        last) the features after each of these blocks, through the final norm: [B, L, ...]. Raises ValueError for an
-        unknown pooling or layer, or for no layer.
+        `pool` as in `pooled`: [B, D], [B, 2 D] or, for None, [B, T, D]: cls, registers, patches. With `layers` (0 is
+        the first block, -1 the last) the features after each of these blocks, through the final norm: [B, L, ...].
+        Raises ValueError for an unknown pooling or layer, or for no layer.
         """
         encoder = self.encoder
         if layers is None:
-            return pooled(encoder(x).astype(jnp.float32), pool)
+            return encoder.pooled(encoder(x).astype(jnp.float32), pool)
         if not len(layers):
             raise ValueError("layers names no layer; give at least one, -1 for the last")
-        states = encoder.transformer.states(encoder.tokens(x))[1:]
+        states = encoder.transformer.states(encoder.tokens(x), encoder.angles())[1:]
         chosen = [states[self.layer_number(i)] for i in layers]
         normed = [tokens if encoder.norm is None else encoder.norm(tokens) for tokens in chosen]
-        return jnp.stack([pooled(tokens.astype(jnp.float32), pool) for tokens in normed], axis=1)
+        return jnp.stack([encoder.pooled(tokens.astype(jnp.float32), pool) for tokens in normed], axis=1)
 
     def attention(self, x: jax.Array, layer: int = -1) -> jax.Array:
         """Compute how much each token attends to each in one block, on images x [B, H, W, C] without a mask.
 
-        Images are uint8 or normalised. Returns float32 [B, heads, 1 + N, 1 + N], the cls token first; rows sum to 1.
-        Raises ValueError if there is no such layer.
+        Images are uint8 or normalised. Returns float32 [B, heads, T, T], cls and registers first; rows sum to 1. Raises
+        ValueError if there is no such layer.
         """
-        number, stack = self.layer_number(layer), self.encoder.transformer
+        number, stack, angles = self.layer_number(layer), self.encoder.transformer, self.encoder.angles()
         x = self.encoder.tokens(x)
         for i in range(number):
-            x = stack.block(i)(x)
+            x = stack.block(i)(x, angles=angles)
         block = stack.block(number)
-        return block.attention.weights(block.norm1(x))
+        return block.attention.weights(block.norm1(x), angles)
 
     def layer_number(self, layer: int) -> int:
         """Count a layer from the front: -1 is the last. Raises ValueError if there is no such layer."""
@@ -236,17 +85,20 @@ class Model(nnx.Module):
 
 
 class VisionTransformer(Model):
-    """The encoder: patches and a cls token to tokens."""
+    """The encoder: images to tokens, T = cls, registers and N patches, in this order."""
 
     config: ViT
 
     def __init__(self, config: ViT, compute: Compute, rngs: nnx.Rngs):
         self.config, self.compute = config, compute
-        self.embed = linear(config.pixels, config.dim, jnp.dtype(compute.dtype), rngs)
-        self.cls_token = token(config.dim, rngs)
-        self.positions = positions(config.posemb, config.grid, config.dim, rngs)
+        self.embed = linear(config.pixels, config.dim, jnp.dtype(compute.dtype), rngs, bias=not config.pre_norm)
+        self.cls_token = token(config.dim, rngs) if config.cls_token else None
+        self.registers = token(config.dim, rngs, config.registers) if config.registers else None
+        self.positions = positions(config.posemb, config.grid, config.dim, rngs, cls=config.cls_position)
+        self.pre_norm = layer_norm(config.dim, rngs, config.norm_eps) if config.pre_norm else None
         self.transformer = Transformer(config, compute, rngs)
-        self.norm = layer_norm(config.dim, rngs) if config.final_norm else None
+        self.norm = layer_norm(config.dim, rngs, config.norm_eps) if config.final_norm else None
+        self.attention_pool = AttentionPool(config, compute, rngs) if config.attention_pool else None
 
     @property
     def encoder(self) -> "VisionTransformer":  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -254,25 +106,51 @@ class VisionTransformer(Model):
         return self
 
     def __call__(self, x: jax.Array, keep: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
-        """Encode images x [B, H, W, C], uint8 or normalised, to tokens [B, 1 + N, D], the cls token first.
+        """Encode images x [B, H, W, C], uint8 or normalised, to tokens [B, T, D].
 
-        With `keep` [B, K] only those patches enter: [B, 1 + K, D], in their order. Pixels are picked before they are
-        embedded: no gradient flows to pixels, so the gather has no backward pass.
+        With `keep` [B, K] only those patches enter, in their order. Pixels are picked before they are embedded: no
+        gradient flows to pixels, so the gather has no backward pass.
         """
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        tokens = self.transformer(self.tokens(x, keep, embed_key), stack_key)
+        tokens = self.transformer(self.tokens(x, keep, embed_key), stack_key, angles=self.angles(keep))
         return tokens if self.norm is None else self.norm(tokens)
 
     def tokens(self, x: jax.Array, keep: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
         """Embed images as the input of the first block; arguments and shape as of a call."""
         config, dtype = self.config, jnp.dtype(self.compute.dtype)
-        pos_embed = frozen_if_constant(self.positions)
-        patches, places = self.cut(x, keep), pos_embed[:, 1:]
-        places = places if keep is None else take_patches(places, keep)
-        # Arrays that all samples share are rounded only after the addition: their gradient, a sum, is then float32.
-        tokens = (self.embed(patches) + places).astype(dtype)
-        cls = jnp.broadcast_to(self.cls_token[...] + pos_embed[:, :1], (x.shape[0], 1, config.dim)).astype(dtype)
-        return dropout(jnp.concatenate([cls, tokens], axis=1), config.dropout, key)
+        tokens, first = self.embed(self.cut(x, keep)), [part[...] for part in (self.cls_token, self.registers) if part]
+        if self.positions is not None:
+            pos_embed = frozen_if_constant(self.positions)
+            if config.cls_position:
+                first[0], pos_embed = first[0] + pos_embed[:, :1], pos_embed[:, 1:]
+            # Arrays that all samples share are rounded only after the addition: their gradient, a sum, is then float32.
+            tokens = tokens + (pos_embed if keep is None else take_patches(pos_embed, keep))
+        shared = [jnp.broadcast_to(part, (x.shape[0], *part.shape[1:])).astype(dtype) for part in first]
+        tokens = dropout(jnp.concatenate([*shared, tokens.astype(dtype)], axis=1), config.dropout, key)
+        return tokens if self.pre_norm is None else self.pre_norm(tokens).astype(dtype)
+
+    def angles(self, keep: jax.Array | None = None) -> jax.Array | None:
+        """Compute the angles of rotary positions, [1, T, D / heads] or, for `keep` [B, K], [B, T, D / heads].
+
+        Those of cls and registers are 0. None for other positions.
+        """
+        config = self.config
+        if config.posemb != "rotary":
+            return None
+        angles = jnp.asarray(rotary_angles(config.grid, config.dim // config.heads))[None]
+        angles = angles if keep is None else take_patches(angles, keep)
+        return jnp.pad(angles, ((0, 0), (config.prefix, 0), (0, 0)))
+
+    def pooled(self, tokens: Any, pool: Pool | None) -> Any:
+        """Pool tokens [B, T, D] of a call: as `pooled` does, or "map" by the learned attention pooling, [B, D].
+
+        Raises ValueError for a pooling that is unknown or that this encoder does not have.
+        """
+        if pool != "map":
+            return pooled(tokens, pool, self.config)
+        if self.attention_pool is None:
+            raise ValueError(f'pool "map" is attention pooling, which this encoder lacks: take {pools(self.config)}')
+        return self.attention_pool(tokens).astype(jnp.float32)
 
     def cut(self, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
         """Cut images x [B, H, W, C] into flattened patches [B, N, P], or into those of `keep` [B, K]: [B, K, P]."""
@@ -309,35 +187,3 @@ def normalize(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequen
     shape = (*[1] * (np.ndim(images) - 1), len(mean))
     scale, offset = jnp.asarray(std).reshape(shape), jnp.asarray(mean).reshape(shape)
     return (jnp.asarray(images, jnp.float32) / 255 - offset) / scale
-
-
-def pooled(tokens: Any, pool: Pool | None) -> Any:
-    """Reduce tokens [..., 1 + N, D] to [..., D]: "cls" or the "mean" of the patches; "cls+mean" is both, [..., 2 D].
-
-    None changes nothing. Raises ValueError for an unknown pooling.
-    """
-    if pool is None:
-        return tokens
-    if pool not in POOLS:
-        raise ValueError(f'pool is "cls", "mean", "cls+mean" or None, not {pool!r}')
-    if pool == "cls+mean":
-        return jnp.concatenate([pooled(tokens, "cls"), pooled(tokens, "mean")], axis=-1)
-    return tokens[..., 0, :] if pool == "cls" else tokens[..., 1:, :].mean(axis=-2)
-
-
-def token(dim: int, rngs: nnx.Rngs) -> nnx.Param:
-    """Build a learned token [1, 1, D], normal with standard deviation .02."""
-    return nnx.Param(TOKEN_STD * jax.random.normal(rngs.params(), (1, 1, dim)))
-
-
-def positions(kind: str, grid: tuple[int, int], dim: int, rngs: nnx.Rngs) -> nnx.Variable:
-    """Build positions [1, 1 + N, D]: fixed "sincos2d" (a `Constant`) or "learnable" (a `Param`, std .02)."""
-    if kind == "sincos2d":
-        return Constant(jnp.asarray(sincos_table(grid, dim))[None])
-    return nnx.Param(TOKEN_STD * jax.random.normal(rngs.params(), (1, 1 + grid[0] * grid[1], dim)))
-
-
-def frozen_if_constant(variable: nnx.Variable) -> jax.Array:
-    """Read a variable; no gradient reaches it if it is a `Constant`."""
-    value = variable[...]
-    return jax.lax.stop_gradient(value) if isinstance(variable, Constant) else value

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from maejax.ops.attention import attend, attend_packed, attend_plainly, chosen_form
-from maejax.ops.dense import Dtype, affine, gelu, mlp_in_pieces, piece_ends
+from maejax.ops.dense import ACTIVATIONS, Dtype, affine, mlp_in_pieces, piece_ends
 from maejax.ops.platform import is_target_tpu, target_platform
 
 NAMES = {"pallas": "TPU attention kernel", "cudnn": "cuDNN attention", "pieces": "MLP in pieces of tokens"}
@@ -23,7 +23,10 @@ MOST_ROWS = 64
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a layer on one device: B samples, Q tokens with queries and in the MLP, T tokens in all, D, heads."""
+    """Sizes of a layer on one device: B samples, Q tokens with queries and in the MLP, T tokens in all, D, heads, E.
+
+    `activation` is the name of that of the MLP.
+    """
 
     part: str
     rows: int
@@ -31,6 +34,8 @@ class Sizes:
     tokens: int
     dim: int
     heads: int
+    mlp_dim: int
+    activation: str = "erf"
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def compare(form: str, sizes: Sizes, dtype: Dtype) -> Comparison:
     bound. Float32 sums add their eps times the square root of the number of terms.
     """
     products = jnp.bfloat16 if target_platform() == "tpu" else dtype  # there those of float32 too, by JAX's default
-    terms = min(sizes.rows, MOST_ROWS) * sizes.tokens + 4 * sizes.dim
+    terms = min(sizes.rows, MOST_ROWS) * sizes.tokens + sizes.mlp_dim
     bound = float(jnp.finfo(products).eps + jnp.finfo(jnp.float32).eps * math.sqrt(terms))
     forward, gradient, error = math.nan, math.nan, ""
     try:
@@ -108,17 +113,18 @@ def _attention_forms(form: str, sizes: Sizes):
 
 def _mlp_forms(sizes: Sizes, dtype: Dtype):
     """Return the MLP in the pieces of the full batch, by plain products, and the shapes of operands and result."""
-    dim, hidden = sizes.dim, 4 * sizes.dim
-    ends = piece_ends(jax.ShapeDtypeStruct((sizes.rows, sizes.queries, dim), dtype), hidden)
+    dim, hidden, activate = sizes.dim, sizes.mlp_dim, ACTIVATIONS[sizes.activation]
+    first = hidden * (2 if sizes.activation == "swiglu" else 1)
+    ends = piece_ends(jax.ShapeDtypeStruct((sizes.rows, sizes.queries, dim), dtype), first)
 
     def fast(x, w1, b1, w2, b2):
-        return mlp_in_pieces(x, lambda x: affine(x, w1, b1), lambda x: affine(x, w2, b2), gelu, ends)
+        return mlp_in_pieces(x, lambda x: affine(x, w1, b1), lambda x: affine(x, w2, b2), activate, ends)
 
     def plain(x, w1, b1, w2, b2):
-        return affine(gelu(affine(x, w1, b1)), w2, b2)
+        return affine(activate(affine(x, w1, b1)), w2, b2)
 
     tokens = (min(sizes.rows, MOST_ROWS), sizes.queries, dim)
-    return fast, plain, [tokens, (dim, hidden), (hidden,), (hidden, dim), (dim,), tokens]
+    return fast, plain, [tokens, (dim, first), (first,), (hidden, dim), (dim,), tokens]
 
 
 def _draw(shapes: Sequence[tuple[int, ...]], dtype: jnp.dtype) -> list[jax.Array]:

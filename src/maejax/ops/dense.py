@@ -60,18 +60,20 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: jax.Array, outputs: slice = slice(None)) -> jax.Array:
         """Map x [B, T, D] to [B, T, E], or only to the slice `outputs` of E."""
-        weights, bias = self.kernel[...][:, outputs], self.bias[...][outputs]  # pyright: ignore[reportOptionalSubscript]
+        weights = self.kernel[...][:, outputs]
+        bias = jnp.zeros(weights.shape[-1]) if self.bias is None else self.bias[...][outputs]
         return affine(x.astype(self.dtype), weights, bias)
 
 
-def linear(inputs: int, outputs: int, dtype: Dtype, rngs: nnx.Rngs) -> Linear:
+def linear(inputs: int, outputs: int, dtype: Dtype, rngs: nnx.Rngs, *, bias: bool = True) -> Linear:
     """Make a linear layer with the authors' initialisation: Xavier-uniform weights, zero biases."""
-    return Linear(inputs, outputs, kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs)
+    init = nnx.initializers.xavier_uniform()
+    return Linear(inputs, outputs, kernel_init=init, use_bias=bias, dtype=dtype, rngs=rngs)
 
 
-def layer_norm(dim: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Make a float32 layer norm with eps 1e-6 and the exact (two-pass) variance."""
-    return nnx.LayerNorm(dim, epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
+def layer_norm(dim: int, rngs: nnx.Rngs, eps: float = 1e-6) -> nnx.LayerNorm:
+    """Make a float32 layer norm with the exact (two-pass) variance."""
+    return nnx.LayerNorm(dim, epsilon=eps, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
 
 
 @jax.custom_vjp
@@ -100,11 +102,18 @@ def _gelu_backward(h, g):
 gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
-def activation(kind: str) -> Layer:
-    """Return the GELU: "erf" is exact, "tanh" the approximation of the original's weights."""
-    if kind not in ("erf", "tanh"):
-        raise ValueError(f"gelu is erf or tanh, not {kind}")
-    return gelu if kind == "erf" else jax.nn.gelu
+def quick_gelu(h: jax.Array) -> jax.Array:
+    """Apply x sigmoid(1.702 x), OpenAI's approximation of the GELU."""
+    return h * jax.nn.sigmoid(1.702 * h)
+
+
+def swiglu(h: jax.Array) -> jax.Array:
+    """Multiply values by SiLU of their gates, which come first: h [..., 2 E] to [..., E]."""
+    gate, value = jnp.split(h, 2, axis=-1)
+    return jax.nn.silu(gate) * value
+
+
+ACTIVATIONS = {"erf": gelu, "tanh": jax.nn.gelu, "quick": quick_gelu, "swiglu": swiglu}
 
 
 def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None, shape: Sequence[int] | None = None):
@@ -118,15 +127,15 @@ def dropout(x: jax.Array, rate: float | jax.Array, key: jax.Array | None, shape:
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 
-def mlp(x: jax.Array, fc1: Linear, fc2: Linear, gelu: str, rate: float = 0, key=None, pieces: bool = True) -> jax.Array:
-    """Map x [B, T, D] by two linear layers with the GELU and dropout between them: [B, T, D].
+def mlp(x: jax.Array, fc1: Linear, fc2: Linear, form: str, rate: float = 0, key=None, pieces: bool = True) -> jax.Array:
+    """Map x [B, T, D] by two linear layers with one of `ACTIVATIONS` and dropout between them: [B, T, D].
 
     The pre-GELU values of the hidden layer, four times as wide as x, are named "hidden" for `jax.checkpoint`.
 
     The step is memory-bound on TPU v4 and later. There, unless `pieces` is False, the hidden layer is computed in
     chunks of tokens that fit on-chip, and only its pre-GELU values are kept for the backward pass.
     """
-    activate = activation(gelu)
+    activate = ACTIVATIONS[form]
     fixed = isinstance(x.shape[0], int)  # not when exported for any batch
     if pieces and is_target_tpu() and fixed and (key is None or rate == 0):
         x = x.astype(fc1.dtype)

@@ -13,8 +13,8 @@ from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.models.classifier import ImageClassifier
 from maejax.models.mae import MaskedAutoencoder
+from maejax.models.transformer import Transformer
 from maejax.models.trees import named_arrays
-from maejax.models.vit import Transformer
 from maejax.storage.mirror import shown
 
 NAMED = 8  # keys listed in a message; the file has all rows

@@ -16,16 +16,16 @@ from maejax.training.mesh import gather, make_mesh
 
 def layer_sizes(model: Network, rows: int) -> list[Sizes]:
     """List the sizes at which training runs the layers of a model, with so many samples on a device."""
-    encoder, everything = model.encoder, 1 + model.encoder.patches
+    encoder, everything = model.encoder, model.encoder.prefix + model.encoder.patches
 
     def sizes(part: str, stack: Stack, queries: int, tokens: int) -> Sizes:
-        return Sizes(part, rows, queries, tokens, stack.dim, stack.heads)
+        return Sizes(part, rows, queries, tokens, stack.dim, stack.heads, stack.mlp_dim, stack.activation)
 
     if not isinstance(model, MAE):
         return [sizes("encoder", encoder, everything, everything)]
     hidden = encoder.patches - model.visible
     return [
-        sizes("encoder", encoder, 1 + model.visible, 1 + model.visible),
+        sizes("encoder", encoder, encoder.prefix + model.visible, encoder.prefix + model.visible),
         *([sizes("decoder", model.decoder, everything, everything)] if model.decoder.layers > 1 else []),
         sizes("decoder's last block", model.decoder, hidden, everything),
     ]

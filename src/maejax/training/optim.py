@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from maejax.models.tokens import Constant
 from maejax.models.trees import array_name, partition
-from maejax.models.vit import Constant
 
 DECAYED = ("kernel", "cls_token", "mask_token")  # authors' pre-training: all but biases, norms and LayerScale
 FINETUNE_DECAYED = ("kernel",)  # authors' fine-tuning spares the tokens too

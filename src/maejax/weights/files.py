@@ -5,10 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 from maejax.errors import InputError, WeightsError
 from maejax.storage.pointer import pointer
-from maejax.weights import containers, huggingface, native, original, run_directory, timm_card, torch_names
+from maejax.weights import (
+    containers,
+    huggingface,
+    native,
+    original,
+    run_directory,
+    timm_card,
+    torch_export,
+    torch_names,
+)
 from maejax.weights.addresses import local
 from maejax.weights.statement import KEY, read_beside, read_statement, statement_of, write_beside
-from maejax.weights.weights import Weights, model_of
+from maejax.weights.weights import Facts, Weights, model_of
 
 if TYPE_CHECKING:
     from maejax.models.classifier import ImageClassifier
@@ -27,17 +36,7 @@ def load(path: str | Path, **known: Any) -> "MaskedAutoencoder | ImageClassifier
     return model_of(read(local(str(path))[0], **known))
 
 
-def read(
-    path: str | Path,
-    *,
-    heads: int | None = None,
-    dec_heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    norm_pix_loss: bool | None = None,
-    pooling: str | None = None,
-    raw: bool = False,
-    prefix: str = "",
-) -> Weights:
+def read(path: str | Path, *, raw: bool = False, prefix: str = "", **facts: Any) -> Weights:
     """Read weights in any known layout, recognised by the content.
 
     Raises InputError, with every wrong tensor, if it is none of these or incomplete.
@@ -45,18 +44,16 @@ def read(
     Args:
         path: run directory or checkpoint, directory of Hugging Face or timm, .safetensors, .msgpack or .pth file, or
             the .index.json of a file in parts.
-        heads, dec_heads, image_size, norm_pix_loss, pooling: facts that the file may lack. Without them heads are
-            inferred from a head size of 64 (the decoder's are 16), images are square, targets are pixels, a head is on
-            the cls token. A size that does not fit the file's positions changes nothing.
         raw: of a run with --ema, the weights themselves instead of their average.
         prefix: of a file of PyTorch or safetensors, take the tensors alone whose names begin so.
+        facts: those of `Facts` that the file may lack. Without them heads are inferred from a head size of 64 (the
+            decoder's are 16), images are square, targets are pixels, a head is on the cls token. A size that does not
+            fit the file's positions changes nothing.
 
     """
-    path = Path(path).expanduser()
+    path, known = Path(path).expanduser(), Facts(**facts)
     if not path.exists():
         raise WeightsError(f"{path} does not exist: name a run directory, such as runs/demo, or a file of weights")
-    known: dict[str, Any] = {"image_size": image_size, "norm_pix_loss": norm_pix_loss}
-    state_facts = known | {"heads": heads, "dec_heads": dec_heads, "pooling": pooling}
     try:
         if path.is_dir():
             if huggingface.is_directory(path):
@@ -75,11 +72,11 @@ def read(
                 return huggingface.read(path.parent, prefix)
             stated = read_statement(state.metadata.get(KEY), str(path)) or read_beside(path)
             fair = state.nest == "model" or any(name.startswith("decoder_") for name in state.arrays)
-            return torch_names.read(state, path, "fair" if fair else "timm", stated, **state_facts)
+            return torch_names.read(state, path, "fair" if fair else "timm", stated, known)
         if said := pointer(start):
             raise WeightsError(f"{path} {said}")
         refuse_prefix(prefix, path)
-        return original.read(path, read_beside(path), **known)
+        return original.read(path, read_beside(path), known)
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -96,7 +93,7 @@ def write(weights: Weights, path: str | Path, layout: str, *, identity: bool = F
     """Write weights in a layout, and return sentences that a reader must know.
 
     `layout` is one of `LAYOUTS`; `path` is a directory for hf, and a timm file is .pth or, by its name, .safetensors.
-    `identity` is for timm, see `torch_names.to_timm`. Raises WeightsError if the layout cannot express the model.
+    `identity` is for timm, see `torch_export.to_timm`. Raises WeightsError if the layout cannot express the model.
     """
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,9 +101,9 @@ def write(weights: Weights, path: str | Path, layout: str, *, identity: bool = F
         notices = {"maejax": native, "original": original, "hf": huggingface}[layout].write(weights, path)
         return [*notices, write_beside(path, statement_of(weights))] if layout == "original" else notices
     if layout == "fair":
-        state, notices = torch_names.to_fair(weights)
+        state, notices = torch_export.to_fair(weights)
     elif layout == "timm":
-        state, notices = torch_names.to_timm(weights, identity=identity)
+        state, notices = torch_export.to_timm(weights, identity=identity)
     else:
         raise WeightsError(f"--to {layout}: choose one of {', '.join(LAYOUTS)}")
     statement = statement_of(weights)

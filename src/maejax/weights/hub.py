@@ -7,11 +7,12 @@ from typing import Any
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier
 from maejax.storage.atomic import write_whole
-from maejax.weights import huggingface, native, torch_names
+from maejax.weights import huggingface, native
+from maejax.weights.families import family_of
+from maejax.weights.torch_export import timm_model, to_timm
 from maejax.weights.weights import Weights
 
 TIMM_FILE = "timm.safetensors"
-TIMM_NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # by width
 
 
 def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
@@ -24,7 +25,7 @@ def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
         notices = huggingface.write(weights, path)
     except WeightsError as error:
         notices = [f"the folder is for timm alone: {error}"]
-    state, _ = torch_names.to_timm(weights)
+    state, _ = to_timm(weights)
     native.write_safetensors(state, path / TIMM_FILE)
     write_whole(path / "README.md", card)
     return notices
@@ -105,10 +106,12 @@ def opening(weights: Weights) -> str:
 
 def loading(weights: Weights, name: str) -> list[str]:
     """Write the code that loads a folder and prepares a photo, in transformers, and in timm."""
-    options, encoder, photo = torch_names.timm_options(weights.config), weights.config.encoder, opening(weights)
+    (timm_name, options), encoder, photo = timm_model(weights.config), weights.config.encoder, opening(weights)
     timm = (
-        "import timm\nfrom huggingface_hub import hf_hub_download\nfrom safetensors.torch import load_file\n\n"
-        f'model = timm.create_model("vit_{TIMM_NAMES.get(options["embed_dim"], "base")}_patch16_224", '
+        f"{'import functools' + chr(10) if 'norm_layer' in options else ''}"
+        f"import timm\n{'import torch' + chr(10) if 'norm_layer' in options else ''}"
+        "from huggingface_hub import hf_hub_download\nfrom safetensors.torch import load_file\n\n"
+        f'model = timm.create_model("{timm_name}", '
         f"{', '.join(f'{key}={value!r}' for key, value in options.items())})\n"
         f'model.load_state_dict(load_file(hf_hub_download("{name}", "{TIMM_FILE}")))\n'
     )
@@ -120,11 +123,8 @@ def loading(weights: Weights, name: str) -> list[str]:
         )
     if not for_transformers(weights):
         return [timm]
-    model, extra = {
-        "mae": ("ViTMAEForPreTraining", ""),
-        "encoder": ("ViTModel", ", add_pooling_layer=False"),
-        "classifier": ("ViTForImageClassification", ""),
-    }[weights.config.kind]
+    family, kind = family_of(weights.config), weights.config.kind
+    model, extra = family.classes[kind], family.extra if kind == "encoder" else ""
     transformers = f'from transformers import {model}\n\nmodel = {model}.from_pretrained("{name}"{extra})\n'
     if isinstance(weights.config, MAE):
         transformers += (

@@ -1,42 +1,27 @@
-"""Hugging Face directories of ViTMAE and ViT: config.json and model.safetensors, in the names of transformers 4 and 5.
+"""Hugging Face directories of vision transformers: config.json and model.safetensors, of transformers 4 and 5.
 
 Names are brought to those of transformers 4, which are the hub's and which both versions load; these files are written.
+On the way they have timm's names.
 """
 
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maejax.errors import WeightsError
-from maejax.models.description import MAE, Classifier, Network, Stack, ViT, change_encoder
+from maejax.models.description import MAE, Classifier, Network, change_encoder
 from maejax.storage.atomic import write_whole
 from maejax.weights import containers, native, torch_names
-from maejax.weights.weights import PROBE_FOLDED, Weights, anchor, blank_arrays, check, fold_head_norm, posemb_of
+from maejax.weights.families import FAMILIES, Family, facts_of_config, family_of, gated
+from maejax.weights.weights import PROBE_FOLDED, Facts, Weights, blank_arrays, check, fold_head_norm
 
-# the authors' name: Hugging Face's
-BLOCK = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-SINGLE = {
-    "cls_token": "vit.embeddings.cls_token",
-    "pos_embed": "vit.embeddings.position_embeddings",
-    "patch_embed.proj.weight": "vit.embeddings.patch_embeddings.projection.weight",
-    "patch_embed.proj.bias": "vit.embeddings.patch_embeddings.projection.bias",
-    "norm.weight": "vit.layernorm.weight",
-    "norm.bias": "vit.layernorm.bias",
-    "mask_token": "decoder.mask_token",
-    "decoder_pos_embed": "decoder.decoder_pos_embed",
-    "head.weight": "classifier.weight",
-    "head.bias": "classifier.bias",
-}
+MAE_SINGLE = {"mask_token": "decoder.mask_token", "decoder_pos_embed": "decoder.decoder_pos_embed"}
+HEAD = {"head.weight": "classifier.weight", "head.bias": "classifier.bias"}
 NEW_NAMES = [  # of transformers 5, in memory and in files, to those of 4
     (r"^vit\.layers\.", "vit.encoder.layer."),
     (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
@@ -47,13 +32,22 @@ NEW_NAMES = [  # of transformers 5, in memory and in files, to those of 4
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 ]
-GELU: dict[str, Any] = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh"}
-WRITTEN_GELU = {"erf": "gelu", "tanh": "gelu_pytorch_tanh"}
-# Fields of a `Stack` and a `ViT`, and their names and defaults in config.json.
-STACK = {"dim": ("hidden_size", 768), "layers": ("num_hidden_layers", 12), "heads": ("num_attention_heads", 12)}
-DECODER = {name: (f"decoder_{key}", {"dim": 512, "layers": 8, "heads": 16}[name]) for name, (key, _) in STACK.items()}
-IMAGES = {"patch_size": ("patch_size", 16), "channels": ("num_channels", 3)}
-MASKING = {"mask_ratio": ("mask_ratio", 0.75), "norm_pix_loss": ("norm_pix_loss", False)}
+GELU = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "quick_gelu": "quick"}
+WRITTEN_GELU = {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
+# What a config.json may leave out since it is the default of its kind.
+MISSING = {
+    "clip_vision_model": {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32},
+    "siglip_vision_model": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    "dinov2": {"layer_norm_eps": 1e-6},
+    "dinov2_with_registers": {"layer_norm_eps": 1e-6},
+    "dinov3_vit": {"layer_norm_eps": 1e-5},
+}
+LEFT_OUT = {  # parts of a file that these models do not have: what a notice says
+    r"pooler\.": "its pooler (a layer after the cls token)",
+    r"(embeddings\.mask_token|embeddings\.position_ids)$": "",
+    r"(text_model\.|text_projection|logit_|visual_projection)": "its text tower or its projection to texts",
+    r"(cls|distillation)_classifier\.": "its two heads, of the cls and of the distillation token,",
+}
 
 
 def is_directory(path: Path) -> bool:
@@ -64,91 +58,98 @@ def is_directory(path: Path) -> bool:
 
 def knows(names: Iterable[str]) -> bool:
     """Recognise Hugging Face's names of tensors."""
-    return any("embeddings.patch_embeddings" in name for name in names)
+    return any("embeddings.patch_embedding" in name for name in names)
 
 
-def old_name(name: str) -> str:
-    """Bring a name of transformers 5, or of a bare ViTModel, to that of transformers 4 under a task's model."""
-    if not name.startswith(("vit.", "decoder.", "classifier.")):
-        name = "vit." + name
-    for pattern, old in NEW_NAMES:
+def old_name(name: str, base: str = "vit.") -> str:
+    """Bring a name of transformers 5, or of a model without a head, to that of transformers 4 under a task's model."""
+    if not name.startswith((base, "decoder.", "classifier.")):
+        name = base + name
+    for pattern, old in NEW_NAMES if base == "vit." else ():
         name = re.sub(pattern, old, name)
     return name
 
 
-def to_hf(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rename a state dict of the authors' code, its packed projections split in three.
-
-    Raises WeightsError if Hugging Face's models have no place for a tensor.
-    """
-    theirs = {}
+def to_hf(state: Mapping[str, np.ndarray], family: Family = FAMILIES["vit_mae"]) -> dict[str, np.ndarray]:
+    """Rename a state dict in timm's names; raises WeightsError if a family of models has no place for a tensor."""
+    state, theirs = dict(state), {}
+    if "attn_pool.q.weight" in state:
+        for kind in ("weight", "bias"):
+            pair = [state.pop(f"attn_pool.{part}.{kind}") for part in ("q", "kv")]
+            state[f"attn_pool.qkv.{kind}"] = np.concatenate(pair)
     for name, array in state.items():
-        match = re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.+)\.(weight|bias)", name)
-        prefix = match and ("decoder.decoder_layers." if match[1] else "vit.encoder.layer.") + match[2]
-        if match and match[3] == "attn.qkv":
-            for which, piece in zip(("query", "key", "value"), np.split(array, 3), strict=True):
-                theirs[f"{prefix}.attention.attention.{which}.{match[4]}"] = piece
-        elif match and match[3] in BLOCK:
-            theirs[f"{prefix}.{BLOCK[match[3]]}.{match[4]}"] = array
-        elif name in SINGLE:
-            theirs[SINGLE[name]] = array
+        match = re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.+)", name)
+        if match and match[3] in family.block:
+            prefix = f"decoder.decoder_layers.{match[2]}." if match[1] else f"{family.base}{family.layer}{match[2]}."
+            parts = family.block[match[3]]
+            theirs |= dict(zip((prefix + part for part in parts), np.split(array, len(parts)), strict=True))
+        elif name in family.single:
+            theirs[family.base + family.single[name][0]] = array
+        elif name in MAE_SINGLE | HEAD:
+            theirs[(MAE_SINGLE | HEAD)[name]] = array
         elif name.startswith("decoder_") and not match:
             theirs["decoder." + name] = array
         else:
-            raise WeightsError(
-                f"Hugging Face's ViT has no place for {name} (it has no LayerScale, mean pooling or BatchNorm); "
-                "convert to timm or maejax"
-            )
+            raise WeightsError(f"transformers' {family.kind} has no place for {name}; convert to timm or maejax")
+    for name in theirs:
+        if name.endswith("class_embedding"):
+            theirs[name] = theirs[name].reshape(-1)
+        elif name.endswith("position_embedding.weight"):
+            theirs[name] = theirs[name][0]
     return theirs
 
 
-def from_hf(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rename a state dict of Hugging Face's, in the names of transformers 4; the inverse of `to_hf`."""
-    block = {theirs: name for name, theirs in BLOCK.items()}
-    single = {theirs: name for name, theirs in SINGLE.items()}
-    ours = {}
+def from_hf(state: Mapping[str, np.ndarray], family: Family = FAMILIES["vit_mae"]) -> dict[str, np.ndarray]:
+    """Rename a state dict in a family's names to timm's; the inverse of `to_hf`. Names that are not known stay."""
+    block = {part: (name, i) for name, parts in family.block.items() for i, part in enumerate(parts)}
+    single = {family.base + theirs[0]: name for name, theirs in family.single.items()}
+    single |= {theirs: name for name, theirs in (MAE_SINGLE | HEAD).items()}
+    ours: dict[str, np.ndarray] = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
     for name, array in state.items():
-        match = re.fullmatch(r"(vit\.encoder\.layer|decoder\.decoder_layers)\.(\d+)\.(.+)\.(weight|bias)", name)
-        if not match:
-            ours[single.get(name, name.removeprefix("decoder."))] = array
-            continue
-        prefix = ("decoder_blocks." if match[1].startswith("decoder") else "blocks.") + match[2]
-        if match[3] in block:
-            ours[f"{prefix}.{block[match[3]]}.{match[4]}"] = array
-        elif match[3].endswith("query"):
-            pieces = [state[name.replace("query", which)] for which in ("query", "key", "value")]
-            ours[f"{prefix}.attn.qkv.{match[4]}"] = np.concatenate(pieces)
+        layers = rf"({re.escape(family.base + family.layer)}|decoder\.decoder_layers\.)(\d+)\.(.+)"
+        match = re.fullmatch(layers, name)
+        if match and match[3] in block:
+            (part, i), prefix = block[match[3]], "decoder_" if match[1].startswith("decoder.") else ""
+            parts.setdefault(f"{prefix}blocks.{match[2]}.{part}", {})[i] = array
+        elif name in single and name.endswith("embedding.weight") and array.ndim == 2:
+            ours[single[name]] = array[None]
+        elif name in single:
+            ours[single[name]] = array.reshape(1, 1, -1) if name.endswith("class_embedding") else array
+        else:
+            ours[name.removeprefix("decoder.")] = array
+    for name, found in parts.items():
+        count = len(family.block[name.partition("blocks.")[2].partition(".")[2]])
+        blank = np.zeros_like(next(iter(found.values())))  # of keys without a bias
+        ours[name] = np.concatenate([found.get(i, blank) for i in range(count)])
+    for kind in ("weight", "bias"):
+        if (packed := ours.pop(f"attn_pool.qkv.{kind}", None)) is not None:
+            q, k, v = np.split(packed, 3)
+            ours |= {f"attn_pool.q.{kind}": q, f"attn_pool.kv.{kind}": np.concatenate([k, v])}
+    if family.kind == "deit" and "reg_token" in ours:  # its position goes into the token
+        pos_embed = ours["pos_embed"]
+        ours["reg_token"] = ours["reg_token"] + pos_embed[:, 1:2]
+        ours["pos_embed"] = np.concatenate([pos_embed[:, :1], pos_embed[:, 2:]], axis=1)
     return ours
 
 
-def config_of(meta: Mapping[str, Any], state: Mapping[str, np.ndarray], what: str) -> Network:
-    """Read a model's description from config.json; raises WeightsError if it cannot be expressed here."""
-    if meta.get("model_type") not in ("vit_mae", "vit"):
-        raise WeightsError(f"{what} is a {meta.get('model_type')} model; only vit_mae and vit are known here")
-    gelu = GELU.get(meta.get("hidden_act", "gelu"))
-    if gelu is None or not meta.get("qkv_bias", True):
-        raise WeightsError(f"{what} has another activation or no bias on queries: it cannot be expressed here")
-
-    def fields(names):
-        return {field: meta.get(key, default) for field, (key, default) in names.items()}
-
+def facts_in(meta: Mapping[str, Any], what: str) -> Facts:
+    """Read from config.json what no tensor tells; raises WeightsError if it cannot be expressed here."""
+    known = {"silu": "erf"} if meta.get("use_gated_mlp") else GELU  # of SwiGLU
+    gelu = known.get(meta.get("hidden_act", "gelu"))
+    if gelu is None:
+        raise WeightsError(f"{what} has the activation {meta.get('hidden_act')}; known are {', '.join(known)}")
+    if (theta := meta.get("rope_theta", 100.0)) != 100.0:
+        raise WeightsError(f"{what} has rotary positions of base {theta}; only DINOv3's 100 is known here")
     size = meta.get("image_size", 224)
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    blocks, images = fields(STACK), fields(IMAGES)
-    grid = (size[0] // images["patch_size"], size[1] // images["patch_size"])
-    if (width := meta.get("intermediate_size", 3072)) != 4 * blocks["dim"]:
-        raise WeightsError(f"{what} has an MLP of width {width}, not 4 x {blocks['dim']}")
-
-    def posemb(name):
-        return posemb_of(anchor(state, SINGLE[name], what), grid)
-
-    encoder = ViT(image_size=size, posemb=posemb("pos_embed"), gelu=gelu, **blocks, **images)
-    if any(name.startswith("decoder.") for name in state):
-        decoder = Stack(posemb=posemb("decoder_pos_embed"), gelu=gelu, **fields(DECODER))
-        return MAE(encoder=encoder, decoder=decoder, **fields(MASKING))
-    if "classifier.weight" in state:
-        return Classifier(encoder=encoder, labels=len(state["classifier.weight"]))
-    return encoder
+    return Facts(
+        heads=meta.get("num_attention_heads", 12),
+        dec_heads=meta.get("decoder_num_attention_heads", 16),
+        image_size=(size, size) if isinstance(size, int) else tuple(size),
+        norm_pix_loss=meta.get("norm_pix_loss", False),
+        gelu=gelu,
+        norm_eps=meta.get("layer_norm_eps", 1e-12),
+    )
 
 
 def read(path: Path, prefix: str = "") -> Weights:
@@ -157,18 +158,32 @@ def read(path: Path, prefix: str = "") -> Weights:
     Raises WeightsError, with every wrong tensor, if it is of another model or incomplete.
     """
     meta, found = json.loads((path / "config.json").read_text()), containers.read(containers.file_in(path), prefix)
-    named = {old_name(name): array for name, array in found.arrays.items()}
-    state = {name: array for name, array in named.items() if not name.startswith("vit.pooler.")}
-    config = config_of(meta, state, str(path))
+    whole = meta
+    if "vision_config" in meta:  # images and texts
+        meta = {"model_type": f"{meta['model_type']}_vision_model", **meta["vision_config"]}
+    if (family := FAMILIES.get(meta["model_type"])) is None:
+        kinds = ", ".join(FAMILIES)
+        raise WeightsError(f"{path} is a {meta['model_type']} model; known here are {kinds}, clip and siglip")
+    if any(("weights_in" in name or "gate_proj" in name) for name in found.arrays):
+        family = gated(family)
+    notices, state = list(found.notices), dict(found.arrays)
+    for pattern, said in LEFT_OUT.items():
+        if dropped := [name for name in state if re.match(rf"({re.escape(family.base)})?{pattern}", name)]:
+            state = {name: array for name, array in state.items() if name not in dropped}
+            notices += [f"{said} is not part of these models and is left out"] * bool(said)
+    if not state.get("embeddings.register_tokens", np.ones(1)).size:
+        del state["embeddings.register_tokens"]
+    state = {old_name(name, family.base): array for name, array in state.items()}
+    named, left_out = torch_names.canonical(from_hf(state, family))
+    facts = facts_in(MISSING.get(family.kind, {}) | meta, str(path))
+    config, _ = torch_names.config_of(named, str(path), replace(facts, pooling=family.pooling))
+    if isinstance(config, MAE):
+        config = replace(config, mask_ratio=meta.get("mask_ratio", 0.75))
     config = change_encoder(config, **normalisation_of(path, config.encoder.channels))
-    check(to_hf(torch_names.to_theirs(blank_arrays(config), config.encoder)), state, str(path))
-    notices = list(found.notices)
-    if len(state) < len(named):
-        notices.append("its pooler (a layer after the cls token) is not part of these models and is left out")
-    if (eps := meta.get("layer_norm_eps", 1e-12)) != 1e-6:
-        notices.append(f"its config says LayerNorm eps {eps:g}; here it is 1e-6, with which MAE models were trained")
-    writer = f"Hugging Face transformers {meta.get('transformers_version', '')}".rstrip()
-    return Weights(torch_names.to_ours(from_hf(state)), config, "hf", writer, tuple(notices), classes_of(meta, config))
+    check(torch_names.to_theirs(blank_arrays(config), config.encoder), named, str(path))
+    writer = f"Hugging Face transformers {whole.get('transformers_version', '')}".rstrip()
+    classes = classes_of(whole, config)
+    return Weights(torch_names.to_ours(named), config, "hf", writer, (*notices, *left_out), classes)
 
 
 def classes_of(meta: Mapping[str, Any], config: Network) -> tuple[str, ...]:
@@ -200,18 +215,31 @@ def normalisation_of(path: Path, channels: int) -> dict[str, tuple[float, ...]]:
     return found
 
 
-def state_of(weights: Weights) -> dict[str, np.ndarray]:
-    """Return a state dict of transformers 4; raises WeightsError if its models cannot express this one."""
-    arrays, config = weights.arrays, weights.config
+def state_of(weights: Weights) -> tuple[dict[str, np.ndarray], Family]:
+    """Return a state dict of transformers 4 and its family; raises WeightsError if no family can express this one."""
+    arrays, config, encoder = dict(weights.arrays), weights.config, weights.config.encoder
     if isinstance(config, Classifier):
         arrays, config = fold_head_norm(arrays, config)
     if isinstance(config, MAE) and config.decoder.gelu != config.encoder.gelu:
         raise WeightsError("Hugging Face's ViT has one activation for encoder and decoder; convert to maejax")
-    if isinstance(config, Classifier) and config.pooling == "avg":
-        raise WeightsError("Hugging Face's ViT has no mean pooling before its head; convert to timm or maejax")
-    if isinstance(config, MAE) and len(set(config.encoder.image_size)) > 1:
-        raise WeightsError("Hugging Face's ViTMAE is for square images alone; convert to timm or maejax")
-    return to_hf(torch_names.to_theirs(arrays, config.encoder))
+    family = family_of(config)
+    state = torch_names.to_theirs(arrays, encoder)
+    blank = np.zeros((1, 1, encoder.dim), np.float32)
+    if "pos_embed" in state and encoder.cls_token:
+        first = [] if encoder.cls_position else [blank]
+        rows = np.concatenate([*first, state["pos_embed"]], axis=1)
+        tokens = [blank] * (family.kind == "deit")
+        state["pos_embed"] = np.concatenate([rows[:, :1], *tokens, rows[:, 1:]], axis=1)
+    state = to_hf(state, family)
+    if family.kind == "dinov2_with_registers":
+        state[f"{family.base}embeddings.mask_token"] = blank[0]  # of its own pre-training
+    if family.kind == "dinov3_vit":
+        state["embeddings.mask_token"] = blank
+        state.setdefault("embeddings.register_tokens", blank[:, :0])
+        for name in [name for name in state if name.endswith("attention.k_proj.bias")]:
+            if state.pop(name).any():
+                raise WeightsError("transformers' dinov3_vit is written without a bias on keys; convert to maejax")
+    return state, family
 
 
 def preprocessor(weights: Weights) -> dict[str, Any]:
@@ -233,45 +261,41 @@ def preprocessor(weights: Weights) -> dict[str, Any]:
 
 
 def write(weights: Weights, path: Path) -> list[str]:
-    """Write a directory that `from_pretrained` of ViTMAEForPreTraining, ViTForImageClassification or ViTModel loads.
+    """Write a directory that `from_pretrained` of the family's class loads.
 
     Returns sentences that a reader must know. Raises WeightsError if those models have no place for a tensor.
     """
-    state, config, encoder = state_of(weights), weights.config, weights.config.encoder
+    (state, family), config, encoder = state_of(weights), weights.config, weights.config.encoder
     notices = [PROBE_FOLDED] if isinstance(config, Classifier) and config.head_norm else []
-
-    def keys(names, values):
-        return {key: getattr(values, field) for field, (key, _) in names.items()}
-
     size = encoder.image_size
     if size[0] != size[1]:
         notices.append(
             "preprocessor_config.json squeezes images to HxW: transformers knows no other way; crop them before"
         )
     meta: dict[str, Any] = {
-        "model_type": "vit_mae" if config.kind == "mae" else "vit",
+        "model_type": family.kind,
         "image_size": size[0] if size[0] == size[1] else list(size),
-        **keys(IMAGES, encoder),
-        **keys(STACK, encoder),
-        "intermediate_size": 4 * encoder.dim,
         "hidden_act": WRITTEN_GELU[encoder.gelu],
-        "layer_norm_eps": 1e-6,
-        "qkv_bias": True,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
+        "architectures": [family.classes[config.kind]],
+        **facts_of_config(encoder, family),  # may change the activation
     }
     if isinstance(config, MAE):
-        meta |= {"architectures": ["ViTMAEForPreTraining"], **keys(DECODER, config.decoder), **keys(MASKING, config)}
-        meta["decoder_intermediate_size"] = 4 * config.decoder.dim
+        decoder = config.decoder
+        meta |= {"decoder_hidden_size": decoder.dim, "decoder_num_hidden_layers": decoder.layers}
+        meta |= {"decoder_num_attention_heads": decoder.heads, "decoder_intermediate_size": 4 * decoder.dim}
+        meta |= {"mask_ratio": config.mask_ratio, "norm_pix_loss": config.norm_pix_loss}
     elif isinstance(config, Classifier):
         classes = weights.classes or [f"LABEL_{i}" for i in range(config.labels)]
         names = {str(i): name for i, name in enumerate(classes)}
-        meta |= {"architectures": ["ViTForImageClassification"], "id2label": names}
-        meta["label2id"] = {name: int(i) for i, name in names.items()}
-    else:
-        meta |= {"architectures": ["ViTModel"]}
-        state = {name.removeprefix("vit."): array for name, array in state.items()}
-        notices.append("the model is written without the pooler of ViTModel: give add_pooling_layer=False")
+        meta |= {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+    elif family.base != "vision_model.":
+        state = {name.removeprefix(family.base): array for name, array in state.items()}
+    if config.kind == "encoder" and family.extra:
+        notices.append(
+            f"the model is written without the pooler of {family.classes['encoder']}: give add_pooling_layer=False"
+        )
     path.mkdir(parents=True, exist_ok=True)
     write_whole(path / "config.json", json.dumps(meta, indent=2) + "\n")
     write_whole(path / "preprocessor_config.json", json.dumps(preprocessor(weights), indent=2) + "\n")

@@ -16,6 +16,7 @@ from maejax.storage.atomic import write_whole
 from maejax.weights.statement import Statement, known_facts, with_statement
 from maejax.weights.weights import (
     PIXELS_ASSUMED,
+    Facts,
     Weights,
     anchor,
     blank_arrays,
@@ -203,13 +204,7 @@ def losses(weights: Weights) -> list[str]:
     return found
 
 
-def read(
-    path: Path,
-    stated: Statement | None = None,
-    *,
-    image_size: tuple[int, int] | None = None,
-    norm_pix_loss: bool | None = None,
-) -> Weights:
+def read(path: Path, stated: Statement | None, facts: Facts) -> Weights:
     """Read a .msgpack file; raises WeightsError, with every wrong tensor, if it is not one or incomplete."""
     try:
         tree: Any = serialization.msgpack_restore(path.read_bytes())
@@ -218,8 +213,8 @@ def read(
     if not isinstance(tree, dict):
         raise WeightsError(f"{path} holds no named weights")
     state = flatten(tree)
-    facts = known_facts(stated, image_size=image_size, norm_pix_loss=norm_pix_loss)
-    config, notices = config_of(state, str(path), **facts)
+    facts = known_facts(stated, facts)
+    config, notices = config_of(state, str(path), facts.image_size, facts.norm_pix_loss)
     wanted = to_theirs(blank_arrays(config), config)
     optional = ["batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var"]
     if config.encoder.posemb == "sincos2d":

@@ -3,15 +3,22 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, change_encoder, from_json
 from maejax.storage.atomic import write_whole
 from maejax.version import __version__
-from maejax.weights.weights import Weights
+from maejax.weights.weights import Facts, Weights
 
 KEY = "maejax.model"  # in the metadata of .safetensors, and beside "model" in the authors' .pth
+
+
+OF_ENCODER = ("heads", "image_size", "gelu", "norm_eps")  # facts
+SHAPES = (  # fields of an encoder that its tensors tell, with the facts
+    *("dim", "layers", "heads", "patch_size", "channels", "image_size"),
+    *("hidden", "gated", "qkv_bias", "qk_norm", "cls_token", "registers", "pre_norm"),
+)
 
 
 class Statement(NamedTuple):
@@ -53,17 +60,18 @@ def read_statement(text: str | None, what: str) -> Statement | None:
         raise WeightsError(f"{what} describes its model in a way that is not known here: {error}") from None
 
 
-def known_facts(stated: Statement | None, **given: Any) -> dict[str, Any]:
+def known_facts(stated: Statement | None, given: Facts) -> Facts:
     """Return the facts by which a description is inferred: those stated, else those given."""
-    if stated is None:
-        return given
-    model = stated.model
-    facts = given | {"heads": model.encoder.heads, "image_size": model.encoder.image_size}
+    return facts_of(stated.model, given) if stated else given
+
+
+def facts_of(model: Network, others: Facts | None = None) -> Facts:
+    """Return the facts that a description holds, and `others` where it holds none."""
+    encoder = model.encoder
+    facts = replace(others or Facts(), **{name: getattr(encoder, name) for name in OF_ENCODER})
     if isinstance(model, MAE):
-        facts |= {"dec_heads": model.decoder.heads, "norm_pix_loss": model.norm_pix_loss}
-    if isinstance(model, Classifier):
-        facts |= {"pooling": model.pooling}
-    return {name: facts[name] for name in given}
+        return replace(facts, dec_heads=model.decoder.heads, norm_pix_loss=model.norm_pix_loss)
+    return replace(facts, pooling=model.pooling) if isinstance(model, Classifier) else facts
 
 
 def with_statement(weights: Weights, stated: Statement | None, what: str) -> Weights:
@@ -74,12 +82,13 @@ def with_statement(weights: Weights, stated: Statement | None, what: str) -> Wei
     if stated is None:
         return weights
     own, theirs = weights.config.encoder, stated.model.encoder
-    sizes = ("dim", "layers", "heads", "patch_size", "channels", "image_size")
-    if wrong := [name for name in sizes if getattr(own, name) != getattr(theirs, name)]:
+    if wrong := [name for name in SHAPES if getattr(own, name) != getattr(theirs, name)]:
         raise WeightsError(
             f"{what} is not the model that {beside(Path(what)).name} or its metadata names: {', '.join(wrong)} differ"
         )
-    config = change_encoder(weights.config, gelu=theirs.gelu, mean=theirs.mean, std=theirs.std)
+    config = change_encoder(
+        weights.config, **{name: getattr(theirs, name) for name in ("gelu", "norm_eps", "mean", "std")}
+    )
     if isinstance(config, MAE) and isinstance(stated.model, MAE):
         decoder = replace(config.decoder, gelu=stated.model.decoder.gelu)
         config = replace(config, decoder=decoder, mask_ratio=stated.model.mask_ratio)

@@ -1,6 +1,7 @@
 """timm's config.json beside a file of weights: facts that no tensor tells."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,11 +10,16 @@ from maejax.errors import WeightsError
 from maejax.models.description import Classifier, change_encoder
 from maejax.weights.weights import Weights
 
-POOLINGS = {"token": "cls", "avg": "avg"}  # with a norm of its own (fc_norm) "avg" is "gap" here
+POOLINGS = {"token": "cls", "avg": "avg", "map": "map"}  # with a norm of its own (fc_norm) "avg" is "gap" here
+GELUS = {  # which timm computes, by a part of an architecture's name
+    r"quickgelu": "quick",
+    r"patch32_siglip|giantopt_.*siglip|so400m_patch16_siglip|large_patch16_siglip(_gap)?_512": "tanh",
+    r"clip": "erf",  # siglip too
+}
 
 
 class TimmCard(NamedTuple):
-    """Facts in config.json: arguments of `torch_names.from_state`, normalisation of images, names of classes."""
+    """Facts in config.json: those of `Facts`, normalisation of images, names of classes."""
 
     facts: dict[str, Any]
     normalisation: dict[str, tuple[float, ...]]
@@ -30,13 +36,19 @@ def read_card(folder: Path) -> TimmCard | None:
         if "architecture" not in meta or "model_type" in meta:
             return None
         images = meta | meta.get("pretrained_cfg", {})  # on one level up to timm .6
+        if "rope" in (architecture := meta["architecture"]):
+            raise WeightsError(f"{file}: {architecture} has rotary positions of another kind than DINOv3's")
         facts: dict[str, Any] = {"pooling": POOLINGS.get(images.get("global_pool", "token"))}
+        if kind := next((kind for kind in GELUS if re.search(kind, architecture)), None):
+            facts["gelu"] = GELUS[kind]
         if "input_size" in images:
             facts["image_size"] = tuple(images["input_size"][1:])
         if "num_heads" in meta.get("model_args", {}):
             facts["heads"] = int(meta["model_args"]["num_heads"])
         normalisation = {name: tuple(map(float, images[name])) for name in ("mean", "std") if name in images}
         return TimmCard(facts, normalisation, tuple(map(str, images.get("label_names") or ())))
+    except WeightsError:
+        raise
     except (ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{file} cannot be read: {error}") from None
 

@@ -18,16 +18,17 @@ from maejax.weights.statement import Statement, known_facts, with_statement
 from maejax.weights.timm_card import read_card, with_card
 from maejax.weights.weights import (
     PIXELS_ASSUMED,
-    PROBE_FOLDED,
+    Facts,
     Weights,
     anchor,
     blank_arrays,
     check,
     depth,
-    fold_head_norm,
     head_count,
     image_size_of,
+    is_square,
     posemb_of,
+    rotary_size,
     stack,
     unstack,
 )
@@ -55,6 +56,7 @@ TIMM_BLOCK = {  # what timm adds to the authors' blocks
     "attn.k_norm.weight": "attention.k_norm.scale",
     "attn.k_norm.bias": "attention.k_norm.bias",
 }
+EVA_BLOCK = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}  # in timm's Eva, which DINOv3's encoders are
 ENCODER = {
     "cls_token": "encoder.cls_token",
     "pos_embed": "encoder.positions",
@@ -62,6 +64,23 @@ ENCODER = {
     "patch_embed.proj.bias": "encoder.embed.bias",
     "norm.weight": "encoder.norm.scale",
     "norm.bias": "encoder.norm.bias",
+}
+TIMM_ENCODER = {  # what timm adds to the authors' encoder
+    "reg_token": "encoder.registers",
+    "norm_pre.weight": "encoder.pre_norm.scale",
+    "norm_pre.bias": "encoder.pre_norm.bias",
+    "attn_pool.latent": "encoder.attention_pool.query_token",
+} | {
+    f"attn_pool.{theirs}.{kind}": f"encoder.attention_pool.{ours}.{'bias' if kind == 'bias' else weight}"
+    for theirs, ours, weight in [
+        ("q", "q", "kernel"),
+        ("kv", "kv", "kernel"),
+        ("proj", "proj", "kernel"),
+        ("norm", "norm", "scale"),
+        ("mlp.fc1", "fc1", "kernel"),
+        ("mlp.fc2", "fc2", "kernel"),
+    ]
+    for kind in ("weight", "bias")
 }
 DECODER = {
     "mask_token": "mask_token",
@@ -94,7 +113,7 @@ def our_name(theirs: str) -> tuple[str, int | None]:
     if match := re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.+)", theirs):
         blocks = "decoder.blocks." if match[1] else "encoder.transformer.blocks."
         return blocks + (BLOCK | TIMM_BLOCK)[match[3]], int(match[2])
-    return (ENCODER | DECODER | HEAD | PROBE)[theirs], None
+    return (ENCODER | TIMM_ENCODER | DECODER | HEAD | PROBE)[theirs], None
 
 
 def our_value(theirs: str, value: np.ndarray) -> np.ndarray:
@@ -117,7 +136,7 @@ def to_theirs(arrays: Mapping[str, np.ndarray], encoder: ViT) -> dict[str, np.nd
     Raises WeightsError if a tensor has no place there, such as the affine parameters of a probe's BatchNorm.
     """
     head = PROBE if "head_norm.mean" in arrays else HEAD
-    single = {ours: theirs for theirs, ours in (ENCODER | DECODER | head).items()}
+    single = {ours: theirs for theirs, ours in (ENCODER | TIMM_ENCODER | DECODER | head).items()}
     block = {ours: theirs for theirs, ours in (BLOCK | TIMM_BLOCK).items()}
     state = {}
     for (ours, layer), array in unstack(arrays).items():
@@ -139,84 +158,145 @@ def to_theirs(arrays: Mapping[str, np.ndarray], encoder: ViT) -> dict[str, np.nd
     return state
 
 
-def stack_of(state: Mapping[str, np.ndarray], prefix: str, pos_embed: np.ndarray, grid: tuple[int, int], heads: int):
-    """Infer the fields of a `Stack` from the tensors of its blocks and their positions."""
+def canonical(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Bring the tensors of timm's other classes to the names of its `VisionTransformer`, and return sentences on it.
+
+    Those of Eva are renamed. DeiT's distillation token becomes a register: its position is added to it. So are the
+    positions of registers that have some.
+    """
+    new, notices = dict(state), []
+    for name in state:
+        block, _, part = name.rpartition("." if name.endswith(tuple(EVA_BLOCK)) else ".attn.q_")
+        if part in EVA_BLOCK:
+            new[f"{block}.{EVA_BLOCK[part]}"] = new.pop(name)
+        elif name.endswith(".attn.q_bias"):
+            q, v = new.pop(name), new.pop(f"{block}.attn.v_bias")
+            new[f"{block}.attn.qkv.bias"] = np.concatenate([q, new.pop(f"{block}.attn.k_bias", np.zeros_like(q)), v])
+        elif (found := re.fullmatch(r"(.+\.mlp\.fc1)_g(\.weight|\.bias)", name)) and f"{found[1]}_x{found[2]}" in new:
+            new[found[1] + found[2]] = np.concatenate([new.pop(name), new.pop(f"{found[1]}_x{found[2]}")])
+    if "dist_token" in new:
+        new["reg_token"] = new.pop("dist_token")
+        if heads := [name for name in new if name.startswith(("head.", "head_dist."))]:
+            new = {name: array for name, array in new.items() if name not in heads}
+            notices.append("its two heads, of the cls and of the distillation token, are left out")
+    if "reg_token" in new and "pos_embed" in new and "cls_token" in new:
+        count, pos_embed = new["reg_token"].shape[1], new["pos_embed"]
+        if is_square(pos_embed.shape[1] - 1 - count) and not is_square(pos_embed.shape[1]):
+            new["reg_token"] = new["reg_token"] + pos_embed[:, 1 : 1 + count]
+            new["pos_embed"] = np.concatenate([pos_embed[:, :1], pos_embed[:, 1 + count :]], axis=1)
+    return new, notices
+
+
+def stack_of(state: Mapping[str, np.ndarray], prefix: str, dim: int) -> dict[str, Any]:
+    """Infer the fields of a `Stack` from the tensors of its blocks; raises WeightsError if the MLP has another form."""
+    layers = depth(state, prefix)
+    fc1, fc2 = (state.get(f"{prefix}0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    hidden = 4 * dim if fc2 is None else fc2.shape[1]
     return {
-        "dim": pos_embed.shape[-1],
-        "layers": depth(state, prefix),
-        "heads": heads,
-        "posemb": posemb_of(pos_embed, grid),
+        "dim": dim,
+        "layers": layers,
         "layerscale": f"{prefix}0.ls1.gamma" in state,
         "qk_norm": f"{prefix}0.attn.q_norm.weight" in state,
+        "qkv_bias": f"{prefix}0.attn.qkv.bias" in state,
+        "hidden": 0 if hidden == 4 * dim else hidden,
+        "gated": fc1 is not None and fc1.shape[0] == 2 * hidden,
     }
 
 
-def config_of(
-    state: Mapping[str, np.ndarray],
-    what: str,
-    *,
-    heads: int | None = None,
-    dec_heads: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    norm_pix_loss: bool | None = None,
-    pooling: str | None = None,
-) -> tuple[Network, list[str]]:
+def config_of(state: Mapping[str, np.ndarray], what: str, facts: Facts) -> tuple[Network, list[str]]:
     """Infer a model's description from a state dict, and sentences on facts that are not in it.
 
     Raises WeightsError if a tensor from which sizes are read is missing, or if a number must be given.
     """
-    if "pos_embed" not in state:
+    if "patch_embed.proj.weight" not in state:
         what += hint(state)
-    pos_embed = anchor(state, "pos_embed", what)
     dim, channels, patch, wide = anchor(state, "patch_embed.proj.weight", what).shape
     if patch != wide:
         raise WeightsError(f"{what} has patches of {patch} x {wide} pixels; only square ones are known here")
-    size, said_size = image_size_of(pos_embed, patch, image_size)
-    grid = (size[0] // patch, size[1] // patch)
+    cls, registers = "cls_token" in state, state["reg_token"].shape[1] if "reg_token" in state else 0
+    tokens = {"cls_token": cls, "registers": registers, "pre_norm": "norm_pre.weight" in state}
+    if "pos_embed" in state:
+        first = (0, 1) if cls and registers else (0,)
+        if cls and not registers:  # of published models without a position for cls, all have LayerScale
+            first = (1, 0) if "blocks.0.ls1.gamma" in state else (1,)
+        size, row, said_size = image_size_of(state["pos_embed"], patch, facts.image_size, first)
+        posemb = posemb_of(state["pos_embed"], (size[0] // patch, size[1] // patch), cls=bool(row))
+        tokens |= {"cls_position": bool(row), "posemb": posemb}
+    else:
+        size, said_size = rotary_size(facts.image_size, patch)
+        tokens["posemb"] = "rotary"
+    heads = facts.heads
     if (of_head := state.get("blocks.0.attn.q_norm.weight")) is not None:
         heads = dim // len(of_head)
     heads, said_heads = head_count(dim, heads)
-    notices = [said for said in (said_size, said_heads) if said]
-    blocks = stack_of(state, "blocks.", pos_embed, grid, heads)
-    encoder = ViT(image_size=size, patch_size=patch, channels=channels, **blocks)
+    computed, said_computed = computed_as(state, facts)
+    notices = [said for said in (said_size, said_heads, *said_computed) if said]
+    blocks = stack_of(state, "blocks.", dim) | tokens | computed | {"attention_pool": "attn_pool.latent" in state}
+    encoder = ViT(image_size=size, patch_size=patch, channels=channels, heads=heads, **blocks)
     if "mask_token" in state or "decoder_embed.weight" in state:
         pos_embed = anchor(state, "decoder_pos_embed", what)
-        decoder = Stack(**stack_of(state, "decoder_blocks.", pos_embed, grid, dec_heads or 16))
-        if norm_pix_loss is None:
+        posemb = posemb_of(pos_embed, encoder.grid, cls=cls)
+        blocks = stack_of(state, "decoder_blocks.", pos_embed.shape[-1]) | {"posemb": posemb} | computed
+        decoder = Stack(heads=facts.dec_heads or 16, **blocks)
+        if facts.norm_pix_loss is None:
             notices.append(PIXELS_ASSUMED)
-        if not dec_heads:
+        if not facts.dec_heads:
             notices.append("the decoder's number of heads is not in the file; 16 assumed (--dec-heads)")
-        return MAE(encoder=encoder, decoder=decoder, norm_pix_loss=bool(norm_pix_loss)), notices
+        return MAE(encoder=encoder, decoder=decoder, norm_pix_loss=bool(facts.norm_pix_loss)), notices
     if (head := state.get("head.weight", state.get("head.1.weight"))) is not None:
-        kind: Any = "gap" if "fc_norm.weight" in state else pooling or "cls"
-        if kind == "cls" and not pooling and "head.weight" in state:
+        kind: Any = "gap" if "fc_norm.weight" in state else facts.pooling or pooling_of(encoder, head.shape[1])
+        if kind == "cls" and not facts.pooling and "head.weight" in state:
             notices.append("the pooling before its head is not in the file; the cls token assumed (--pooling)")
         eps = PROBE_EPS if "head.0.running_mean" in state else 0.0
         return Classifier(encoder=encoder, labels=head.shape[0], pooling=kind, head_norm=eps), notices
     return encoder, notices
 
 
-def read(state: State, path: Path, layout: str, stated: Statement | None, **known: Any) -> Weights:
+def pooling_of(encoder: ViT, features: int) -> str:
+    """Infer the pooling before a head that reads so many features."""
+    if encoder.attention_pool:
+        return "map"
+    if not encoder.cls_token:
+        return "avg"
+    return "cls+avg" if features == 2 * encoder.dim else "cls"
+
+
+def computed_as(state: Mapping[str, np.ndarray], facts: Facts) -> tuple[dict[str, Any], list[str]]:
+    """Return activation and eps, as the facts say or as the published models of this kind have them.
+
+    Also returns sentences on what is assumed.
+    """
+    clip, siglip, notices = "norm_pre.weight" in state, "attn_pool.latent" in state, []
+    if facts.gelu is None and (clip or siglip):
+        others = "quick, as OpenAI's CLIP" if clip else "tanh, as SigLIP outside of timm"
+        notices.append(f"its activation is not in the file; the exact GELU assumed (--gelu; some have {others})")
+    eps = facts.norm_eps or (1e-5 if clip or "pos_embed" not in state else 1e-6)
+    return {"gelu": facts.gelu or "erf", "norm_eps": eps}, notices
+
+
+def read(state: State, path: Path, layout: str, stated: Statement | None, facts: Facts) -> Weights:
     """Read the state dict of a file as `from_state`, by what is stated, or by timm's config.json beside the file."""
     card = None if stated or layout != "timm" else read_card(path.parent)
-    weights = from_state(state.arrays, str(path), layout, stated, **known | (card.facts if card else {}))
+    facts = replace(facts, **card.facts) if card else facts
+    weights = from_state(state.arrays, str(path), layout, stated, facts)
     weights = replace(weights, notices=(*state.notices, *weights.notices))
     return with_card(weights, card) if card else weights
 
 
 def from_state(
-    state: Mapping[str, np.ndarray], what: str, layout: str, stated: Statement | None = None, **known: Any
+    state: Mapping[str, np.ndarray], what: str, layout: str, stated: Statement | None, facts: Facts
 ) -> Weights:
-    """Read a state dict of the authors' code ("fair") or of timm; `known` as in `config_of`, if not `stated`.
+    """Read a state dict of the authors' code ("fair") or of timm, by the `facts` if not by what is `stated`.
 
     Raises WeightsError, with all of them, if a tensor is missing, extra or misshapen.
     """
-    config, notices = config_of(state, what, **known_facts(stated, **known))
+    state, left_out = canonical(state)
+    config, notices = config_of(state, what, known_facts(stated, facts))
     blank: dict[str, np.ndarray] = blank_arrays(config)
     if isinstance(config, Classifier) and config.head_norm:
         blank["head_norm.batches"] = np.zeros(())
     check(to_theirs(blank, config.encoder), state, what)
-    weights = Weights(to_ours(state), config, layout, "the authors' PyTorch code", tuple(notices))
+    weights = Weights(to_ours(state), config, layout, "the authors' PyTorch code", (*left_out, *notices))
     if layout == "timm":
         weights = without_identity(replace(weights, writer="timm"))
     return with_statement(weights, stated, what)
@@ -236,78 +316,3 @@ def without_identity(weights: Weights) -> Weights:
         config = config.encoder
         notices.append("its head is all zeros and left out")
     return replace(weights, arrays=arrays, config=config, notices=tuple(notices))
-
-
-def to_fair(weights: Weights) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return a state dict of the authors' code, and sentences that a reader must know.
-
-    Raises WeightsError if that code cannot express the model.
-    """
-    if added := [name for name in weights.arrays if name.rpartition("blocks.")[2] in TIMM_BLOCK.values()]:
-        what = "query-key normalisation" if "_norm" in added[0] else "LayerScale"
-        raise WeightsError(f"the authors' code has no {what}: no place for {added[0]}; convert to timm or maejax")
-    arrays, config = dict(weights.arrays), weights.config
-    if isinstance(config, Classifier) and config.pooling == "avg":
-        raise WeightsError("the authors' code has no avg pooling, a mean after the norm; convert to timm or maejax")
-    if "head_norm.mean" in arrays:
-        arrays.setdefault("head_norm.batches", np.array(0))
-    return to_theirs(arrays, weights.config.encoder), gelu_notice(weights)
-
-
-def to_timm(weights: Weights, *, identity: bool = False) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return a state dict of a timm `vit_*`, and sentences that a reader must know; timm has no decoder.
-
-    With `identity` it fits `create_model(..., init_values=...)` with 1,000 classes. Values that the model lacks are
-    then written as the identity: LayerScale 1 and a head of zeros. Raises WeightsError if timm has no place for a
-    tensor.
-    """
-    notices, config, encoder = gelu_notice(weights), weights.config, weights.config.encoder
-    arrays = {n: a for n, a in weights.arrays.items() if n.startswith(("encoder.", "norm.", "head"))}
-    if isinstance(config, MAE):
-        notices.append("timm has no decoder: only the encoder is written")
-    if isinstance(config, Classifier) and config.head_norm:
-        notices.append(PROBE_FOLDED)
-        arrays, _ = fold_head_norm(arrays, config)
-    state = to_theirs(arrays, encoder)
-    if identity and not encoder.layerscale:
-        for layer in range(encoder.layers):
-            for i in (1, 2):
-                state[f"blocks.{layer}.ls{i}.gamma"] = np.ones(encoder.dim, np.float32)
-        notices.append("LayerScale is written as 1: the model has none")
-    if identity and "head.weight" not in state:
-        state["head.weight"] = np.zeros((1000, encoder.dim), np.float32)
-        state["head.bias"] = np.zeros(1000, np.float32)
-        notices.append("the head is written as zeros: the model has none")
-    return state, notices
-
-
-def timm_options(config: Network) -> dict[str, Any]:
-    """List the arguments of `timm.create_model` for a model, after which it fits the state dict of `to_timm`."""
-    encoder = config.encoder
-    options: dict[str, Any] = {
-        "num_classes": config.labels if isinstance(config, Classifier) else 0,
-        "img_size": encoder.image_size,
-        "patch_size": encoder.patch_size,
-        "in_chans": encoder.channels,
-        "embed_dim": encoder.dim,
-        "depth": encoder.layers,
-        "num_heads": encoder.heads,
-    }
-    if encoder.layerscale:
-        options["init_values"] = 1e-4
-    if encoder.qk_norm:
-        options["qk_norm"] = True
-    if isinstance(config, Classifier) and config.pooling == "gap":
-        options["global_pool"] = "avg"
-    if isinstance(config, Classifier) and config.pooling == "avg":
-        options |= {"global_pool": "avg", "fc_norm": False}
-    if encoder.gelu == "tanh":
-        options["act_layer"] = "gelu_tanh"
-    return options
-
-
-def gelu_notice(weights: Weights) -> list[str]:
-    """Warn of weights with another activation than these codes compute by default."""
-    if weights.config.encoder.gelu == "erf":
-        return []
-    return ["these weights were trained with the tanh GELU: with timm, give create_model act_layer='gelu_tanh'"]

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,6 +47,26 @@ class Weights:
     def crop_ratio(self) -> float:
         """The crop ratio of validation, as `data.augment.center_crop` takes it."""
         return self.test_crop_ratio or usual_crop_ratio(self.config.encoder.image_size)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a file of weights may lack; None where it is not known."""
+
+    heads: int | None = None
+    """Attention heads."""
+    dec_heads: int | None = None
+    """Attention heads of the decoder."""
+    image_size: tuple[int, int] | None = None
+    """Height and width in pixels."""
+    norm_pix_loss: bool | None = None
+    """Whether the targets were normalised per patch."""
+    pooling: str | None = None
+    """Input of a classifier's head, as `Classifier.pooling`."""
+    gelu: str | None = None
+    """Activation, as `Stack.gelu`."""
+    norm_eps: float | None = None
+    """eps of the layer norms."""
 
 
 def model_of(weights: Weights, compute: Compute = PLAIN) -> Any:
@@ -131,19 +151,19 @@ def original_positions(grid: tuple[int, int], dim: int) -> np.ndarray:
     return np.concatenate([np.zeros((1, dim)), waves]).astype(np.float32)
 
 
-def positions_kind(pos_embed: np.ndarray, grid: tuple[int, int]) -> str:
-    """Recognise positions [1, 1 + N, D]: "authors" or "original" sine-cosine, or "learned"."""
+def positions_kind(pos_embed: np.ndarray, grid: tuple[int, int], *, cls: bool = True) -> str:
+    """Recognise positions [1, 1 + N, D], or [1, N, D] without `cls`: "authors" or "original" sine-cosine, "learned"."""
     dim = pos_embed.shape[-1]
-    if dim % 4 == 0 and pos_embed.shape[1] == grid[0] * grid[1] + 1:
+    if dim % 4 == 0 and pos_embed.shape[1] == grid[0] * grid[1] + cls:
         for kind, make in (("authors", sincos_table), ("original", original_positions)):
-            if np.allclose(pos_embed[0], make(grid, dim), atol=1e-5):
+            if np.allclose(pos_embed[0], make(grid, dim)[not cls :], atol=1e-5):
                 return kind
     return "learned"
 
 
-def posemb_of(pos_embed: np.ndarray, grid: tuple[int, int]) -> Any:
-    """Infer the option `posemb` of a stack from its positions [1, 1 + N, D]."""
-    return "learnable" if positions_kind(pos_embed, grid) == "learned" else "sincos2d"
+def posemb_of(pos_embed: np.ndarray, grid: tuple[int, int], *, cls: bool = True) -> Any:
+    """Infer the option `posemb` of a stack from its positions, as of `positions_kind`."""
+    return "learnable" if positions_kind(pos_embed, grid, cls=cls) == "learned" else "sincos2d"
 
 
 def anchor(state: Mapping[str, np.ndarray], name: str, what: str) -> np.ndarray:
@@ -174,23 +194,53 @@ def head_count(dim: int, given: int | None) -> tuple[int, str]:
     return heads, f"the number of heads is not in the file; {heads} assumed (--heads)"
 
 
-def image_size_of(pos_embed: np.ndarray, patch_size: int, given: tuple[int, int] | None) -> tuple[tuple[int, int], str]:
-    """Infer the image's size from positions [1, 1 + N, D]; returns it and a sentence if it is assumed.
+def image_size_of(
+    pos_embed: np.ndarray, patch_size: int, given: tuple[int, int] | None, rows: Sequence[int]
+) -> tuple[tuple[int, int], int, str]:
+    """Infer the image's size from positions [1, T, D]; `rows` are the numbers of rows of no patch, the likeliest first.
 
     Sine-cosine positions tell their grid. Learned ones are for the given size if it has N patches, else for a square.
-    Raises WeightsError if the patches are no square.
+    Also returns the number of rows of no patch, and a sentence if the size is assumed. Raises WeightsError if the
+    patches are no square.
     """
-    patches = pos_embed.shape[1] - 1
-    grids = [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
-    own = next((grid for grid in grids if positions_kind(pos_embed, grid) != "learned"), None)
     wanted = (given[0] // patch_size, given[1] // patch_size) if given else (0, 0)
-    side = math.isqrt(patches)
-    grid = own or (wanted if wanted[0] * wanted[1] == patches else (side, side))
-    if grid[0] * grid[1] != patches:
+    counts = {row: pos_embed.shape[1] - row for row in rows}
+    own = next(
+        (
+            (grid, row)
+            for row, patches in counts.items()
+            for grid in grids(patches)
+            if positions_kind(pos_embed, grid, cls=bool(row)) != "learned"
+        ),
+        None,
+    )
+    fits = next(((wanted, row) for row, patches in counts.items() if wanted[0] * wanted[1] == patches), None)
+    square = next((((math.isqrt(patches),) * 2, row) for row, patches in counts.items() if is_square(patches)), None)
+    if (found := own or fits or square) is None:
+        patches = counts[rows[0]]
         raise WeightsError(
             f"the image size is not in the file, and its {patches} patches are no square: give --image-size HxW"
         )
+    grid, row = found
     size = grid[0] * patch_size, grid[1] * patch_size
     if own or size == given:
-        return size, ""
-    return size, f"the image size is not in the file; {size[0]}x{size[1]} assumed (--image-size)"
+        return size, row, ""
+    return size, row, f"the image size is not in the file; {size[0]}x{size[1]} assumed (--image-size)"
+
+
+def rotary_size(given: tuple[int, int] | None, patch_size: int) -> tuple[tuple[int, int], str]:
+    """Return the image's size where positions are rotary, and a sentence if it is assumed: no tensor tells it."""
+    if given:
+        return given, ""
+    side = 224 if 224 % patch_size == 0 else 14 * patch_size
+    return (side, side), f"the image size is not in the file; {side}x{side} assumed (--image-size)"
+
+
+def grids(patches: int) -> list[tuple[int, int]]:
+    """List all grids of so many patches."""
+    return [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
+
+
+def is_square(patches: int) -> bool:
+    """Check whether so many patches are a square."""
+    return patches > 0 and math.isqrt(patches) ** 2 == patches

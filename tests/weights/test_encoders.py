@@ -1,0 +1,142 @@
+"""Encoders of other codes, read, computed and written as timm and transformers do; needs the extra `interop`."""
+
+import functools
+
+import pytest
+
+from maejax.models.description import change_encoder
+from maejax.weights import files, torch_export
+from maejax.weights.weights import model_of
+from tests.weights.test_peers import X, close, ours, prepare_torchvision
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+torch = pytest.importorskip("torch")
+SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 0}
+PHOTO = torch.from_numpy(X[..., :16].copy())
+IMAGE = ours(X[..., :16])
+
+
+@pytest.fixture(scope="module")
+def timm():
+    prepare_torchvision()
+    return pytest.importorskip("timm")
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    prepare_torchvision()
+    return pytest.importorskip("transformers")
+
+
+def shaken(model):
+    """Give every weight of a model a random value, so that none is at a neutral start."""
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        scale = torch.rand_like(weight) + 0.5 if "norm" in name and name.endswith("weight") else None
+        weight.data = 0.3 * torch.randn_like(weight) if scale is None else scale
+    return model.eval()
+
+
+TIMM = {
+    "AugReg": ("vit_base_patch16_224", {"num_classes": 7}),
+    "DeiT": ("deit_base_patch16_224", {"num_classes": 7}),
+    "DeiT, distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "DeiT III": ("deit3_small_patch16_224", {"num_classes": 7}),
+    "DINO": ("vit_base_patch16_224", {}),
+    "DINOv2": ("vit_small_patch14_dinov2", {}),
+    "DINOv2, registers": ("vit_small_patch14_reg4_dinov2", {}),
+    "DINOv2, SwiGLU": ("vit_giant_patch14_reg4_dinov2", {"embed_dim": 96}),
+    "DINOv3": ("vit_small_patch16_dinov3", {"global_pool": "token"}),
+    "DINOv3, biases": ("vit_small_patch16_dinov3_qkvb", {"global_pool": "token"}),
+    "DINOv3, SwiGLU": ("vit_small_plus_patch16_dinov3", {"global_pool": "token"}),
+    "I-JEPA": ("vit_huge_patch14_gap_224", {"global_pool": "avg", "fc_norm": False}),
+    "CLIP": ("vit_base_patch16_clip_224", {"num_classes": 7}),
+    "CLIP, OpenAI": ("vit_base_patch16_clip_quickgelu_224", {}),
+    "SigLIP": ("vit_base_patch16_siglip_224", {"mlp_ratio": 3.75}),
+    "SigLIP, head": ("vit_base_patch16_siglip_224", {"num_classes": 7}),
+    "SigLIP, mean": ("vit_base_patch16_siglip_gap_224", {}),
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timms_encoders_are_computed_and_come_back(timm, same, tmp_path, name):
+    architecture, options = TIMM[name]
+    model = shaken(timm.create_model(architecture, **SIZES | options))
+    facts = {"gelu": "quick"} if "OpenAI" in name else {}
+    torch.save(model.state_dict(), tmp_path / "t.pth")
+    weights = files.read(tmp_path / "t.pth", image_size=(16, 16), heads=1, **facts)
+    mine = model_of(weights)
+    with torch.no_grad():
+        tokens = model.forward_features(PHOTO)
+        close(mine.encode(IMAGE, None), tokens)
+        if options.get("num_classes"):
+            close(mine(IMAGE), model(PHOTO))
+        elif "SigLIP" in name and "mean" not in name:
+            close(mine.encode(IMAGE, "map"), model(PHOTO))
+    files.write(weights, tmp_path / "back.pth", "timm")
+    state = torch.load(tmp_path / "back.pth", weights_only=True)
+    if "distilled" not in name:  # its token is written as a register
+        same({n: a.numpy() for n, a in state.items()}, {n: a.numpy() for n, a in model.state_dict().items()})
+    builder, arguments = torch_export.timm_model(weights.config)
+    arguments = eval(repr(arguments), {"timm": timm, "torch": torch, "functools": functools})  # as on a card
+    again = timm.create_model(builder, **arguments).eval()
+    assert str(again.load_state_dict(state)) == "<All keys matched successfully>"
+    with torch.no_grad():
+        close(mine.encode(IMAGE, None), again.forward_features(PHOTO))
+    stated = files.read(tmp_path / "back.pth")
+    placed = {"cls_position": stated.config.encoder.cls_position}  # of a distilled DeiT it went into the token
+    assert stated.config == change_encoder(weights.config, **placed) and stated.notices == ()
+
+
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 1,
+    "intermediate_size": 240,
+    "image_size": 16,
+    "patch_size": 4,
+}
+HF = {
+    "ViT": ("ViTModel", "ViTConfig", {}),
+    "DeiT": ("DeiTModel", "DeiTConfig", {}),
+    "DeiT, head": ("DeiTForImageClassification", "DeiTConfig", {}),
+    "DINOv2": ("Dinov2Model", "Dinov2Config", {}),
+    "DINOv2, head": ("Dinov2ForImageClassification", "Dinov2Config", {"num_labels": 7}),
+    "DINOv2, SwiGLU": ("Dinov2Model", "Dinov2Config", {"use_swiglu_ffn": True}),
+    "DINOv2, registers": ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", {}),
+    "DINOv2, registers, head": ("Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersConfig", {}),
+    "DINOv3": ("DINOv3ViTModel", "DINOv3ViTConfig", {"num_register_tokens": 4}),
+    "DINOv3, SwiGLU": ("DINOv3ViTModel", "DINOv3ViTConfig", {"use_gated_mlp": True, "hidden_act": "silu"}),
+    "I-JEPA": ("IJepaModel", "IJepaConfig", {}),
+    "I-JEPA, head": ("IJepaForImageClassification", "IJepaConfig", {"num_labels": 7}),
+    "CLIP": ("CLIPVisionModel", "CLIPVisionConfig", {}),
+    "CLIP, projection": ("CLIPVisionModelWithProjection", "CLIPVisionConfig", {}),
+    "SigLIP": ("SiglipVisionModel", "SiglipVisionConfig", {}),
+}
+
+
+@pytest.mark.parametrize("name", HF)
+def test_transformers_encoders_are_computed_and_come_back(transformers, same, tmp_path, name):
+    kind, config, options = HF[name]
+    extra = {"add_pooling_layer": False} if kind in ("ViTModel", "DeiTModel", "IJepaModel") else {}
+    model = shaken(getattr(transformers, kind)(getattr(transformers, config)(**SMALL | options), **extra))
+    model.save_pretrained(tmp_path / "theirs")
+    weights = files.read(tmp_path / "theirs")
+    mine = model_of(weights)
+    files.write(weights, tmp_path / "ours", "hf")
+    kind = kind.removesuffix("WithProjection")
+    back, info = getattr(transformers, kind).from_pretrained(tmp_path / "ours", output_loading_info=True, **extra)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    for peer in (model, back.eval()):
+        with torch.no_grad():
+            out = peer(PHOTO)
+            if "head" in name:
+                close(mine(IMAGE), out.logits)
+            elif "CLIP" in name:  # the norm there is of the pooled token alone
+                tower = getattr(peer, "vision_model", peer)
+                close(mine.encode(IMAGE, None), tower.post_layernorm(out.last_hidden_state))
+            else:
+                close(mine.encode(IMAGE, None), out.last_hidden_state)
+            if "SigLIP" in name:
+                close(mine.encode(IMAGE, "map"), out.pooler_output)
+    same(files.read(tmp_path / "ours").arrays, weights.arrays)
