@@ -148,14 +148,19 @@ class Encoder:
     """LayerScale, initial value 1e-4."""
     qk_norm: bool = False
     """LayerNorm over the queries and keys of each head."""
+    registers: int = flag(0, least=0)
+    """Learned tokens beside the cls token, which belong to no patch."""
+    gated: bool = False
+    """SwiGLU in place of the MLP, of the same width: half as many parameters again."""
     patch_size: int = 16
     """Side of a patch in pixels."""
     image_size: str = "224"
     """Image size in pixels: a number, or HxW; divisible by the patch size."""
-    posemb: Literal["learnable", "sincos2d"] = "sincos2d"
-    """Positional embeddings: learnable, or fixed sine-cosine. Fine-tuning of --pretrained-ckpt: learnable."""
-    pooling: Literal["cls", "gap", "avg"] = "cls"
-    """Input of a classifier: the cls token; gap: the patch tokens' mean, then a norm; avg: a norm, then their mean."""
+    posemb: Literal["learnable", "sincos2d", "rotary"] = "sincos2d"
+    """Positional embeddings: learnable, fixed sine-cosine, or rotary. Fine-tuning of --pretrained-ckpt: learnable."""
+    pooling: Literal["cls", "gap", "avg", "cls+avg", "map"] = "cls"
+    """Input of a classifier: the cls token; gap: the patch tokens' mean, then a norm; avg: a norm, then their mean;
+    cls+avg: both; map: attention pooling, as SigLIP has it."""
     dropout: float = 0.0
     """Dropout rate."""
     droppath: float = 0.0

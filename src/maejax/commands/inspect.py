@@ -1,6 +1,6 @@
 """`maejax inspect`: what a file of weights is, and what it can be used for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
@@ -48,6 +48,10 @@ class Unstated(Command):
     """Whether the targets were normalised per patch, if the file does not hold it."""
     pooling: Literal["cls", "avg"] | None = field(default=None, kw_only=True)
     """Input of a classifier's head, if the file does not hold it: the cls token, or the mean of the patch tokens."""
+    gelu: Literal["erf", "tanh", "quick"] | None = field(default=None, kw_only=True)
+    """Activation, if the file does not hold it: the exact GELU, its tanh approximation, or the one of OpenAI's CLIP."""
+    norm_eps: float | None = field(default=None, kw_only=True)
+    """eps of the layer norms, if the file does not hold it."""
 
     prefix: str = field(default="", kw_only=True)
     """Take the tensors alone whose names begin so, of a file of PyTorch or .safetensors that holds more."""
@@ -61,21 +65,17 @@ class Unstated(Command):
         """
         size = image_shape(self.image_size) if self.image_size else None
         prepare_devices()
-        from maejax.models.description import MAE, Classifier
         from maejax.weights import files
         from maejax.weights.addresses import local
+        from maejax.weights.statement import facts_of
+        from maejax.weights.weights import Facts
 
         here, fetched = local(path)
-        names = ("heads", "dec_heads", "norm_pix_loss", "pooling")
-        known: dict[str, Any] = {name: getattr(self, name) for name in names}
-        weights = files.read(here, image_size=size, raw=self.raw, prefix=self.prefix, **known)
-        found: dict[str, Any] = {"heads": weights.config.encoder.heads, "image_size": weights.config.encoder.image_size}
-        if isinstance(weights.config, MAE):
-            found |= {"dec_heads": weights.config.decoder.heads, "norm_pix_loss": weights.config.norm_pix_loss}
-        if isinstance(weights.config, Classifier):
-            found |= {"pooling": weights.config.pooling}
-        for name, value in (known | {"image_size": size}).items():
-            if value is not None and found.get(name, value) != value:
+        known = {each.name: getattr(self, each.name) for each in fields(Facts)} | {"image_size": size}
+        weights = files.read(here, raw=self.raw, prefix=self.prefix, **known)
+        found = vars(facts_of(weights.config))
+        for name, value in known.items():
+            if value is not None and found[name] not in (None, value):
                 says = "x".join(map(str, found[name])) if name == "image_size" else found[name]
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: {path} says {says}; leave it out")
         return weights, fetched
@@ -124,12 +124,14 @@ class InspectCommand(Unstated):
 
 def describe(path: str, weights: "Weights") -> dict[str, Any]:
     """Collect the facts about a file of weights, as JSON can hold them."""
-    from maejax.models.description import MAE, Classifier
-    from maejax.weights.weights import positions_kind
+    from maejax.models.description import MAE, POOLED, Classifier
+    from maejax.weights.weights import beyond_the_paper, positions_kind
 
     config, encoder, arrays = weights.config, weights.config.encoder, weights.arrays
     target = head = decoder = None
-    positions = positions_kind(arrays["encoder.positions"], encoder.grid)
+    positions = "rotary"
+    if encoder.posemb != "rotary":
+        positions = positions_kind(arrays["encoder.positions"], encoder.grid, cls=encoder.cls_position)
     if isinstance(config, MAE):
         decoder = {name: getattr(config.decoder, name) for name in ("layers", "dim", "heads")}
         target = "pixels normalised per patch" if config.norm_pix_loss else "pixels"
@@ -137,7 +139,7 @@ def describe(path: str, weights: "Weights") -> dict[str, Any]:
             target = "not in the file"
     if isinstance(config, Classifier):
         norm = " after a BatchNorm" if config.head_norm else ""
-        head = f"{config.labels} classes on {'cls' if config.pooling == 'cls' else 'the mean of the patches'}{norm}"
+        head = f"{config.labels} classes on {POOLED[config.pooling]}{norm}"
     return {
         "layout": weights.layout,
         "writer": weights.writer,
@@ -151,7 +153,8 @@ def describe(path: str, weights: "Weights") -> dict[str, Any]:
         "positions": SINES.get(positions, positions),
         "target": target,
         "layerscale": encoder.layerscale,
-        "gelu": encoder.gelu,
+        "gelu": "none: SwiGLU" if encoder.gated else encoder.gelu,
+        "beyond_the_paper": ", ".join(beyond_the_paper(encoder)) or None,
         "parameters": sum(array.size for array in arrays.values()),
         "notices": list(weights.notices),
         "uses": [

@@ -7,7 +7,13 @@ from typing import Any, ClassVar, Literal
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-POOLINGS = ("cls", "gap", "avg", "cls+avg", "map")
+POOLED = {  # input of the head of a classifier, in words
+    "cls": "cls",
+    "gap": "the mean of the patches",
+    "avg": "the mean of the patches",
+    "cls+avg": "cls and the mean of the patches",
+    "map": "attention pooling",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +205,8 @@ class Classifier(_Json):
     """eps of a batch normalisation before the linear layer, as a linear probe has; 0 for none."""
 
     def __post_init__(self):
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling is {', '.join(POOLINGS)}, not {self.pooling}")
+        if self.pooling not in POOLED:
+            raise ValueError(f"pooling is {', '.join(POOLED)}, not {self.pooling}")
         if "cls" in self.pooling and not self.encoder.cls_token:
             raise ValueError(f"pooling {self.pooling} needs a cls token, which the encoder lacks: choose gap or avg")
         if self.labels < 1:

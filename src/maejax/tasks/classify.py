@@ -17,7 +17,7 @@ from maejax.data.sources import Source
 from maejax.errors import InputError
 from maejax.models.build import abstract_model, initial_model
 from maejax.models.classifier import BATCH_NORM_EPS, ImageClassifier
-from maejax.models.description import Classifier, Compute
+from maejax.models.description import POOLED, Classifier, Compute
 from maejax.models.flops import classify_flop
 from maejax.storage import mirror
 from maejax.tasks import cached_probe
@@ -82,7 +82,7 @@ class Classification(Task[Classifier]):
             self.model = as_saved(self.model, self.saved)
         elif config.run.pretrained_ckpt:
             mapping = read_mapping(config.transfer.label_mapping, labels)
-            self.arrays, self.model, notices = transfer(config, self.model, abstract_model(self.model), mapping)
+            self.arrays, self.model, notices = transfer(config, self.model, mapping)
             self.origin = "; ".join(notices)
         elif config.transfer.label_mapping:
             raise InputError("--label-mapping re-uses the head of a --pretrained-ckpt: give one")
@@ -98,7 +98,7 @@ class Classification(Task[Classifier]):
 
     def describe_parts(self) -> str:
         """Describe the sizes of encoder and head."""
-        read = "cls" if self.model.pooling == "cls" else "the mean of the patches"
+        read = POOLED[self.model.pooling]
         frozen = ", encoder frozen" if self.config.run.mode == "linear" else ""
         encoder = f"{self.config.encoder.layers} x {self.config.encoder.dim} encoder{frozen}"
         return f"{encoder}, head of {self.model.labels} classes on {read}"

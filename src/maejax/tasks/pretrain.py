@@ -1,6 +1,5 @@
 """Masked-autoencoder pre-training (He et al. 2022): the task behind `maejax train --mode pretrain`."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from maejax.tasks.configured import configured_optimizer, configured_rate, fault
 from maejax.tasks.diagnosis import describe_batch, first_bad_layer
 from maejax.tasks.run import Finished, train
 from maejax.tasks.task import Phase, Task
-from maejax.tasks.transfer import as_saved, with_weights
+from maejax.tasks.transfer import as_found, as_saved, with_weights
 from maejax.tasks.validation import Validation
 from maejax.training.checkpoint import saved_steps
 from maejax.training.mesh import first_device, local_copy
@@ -72,7 +71,7 @@ class Pretraining(Task[MAE]):
             transfer.prefix,
             new_decoder=transfer.new_decoder,
         )
-        arrays, self.origin, gelu = weights.arrays, fetched or run.pretrained_ckpt, weights.config.encoder.gelu
+        arrays, self.origin = weights.arrays, fetched or run.pretrained_ckpt
         if transfer.new_decoder:
             norm = {
                 f"encoder.norm.{name}": np.full(self.model.encoder.dim, v, np.float32) for name, v in NEW_NORM.items()
@@ -80,8 +79,7 @@ class Pretraining(Task[MAE]):
             without = "" if norm.keys() <= arrays.keys() else "; it has no final norm: that starts as the identity"
             arrays, self.origin = norm | arrays, f"{self.origin}; its decoder starts anew{without}"
         self.arrays = arrays
-        encoder, decoder = (replace(part, gelu=gelu) for part in (self.model.encoder, self.model.decoder))
-        self.model = replace(self.model, encoder=encoder, decoder=decoder)
+        self.model = as_found(self.model, weights.config, run.pretrained_ckpt)
 
     def build_step(self, compute: Compute):
         """Build a function that makes the model, the optimizer, and the step of `make_step`."""

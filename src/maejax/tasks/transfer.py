@@ -13,20 +13,19 @@ from maejax.config import Config, flags, with_flags
 from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.errors import InputError, WeightsError
-from maejax.models.description import MAE, Classifier, ViT, change_encoder, from_json
+from maejax.models.build import abstract_model
+from maejax.models.description import MAE, Classifier, Network, ViT, change_encoder, from_json
 from maejax.models.trees import array_name, mismatches, named_arrays
 from maejax.storage.redact import redact
 from maejax.training.state import TrainState
 
-FACTS = (
-    "image_size",
-    "mean",
-    "std",
-    "norm_pix_loss",
-    "image_mask_ratio",
-    "posemb",
-    "dec_posemb",
-)  # that a file may decide
+SIZES = ("patch_size", "layers", "dim", "heads", "layerscale", "qk_norm", "registers", "gated")  # of an encoder
+FACTS = (  # flags that a file may decide
+    *("image_size", "mean", "std", "norm_pix_loss", "image_mask_ratio", "posemb", "dec_posemb", "pooling"),
+    *SIZES,
+)
+# Fields of an encoder that no flag has: a file decides them.
+TAKEN = ("gelu", "hidden", "qkv_bias", "norm_eps", "cls_token", "cls_position", "pre_norm")
 NEW = -1  # in a label mapping: a class that the old head does not know
 
 
@@ -38,10 +37,10 @@ class Transferred(NamedTuple):
     notices: tuple[str, ...]
 
 
-def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[int] | None) -> Transferred:
+def transfer(config: Config, model: Classifier, mapping: Sequence[int] | None) -> Transferred:
     """Read `--pretrained-ckpt` for a classifier: all of the encoder, and of the head what fits.
 
-    `shape` is the abstract model. `mapping` has the old class's number, or -1, of every class; None without
+    `mapping` has the old class's number, or -1, of every class; None without
     `--label-mapping`. Raises InputError if the file cannot be had, if its encoder is another one, or if the mapping
     needs a head that the file lacks.
     """
@@ -50,7 +49,8 @@ def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[in
 
     path, rules = config.run.pretrained_ckpt, config.transfer
     weights, fetched = load_pretrained(path, model, config.data.cache_dir, rules.channel_rule, rules.prefix)
-    given, wanted = weights.arrays, named_arrays(shape)
+    model = as_found(model, weights.config, path)
+    given, wanted = weights.arrays, named_arrays(abstract_model(model))
     if isinstance(weights.config, Classifier) and not model.head_norm and "head_norm.mean" in given:
         given, _ = fold_head_norm(given, weights.config)  # a probe that is fine-tuned
     given = without_affine(given)
@@ -58,6 +58,8 @@ def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[in
     check_encoder(path, arrays, wanted, model.pooling)
     arrays = {name: array for name, array in arrays.items() if name in wanted}
     notices = [fetched or path]
+    if weights.config.encoder.attention_pool and model.pooling != "map":
+        notices.append("its attention pooling is left out (--pooling map uses it)")
     if "mask_token" in given:
         notices.append("its decoder is left out")
     head = {name: a for name, a in given.items() if name.startswith(("head.", "head_norm.")) and name in wanted}
@@ -80,14 +82,13 @@ def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[in
         notices.append(f"its head of {old} classes is left out (--label-mapping FILE takes rows of it)")
     found = weights.config.encoder
     taken = {name: getattr(found, name) for name in ("mean", "std") if not getattr(config.data, name)}
-    encoder = replace(model.encoder, gelu=found.gelu, **taken)
-    return Transferred(arrays, replace(model, encoder=encoder), tuple(notices))
+    return Transferred(arrays, change_encoder(model, **taken), tuple(notices))
 
 
 def with_facts_of_file(
     config: Config, given: Collection[str], saved: Mapping[str, Any] | None = None
 ) -> tuple[Config, list[str]]:
-    """Take image size, normalisation, target and mask ratio from `--pretrained-ckpt` where no flag is `given`.
+    """Take sizes, normalisation, target, mask ratio and the like from `--pretrained-ckpt` where no flag is `given`.
 
     A run that goes on takes them from `saved`, its config.json; its file may be gone. Also returns sentences on what
     was taken, and on positions that will be interpolated. Raises InputError if the file cannot be had.
@@ -103,38 +104,56 @@ def with_facts_of_file(
 
     here, _ = local(path, config.data.cache_dir)
     known: dict[str, Any] = {"image_size": config.image_shape, "prefix": config.transfer.prefix}
+    if "heads" in given:
+        known["heads"] = config.encoder.heads
     try:
-        found = read(here, **known).config
+        weights = read(here, **known)
     except WeightsError:  # perhaps since the file does not have the number of heads
-        found = read(here, heads=config.encoder.heads, **known).config
+        weights = read(here, **known | {"heads": config.encoder.heads})
+    found = weights.config
     shape, usual = found.encoder.image_size, ViT(channels=config.data.channels)
     own = flags(config) | {"mean": config.data.mean or usual.mean, "std": config.data.std or usual.std}
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {name: getattr(found.encoder, name) for name in SIZES}
     if shape != config.image_shape:
         facts["image_size"] = "x".join(map(str, shape))
     if found.encoder.channels == config.data.channels:
         facts |= {"mean": found.encoder.mean, "std": found.encoder.std}
-    if config.run.mode == "pretrain":
+    if config.run.mode != "pretrain" and not found.encoder.cls_token:
+        facts["pooling"] = "map" if found.encoder.attention_pool else "avg"
+    if config.run.mode == "pretrain" or found.encoder.posemb == "rotary":
         facts["posemb"] = found.encoder.posemb
-        if isinstance(found, MAE) and not config.transfer.new_decoder:
-            facts |= {"norm_pix_loss": found.norm_pix_loss, "image_mask_ratio": found.mask_ratio}
-            facts["dec_posemb"] = found.decoder.posemb
+    if config.run.mode == "pretrain" and isinstance(found, MAE) and not config.transfer.new_decoder:
+        facts |= {"norm_pix_loss": found.norm_pix_loss, "image_mask_ratio": found.mask_ratio}
+        facts["dec_posemb"] = found.decoder.posemb
     taken = {name: value for name, value in facts.items() if name not in given and own[name] != value}
     lines = [f"--{name.replace('_', '-')} {value}, as the file says" for name, value in taken.items()]
-    if config.run.mode == "finetune" and "posemb" not in given and config.encoder.posemb != "learnable":
+    lines += [f"note: {notice}" for notice in weights.notices if "assumed" in notice]
+    free = "posemb" not in given and "posemb" not in facts and config.encoder.posemb != "learnable"
+    if config.run.mode == "finetune" and free:
         taken["posemb"] = "learnable"
         lines.append("--posemb learnable: fine-tuning trains the positions of the file, as the authors do")
     changed = with_flags(config, **taken)
-    if changed.image_shape != shape:
+    if changed.image_shape != shape and found.encoder.posemb != "rotary":
         lines.append(f"positions are interpolated from images of {facts['image_size']} to {config.encoder.image_size}")
     return changed, lines
 
 
 def as_saved(model: Any, saved: Mapping[str, Any]) -> Any:
     """Return a description with what the run of config.json took over from its `--pretrained-ckpt`."""
-    found = from_json(saved["model"]).encoder
-    model = change_encoder(model, gelu=found.gelu, mean=found.mean, std=found.std)
-    return replace(model, decoder=replace(model.decoder, gelu=found.gelu)) if isinstance(model, MAE) else model
+    found = from_json(saved["model"])
+    return change_encoder(as_found(model, found, "config.json"), mean=found.encoder.mean, std=found.encoder.std)
+
+
+def as_found(model: Any, found: Network, what: str) -> Any:
+    """Return a description with what no flag tells, as in a file; raises WeightsError if they do not fit."""
+    try:
+        model = change_encoder(model, **{name: getattr(found.encoder, name) for name in TAKEN})
+    except ValueError as error:
+        raise WeightsError(f"{what}: {error}") from None
+    if not isinstance(model, MAE):
+        return model
+    same = {name: getattr(found.encoder, name) for name in ("gelu", "norm_eps")}
+    return replace(model, decoder=replace(model.decoder, **same))
 
 
 def with_weights(state: TrainState, weights: Mapping[str, Any], part: str = "") -> TrainState:
@@ -179,8 +198,8 @@ def check_encoder(path: str, arrays: dict[str, np.ndarray], wanted: dict[str, An
             f"{path} was fine-tuned on the mean of the patches and has no final norm: give --pooling gap"
         )
     encoder = {name: array for name, array in wanted.items() if name.startswith("encoder.")}
-    unused = () if "encoder.norm.scale" in encoder else ("encoder.norm.scale", "encoder.norm.bias")
-    given = {n: a for n, a in arrays.items() if n.startswith("encoder.") and n not in unused}
+    unused = tuple(part for part in ("encoder.norm.", "encoder.attention_pool.") if f"{part}" not in "".join(encoder))
+    given = {n: a for n, a in arrays.items() if n.startswith("encoder.") and not n.startswith(unused)}
     if wrong := mismatches(encoder, given):
         raise WeightsError(f"--pretrained-ckpt {path} is not the encoder that the flags describe: {'; '.join(wrong)}")
 

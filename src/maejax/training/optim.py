@@ -16,8 +16,15 @@ from flax import nnx
 from maejax.models.tokens import Constant
 from maejax.models.trees import array_name, partition
 
-DECAYED = ("kernel", "cls_token", "mask_token")  # authors' pre-training: all but biases, norms and LayerScale
+DECAYED = (
+    "kernel",
+    "cls_token",
+    "registers",
+    "query_token",
+    "mask_token",
+)  # authors' pre-training: all but biases, norms and LayerScale
 FINETUNE_DECAYED = ("kernel",)  # authors' fine-tuning spares the tokens too
+FIRST = tuple(f"encoder.{part}" for part in ("embed.", "cls_token", "registers", "positions", "pre_norm."))
 OPTIMIZERS = ("adamw", "lamb", "sgd", "lars")
 MOMENTUM = 0.9  # SGD and LARS: the paper's Table 10 and the original
 
@@ -141,8 +148,8 @@ def is_stacked(path) -> bool:
 def layer_rates(model: Any, decay: float):
     """Compute the factor on every parameter's rate (BEiT, Bao et al. 2022; authors' fine-tuning code).
 
-    With d layers in the encoder: block i (from 0) has decay^(d - i). The patch embedding, cls token and positions have
-    decay^(d + 1), all others (final norm, head, decoder) 1. A stack gets one factor per layer.
+    With d layers in the encoder: block i (from 0) has decay^(d - i). What comes before the blocks (`FIRST`) has
+    decay^(d + 1), all others (final norm, pooling, head, decoder) 1. A stack gets one factor per layer.
     """
 
     def factor(path, array):
@@ -151,7 +158,7 @@ def layer_rates(model: Any, decay: float):
         if name.startswith("encoder.transformer.blocks."):
             depth = array.shape[0]
             return (decay ** (depth - jnp.arange(depth))).reshape(-1, *[1] * (array.ndim - 1))
-        if name.startswith(("encoder.embed.", "encoder.cls_token", "encoder.positions")):
+        if name.startswith(FIRST):
             return decay ** (model.encoder.transformer.layers + 1)
         return 1.0
 
@@ -169,6 +176,8 @@ def tuned_factors(model: Any, blocks: float):
         """Compute the factor of one array."""
         name = array_name(path)
         if not name.startswith("encoder."):
+            return 1.0
+        if name.startswith("encoder.attention_pool."):
             return 1.0
         if name.startswith("encoder.norm."):
             return float(blocks > 0)

@@ -19,6 +19,7 @@ from maejax.weights.weights import (
     Facts,
     Weights,
     anchor,
+    beyond_the_paper,
     blank_arrays,
     check,
     depth,
@@ -225,7 +226,12 @@ def read(path: Path, stated: Statement | None, facts: Facts) -> Weights:
 
 
 def write(weights: Weights, path: Path) -> list[str]:
-    """Write a .msgpack file as the original does; return sentences that a reader must know."""
+    """Write a .msgpack file as the original does; return sentences that a reader must know.
+
+    Raises WeightsError if its model has no place for a part of this one.
+    """
+    if added := [part for part in beyond_the_paper(weights.config.encoder) if part != "LayerScale"]:
+        raise WeightsError(f"the original has no {added[0]}; convert to timm or maejax")
     state = to_theirs(weights.arrays, weights.config)
     write_whole(path, serialization.to_bytes(traverse_util.unflatten_dict(state, sep="/")))
     return losses(weights)

@@ -48,8 +48,8 @@ def load_pretrained(
     if flags:  # no shape tells that heads differ
         raise WeightsError(f"{path} is of another geometry than the flags say: give {' '.join(flags)}")
     if new_decoder:
-        arrays = {name: array for name, array in weights.arrays.items() if name.startswith("encoder.")}
-        weights = replace(weights, arrays=arrays, config=found.encoder)
+        used = [n for n in weights.arrays if n.startswith("encoder.") and not n.startswith("encoder.attention_pool.")]
+        weights = replace(weights, arrays={name: weights.arrays[name] for name in used}, config=found.encoder)
     return weights, fetched
 
 
@@ -111,17 +111,20 @@ def fit_channels(kernel: np.ndarray, old: int, new: int, rule: str) -> np.ndarra
 
 
 def resize_positions(pos_embed: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
-    """Interpolate positions [1, 1 + N, D] to another grid, bicubic without antialiasing, the cls row untouched.
+    """Interpolate positions [1, 1 + N, D] or [1, N, D] to another grid, bicubic without antialiasing.
+
+    The row of the cls token stays.
 
     As the authors' `interpolate_pos_embed`, whose `torch.nn.functional.interpolate(align_corners=False)` takes the
     cubic kernel with a = -.75 and repeats the border.
     """
     if old == new:
         return pos_embed
-    grid = pos_embed[0, 1:].astype(np.float64).reshape(*old, -1)
+    cls = pos_embed.shape[1] - old[0] * old[1]
+    grid = pos_embed[0, cls:].astype(np.float64).reshape(*old, -1)
     rows, columns = cubic_matrix(old[0], new[0]), cubic_matrix(old[1], new[1])
     resized = np.einsum("ab,bcd,ec->aed", rows, grid, columns).reshape(1, new[0] * new[1], -1)
-    return np.concatenate([pos_embed[:, :1], resized.astype(pos_embed.dtype)], axis=1)
+    return np.concatenate([pos_embed[:, :cls], resized.astype(pos_embed.dtype)], axis=1)
 
 
 def cubic_matrix(old: int, new: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, ViT
 from maejax.weights.torch_names import to_theirs
-from maejax.weights.weights import PROBE_FOLDED, Weights, fold_head_norm
+from maejax.weights.weights import PROBE_FOLDED, Weights, beyond_the_paper, fold_head_norm
 
 TIMM_NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # by width
 EVA_NAMES = {384: "small", 768: "base", 1024: "large"}
@@ -78,28 +78,6 @@ def to_eva(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         else:
             new[re.sub(r"ls([12])\.gamma$", r"gamma_\1", name)] = array
     return new
-
-
-def beyond_the_paper(encoder: ViT) -> list[str]:
-    """List in words the parts of an encoder that the MAE paper's does not have."""
-    plain = ViT()
-    parts = {
-        "layerscale": "LayerScale",
-        "qk_norm": "query-key normalisation",
-        "qkv_bias": "attention without biases",
-        "gated": "SwiGLU",
-        "hidden": "MLP of another width than 4 D",
-        "cls_token": "encoder without a cls token",
-        "registers": "registers",
-        "pre_norm": "norm before the blocks",
-        "attention_pool": "attention pooling",
-    }
-    found = [words for name, words in parts.items() if getattr(encoder, name) != getattr(plain, name)]
-    if encoder.posemb == "rotary":
-        found.append("rotary positions")
-    if encoder.cls_token and not encoder.cls_position:
-        found.append("cls token without a position")
-    return found
 
 
 class Code(str):

@@ -269,7 +269,9 @@ def computed_as(state: Mapping[str, np.ndarray], facts: Facts) -> tuple[dict[str
     clip, siglip, notices = "norm_pre.weight" in state, "attn_pool.latent" in state, []
     if facts.gelu is None and (clip or siglip):
         others = "quick, as OpenAI's CLIP" if clip else "tanh, as SigLIP outside of timm"
-        notices.append(f"its activation is not in the file; the exact GELU assumed (--gelu; some have {others})")
+        notices.append(
+            f"its activation is not in the file; the exact GELU assumed (some have {others}: maejax convert --gelu)"
+        )
     eps = facts.norm_eps or (1e-5 if clip or "pos_embed" not in state else 1e-6)
     return {"gelu": facts.gelu or "erf", "norm_eps": eps}, notices
 

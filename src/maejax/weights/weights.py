@@ -11,7 +11,7 @@ import numpy as np
 from maejax.data.augment import usual_crop_ratio
 from maejax.errors import WeightsError
 from maejax.models.build import abstract_model
-from maejax.models.description import PLAIN, Classifier, Compute, Network
+from maejax.models.description import PLAIN, Classifier, Compute, Network, ViT
 from maejax.models.patches import sincos_table
 from maejax.models.trees import mismatches, named_arrays, with_arrays
 
@@ -100,6 +100,28 @@ def check(wanted: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], wha
     """Check that a file holds exactly the wanted tensors; raises WeightsError with every difference."""
     if wrong := mismatches(wanted, given):
         raise WeightsError(f"{what} is not a whole model ({len(wrong)} tensors): {'; '.join(wrong)}")
+
+
+def beyond_the_paper(encoder: ViT) -> list[str]:
+    """List in words the parts of an encoder that the MAE paper's does not have."""
+    plain = ViT()
+    parts = {
+        "layerscale": "LayerScale",
+        "qk_norm": "query-key normalisation",
+        "qkv_bias": "attention without biases",
+        "gated": "SwiGLU",
+        "hidden": "MLP of another width than 4 D",
+        "cls_token": "encoder without a cls token",
+        "registers": "registers",
+        "pre_norm": "norm before the blocks",
+        "attention_pool": "attention pooling",
+    }
+    found = [words for name, words in parts.items() if getattr(encoder, name) != getattr(plain, name)]
+    if encoder.posemb == "rotary":
+        found.append("rotary positions")
+    if encoder.cls_token and not encoder.cls_position:
+        found.append("cls token without a position")
+    return found
 
 
 def fold_head_norm(given: Mapping[str, np.ndarray], config: Classifier) -> tuple[dict[str, np.ndarray], Classifier]:
