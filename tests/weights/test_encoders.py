@@ -2,11 +2,12 @@
 
 import functools
 
+import numpy as np
 import pytest
 
 from maejax.models.description import change_encoder
-from maejax.weights import files, torch_export
-from maejax.weights.weights import model_of
+from maejax.weights import files, torch_export, torch_names
+from maejax.weights.weights import Facts, blank_arrays, check, model_of
 from tests.weights.test_peers import X, close, ours, prepare_torchvision
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -86,6 +87,28 @@ def test_timms_encoders_are_computed_and_come_back(timm, same, tmp_path, name):
     stated = files.read(tmp_path / "back.pth")
     placed = {"cls_position": stated.config.encoder.cls_position}  # of a distilled DeiT it went into the token
     assert stated.config == change_encoder(weights.config, **placed) and stated.notices == ()
+
+
+PUBLISHED = """vit_tiny_patch16_224 vit_base_patch32_384 vit_huge_patch14_224 deit_base_distilled_patch16_384
+deit3_huge_patch14_224 vit_base_patch8_224
+vit_large_patch14_dinov2 vit_giant_patch14_reg4_dinov2 vit_small_patch16_dinov3
+vit_huge_plus_patch16_dinov3 vit_huge_patch14_gap_224 vit_giant_patch16_gap_224 vit_large_patch14_clip_quickgelu_336
+vit_huge_patch14_clip_224 vit_so400m_patch14_siglip_224 vit_giantopt_patch16_siglip_256""".split()
+
+
+@pytest.mark.parametrize("architecture", PUBLISHED)
+def test_published_sizes_are_read(timm, architecture):
+    """By shapes alone: arrays that take no memory."""
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=0)
+    blank = np.float32(0)
+    state, _ = torch_names.canonical({n: np.broadcast_to(blank, a.shape) for n, a in model.state_dict().items()})
+    rotary = model.default_cfg["input_size"][1:] if "dinov3" in architecture else None
+    config, _ = torch_names.config_of(state, architecture, Facts(image_size=rotary))
+    check(torch_names.to_theirs(blank_arrays(config), config), state, architecture)
+    block = model.blocks[0]
+    assert (config.image_size, config.heads) == (model.default_cfg["input_size"][1:], block.attn.num_heads)
+    assert config.norm_eps == block.norm1.eps
 
 
 SMALL = {

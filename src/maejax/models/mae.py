@@ -56,6 +56,7 @@ class MaskedAutoencoder(Model):
         Registers enter too, without a position.
         """
         cls, prefix = int(self.config.encoder.cls_token), self.config.encoder.prefix
+        assert self.dec_positions is not None  # of a decoder they are never rotary
         pos_embed = frozen_if_constant(self.dec_positions)
         places = take_patches(pos_embed[:, cls:], order)
         seen = self.dec_embed(latent)

@@ -22,6 +22,9 @@ LAYERSCALE_INIT = 1e-4  # as in the original
 KEPT = ("qkv", "attended", "between", "hidden")
 
 
+Projected = tuple[jax.Array, jax.Array, jax.Array]
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with one packed projection to queries, keys and values."""
 
@@ -46,7 +49,7 @@ class Attention(nnx.Module):
             attended = attend_packed(jnp.concatenate(self.project(x, None, angles), axis=-1), self.heads, self.form)
         return self.proj(checkpoint_name(attended, "attended"))
 
-    def project(self, x: jax.Array, last: int | None = None, angles: jax.Array | None = None) -> tuple[jax.Array, ...]:
+    def project(self, x: jax.Array, last: int | None = None, angles: jax.Array | None = None) -> Projected:
         """Compute the queries of all or the last `last` tokens of x [B, T, D], and the keys and values of all."""
         dim = x.shape[-1]
         q = checkpoint_name(self.qkv(x if last is None else x[:, -last:], slice(dim)), "qkv")

@@ -82,7 +82,7 @@ def transfer(config: Config, model: Classifier, mapping: Sequence[int] | None) -
         notices.append(f"its head of {old} classes is left out (--label-mapping FILE takes rows of it)")
     found = weights.config.encoder
     taken = {name: getattr(found, name) for name in ("mean", "std") if not getattr(config.data, name)}
-    return Transferred(arrays, change_encoder(model, **taken), tuple(notices))
+    return Transferred(arrays, replace(model, encoder=replace(model.encoder, **taken)), tuple(notices))
 
 
 def with_facts_of_file(
@@ -109,7 +109,8 @@ def with_facts_of_file(
     try:
         weights = read(here, **known)
     except WeightsError:  # perhaps since the file does not have the number of heads
-        weights = read(here, **known | {"heads": config.encoder.heads})
+        known["heads"] = config.encoder.heads
+        weights = read(here, **known)
     found = weights.config
     shape, usual = found.encoder.image_size, ViT(channels=config.data.channels)
     own = flags(config) | {"mean": config.data.mean or usual.mean, "std": config.data.std or usual.std}

@@ -17,7 +17,10 @@ from maejax.weights.containers import State, hint
 from maejax.weights.statement import Statement, known_facts, with_statement
 from maejax.weights.timm_card import read_card, with_card
 from maejax.weights.weights import (
+    DINOV3_HEADS,
     PIXELS_ASSUMED,
+    SIGLIP_HEADS,
+    WIDER_HEADS,
     Facts,
     Weights,
     anchor,
@@ -214,7 +217,7 @@ def config_of(state: Mapping[str, np.ndarray], what: str, facts: Facts) -> tuple
     if patch != wide:
         raise WeightsError(f"{what} has patches of {patch} x {wide} pixels; only square ones are known here")
     cls, registers = "cls_token" in state, state["reg_token"].shape[1] if "reg_token" in state else 0
-    tokens = {"cls_token": cls, "registers": registers, "pre_norm": "norm_pre.weight" in state}
+    tokens: dict[str, Any] = {"cls_token": cls, "registers": registers, "pre_norm": "norm_pre.weight" in state}
     if "pos_embed" in state:
         first = (0, 1) if cls and registers else (0,)
         if cls and not registers:  # of published models without a position for cls, all have LayerScale
@@ -228,10 +231,12 @@ def config_of(state: Mapping[str, np.ndarray], what: str, facts: Facts) -> tuple
     heads = facts.heads
     if (of_head := state.get("blocks.0.attn.q_norm.weight")) is not None:
         heads = dim // len(of_head)
-    heads, said_heads = head_count(dim, heads)
+    wider = SIGLIP_HEADS if not cls else WIDER_HEADS if "pos_embed" in state else DINOV3_HEADS
+    heads, said_heads = head_count(dim, heads, wider)
     computed, said_computed = computed_as(state, facts)
     notices = [said for said in (said_size, said_heads, *said_computed) if said]
-    blocks = stack_of(state, "blocks.", dim) | tokens | computed | {"attention_pool": "attn_pool.latent" in state}
+    blocks: dict[str, Any] = stack_of(state, "blocks.", dim) | tokens | computed
+    blocks["attention_pool"] = "attn_pool.latent" in state
     encoder = ViT(image_size=size, patch_size=patch, channels=channels, heads=heads, **blocks)
     if "mask_token" in state or "decoder_embed.weight" in state:
         pos_embed = anchor(state, "decoder_pos_embed", what)

@@ -16,8 +16,10 @@ from maejax.models.patches import sincos_table
 from maejax.models.trees import mismatches, named_arrays, with_arrays
 
 HEAD_SIZE = 64  # of most published ViTs; the widths of one head cannot be read from a packed projection
-# Heads of the published ViTs whose heads are wider: H of the paper (Table 2 of Dosovitskiy et al.), g and G of timm.
-WIDER_HEADS = {1280: 16, 1408: 16, 1664: 16}
+# Heads of the published ViTs whose heads are wider: SigLIP's so400m, H of the paper (Table 2 of Dosovitskiy et al.), g
+# and G of timm. DINOv3's H+ has heads of 64, its 7B 32 heads. SigLIP's giant has 16, DINOv2's of the same width 24.
+WIDER_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
+DINOV3_HEADS, SIGLIP_HEADS = {4096: 32}, {**WIDER_HEADS, 1536: 16}
 STACKS = ("encoder.transformer.blocks.", "decoder.blocks.")
 
 PIXELS_ASSUMED = "whether its targets were normalised is not in the file; pixels assumed (--norm-pix-loss)"
@@ -201,18 +203,19 @@ def depth(state: Iterable[str], prefix: str) -> int:
     return max(found, default=-1) + 1
 
 
-def head_count(dim: int, given: int | None) -> tuple[int, str]:
+def head_count(dim: int, given: int | None, wider: Mapping[int, int] = WIDER_HEADS) -> tuple[int, str]:
     """Infer a number of heads from the width as in published ViTs; returns it and a sentence if it is assumed.
 
-    Raises WeightsError if no published head size divides the width.
+    `wider` has those of widths whose heads are not of 64. Raises WeightsError if no published head size divides the
+    width.
     """
     if given:
         return given, ""
-    if dim not in WIDER_HEADS and dim % HEAD_SIZE:
+    if dim not in wider and dim % HEAD_SIZE:
         raise WeightsError(
             f"the number of heads is not in the file, and its width {dim} is no multiple of 64: give --heads"
         )
-    heads = WIDER_HEADS.get(dim, dim // HEAD_SIZE)
+    heads = wider.get(dim, dim // HEAD_SIZE)
     return heads, f"the number of heads is not in the file; {heads} assumed (--heads)"
 
 
