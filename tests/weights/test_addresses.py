@@ -1,12 +1,15 @@
 """Weights at addresses: what is fetched, when it is fetched again, and what is refused."""
 
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from maejax.errors import WeightsError
-from maejax.weights import files
+from maejax.weights import files, huggingface
 from maejax.weights.addresses import fetch_weights, local
 from maejax.weights.pretrained import fetch_pretrained
 from tests.data.server import Server
@@ -88,6 +91,23 @@ def test_a_branch_of_the_hub_is_renewed(server, weights, same, tmp_path):
     publish("cls")
     assert read("").config.kind == "classifier"
     assert read(f"@{revision}").config.kind == "encoder", "a commit never changes"
+
+
+def test_all_parts_of_an_index_are_fetched(server, weights, same):
+    made, where = weights("encoder", "learnable", image_size=(16, 16)), "/owner/name/resolve/main/"
+    state, _ = huggingface.state_of(made)
+    for i, names in enumerate((sorted(state)[:9], sorted(state)[9:])):
+        server.files[f"{where}model-{i}.safetensors"] = save({name: np.array(state[name], order="C") for name in names})
+    places = {name: f"model-{int(i >= 9)}.safetensors" for i, name in enumerate(sorted(state))}
+    server.files[f"{where}model.safetensors.index.json"] = json.dumps({"weight_map": places}).encode()
+    config = {"model_type": "vit", "image_size": 16, "patch_size": 4, "hidden_size": 64, "num_attention_heads": 1}
+    server.files[f"{where}config.json"] = json.dumps(config).encode()
+    path, said = local("hf://owner/name/model.safetensors.index.json")
+    assert "and the 2 parts that it names" in said
+    same(files.read(path).arrays, made.arrays)
+    del server.files[f"{where}model-1.safetensors"]
+    with pytest.raises(WeightsError, match=r"model-1.safetensors: a copy|HTTP 404"):
+        local("hf://owner/name/model.safetensors.index.json", "elsewhere")
 
 
 def test_one_of_several_at_once_fetches(server):

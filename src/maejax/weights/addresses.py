@@ -17,8 +17,9 @@ from maejax.storage.lock import held
 from maejax.storage.read import identify, read_address
 from maejax.storage.redact import redact
 from maejax.storage.retry import RetryPolicy
+from maejax.weights.containers import weight_map
 
-FILES = (".safetensors", ".msgpack", ".pth", ".pt", ".bin")  # anything else in a bucket is a run, a folder
+FILES = (".safetensors", ".msgpack", ".pth", ".pt", ".bin", ".index.json")  # else, in a bucket, it is a run
 PIN = "#sha256="
 ASKING = RetryPolicy(connect=5, stall=5, total=5)  # whether a file that is here has changed
 
@@ -123,14 +124,17 @@ def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
     address, _ = split_pin(str(path))
     if not address.startswith(("http://", "https://", "hf://")) and not address.endswith(FILES):
         return mirror.read_folder(address, jax.process_index()), ""
-    fetched = fetch_weights(str(path), cache_dir)
-    if not (address.startswith("hf://") and fetched.path.name.endswith("model.safetensors")):
-        return fetched.path, fetched.describe(address)
-    folder = address.rpartition("/")[0]
-    fetch_weights(f"{folder}/config.json", cache_dir)
-    try:
-        fetch_weights(f"{folder}/preprocessor_config.json", cache_dir)
-    except WeightsError as error:
-        if "HTTP 404" not in str(error):  # many models have none
-            raise
-    return fetched.path.parent, fetched.describe(address)
+    fetched, folder = fetch_weights(str(path), cache_dir), address.rpartition("/")[0]
+    parts = sorted(set(weight_map(fetched.path).values())) if address.endswith(".index.json") else []
+    for name in parts:
+        fetch_weights(f"{folder}/{name}", cache_dir)
+    said = fetched.describe(address) + (f"; and the {len(parts)} parts that it names" if parts else "")
+    if not (address.startswith("hf://") and fetched.path.name.startswith(("model.", "pytorch_model."))):
+        return fetched.path, said
+    for name in ("config.json", "preprocessor_config.json"):
+        try:
+            fetch_weights(f"{folder}/{name}", cache_dir)
+        except WeightsError as error:
+            if "HTTP 404" not in str(error):  # many models have none of the second
+                raise
+    return fetched.path, said

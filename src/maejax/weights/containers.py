@@ -84,19 +84,21 @@ def _read_file(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     return native.read_safetensors(path) if safe else read_pickled(path)
 
 
-def _read_parts(index: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """Read the files that an index names; raises WeightsError if one is missing or lacks a tensor."""
+def weight_map(index: Path) -> dict[str, str]:
+    """Read the names of tensors and, of each, the file beside an index; raises WeightsError if it is no index."""
     try:
-        places: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        files = sorted(set(places.values()))
+        return {name: Path(file).name for name, file in json.loads(index.read_text())["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise WeightsError(f"{index} is no index of weights: it needs a weight_map of names to files") from None
-    arrays: dict[str, Any] = {}
-    for name in files:
-        part = index.parent / Path(name).name
-        if not part.exists():
+
+
+def _read_parts(index: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """Read the files that an index names; raises WeightsError if one is missing or lacks a tensor."""
+    places, arrays = weight_map(index), {}
+    for name in (files := sorted(set(places.values()))):
+        if not (index.parent / name).exists():
             raise WeightsError(f"{index} names {name}, which is not beside it: fetch all {len(files)} parts")
-        arrays |= _read_file(part)[0]
+        arrays |= _read_file(index.parent / name)[0]
     if lost := places.keys() - arrays.keys():
         raise WeightsError(f"{index} names {len(lost)} tensors that its parts lack: {', '.join(sorted(lost)[:8])}")
     return {name: arrays[name] for name in places}, {}
