@@ -21,7 +21,8 @@ processors: $(VENV)/.installed-test
 
 # The same against PyTorch, timm and transformers themselves.
 peers: $(VENV)/.installed-peers
-	$(BIN)/python -m pytest -n auto tests/weights/test_peers.py tests/weights/test_containers.py tests/data/test_policies.py
+	$(BIN)/python -m pytest -n auto tests/weights/test_peers.py tests/weights/test_encoders.py \
+		tests/weights/test_containers.py tests/data/test_policies.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
