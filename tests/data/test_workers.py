@@ -34,7 +34,7 @@ def loader(monkeypatch):
 
     def loader(source, finish=None, processes=2, **arguments):
         monkeypatch.setattr(workers, "loader_processes", lambda cores: min(cores, processes))
-        transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True) if finish is None else Transform(finish)
+        transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0) if finish is None else Transform(finish)
         arguments = {"workers": 2, "batch_size": 10, "channels": 1, "size": (6, 6)} | arguments
         return make_loader(source, transform, **arguments)
 
@@ -178,7 +178,7 @@ from maejax.data.batch_plan import BatchConfig
 from maejax.data.pipeline import Loader
 from maejax.data.sources import open_source
 workers.loader_processes = lambda cores: cores
-transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True)
+transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0)
 loader = Loader(open_source(sys.argv[1]), transform, BatchConfig(10), size=(6, 6), channels=1, workers=2)
 batches = loader.iterate()
 next(batches)

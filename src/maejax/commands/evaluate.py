@@ -40,6 +40,8 @@ class EvaluateCommand(Encode):
     def run(self, console: Console) -> dict[str, Any]:
         """Evaluate, write the report and return what report.json holds; raises InputError before encoding."""
         from maejax.data import pipeline, sources
+        from maejax.data.agreement import agree
+        from maejax.data.form import form_for
         from maejax.evaluate import encoding
         from maejax.evaluate.protocols import PROTOCOLS, pair, score, untrained_like
 
@@ -56,7 +58,7 @@ class EvaluateCommand(Encode):
         data = pair(*(sources.open_source(spec, labels=self.labels or None) for spec in shards.values()))
         encoders = {"pretrained": self.load(self.ckpt).encoder}
         for source in (data.train, data.test):
-            pipeline.check_readable(source, encoders["pretrained"].config.channels)
+            pipeline.check_readable(source, agree(source, form_for(encoders["pretrained"].config, self)).channels)
             for problem in source.problems:
                 plain(console, problem)
         if not self.no_control:

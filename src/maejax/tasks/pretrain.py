@@ -13,7 +13,6 @@ from rich.console import Console
 from maejax.config import Config
 from maejax.data.pipeline import Batch
 from maejax.data.sources import Source
-from maejax.data.stream import Stream
 from maejax.errors import InputError
 from maejax.models import masking
 from maejax.models.build import initial_model
@@ -25,6 +24,7 @@ from maejax.storage import mirror
 from maejax.tasks.checks import decoder_config, encoder_config, refuse_ignored
 from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed
 from maejax.tasks.diagnosis import describe_batch, first_bad_layer
+from maejax.tasks.images import Sources, normalised_as
 from maejax.tasks.run import Finished, train
 from maejax.tasks.task import Phase, Task
 from maejax.tasks.transfer import as_saved, with_weights
@@ -38,7 +38,7 @@ from maejax.training.state import Frozen, TrainState, make_step
 NEW_NORM = {"scale": 1, "bias": 0}
 
 
-def run(config: Config, console: Console, *, sources: tuple[Source | Stream, Source | None] | None = None) -> Finished:
+def run(config: Config, console: Console, *, sources: Sources | None = None) -> Finished:
     """Pre-train; `sources` are the training and the validation images if they are open already.
 
     Raises InputError if the input is wrong, and Failed if the loss became non-finite.
@@ -82,6 +82,7 @@ class Pretraining(Task[MAE]):
         self.arrays = arrays
         encoder, decoder = (replace(part, gelu=gelu) for part in (self.model.encoder, self.model.decoder))
         self.model = replace(self.model, encoder=encoder, decoder=decoder)
+        self.model = normalised_as(self.model, self.config, weights.config.encoder)
 
     def build_step(self, compute: Compute):
         """Build a function that makes the model, the optimizer, and the step of `make_step`."""
@@ -193,7 +194,7 @@ def is_part_of_encoder(path) -> bool:
 
 
 class Masked(NamedTuple):
-    """A batch with masks: `images` uint8 [B, H, W, C], `order` int32 [B, N] of the patches, `valid` bool [B]."""
+    """A batch with masks: `images` [B, H, W, C], `order` int32 [B, N] of the patches, `valid` bool [B]."""
 
     images: jax.Array
     order: jax.Array

@@ -16,6 +16,7 @@ from maejax.errors import InputError, WeightsError
 from maejax.models.description import MAE, Classifier, ViT, change_encoder, from_json
 from maejax.models.trees import array_name, mismatches, named_arrays
 from maejax.storage.redact import redact
+from maejax.tasks.images import normalised_as
 from maejax.training.state import TrainState
 
 FACTS = (
@@ -79,9 +80,10 @@ def transfer(config: Config, model: Classifier, shape: Any, mapping: Sequence[in
     elif old:
         notices.append(f"its head of {old} classes is left out (--label-mapping FILE takes rows of it)")
     found = weights.config.encoder
-    taken = {name: getattr(found, name) for name in ("mean", "std") if not getattr(config.data, name)}
-    encoder = replace(model.encoder, gelu=found.gelu, **taken)
-    return Transferred(arrays, replace(model, encoder=encoder), tuple(notices))
+    alike = found.image_type == model.encoder.image_type
+    taken = {name: getattr(found, name) for name in ("mean", "std") if alike and not getattr(config.data, name)}
+    model = normalised_as(change_encoder(model, gelu=found.gelu, **taken), config, found)
+    return Transferred(arrays, model, tuple(notices))
 
 
 def with_facts_of_file(
@@ -112,7 +114,9 @@ def with_facts_of_file(
     facts: dict[str, Any] = {}
     if shape != config.image_shape:
         facts["image_size"] = "x".join(map(str, shape))
-    if found.encoder.channels == config.data.channels:
+    if config.run.eval_only and "channels" not in given and not config.transfer.channel_rule:
+        facts["channels"] = found.encoder.channels
+    if found.encoder.channels == config.data.channels and found.encoder.image_type == "uint8":
         facts |= {"mean": found.encoder.mean, "std": found.encoder.std}
     if config.run.mode == "pretrain":
         facts["posemb"] = found.encoder.posemb
