@@ -21,5 +21,5 @@ class Pixels:
     """full: all values of a DICOM file, rescaled by its slope and intercept. window: the file's window as 0..255."""
     bands: str = ""
     """Bands to take, in this order: names or numbers from 0 on, with commas between (B04,B03,B02). Empty: all."""
-    no_data: float | None = None
-    """Value of missing pixels. They enter neither statistics nor loss; nor do pixels of floats that are NaN."""
+    no_data: str = ""
+    """Value of missing pixels, which enter neither statistics nor loss; nor do floats that are NaN. Empty: none."""

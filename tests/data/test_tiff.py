@@ -108,7 +108,7 @@ def test_pages_are_bands_or_images_or_an_error(tmp_path):
     tifffile.imwrite(tmp_path / "stack.tif", pages, photometric="minisblack")
     data = (tmp_path / "stack.tif").read_bytes()
     np.testing.assert_array_equal(stored(data, pages="bands"), pages.transpose(1, 2, 0))
-    with pytest.raises(UnreadableImage, match="3 pages: give --pages bands"):
+    with pytest.raises(InputError, match=r"0\.tif has 3 pages: give --pages bands"):
         stored(data)
     source = open_source(str(tmp_path))
     form = agree(source, Form(image_type="auto", pages="images"))
@@ -119,7 +119,7 @@ def test_pages_are_bands_or_images_or_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (tiff(EIGHT[..., :1], pages=3), "3 pages: give --pages"),
+        (tiff(EIGHT[..., :1], pages=3), "3 pages: give --pages bands"),
         (tiff(SIXTEEN)[:200], "damaged TIFF"),
         (tiff((RAMP[..., :1] - 60).astype(np.int8)), "holds int8, which is none of uint8"),
     ],

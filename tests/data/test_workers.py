@@ -217,7 +217,7 @@ def test_processes_end_with_their_parent(source, end):
 
 def test_the_memory_is_stated():
     shape = (256, 224, 224, 3)
-    assert describe_workers(8, shape, 2) == "8 loader threads; 7 batches of 38.5 MB, 270 MB in all"
-    assert describe_workers(40, shape, 2) == (
+    assert describe_workers(8, shape, np.dtype(np.uint8), 2) == "8 loader threads; 7 batches of 38.5 MB, 270 MB in all"
+    assert describe_workers(40, shape, np.dtype(np.uint8), 2) == (
         "3 loader processes of 14 + 13 + 13 threads; 7 batches of 38.5 MB, 270 MB in all"
     )

@@ -100,11 +100,11 @@ class DataCommand(Command, Pixels):
         asked = form.asked_form(self, self.channels)
         source = sources.open_source(self.shards, labels=self.labels or None)
         found = agree(source, asked)
+        if self.color_jitter and not (found.of_pictures and found.channels in (1, 3)):
+            raise InputError(f"--color-jitter works on 8-bit pictures of 1 or 3 channels, not {found.describe()}")
         pipeline.check_readable(source, found.channels)
         if self.statistics:
             return self._compute(console, source)
-        if self.color_jitter and not (found.of_pictures and found.channels in (1, 3)):
-            raise InputError(f"--color-jitter works on 8-bit pictures of 1 or 3 channels, not {found.describe()}")
         show = display.shown_bands(self.show_bands, found.chosen, found.channels)
         sample = None if self.all else self.sample
         with progress(console, "looking", "images") as report:

@@ -42,6 +42,10 @@ def agree(source: Source | Stream, asked: Form) -> Form:
                 f"{other} holds {stored.image_type}, and {asked.image_type} is needed: give --image-type "
                 f"{asked.image_type} to turn all into that"
             )
+    if first.pages > 1 and not asked.pages:
+        raise InputError(
+            f"{key} has {first.pages} pages: give --pages bands to read them as bands of one image, or --pages images"
+        )
     kind = first.image_type if asked.image_type == "auto" else asked.image_type
     if kind not in TYPES:
         raise InputError(

@@ -75,7 +75,7 @@ def asked_form(flags: Any, channels: int) -> Form:
         channels_first=flags.channels_first,
         pages=flags.pages,
         dicom_range=flags.dicom_range,
-        no_data=flags.no_data,
+        no_data=number_of(flags.no_data),
         bands=bands,
     )
     if form.image_type != "auto":
@@ -93,9 +93,20 @@ def form_for(encoder: Any, flags: Any) -> Form:
         raise InputError(f"--image-type {flags.image_type}: the model takes {encoder.image_type}; leave it out")
     if asked.channels != encoder.channels:
         raise InputError(f"--bands {flags.bands}: the model takes {encoder.channels} bands")
+    if flags.no_data and not encoder.image_type.startswith("float") and asked.no_data != encoder.no_data:
+        own = "no pixel is missing" if encoder.no_data is None else f"{encoder.no_data:g} is"
+        raise InputError(f"--no-data {flags.no_data}: for the model {own}; leave it out")
     bands = asked.bands or encoder.bands
-    no_data = encoder.no_data if flags.no_data is None else flags.no_data
+    no_data = asked.no_data if flags.no_data else encoder.no_data
     return asked._replace(image_type=encoder.image_type, bands=bands, names=encoder.bands, no_data=no_data)
+
+
+def number_of(no_data: str) -> float | None:
+    """Read a value of `--no-data`: a number, None for an empty one; raises InputError for other text."""
+    try:
+        return float(no_data) if no_data else None
+    except ValueError:
+        raise InputError(f"--no-data {no_data}: give a number") from None
 
 
 def split_bands(text: str) -> tuple[str, ...]:

@@ -96,7 +96,8 @@ def look_at_tiff(data: bytes, form: Form) -> tuple[str, int, tuple[str, ...], in
         pages = _pages(tif)
         sizes = dict(zip(pages[0].axes, pages[0].shape, strict=True))
         bands = sizes.get("S", 1) * (len(pages) if form.pages == "bands" else 1)
-        return str(pages[0].dtype), bands, _names(tif, pages), len(pages), "TIFF"
+        names = _names(tif, pages)
+        return str(pages[0].dtype), bands, names if len(names) == bands else (), len(pages), "TIFF"
 
 
 def picture_in(data: bytes) -> TiffImageFile | None:

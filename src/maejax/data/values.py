@@ -69,7 +69,7 @@ def narrowed(pixels: np.ndarray, span: tuple[float, ...], missing: np.ndarray | 
     if kind == "f" and not span and (values.min() < 0 or values.max() > 1):
         seen = f"{values.min():g} to {values.max():g}"
         raise UnreadableImage(f"has values from {seen}: give --value-range, the two that become 0 and 255")
-    return np.clip(np.floor((values - low) * (255 / (high - low)) + 0.5), 0, 255).astype(np.uint8)
+    return np.clip(np.floor((values - low) * 255 / (high - low) + 0.5), 0, 255).astype(np.uint8)
 
 
 def missing_in(pixels: np.ndarray, no_data: float | None) -> np.ndarray | None:

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import jax
 
-from maejax.config import Config, declarations, differences, flags
-from maejax.data.form import split_bands
+from maejax.config import Config, declarations, differences, flags, with_flags
+from maejax.data.form import number_of, split_bands
 from maejax.data.policies import check_policy
 from maejax.errors import InputError
 from maejax.models.description import Compute, Stack, ViT, from_json
@@ -55,8 +55,8 @@ def check_colours(config: Config) -> None:
         return
     flag = f"--color-jitter {jitter:g}" if jitter else f"--auto-augment {policy}"
     off = "0" if jitter else "none"
-    if data.image_type not in ("auto", "uint8") or data.no_data is not None:
-        kind = data.image_type if data.no_data is None else "missing pixels"
+    if data.image_type not in ("auto", "uint8") or data.no_data:
+        kind = "missing pixels" if data.no_data else data.image_type
         raise InputError(f"{flag} changes the colours of 8-bit pictures, and these have {kind}: set it to {off}")
     if data.channels not in (1, 3):
         raise InputError(f"{flag} works on 1 or 3 channels, and these images have {data.channels}: set it to {off}")
@@ -109,7 +109,14 @@ def encoder_config(config: Config) -> ViT:
     bands = split_bands(config.data.bands)
     named = bands if len(bands) == config.data.channels else ()
     given = {"image_size": config.image_shape, "image_type": image_type(config), "bands": named}
+    given["no_data"] = number_of(config.data.no_data)
     return ViT(**_fields(ViT, flags(config) | given))
+
+
+def before_images(config: Config) -> Config:
+    """Return flags for a check before the images are open, which say how many channels they have."""
+    told = len(config.data.mean) or len(split_bands(config.data.bands))
+    return with_flags(config, channels=told) if told else config
 
 
 def image_type(config: Config) -> str:

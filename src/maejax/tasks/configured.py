@@ -11,6 +11,7 @@ from maejax.config import Config
 from maejax.data.augment import Transform, build_train
 from maejax.data.batch_plan import BatchConfig
 from maejax.data.faults import Faults
+from maejax.data.form import number_of
 from maejax.data.pipeline import Loader
 from maejax.data.sources import Source
 from maejax.data.stream import Stream
@@ -75,7 +76,7 @@ def configured_transform(config: Config, mean: Sequence[float]) -> Transform:
         policy=augment.auto_augment,
         policy_mean=tuple(mean),
         rotate=augment.rotate == "quarter",
-        no_data=config.data.no_data,
+        no_data=number_of(config.data.no_data),
     )
 
 

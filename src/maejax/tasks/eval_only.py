@@ -46,7 +46,7 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     weights, said = read_whole(config)
     encoder = weights.config.encoder
     check_readable(source, agree(source, form_for(encoder, data)).channels)
-    config = with_flags(config, channels=encoder.channels, no_data=source.form.no_data)
+    config = with_flags(config, channels=encoder.channels)
     normalisation = {name: values for name in ("mean", "std") if (values := getattr(data, name))}
     weights = replace(weights, config=change_encoder(weights.config, **normalisation))
     model = model_of(weights, replace(PLAIN, dtype=precision(config)))

@@ -30,7 +30,7 @@ def open_images(
     statistics = read(data.statistics) if data.statistics and before is None else None
     known = before or statistics
     if known is not None:
-        missing = known.no_data if data.no_data is None else data.no_data
+        missing = asked.no_data if data.no_data else known.no_data
         asked = asked._replace(names=known.bands, no_data=missing)
     train = train or open_stream(data.train_dataset_shards, cache_dir=data.cache_dir)
     form = agree(train, asked)
@@ -44,7 +44,9 @@ def open_images(
         if valid.form.chosen and form.chosen and valid.form.chosen != form.chosen:
             one, other = ", ".join(form.chosen), ", ".join(valid.form.chosen)
             raise InputError(f"--valid-dataset-shards {data.valid_dataset_shards}: has the bands {other}, not {one}")
-    changes: dict[str, Any] = {"channels": form.channels, "no_data": form.no_data, "bands": ",".join(form.chosen)}
+    changes: dict[str, Any] = {"channels": form.channels, "bands": ",".join(form.chosen)}
+    if form.no_data is not None:
+        changes["no_data"] = repr(form.no_data).removesuffix(".0")
     if form.image_type != "uint8":
         changes["image_type"] = form.image_type
     if known is not None and not data.mean:
@@ -64,6 +66,8 @@ def normalised_as(model: Any, config: Config, found: ViT | None = None) -> Any:
         return model
     same = found is not None and (found.image_type, found.channels) == (encoder.image_type, encoder.channels)
     # Mean and deviation of a file are flags by now; those of uint8 say nothing of other types.
+    if data.std and min(data.std) <= 0:
+        raise InputError(f"--std {min(data.std):g}: a deviation is more than 0; leave a band that never changes out")
     given = bool(data.mean and data.std) and (same or found is None or data.mean != found.mean)
     if given:
         return model

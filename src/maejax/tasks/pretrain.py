@@ -21,7 +21,7 @@ from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.trees import array_name
 from maejax.storage import mirror
-from maejax.tasks.checks import decoder_config, encoder_config, refuse_ignored
+from maejax.tasks.checks import before_images, decoder_config, encoder_config, refuse_ignored
 from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed
 from maejax.tasks.diagnosis import describe_batch, first_bad_layer
 from maejax.tasks.images import Sources, normalised_as
@@ -52,7 +52,7 @@ class Pretraining(Task[MAE]):
     def check_flags(self) -> None:
         """Check the flags, and that the sizes of the model fit together. Raises InputError at the first fault."""
         check_flags(self.config)
-        model_config(self.config)
+        model_config(before_images(self.config))
 
     def describe_model(self) -> None:
         """Set the model of the flags, with the GELU of `--pretrained-ckpt`. Raises InputError if that does not fit."""
