@@ -4,6 +4,7 @@ from typing import Any
 
 from maejax.config import Config, with_flags
 from maejax.data.agreement import agree
+from maejax.data.display import shown_bands
 from maejax.data.form import asked_form, split_bands
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import Source, open_source, open_stream
@@ -44,6 +45,7 @@ def open_images(
         if valid.form.chosen and form.chosen and valid.form.chosen != form.chosen:
             one, other = ", ".join(form.chosen), ", ".join(valid.form.chosen)
             raise InputError(f"--valid-dataset-shards {data.valid_dataset_shards}: has the bands {other}, not {one}")
+    shown_bands(data.show_bands, form.chosen, form.channels)  # raises before the first picture
     changes: dict[str, Any] = {"channels": form.channels, "bands": ",".join(form.chosen)}
     if form.no_data is not None:
         changes["no_data"] = repr(form.no_data).removesuffix(".0")

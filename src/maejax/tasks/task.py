@@ -124,6 +124,7 @@ class Task(ABC, Generic[Model]):
         return (
             f"model    {parameters / 1e6:.2f} M parameters, {self.describe_parts()}, {precision(config)}\n"
             f"data     {images}, batch {data.train_batch_size}, {optimization.training_steps:,} steps{epochs}\n"
+            f"pixels   {self.source.form.describe()}\n"
             f"rate     peak {configured_rate(config)[1]:.3g} = {optimization.learning_rate:g} x "
             f"{data.train_batch_size} / 256\n"
             f"devices  {jax.device_count()} x {jax.devices()[0].device_kind}"
