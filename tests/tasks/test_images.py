@@ -34,11 +34,13 @@ def losses(name):
 
 
 def test_a_run_needs_statistics_keeps_them_and_goes_on_bit_for_bit(maejax, train, source):
-    first = ["--train-dataset-shards", "s2.npz", "--name", "s2"]
+    shards = "s2.npz" if source == "float32" else "packed"
+    assert maejax("pack", "s2.npz", "packed", "--shard-size", 9)[0] == 0
+    first = ["--train-dataset-shards", shards, "--name", "s2"]
     code, printed = train(*first)
     assert code == 2 and f"images of {source} have no usual mean and deviation" in printed
-    assert "`maejax data s2.npz --statistics FILE` and give --statistics FILE, or --mean and --std" in printed
-    code, printed = maejax("data", "s2.npz", "--statistics", "s2.json", "--workers", 1)
+    assert f"`maejax data {shards} --statistics FILE` and give --statistics FILE, or --mean and --std" in printed
+    code, printed = maejax("data", shards, "--statistics", "s2.json", "--workers", 1)
     assert code == 0 and "B08" in printed, printed
     given = [*first, "--statistics", "s2.json", "--valid-dataset-shards", "s2.npz", "--show-bands", "B04,B03,B02"]
     code, printed = train(*given)

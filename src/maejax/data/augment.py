@@ -178,7 +178,7 @@ def vflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def turn(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Turn a square image by 0 to 3 quarters."""
-    return np.rot90(image, rng.integers(4))
+    return np.rot90(image, int(rng.integers(4)))
 
 
 def jitter_colors(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:

@@ -26,7 +26,8 @@ def read_dicom(data: bytes, form: Form, frame: int = -1) -> np.ndarray:
     its stored bits. Colours are RGB. Raises UnreadableImage with the reason if pydicom is missing or cannot read it.
     """
     dataset = _opened(data)
-    from pydicom.pixels import apply_modality_lut, apply_windowing, pixel_array
+    from pydicom.pixels.processing import apply_modality_lut, apply_windowing
+    from pydicom.pixels.utils import pixel_array
 
     frames = int(dataset.get("NumberOfFrames") or 1)
     if frames > 1 and frame < 0 and form.pages != "bands":
@@ -74,12 +75,12 @@ def look_at_dicom(data: bytes, form: Form) -> tuple[str, int, tuple[str, ...], i
 
 def _opened(data: bytes) -> Any:
     try:
-        import pydicom
+        from pydicom import config, dcmread
     except ImportError:
         raise UnreadableImage(f"a DICOM file, and reading it needs pydicom: {install('dicom')}") from None
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # it would warn of harmless faults
+    config.settings.reading_validation_mode = config.IGNORE  # it would warn of harmless faults
     try:
-        dataset = pydicom.dcmread(io.BytesIO(data))
+        dataset = dcmread(io.BytesIO(data))
     except Exception as error:
         raise UnreadableImage(f"damaged DICOM: {error}") from None
     if "PixelData" not in dataset:

@@ -49,8 +49,9 @@ class Moments:
     @classmethod
     def empty(cls, channels: int, whole: bool) -> "Moments":
         """Return the sums of no pixel; `whole` for integers."""
-        zeros = [[0] * channels for _ in range(6)]
-        return cls(*zeros[:2], [math.inf] * channels, [-math.inf] * channels, *zeros[2:], whole)
+        none, zero = [0] * channels, [0.0] * channels
+        ends = [math.inf] * channels, [-math.inf] * channels
+        return cls([*none], [*none], *ends, [*zero], [*zero], [*none], [*none], whole)
 
     def add(self, pixels: np.ndarray, no_data: float | None) -> None:
         """Add an image [H, W, C]."""

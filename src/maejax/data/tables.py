@@ -247,9 +247,9 @@ def _as_arrow(path: Path) -> Path:
     with ExitStack() as stack:
         if path.suffix.lower() == ".arrow":
             file = stack.enter_context(pa.memory_map(str(path)))
-            reader = (
-                pa.ipc.open_file(file) if file.read(6) == b"ARROW1" else (file.seek(0), pa.ipc.open_stream(file))[1]
-            )
+            whole = file.read_buffer()
+            magic = whole.slice(0, 6).to_pybytes() if whole.size >= 6 else b""
+            reader = pa.ipc.open_file(whole) if magic == b"ARROW1" else pa.ipc.open_stream(whole)
             found, size = reader.schema, state.st_size
             image, label, _ = _choose(found, beside)
             if not _is_array(found.field(image).type):

@@ -25,7 +25,8 @@ def open_images(
     `--statistics`, of a run that goes on by `saved`, its config.json. Raises InputError if images or statistics do not
     fit together.
     """
-    data, train, valid = config.data, *(sources or (None, None))
+    data = config.data
+    train, valid = sources or (None, None)
     asked = asked_form(data, data.channels)
     before: ViT | None = from_json(saved["model"]).encoder if saved and data.statistics else None
     statistics = read(data.statistics) if data.statistics and before is None else None
