@@ -176,7 +176,7 @@ def compare(shard: Path, libraries: dict[str, str], peers: list[Peer], options: 
 
 def endless(source: Source) -> Iterator[Batch]:
     """Return the batches of a training run, made by the calling thread."""
-    transform = build_train(SIZE, "rrc", SCALE, 0.0, True)
+    transform = build_train(SIZE, "rrc", SCALE, 0.0)
     return Loader(source, transform, BatchConfig(BATCH), size=SIZE, channels=3).iterate()
 
 
@@ -266,7 +266,7 @@ def with_processes(source: Source, transform: Transform, size: Size, cores: int,
 
 
 def rate(source: Source, cores: int, processes: int, images: int) -> float:
-    transform = build_train(SIZE, "rrc", SCALE, 0.0, True)
+    transform = build_train(SIZE, "rrc", SCALE, 0.0)
     batches = with_processes(source, transform, SIZE, cores, processes).iterate()
     for _ in range(3):  # those that were ready before the clock
         next(batches)
@@ -300,7 +300,7 @@ def soak(source: Source, options: argparse.Namespace) -> None:
     """Run the loader and print the memory in use, twenty times on the way."""
     os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
     use(options.turbojpeg)
-    transform = build_train(SIZE, "rrc", SCALE, 0.0, True)
+    transform = build_train(SIZE, "rrc", SCALE, 0.0)
     loader = with_processes(source, transform, SIZE, options.workers, options.processes)
     print(loader.footprint)
     start = time.perf_counter()

@@ -328,7 +328,9 @@ def test_what_a_shell_or_a_habit_makes_of_a_command_has_a_remedy(train, maejax, 
     assert code == 2 and "data a-0.tar a-1.tar: the shell made several names of one" in printed, printed
     np.savez("first.npz", images=np.zeros((2, 3, 16, 16), np.uint8))
     code, printed = train("--train-dataset-shards", "first.npz")
-    assert code == 2 and "channels first; save images.transpose(0, 2, 3, 1)" in printed, printed
+    assert code == 2 and "channels first; give --channels-first, or save images.transpose(0, 2, 3, 1)" in printed, (
+        printed
+    )
 
 
 def test_what_is_seldom_meant_is_said_and_what_comes_next(train):

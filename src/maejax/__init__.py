@@ -14,7 +14,7 @@ __all__ = ["load", "masking", "normalize", "reconstruct"]
 if TYPE_CHECKING:
     from maejax.evaluate.reconstruction import reconstruct
     from maejax.models import masking
-    from maejax.models.vit import normalize
+    from maejax.models.normalization import normalize
     from maejax.weights.files import load
 
 
@@ -26,7 +26,7 @@ def __getattr__(name: str):
         case "masking":
             from maejax.models import masking as value
         case "normalize":
-            from maejax.models.vit import normalize as value
+            from maejax.models.normalization import normalize as value
         case "reconstruct":
             from maejax.evaluate.reconstruction import reconstruct as value
         case _:

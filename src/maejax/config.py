@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from maejax.errors import InputError
+from maejax.pixels import Pixels
 
 
 def flag(default: Any, *, least: float | None = None, free: bool = False, written: bool = True) -> Any:
@@ -70,8 +71,8 @@ class Run:
     """Name of the machine, kept in config.json."""
 
 
-@dataclass(frozen=True)
-class Data:
+@dataclass(frozen=True, kw_only=True)
+class Data(Pixels):
     """Where images come from."""
 
     train_dataset_shards: str = ""
@@ -97,11 +98,15 @@ class Data:
     valid_loader_workers: int = flag(os.cpu_count() or 1, least=0, free=True)
     """The same for validation."""
     channels: int = 3
-    """Channels of an image: 1 grey, 3 colour, 4 with alpha; any number from .npz arrays."""
+    """Channels of an image: 1 grey, 3 colour, 4 with alpha. At 3, arrays of other numbers or types keep all theirs."""
+    statistics: str = flag("", free=True)
+    """File that `maejax data --statistics` wrote: mean and deviation, names and missing value of the bands."""
     mean: tuple[float, ...] = ()
-    """Mean of every channel on the 0..1 scale. Empty: ImageNet's for 3 channels, .5 otherwise."""
+    """Mean of every channel: of uint8 on the 0..1 scale, else in own units. Empty: ImageNet's for 3, .5 otherwise."""
     std: tuple[float, ...] = ()
-    """Standard deviation of every channel on the 0..1 scale. Empty: ImageNet's for 3 channels, .5 otherwise."""
+    """Standard deviation of every channel, as --mean. Empty: ImageNet's for 3 channels, .5 otherwise."""
+    show_bands: str = flag("", free=True)
+    """Three bands for red, green and blue of pictures, or one. Empty: the first three of 3 or 4, else the first."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,13 @@ class Augment:
     """Image augmentations."""
 
     random_crop: Literal["rrc", "src", "none"] = "rrc"
-    """rrc: RandomResizedCrop. src: SimpleResizedCrop of DeiT-III. none: resize and centre crop. All flip at random."""
+    """rrc: RandomResizedCrop. src: SimpleResizedCrop of DeiT-III. none: resize and centre crop."""
     crop_scale: float = 0.2
     """Smallest share of the image's area that rrc takes."""
+    flip: Literal["horizontal", "vertical", "both", "none"] = "horizontal"
+    """Mirrors every other image: left and right, top and bottom, or each of both."""
+    rotate: Literal["none", "quarter"] = "none"
+    """quarter: turns images by 0 to 3 quarters, for pictures without an up."""
     color_jitter: float = 0.0
     """Factor for brightness, contrast and saturation jitter."""
     auto_augment: str = "none"

@@ -178,7 +178,7 @@ def test_jitter_changes_colours_within_its_factor(photo):
 
 @pytest.mark.parametrize("crop", ["rrc", "src", "none"])
 def test_training_transforms_depend_on_the_generator_alone(photo, crop):
-    transform = pickle.loads(pickle.dumps(build_train((32, 48), crop, (0.2, 1.0), 0.3, True)))
+    transform = pickle.loads(pickle.dumps(build_train((32, 48), crop, (0.2, 1.0), 0.3)))
     first = transform(photo, gen(5))
     assert (first.shape, first.dtype) == ((32, 48, 3), np.uint8)
     np.testing.assert_array_equal(first, transform(photo, gen(5)))
@@ -194,7 +194,7 @@ def test_tiny_and_extreme_images_come_out_in_size():
     for shape in ((1, 1, 3), (1, 500, 3), (500, 2, 1)):
         image = np.full(shape, 77, np.uint8)
         for result in (
-            build_train((8, 8), "rrc", (0.2, 1.0), 0.0, False)(image, gen()),
+            build_train((8, 8), "rrc", (0.2, 1.0), 0.0, flip="none")(image, gen()),
             augment.simple_resized_crop(image, (8, 8), gen()),
             center_crop(image, (8, 8), 0.875),
         ):

@@ -21,7 +21,7 @@ def source(tmp_path, numbered):
 
 
 def train(source, **arguments):
-    transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True)
+    transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0)
     return make_loader(source, transform, **{"batch_size": 10, "channels": 1, "size": (6, 6), "seed": 3} | arguments)
 
 

@@ -68,7 +68,7 @@ def test_threads_do_not_disturb_each_other_or_the_global_generators(small):
 def test_the_loader_gives_the_same_pictures_on_any_workers(tmp_path, encode, write_tar, small, monkeypatch):
     images = {f"{i}.png": encode(np.roll(small, 5 * i, axis=1)) for i in range(8)}
     source = open_source(str(write_tar(tmp_path / "a.tar", images)))
-    transform = build_train((48, 48), "rrc", (0.5, 1.0), 0.2, True, policy="rand-m9-mstd0.5-inc1")
+    transform = build_train((48, 48), "rrc", (0.5, 1.0), 0.2, policy="rand-m9-mstd0.5-inc1")
     assert repr(pickle.loads(pickle.dumps(transform))) == repr(transform)
 
     def batches(cores):

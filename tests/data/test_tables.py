@@ -8,6 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from maejax.data import tables
+from maejax.data.agreement import agree
+from maejax.data.arrays import read_pixels
+from maejax.data.form import Form
 from maejax.data.sources import open_source
 from maejax.errors import InputError
 
@@ -133,3 +136,23 @@ def test_what_cannot_be_used_is_told(tmp_path, table, images, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"good\.arrow: reading it needs pyarrow: .*maejax\[hf\]"):
         open_source(str(tmp_path / "good.arrow"))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int16", "float16", "float32"])
+def test_numbers_in_lists_are_images_of_their_type(tmp_path, cache, kind, suffix):
+    pixels = np.arange(3 * 4 * 5 * 2).reshape(3, 4, 5, 2).astype(kind)
+    leaf = pa.from_numpy_dtype(np.dtype(kind))
+    rows = pa.array([*pixels.tolist(), None], pa.list_(pa.list_(pa.list_(leaf, 2))))
+    table = pa.table({"bbox": [[[1.0]]] * 4, "image": rows, "label": [0, 1, 0, 1]})
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    source = open_source(str(path))
+    assert source.labels.tolist() == [0, 1, 0] and "1 rows hold no image" in source.problems[0]
+    form = agree(source, Form(image_type="auto", fits=False))
+    assert (form.image_type, form.channels) == (kind, 2)
+    np.testing.assert_array_equal(np.stack([read_pixels(source.read(i), form) for i in range(3)]), pixels)

@@ -1,12 +1,18 @@
-"""TIFFs that Pillow reads wrongly or in part: right pixels, or a refusal that says why."""
+"""TIFFs of every type and layout: right pixels, or a refusal that says why."""
 
+import io
 import struct
 
 import numpy as np
 import pytest
+import tifffile
 
-from maejax.data.decode import decode
-from maejax.errors import UnreadableImage
+from maejax.data.agreement import agree
+from maejax.data.arrays import read_pixels
+from maejax.data.form import Form
+from maejax.data.listing import ByteRange
+from maejax.data.sources import Source, open_source
+from maejax.errors import InputError, UnreadableImage
 
 RAMP = np.arange(4 * 6 * 5).reshape(4, 6, 5) * 2
 EIGHT, SIXTEEN = RAMP.astype(np.uint8), (RAMP * 257).astype(np.uint16)
@@ -56,23 +62,79 @@ def tiff(pixels, *, black=1, planar=False, extra=(), big=False, pages=1, kind=0)
     ids=["8", "planes", "big", "16", "grey 16", "white 16", "white 8", "fourth band", "smaller copies"],
 )
 def test_what_is_read_has_the_right_pixels(data, expected):
-    np.testing.assert_array_equal(decode(data), expected)
+    np.testing.assert_array_equal(read_pixels(data, Form()), expected)
+
+
+def stored(data, **form):
+    return read_pixels(data, agree(source_of(data), Form(image_type="auto", fits=False, **form)))
+
+
+def source_of(*files):
+    source = Source([f"{i}.tif" for i in range(len(files))], np.full(len(files), -1), (), [])
+    source.stored = lambda i: type("File", (ByteRange,), {"read": lambda self: files[i]})("", 0, -1)
+    return source
+
+
+@pytest.mark.parametrize("options", [{}, {"planar": True}, {"big": True}], ids=["", "planes", "BigTIFF"])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "int16", "float16", "float32"])
+def test_every_type_and_layout_is_read_as_it_is(kind, options):
+    pixels = (RAMP - 60 * (kind == "int16")).astype(kind)
+    found = stored(tiff(pixels, extra=[0, 0], **options))
+    assert found.dtype == kind
+    np.testing.assert_array_equal(found, pixels)
+
+
+def test_tiles_compression_and_names_are_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 10_000, (48, 40, 13), np.uint16)
+    items = "".join(
+        f'<Item name="DESCRIPTION" sample="{i}" role="description">B{i:02d}</Item>' for i in reversed(range(13))
+    )
+    gdal = [(42112, "s", 0, f"<GDALMetadata>{items}</GDALMetadata>", True)]
+    for planar in ("contig", "separate"):
+        moved = pixels if planar == "contig" else pixels.transpose(2, 0, 1)
+        file = io.BytesIO()
+        layout = {"planarconfig": planar, "tile": (16, 16), "compression": "zlib", "predictor": True}
+        tifffile.imwrite(file, moved, photometric="minisblack", extratags=gdal, metadata=None, **layout)
+        source = source_of(file.getvalue())
+        form = agree(source, Form(image_type="auto", fits=False, bands=("B03", "B12", "0"), channels=3))
+        assert (form.names[12], form.chosen, form.order) == ("B12", ("B03", "B12", "B00"), (3, 12, 0))
+        np.testing.assert_array_equal(read_pixels(file.getvalue(), form), pixels[..., [3, 12, 0]])
+        with pytest.raises(InputError, match="--bands B99: the images have B00, B01"):
+            agree(source, Form(image_type="auto", bands=("B99",)))
+
+
+def test_pages_are_bands_or_images_or_an_error(tmp_path):
+    pages = np.random.default_rng(0).integers(0, 65535, (3, 8, 6), np.uint16)
+    tifffile.imwrite(tmp_path / "stack.tif", pages, photometric="minisblack")
+    data = (tmp_path / "stack.tif").read_bytes()
+    np.testing.assert_array_equal(stored(data, pages="bands"), pages.transpose(1, 2, 0))
+    with pytest.raises(InputError, match=r"0\.tif has 3 pages: give --pages bands"):
+        stored(data)
+    source = open_source(str(tmp_path))
+    form = agree(source, Form(image_type="auto", pages="images"))
+    assert len(source) == 3 and source.keys[1].endswith("stack.tif[1]")
+    np.testing.assert_array_equal(read_pixels(source.read(2), form)[..., 0], pages[2])
 
 
 @pytest.mark.parametrize(
-    ("data", "channels", "words"),
+    ("data", "words"),
     [
-        (tiff(SIXTEEN[..., :3], planar=True), 3, "16-bit bands in separate planes; save it with interleaved"),
-        (tiff(EIGHT[..., :4], extra=[0]), 4, "4 bands, of which 1 are no colour and no alpha"),
-        (tiff(EIGHT, extra=[0, 0]), 3, "5 bands, of which 2 are no colour and no alpha"),
-        (tiff(EIGHT, extra=[0, 0], planar=True), 3, "a kind of TIFF that is not read here"),
-        (tiff((RAMP[..., :1] - 60).astype(np.int8)), 3, "signed numbers"),
-        (tiff((RAMP[..., :1] - 60).astype(np.int16)), 3, "signed numbers"),
-        (tiff(RAMP[..., :3].astype(np.float32)), 3, "a kind of TIFF that is not read here"),
-        (tiff(EIGHT[..., :1], pages=3), 3, "3 pages; save each as a file"),
+        (tiff(EIGHT[..., :1], pages=3), "3 pages: give --pages bands"),
+        (tiff(SIXTEEN)[:200], "damaged TIFF"),
+        (tiff((RAMP[..., :1] - 60).astype(np.int8)), "holds int8, which is none of uint8"),
     ],
-    ids=["planes", "fourth band", "five", "five planes", "int8", "int16", "float", "stack"],
+    ids=["stack", "cut", "int8"],
 )
-def test_what_cannot_be_read_says_why(data, channels, words):
-    with pytest.raises(UnreadableImage, match=words):
-        decode(data, channels)
+def test_what_cannot_be_read_says_why(data, words):
+    with pytest.raises((UnreadableImage, InputError), match=words):
+        stored(data)
+
+
+def test_compression_that_needs_another_package_is_named():
+    file = io.BytesIO()
+    tifffile.imwrite(file, SIXTEEN, photometric="minisblack", planarconfig="contig", metadata=None)
+    data = bytearray(file.getvalue())
+    at = data.index(bytes([3, 1, 3, 0]))  # the tag of compression
+    data[at + 8 : at + 10] = (5).to_bytes(2, "little")
+    with pytest.raises(UnreadableImage, match="LZW compression, which needs the package imagecodecs"):
+        stored(bytes(data))

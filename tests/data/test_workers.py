@@ -34,7 +34,7 @@ def loader(monkeypatch):
 
     def loader(source, finish=None, processes=2, **arguments):
         monkeypatch.setattr(workers, "loader_processes", lambda cores: min(cores, processes))
-        transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True) if finish is None else Transform(finish)
+        transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0) if finish is None else Transform(finish)
         arguments = {"workers": 2, "batch_size": 10, "channels": 1, "size": (6, 6)} | arguments
         return make_loader(source, transform, **arguments)
 
@@ -178,7 +178,7 @@ from maejax.data.batch_plan import BatchConfig
 from maejax.data.pipeline import Loader
 from maejax.data.sources import open_source
 workers.loader_processes = lambda cores: cores
-transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0, True)
+transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0)
 loader = Loader(open_source(sys.argv[1]), transform, BatchConfig(10), size=(6, 6), channels=1, workers=2)
 batches = loader.iterate()
 next(batches)
@@ -217,7 +217,7 @@ def test_processes_end_with_their_parent(source, end):
 
 def test_the_memory_is_stated():
     shape = (256, 224, 224, 3)
-    assert describe_workers(8, shape, 2) == "8 loader threads; 7 batches of 38.5 MB, 270 MB in all"
-    assert describe_workers(40, shape, 2) == (
+    assert describe_workers(8, shape, np.dtype(np.uint8), 2) == "8 loader threads; 7 batches of 38.5 MB, 270 MB in all"
+    assert describe_workers(40, shape, np.dtype(np.uint8), 2) == (
         "3 loader processes of 14 + 13 + 13 threads; 7 batches of 38.5 MB, 270 MB in all"
     )

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ class Encoder(nnx.Module):
     """Tokens that mix the pixels of one image: cls is their sum, the patches are a linear map of single pixels."""
 
     traces = 0
+    config = SimpleNamespace(encoder=SimpleNamespace(image_type="uint8"))
 
     def __init__(self):
         self.weight = nnx.Param(jax.random.normal(jax.random.key(0), (3, 8)))

@@ -96,7 +96,7 @@ def test_images_of_another_form_are_named():
         (x[0], r"\[B, 8, 16, 3\] here, not \[8, 16, 3\]: add a batch axis"),
         (x.transpose(0, 3, 1, 2), "put the channels last"),
         (x[:, :, :8], "resize or crop"),
-        (x.astype(int), "uint8, or floats"),
+        (x.astype(int), "uint8, or normalised"),
     ):
         with pytest.raises(ValueError, match=sentence):
             model.encode(images)

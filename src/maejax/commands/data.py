@@ -12,8 +12,9 @@ from rich.table import Table
 
 from maejax.commands.command import Command, check_writable
 from maejax.config import image_shape
-from maejax.console import literal, progress
+from maejax.console import literal, plain, progress
 from maejax.errors import InputError
+from maejax.pixels import Pixels
 from maejax.storage.redact import redact
 
 HEAD, TAIL = 5, 3  # classes that are shown
@@ -22,10 +23,11 @@ SHEET = 64  # images
 
 
 @dataclass(frozen=True)
-class DataCommand(Command):
+class DataCommand(Command, Pixels):
     """Look at images before training on them: counts, faults, and how fast this host prepares them.
 
-    Also draws 64 images as the model will see them, augmented by the same flags as in training.
+    Also draws 64 images as the model will see them, augmented by the same flags as in training. With --statistics it
+    computes mean and deviation of every band instead.
     """
 
     shards: str = field(metadata={"positional": "SHARDS"})
@@ -33,9 +35,17 @@ class DataCommand(Command):
     image_size: str = "224"
     """Image size in pixels: a number, or HxW."""
     channels: int = 3
-    """Channels of an image: 1 grey, 3 colour, 4 with alpha."""
+    """Channels of an image: 1 grey, 3 colour, 4 with alpha. At 3, arrays of other numbers or types keep all theirs."""
+    statistics: str = ""
+    """Write mean and deviation of every band over all pixels to this file, for --statistics in training."""
+    workers: int | None = None
+    """Processes that compute --statistics. None: one for each core."""
     random_crop: Literal["rrc", "src", "none"] = "rrc"
     """rrc: RandomResizedCrop. src: SimpleResizedCrop of DeiT-III. none: resize and centre crop."""
+    flip: Literal["horizontal", "vertical", "both", "none"] = "horizontal"
+    """Mirrors every other image: left and right, top and bottom, or each of both."""
+    rotate: Literal["none", "quarter"] = "none"
+    """quarter: turns images by 0 to 3 quarters."""
     crop_scale: float = 0.2
     """Smallest share of the image's area that rrc takes."""
     color_jitter: float = 0.0
@@ -48,6 +58,8 @@ class DataCommand(Command):
     """Decode every image."""
     out: str = "contact-sheet.png"
     """File for the picture."""
+    show_bands: str = ""
+    """Three bands for its red, green and blue, or one. Empty: the first three of 3 or 4, else the first."""
     consume: float | None = None
     """Images per second that the model takes; the result then states whether the loader keeps up."""
     seed: int = 0
@@ -58,35 +70,80 @@ class DataCommand(Command):
         size = image_shape(self.image_size)
         if self.sample < 1 and not self.all:
             raise InputError(f"--sample {self.sample}: give at least 1, or --all")
-        if self.color_jitter and self.channels not in (1, 3):
-            raise InputError(f"--color-jitter works on 1 or 3 channels, not {self.channels}")
+        if self.rotate == "quarter" and size[0] != size[1]:
+            raise InputError(f"--rotate quarter turns square images, not {self.image_size}")
+        if self.workers is not None and self.workers < 1:
+            raise InputError(f"--workers {self.workers}: give at least 1")
         if self.consume is not None and self.consume <= 0:
             raise InputError(f"--consume {self.consume:g}: give more than 0 images/s")
         from PIL import Image
 
-        from maejax.data import augment, batch_plan, contact_sheet, loader_speed, pipeline, sources, survey
+        from maejax.data import (
+            augment,
+            batch_plan,
+            contact_sheet,
+            display,
+            form,
+            loader_speed,
+            pipeline,
+            sources,
+            survey,
+        )
+        from maejax.data.agreement import agree
 
         out = Path(self.out)
         if out.suffix.lower() not in Image.registered_extensions():
             raise InputError(f"--out {self.out}: give the name of a picture, such as contact-sheet.png")
         check_writable("--out", self.out)
+        if self.statistics:
+            check_writable("--statistics", self.statistics)
+        asked = form.asked_form(self, self.channels)
         source = sources.open_source(self.shards, labels=self.labels or None)
-        pipeline.check_readable(source, self.channels)
+        found = agree(source, asked)
+        if self.color_jitter and not (found.of_pictures and found.channels in (1, 3)):
+            raise InputError(f"--color-jitter works on 8-bit pictures of 1 or 3 channels, not {found.describe()}")
+        pipeline.check_readable(source, found.channels)
+        if self.statistics:
+            return self._compute(console, source)
+        show = display.shown_bands(self.show_bands, found.chosen, found.channels)
         sample = None if self.all else self.sample
         with progress(console, "looking", "images") as report:
-            facts = survey.survey(source, sample=sample, channels=self.channels, progress=report)
-        transform = augment.build_train(size, self.random_crop, (self.crop_scale, 1.0), self.color_jitter, flip=True)
+            facts = survey.survey(source, sample=sample, channels=found.channels, progress=report)
+        transform = augment.build_train(
+            size,
+            self.random_crop,
+            (self.crop_scale, 1.0),
+            self.color_jitter,
+            flip=self.flip,
+            rotate=self.rotate == "quarter",
+            no_data=found.no_data,
+        )
         plan = batch_plan.BatchConfig(min(SHEET, len(source)), seed=self.seed)
-        batch = pipeline.Loader(source, transform, plan, size=size, channels=self.channels).batch(0)
+        batch = pipeline.Loader(source, transform, plan, size=size, channels=found.channels).batch(0)
+        images = batch.images[batch.valid]
+        limits = display.limits_of(images, show, found.no_data)
         out.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet.draw_contact_sheet(batch.images[batch.valid]).save(out)
-        speed = loader_speed.measure(source, transform, size, self.channels)
+        contact_sheet.draw_contact_sheet(display.as_picture(images, show, limits, found.no_data)).save(out)
+        speed = loader_speed.measure(source, transform, size, found.channels)
         if self.consume is not None:
             speed |= {"consume": self.consume, **keeps_up(speed, self.consume)}
-        return {"source": redact(self.shards), **facts, "contact_sheet": str(out), "loader": speed}
+        pixels = {"pixels": found.describe()}
+        return {"source": redact(self.shards), **facts, **pixels, "contact_sheet": str(out), "loader": speed}
+
+    def _compute(self, console: Console, source: Any) -> dict[str, Any]:
+        """Write the statistics and return them."""
+        from maejax.data import statistics
+
+        with progress(console, "adding up", "images") as report:
+            found = statistics.compute(source, self.workers, report)
+        found = {"source": redact(self.shards), **found}
+        statistics.write(Path(self.statistics).expanduser(), found)
+        return found
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
-        """Print the facts as one short table."""
+        """Print the facts, or the statistics, as one short table."""
+        if self.statistics:
+            return self._show_statistics(console, result)
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         table.add_column(style="bold cyan", no_wrap=True)
         table.add_column()
@@ -105,6 +162,7 @@ class DataCommand(Command):
         every = result["looked_at"] == result["images"]
         share = "all" if every else f"a sample of {result['looked_at']:,}"
         table.add_row("decoded", f"{share}: {_counts(result['formats'])}; {_counts(result['modes'])}")
+        table.add_row("pixels", literal(result["pixels"]))
         table.add_row("", _sizes(result))
         if bad := result["bad"]:
             of = "" if every else f" of {result['looked_at']:,} looked at"
@@ -120,6 +178,22 @@ class DataCommand(Command):
         table.add_row("loader", _speed(result["loader"]))
         table.add_row("pictures", str(result["contact_sheet"]))
         console.print(Panel(table, title=literal(result["source"]), title_align="left", expand=False))
+        return None
+
+    def _show_statistics(self, console: Console, result: dict[str, Any]) -> None:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for title in ("band", "mean", "deviation", "smallest", "largest", "missing"):
+            table.add_column(title, justify="left" if title == "band" else "right")
+        names = result["bands"] or [str(i) for i in range(len(result["mean"]))]
+        for i, name in enumerate(names):
+            numbers = (result[column][i] for column in ("mean", "std", "min", "max"))
+            share = result["missing"][i] / (result["missing"][i] + result["pixels"][i])
+            table.add_row(literal(name), *(f"{number:.5g}" for number in numbers), f"{share:.2%}")
+        console.print(table)
+        scale = "; mean and deviation on the 0..1 scale" if result["image_type"] == "uint8" else ""
+        lost = f", {result['unreadable']:,} more could not be read" if result["unreadable"] else ""
+        plain(console, f"{result['images']:,} images of {result['image_type']}{lost}{scale}")
+        plain(console, f"written  {self.statistics}; next: maejax train --statistics {self.statistics}")
 
 
 def keeps_up(loader: dict[str, Any], consume: float) -> dict[str, Any]:

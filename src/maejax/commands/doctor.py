@@ -248,7 +248,7 @@ def check_loader(shards: str, consume: float | None) -> Check:
     with tempfile.TemporaryDirectory(prefix="maejax-doctor-") as folder:
         source = sources.open_source(shards or draw_images(Path(folder)))
         pipeline.check_readable(source, 3)
-        transform = augment.build_train((224, 224), "rrc", (0.2, 1.0), 0.0, flip=True)
+        transform = augment.build_train((224, 224), "rrc", (0.2, 1.0), 0.0)
         rates = loader_speed.measure(source, transform, (224, 224), 3, LOADER_SECONDS)
     of = "" if shards else " of drawn images of ImageNet's size"
     found = f"{rates['all']:,.0f} images/s{of} with {rates['cores']} threads"

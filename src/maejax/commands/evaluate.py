@@ -41,6 +41,8 @@ class EvaluateCommand(Encode):
     def run(self, console: Console) -> dict[str, Any]:
         """Evaluate, write the report and return what report.json holds; raises InputError before encoding."""
         from maejax.data import pipeline, sources
+        from maejax.data.agreement import agree
+        from maejax.data.form import form_for
         from maejax.evaluate.protocols import PROTOCOLS, pair, score, untrained_like
 
         protocols = PROTOCOLS if self.protocol == "all" else tuple(self.protocol.split(","))
@@ -57,7 +59,7 @@ class EvaluateCommand(Encode):
         encoders = {"pretrained": self.load(self.ckpt).encoder}
         pool = self.chosen_pool(self.pool, encoders["pretrained"].config, -1)
         for source in (data.train, data.test):
-            pipeline.check_readable(source, encoders["pretrained"].config.channels)
+            pipeline.check_readable(source, agree(source, form_for(encoders["pretrained"].config, self)).channels)
             for problem in source.problems:
                 plain(console, problem)
         if not self.no_control:

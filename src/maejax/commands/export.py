@@ -28,8 +28,8 @@ class ExportCommand(Unstated):
     ckpt: str = field(metadata={"positional": "CKPT"})
     """Anything that `maejax inspect` takes."""
     to: Literal["hf-hub-folder", "stablehlo"] = "hf-hub-folder"
-    """hf-hub-folder: weights for transformers and timm, with a model card. stablehlo: uint8 images in, features out,
-    weights within; any JAX runs it, without maejax."""
+    """hf-hub-folder: weights for transformers and timm, with a model card. stablehlo: images in, features out, weights
+    within; any JAX runs it, without maejax."""
     out: str = ""
     """Folder or file to write. Empty: NAME-hub or NAME.stablehlo, after the checkpoint."""
     name: str = ""
@@ -51,7 +51,12 @@ class ExportCommand(Unstated):
         from maejax.weights.addresses import local
 
         weights, fetched = self.read(self.ckpt)
-        here, _ = local(self.ckpt)
+        here, kind = local(self.ckpt)[0], weights.config.encoder.image_type
+        if not compiled and kind != "uint8":
+            raise InputError(
+                f"{self.ckpt}: takes images of {kind}, and the processors of transformers and timm prepare 8-bit "
+                "pictures alone: give --to stablehlo, or `maejax convert --to timm` for the weights"
+            )
         is_run = weights.layout == "maejax" and here.is_dir()
         stem = run_directory.locate(here)[0].absolute().name if is_run else here.stem
         target = Path(self.out or (f"{stem}.stablehlo" if compiled else f"{stem}-hub")).expanduser()
@@ -77,7 +82,7 @@ class ExportCommand(Unstated):
 
 
 def write_compiled(weights: Any, path: Path, pool: Any) -> str:
-    """Write uint8 images [B, H, W, C] -> float32 features of `encoding.extract` as StableHLO, for any B.
+    """Write images [B, H, W, C] of the model's type -> float32 features of `encoding.extract` as StableHLO, for any B.
 
     Weights and normalisation are inside; `jax.export.deserialize(bytes).call(images)` runs the file. It is run back on
     random images. Returns a sentence; raises InputError if features differ.
@@ -91,10 +96,10 @@ def write_compiled(weights: Any, path: Path, pool: Any) -> str:
 
     model, encoder = model_of(weights), weights.config.encoder
     shape = *encoder.image_size, encoder.channels
-    images = jax.ShapeDtypeStruct((*symbolic_shape("B"), *shape), np.uint8)
+    images = jax.ShapeDtypeStruct((*symbolic_shape("B"), *shape), np.dtype(encoder.image_type))
     exported = export(jax.jit(lambda images: encode(model, images, pool)), platforms=PLATFORMS)(images)
     path.write_bytes(exported.serialize())
-    noise = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(encoder.image_type)
     wanted, found = np.asarray(encode(model, noise, pool)), deserialize(bytearray(path.read_bytes())).call(noise)
     apart = float(np.abs(found - wanted).max() / np.abs(wanted).max())
     if not apart <= TOLERANCE:

@@ -11,10 +11,11 @@ from maejax.commands.command import check_writable, prepare_devices
 from maejax.commands.inspect import Unstated
 from maejax.console import plain, progress
 from maejax.errors import InputError
+from maejax.pixels import Pixels
 
 
 @dataclass(frozen=True)
-class Encode(Unstated):
+class Encode(Unstated, Pixels):
     """How images are encoded, as flags of the commands that encode them."""
 
     labels: str = field(default="", kw_only=True)
@@ -75,6 +76,8 @@ class FeaturesCommand(Encode):
         check_writable("--out", self.out)
         prepare_devices()
         from maejax.data import pipeline, sources
+        from maejax.data.agreement import agree
+        from maejax.data.form import form_for
         from maejax.evaluate import feature_file
         from maejax.storage.lock import held
 
@@ -87,7 +90,7 @@ class FeaturesCommand(Encode):
                 model.layer_number(layer)
         except ValueError as error:
             raise InputError(f"--layers: {error}") from None
-        pipeline.check_readable(source, model.config.encoder.channels)
+        pipeline.check_readable(source, agree(source, form_for(model.config.encoder, self)).channels)
         for problem in source.problems:
             plain(console, problem)
         pool = None if self.pool == "none" else self.chosen_pool(self.pool, model.config.encoder, 0)

@@ -8,10 +8,11 @@ from rich.console import Console
 from maejax.commands.command import DONE, WRONG_INPUT, Command, check_writable
 from maejax.console import plain, progress
 from maejax.errors import Failed, InputError
+from maejax.pixels import Pixels
 
 
 @dataclass(frozen=True)
-class PackCommand(Command):
+class PackCommand(Command, Pixels):
     """Pack images into balanced, shuffled tar shards with an index and checksums, or verify packed shards.
 
     The same command continues a pack that was interrupted.
@@ -56,13 +57,15 @@ class PackCommand(Command):
         check_writable("DST", self.dst, folder=True)
         if self.deep:
             raise InputError("--deep belongs to --verify; packing decodes every image anyway")
+        from maejax.data.form import asked_form
         from maejax.data.packing import pack
 
         options = ("shard_size", "shuffle_seed", "image_size", "quality", "workers")
         given: dict[str, Any] = {name: getattr(self, name) for name in options}
+        asked = asked_form(self, 3)
         try:
             with progress(console, "packing", "images") as report:
-                index = pack(self.src, self.dst, labels=self.labels or None, progress=report, **given)
+                index = pack(self.src, self.dst, labels=self.labels or None, progress=report, asked=asked, **given)
         except OSError as error:
             remedy = "make room, or mend it, and start the same command again"
             raise Failed(f"{self.dst}: {error.strerror}; {remedy}") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 
 from maejax.commands.plan import PlanCommand
@@ -23,7 +24,7 @@ from maejax.plan.compiled import Compiled, abstract_inputs, compile_for, waiting
 from maejax.plan.target import Target, find_target
 from maejax.storage.atomic import write_whole
 from maejax.tasks import classify, pretrain
-from maejax.tasks.checks import check_least, check_step, compute_of
+from maejax.tasks.checks import check_least, check_step, compute_of, image_type
 from maejax.training.state import abstract_state
 
 # In the order of what they cost: a message a layer, a third more arithmetic, smaller products. Unrolled layers keep the
@@ -94,7 +95,7 @@ class Planner:
         height, width = config.image_shape
         work = summary.Work(
             batch_size=config.data.train_batch_size,
-            image_bytes=height * width * config.data.channels,
+            image_bytes=height * width * config.data.channels * np.dtype(image_type(config)).itemsize,
             image_flop=image_flop(config),
             steps=config.optimization.training_steps,
             images=self.images * config.augment.augment_repeats,
@@ -161,7 +162,8 @@ def compile_step(config: Config, target: Target) -> Compiled:
     with jax.set_mesh(mesh):
         init, optimizer, step = task_of(config).build_step(config, model_config(config), compute)  # type: ignore[arg-type]
     state = abstract_state(init, optimizer, mesh, config.machine.sharding)
-    inputs = abstract_inputs(mesh, config.data.train_batch_size, (*config.image_shape, config.data.channels))
+    shape = *config.image_shape, config.data.channels
+    inputs = abstract_inputs(mesh, config.data.train_batch_size, shape, image_type(config))
     return compile_for(mesh, step, (state, *inputs))
 
 

@@ -10,10 +10,11 @@ from maejax.commands.command import check_writable, prepare_devices
 from maejax.commands.inspect import Unstated
 from maejax.console import plain
 from maejax.errors import InputError
+from maejax.pixels import Pixels
 
 
 @dataclass(frozen=True)
-class ReconstructCommand(Unstated):
+class ReconstructCommand(Unstated, Pixels):
     """Hide patches of your own images and draw what the model makes of them, one picture for each image."""
 
     ckpt: str = field(metadata={"positional": "CKPT"})
@@ -26,6 +27,8 @@ class ReconstructCommand(Unstated):
     """Which patches are hidden: random, block or grid."""
     seed: int = 0
     """Seed of the mask."""
+    show_bands: str = ""
+    """Three bands for red, green and blue, or one. Empty: the first three of 3 or 4, else the first."""
 
     def run(self, console: Console) -> dict[str, Any]:
         """Draw the pictures and return their paths."""
@@ -33,6 +36,7 @@ class ReconstructCommand(Unstated):
             raise InputError("IMAGE is missing: name image files, as in `maejax reconstruct CKPT photo.jpg`")
         check_writable("--out", self.out, folder=True)
         prepare_devices()
+        from maejax.data.form import form_for
         from maejax.evaluate.reconstruction import write_pictures
         from maejax.models.mae import MaskedAutoencoder
 
@@ -40,7 +44,9 @@ class ReconstructCommand(Unstated):
         if not isinstance(model, MaskedAutoencoder):
             remedy = "name a run of --mode pretrain, or the weights of a masked autoencoder"
             raise InputError(f"{self.ckpt} has no decoder and cannot reconstruct: {remedy}")
-        paths = write_pictures(model, self.images, Path(self.out), mask=self.mask, seed=self.seed)
+        drawn: dict[str, Any] = {"mask": self.mask, "seed": self.seed, "show": self.show_bands}
+        asked = form_for(model.config.encoder, self)
+        paths = write_pictures(model, self.images, Path(self.out), asked=asked, **drawn)
         return {"pictures": [str(path) for path in paths]}
 
     def show(self, console: Console, result: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Augmentation in training and cropping in evaluation: from pixels to pixels, random only through `rng`.
 
-An image is uint8 [H, W, C] with values 0..255; a size is (H, W). Resizing is bicubic with antialiasing (Catmull-Rom).
+An image is [H, W, C] of any type, mostly uint8; a size is (H, W). Resizing is bicubic with antialiasing (Catmull-Rom).
 """
 
 import math
@@ -12,17 +12,14 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from maejax.data.policies import IMAGENET_MEAN, apply_policy
+from maejax.data.resample import cykooz, resample
 from maejax.data.turbojpeg import Box
-
-try:
-    import cykooz_resizer as cykooz
-except ImportError:  # no wheel for 64-bit Arm on Linux
-    cykooz = None
 
 Size = tuple[int, int]
 THIN = 32  # times the pixels of a crop that an image may have before it, at most 6 for photos
 BORDER = 4  # pixels around the image before a simple resized crop, as DeiT III's code has it
 RandomCrop = Literal["rrc", "src", "none"]
+Flip = Literal["horizontal", "vertical", "both", "none"]
 
 
 class Transform(NamedTuple):
@@ -36,7 +33,7 @@ class Transform(NamedTuple):
     box: Callable[[Size, np.random.Generator], Box] | None = None
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Transform an image that is decoded already, uint8 [H, W, C]."""
+        """Transform an image that is decoded already, [H, W, C]."""
         if self.box is not None:
             top, left, height, width = self.box(image.shape[:2], rng)
             image = image[top : top + height, left : left + width]
@@ -48,33 +45,39 @@ def build_train(
     random_crop: RandomCrop,
     scale: tuple[float, float],
     color_jitter: float,
-    flip: bool,
+    flip: Flip = "horizontal",
     policy: str = "none",
     policy_mean: tuple[float, ...] = IMAGENET_MEAN,
+    rotate: bool = False,
+    no_data: float | None = None,
 ) -> Transform:
-    """Build the transform of training: crop to `size`, mirror every other image, apply a policy, jitter the colours.
+    """Build the transform of training: crop to `size`, mirror and turn at random, apply a policy, jitter the colours.
 
     `random_crop`: "rrc" takes a random share of the area within `scale`, "src" is DeiT III's simple random crop, "none"
-    resizes and crops the centre. `policy` is one of timm's, see `apply_policy`, or "none"; `policy_mean` is the model's
-    mean. `color_jitter` 0 leaves the colours alone.
+    resizes and crops the centre. `flip` mirrors every other image. `rotate` turns images by quarters. `policy` is one
+    of timm's, see `apply_policy`, or "none"; `policy_mean` is the model's mean. `color_jitter` 0 leaves the colours
+    alone. Pixels with the value `no_data` are missing.
     """
     if random_crop not in ("rrc", "src", "none"):
         raise ValueError(f"random_crop is 'rrc', 'src' or 'none', not {random_crop!r}")
-    resizing = {"rrc": [partial(resize, size=size)], "src": [], "none": [partial(center_crop, size=size, ratio=1.0)]}
-    drawing = [partial(simple_resized_crop, size=size)] if random_crop == "src" else []
-    drawing += [hflip] if flip else []
+    given = {"size": size, "no_data": no_data}
+    resizing = {"rrc": [partial(resize, **given)], "src": [], "none": [partial(center_crop, ratio=1.0, **given)]}
+    drawing: list[Callable] = [partial(simple_resized_crop, **given)] if random_crop == "src" else []
+    drawing += [hflip] if flip in ("horizontal", "both") else []
+    drawing += [vflip] if flip in ("vertical", "both") else []
+    drawing += [turn] if rotate else []
     drawing += [partial(apply_policy, policy=policy, mean=policy_mean)] if policy != "none" else []
     drawing += [partial(jitter_colors, factor=color_jitter)] if color_jitter else []
     box = partial(random_box, size=size, scale=scale) if random_crop == "rrc" else None
     return Transform(partial(_finish, resizing=resizing[random_crop], drawing=drawing), box)
 
 
-def build_eval(size: Size, crop_ratio: float) -> Transform:
+def build_eval(size: Size, crop_ratio: float, no_data: float | None = None) -> Transform:
     """Build the transform of evaluation: `center_crop`, by `usual_crop_ratio` if 0. Nothing is random."""
     if not 0 <= crop_ratio <= 1:
         raise ValueError(f"crop_ratio is more than 0 and at most 1, or 0 for the usual one, not {crop_ratio}")
-    ratio = crop_ratio or usual_crop_ratio(size)
-    return Transform(partial(_finish, resizing=[partial(center_crop, size=size, ratio=ratio)], drawing=[]))
+    crop = partial(center_crop, size=size, ratio=crop_ratio or usual_crop_ratio(size), no_data=no_data)
+    return Transform(partial(_finish, resizing=[crop], drawing=[]))
 
 
 def usual_crop_ratio(size: Size) -> float:
@@ -113,7 +116,9 @@ def random_box(shape: Size, rng: np.random.Generator, size: Size, scale: tuple[f
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def simple_resized_crop(image: np.ndarray, size: Size, rng: np.random.Generator) -> np.ndarray:
+def simple_resized_crop(
+    image: np.ndarray, size: Size, rng: np.random.Generator, no_data: float | None = None
+) -> np.ndarray:
     """Resize until the image just covers `size`, reflect `BORDER` pixels around it, crop at random (DeiT III)."""
     covering, borders = _covering(image, size), []
     for have, want in zip(covering, size, strict=True):
@@ -121,17 +126,18 @@ def simple_resized_crop(image: np.ndarray, size: Size, rng: np.random.Generator)
         borders.append((max(0, -start), max(0, start + want - have), start))
     (above, below, top), (before, after, left) = borders
     inside = (top + above, left + before, size[0] - above - below, size[1] - before - after)
-    return np.pad(_resize_and_crop(image, covering, inside), ((above, below), (before, after), (0, 0)), mode="reflect")
+    inner = _resize_and_crop(image, covering, inside, no_data)
+    return np.pad(inner, ((above, below), (before, after), (0, 0)), mode="reflect")
 
 
-def center_crop(image: np.ndarray, size: Size, ratio: float) -> np.ndarray:
+def center_crop(image: np.ndarray, size: Size, ratio: float, no_data: float | None = None) -> np.ndarray:
     """Resize until the image just covers `size` / `ratio`, then crop `size` from the centre, as torchvision does.
 
     The size before the crop is truncated, as in timm and the authors' code.
     """
     covering = _covering(image, (int(size[0] / ratio), int(size[1] / ratio)))
     top, left = (round((have - want) / 2) for have, want in zip(covering, size, strict=True))
-    return _resize_and_crop(image, covering, (top, left, *size))
+    return _resize_and_crop(image, covering, (top, left, *size), no_data)
 
 
 def _covering(image: np.ndarray, size: Size) -> Size:
@@ -139,25 +145,40 @@ def _covering(image: np.ndarray, size: Size) -> Size:
     return max(size[0], size[1] * height // width), max(size[1], size[0] * width // height)
 
 
-def _resize_and_crop(image: np.ndarray, size: Size, box: Box) -> np.ndarray:
+def _resize_and_crop(image: np.ndarray, size: Size, box: Box, no_data: float | None) -> np.ndarray:
     """Resize to `size` and take a box of the result; of a thin image, which may be huge by then, only the box."""
     top, left, height, width = box
     if size[0] * size[1] <= THIN * height * width:
-        return resize(image, size)[top : top + height, left : left + width]
+        return resize(image, size, no_data)[top : top + height, left : left + width]
     down, right = image.shape[0] / size[0], image.shape[1] / size[1]
     # Rounding must not put the end beyond the image.
     end = min((left + width) * right, image.shape[1]), min((top + height) * down, image.shape[0])
-    return _pillow_resize(image, (height, width), (left * right, top * down, *end))
+    region = (left * right, top * down, *end)
+    if image.dtype != np.uint8 or no_data is not None:
+        return resample(image, (height, width), region, no_data)
+    return _pillow_resize(image, (height, width), region)
 
 
 def hflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mirror left and right with probability one half."""
     if rng.random() < 0.5:
         return image
+    if image.itemsize > 1 or image.shape[2] > 4:
+        return np.ascontiguousarray(image[:, ::-1])
     flipped = np.empty(image.shape, np.uint8)
     for channel in range(image.shape[2]):  # channel by channel is six times as fast as moving whole pixels
         flipped[..., channel] = image[:, ::-1, channel]
     return flipped
+
+
+def vflip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mirror top and bottom with probability one half."""
+    return image if rng.random() < 0.5 else image[::-1]
+
+
+def turn(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Turn a square image by 0 to 3 quarters."""
+    return np.rot90(image, int(rng.integers(4)))
 
 
 def jitter_colors(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
@@ -176,11 +197,16 @@ def jitter_colors(image: np.ndarray, factor: float, rng: np.random.Generator) ->
     return np.asarray(picture).reshape(image.shape)
 
 
-def resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize an image, uint8 [H, W, C], to `size`, by channels; the mean difference to Pillow is at most .2 of 255."""
+def resize(image: np.ndarray, size: Size, no_data: float | None = None) -> np.ndarray:
+    """Resize an image [H, W, C] to `size`, by channels, as `resample` does in other types than uint8.
+
+    Of uint8 the mean difference to Pillow is at most .2 of 255.
+    """
     height, width, channels = image.shape
     if (height, width) == size:
         return image
+    if image.dtype != np.uint8 or no_data is not None:
+        return resample(image, size, no_data=no_data)
     if cykooz is None or channels > 4:
         return _pillow_resize(image, size, (0, 0, width, height))
     kind = cykooz.PixelType[("U8", "U8x2", "U8x3", "U8x4")[channels - 1]]

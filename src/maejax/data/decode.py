@@ -17,8 +17,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from maejax.data.tiff import check_tiff, scale_grey
+from maejax.data.tiff import grey, is_picture, scale_grey
 from maejax.data.turbojpeg import Box, decode_region, library
+from maejax.data.values import upright
 from maejax.errors import UnreadableImage
 from maejax.storage.pointer import pointer
 
@@ -38,18 +39,20 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"BM", BmpImageFile),
     (b"II*\0", TiffImageFile),
     (b"MM\0*", TiffImageFile),
-    (b"II+\0", TiffImageFile),  # BigTIFF; of the other byte order Pillow reads none
+    (b"II+\0", TiffImageFile),  # BigTIFF
+    (b"MM\0+", TiffImageFile),
 )
 _AVIF = (b"ftypavif", b"ftypavis")  # from byte 4 on
 
 
-def decode(data: bytes | np.ndarray, channels: int = 3, box: Box | None = None) -> np.ndarray:
-    """Decode an image (JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF) to pixels, upright and in the asked number of channels.
+def decode(data: bytes | np.ndarray, channels: int = 3, box: Box | None = None, *, narrow: bool = True) -> np.ndarray:
+    """Decode a picture (JPEG, PNG, WebP, AVIF, BMP, GIF, TIFF) to 8 bits, upright and in the asked number of channels.
 
     Returns uint8 [H, W, C] with C = `channels`: 1 is luminance (ITU-R 601), 3 is RGB, 4 is RGBA. The pixels are
     Pillow's, bit for bit: alpha is dropped, not blended, as the field's loaders do (`convert("RGB")`). CMYK becomes
-    RGB; an animation gives its first frame; 16-bit grey is scaled to 0..255. The EXIF orientation is applied. Arrays,
-    uint8 [H, W] or [H, W, C], are converted in the same way, and pass as they are if C is `channels`.
+    RGB; an animation gives its first frame; 16-bit grey is scaled to 0..255, unless `narrow` is false: then it is an
+    error. The EXIF orientation is applied. Arrays, uint8 [H, W] or [H, W, C], are converted in the same way, and pass
+    as they are if C is `channels`. `arrays.read_pixels` reads images of other types too.
 
     `box` (top, left, height, width of the upright image) returns these pixels alone. With libjpeg-turbo 3, no other
     pixel of most JPEGs is decoded, and of the bytes below the box only the end mark is checked.
@@ -65,11 +68,11 @@ def decode(data: bytes | np.ndarray, channels: int = 3, box: Box | None = None) 
             orientation = _orientation(_exif(data))
             part = decode_region(data, box, channels, orientation)
             if part is not None:
-                return _upright(_in_channels(part, channels), orientation)
+                return upright(_in_channels(part, channels), orientation)
         pixels, orientation = _decode_jpeg(data, channels)
     else:
-        pixels, orientation = _decode_pillow(data, channels)
-    pixels = _upright(pixels, orientation)
+        pixels, orientation = _decode_pillow(data, channels, narrow)
+    pixels = upright(pixels, orientation)
     if box is None:
         return pixels
     top, left, height, width = box
@@ -104,23 +107,55 @@ def _decode_jpeg(data: bytes, channels: int) -> tuple[np.ndarray, int]:
     return _in_channels(pixels, channels), _orientation(_exif(data))
 
 
-def _decode_pillow(data: bytes, channels: int) -> tuple[np.ndarray, int]:
+def _decode_pillow(data: bytes, channels: int, narrow: bool = True) -> tuple[np.ndarray, int]:
     opener = opener_of(data)
     try:
         image = opener(io.BytesIO(data))
         _check_size(*image.size)
-        if isinstance(image, TiffImageFile):
-            check_tiff(image, channels)
+        if isinstance(image, TiffImageFile) and not is_picture(image):
+            raise UnreadableImage("a TIFF of several pages, or of other bands or types than a picture has")
+        if not narrow and (image.mode.startswith("I;16") or is_deep_png(data)):
+            remedy = "--image-type uint8 scales it to 8 bits"
+            raise UnreadableImage(f"holds uint16, where the first images hold uint8: {remedy}")
         image.load()
         # TIFF has no such block: Pillow turns it upright by itself.
         return _convert(image, channels), _orientation(image.info.get("exif", b""))
     except UnreadableImage:
         raise
     except Exception as error:  # on broken bytes Pillow's plugins raise nearly anything
-        if opener is TiffImageFile and any(words in str(error) for words in ("unknown", "string index")):
-            remedy = "save it as grey, RGB or RGBA of 8 bits, or grey of 16"
-            raise UnreadableImage(f"a kind of TIFF that is not read here ({error}); {remedy}") from None
         raise UnreadableImage(f"damaged {opener.format}: {error}") from None
+
+
+def native(data: bytes) -> np.ndarray:
+    """Decode a picture to the bands that its file has: uint16 [H, W, 1] for 16-bit grey, else uint8 [H, W, 1, 3 or 4].
+
+    Raises UnreadableImage as `decode`, and for colours of 16 bits, which Pillow reads as 8.
+    """
+    opener = opener_of(data)
+    if is_deep_png(data) and data[25] not in (0, 4):
+        remedy = "give --image-type uint8 to take these, or save it as TIFF or .npy"
+        raise UnreadableImage(f"a PNG of 16-bit colours, of which 8 bits are read: {remedy}")
+    try:
+        image = opener(io.BytesIO(data))
+        _check_size(*image.size)
+        if image.mode.startswith("I;16"):
+            return upright(grey(image)[..., None], _orientation(image.info.get("exif", b"")))
+    except UnreadableImage:
+        raise
+    except Exception as error:
+        raise UnreadableImage(f"damaged {opener.format}: {error}") from None
+    bands = 4 if "A" in image.mode or "transparency" in image.info else 1 if image.mode in ("L", "1") else 3
+    return decode(data, bands)
+
+
+def is_deep_png(data: bytes) -> bool:
+    """Return whether the first bytes of a file are those of a PNG of 16 bits."""
+    return data[:4] == b"\x89PNG" and data[24:25] == b"\x10"
+
+
+def is_tiff(data: bytes) -> bool:
+    """Return whether the first bytes of a file are those of a TIFF."""
+    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def opener_of(data: bytes) -> type[ImageFile]:
@@ -144,12 +179,12 @@ def is_image(head: bytes) -> bool:
 
 def _convert(image: Image.Image, channels: int) -> np.ndarray:
     if channels not in _MODES:
-        remedy = "arrays in a .npz may have any number"
-        raise UnreadableImage(f"image files give 1, 3 or 4 channels, not {channels}; {remedy}")
+        remedy = "arrays and TIFFs may have any number"
+        raise UnreadableImage(f"pictures give 1, 3 or 4 channels, not {channels}; {remedy}")
     if image.mode.startswith("I;16"):
         image = Image.fromarray(scale_grey(image))
     elif image.mode in ("I", "F"):
-        raise UnreadableImage("32-bit grey has no white of its own; convert it to 8 or 16 bits")
+        raise UnreadableImage("32-bit grey has no white of its own; save it as TIFF of float32, or as .npy")
     if "transparency" in image.info:  # of a palette or of one colour: a direct conversion would warn, or forget it
         image = image.convert("RGBA")
     elif image.mode == "CMYK":  # has no direct way to luminance or RGBA
@@ -199,15 +234,3 @@ def _orientation(exif: bytes) -> int:
             if tag == 274:
                 return value if 1 <= value <= 8 else 1
     return 1
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    if orientation == 1:
-        return pixels
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maejax.data.arrays import read_pixels, size_of
 from maejax.data.augment import Transform
-from maejax.data.decode import decode, size_in_header
+from maejax.data.form import Form
 from maejax.data.listing import ByteRange
 from maejax.data.order import augment_rng
 from maejax.errors import UnreadableImage
@@ -17,7 +18,7 @@ _PIECES = 4  # for each thread and batch: one per image would cost tiny images m
 
 
 class RowSpec(NamedTuple):
-    """The recipe of one row of a batch; `image` is encoded bytes in a file, or pixels, uint8 [H, W] or [H, W, C]."""
+    """The recipe of one row of a batch; `image` is encoded bytes in a file, or pixels, [H, W] or [H, W, C]."""
 
     row: int  # in the batch
     position: int  # in the endless sequence of rows: names the random numbers of the augmentation
@@ -35,16 +36,16 @@ class Fault(NamedTuple):
 
 
 class FillConfig(NamedTuple):
-    """How rows are filled, the same for all of a run: augmentation, channels, seed of the augmentation."""
+    """How rows are filled, the same for all of a run: augmentation, form of the pixels, seed of the augmentation."""
 
     transform: Transform
-    channels: int
+    form: Form
     seed: int
     decode_whole: bool = False  # once for neighbouring rows: cheaper if an image is used several times a batch
 
 
 def fill(images: np.ndarray, rows: Sequence[RowSpec], config: FillConfig) -> list[Fault]:
-    """Read, decode and augment an image for each of `rows` into `images`, uint8 [B, H, W, C]; not those returned."""
+    """Read, decode and augment an image for each of `rows` into `images` [B, H, W, C]; not those returned."""
     faults: list[Fault] = []
     last, image = -1, Fault(-1, "", None)
     for spec in rows:
@@ -63,7 +64,7 @@ def fill(images: np.ndarray, rows: Sequence[RowSpec], config: FillConfig) -> lis
 def _read(spec: RowSpec, config: FillConfig) -> bytes | np.ndarray | Fault:
     try:
         data = spec.image.read() if isinstance(spec.image, ByteRange) else spec.image
-        return decode(data, config.channels) if config.decode_whole else data
+        return read_pixels(data, config.form) if config.decode_whole else data
     except OSError as error:
         return Fault(spec.row, error.strerror or str(error), spec.image.path)  # type: ignore[union-attr]
     except UnreadableImage as error:
@@ -71,11 +72,13 @@ def _read(spec: RowSpec, config: FillConfig) -> bytes | np.ndarray | Fault:
 
 
 def _augment(image: bytes | np.ndarray, config: FillConfig, rng: np.random.Generator) -> np.ndarray:
-    transform, channels = config.transform, config.channels
+    transform, form = config.transform, config.form
+    if config.decode_whole:
+        return transform(image, rng)  # type: ignore[arg-type]
     # The crop is drawn from the size in the header, and no more than it is decoded.
-    if transform.box is not None and isinstance(image, bytes) and (size := size_in_header(image)):
-        return transform.finish(decode(image, channels, transform.box(size, rng)), rng)
-    return transform(decode(image, channels), rng)
+    if transform.box is not None and (size := size_of(image, form)):
+        return transform.finish(read_pixels(image, form, transform.box(size, rng)), rng)
+    return transform(read_pixels(image, form), rng)
 
 
 def split_rows(rows: Sequence[RowSpec], parts: int) -> list[Sequence[RowSpec]]:

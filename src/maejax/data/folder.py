@@ -15,7 +15,7 @@ from maejax.errors import InputError
 _PACKED = r"t(?:gz|bz2?|xz|zst)|tar\.(?:gz|bz2|xz|zst)"
 PACKED = re.compile(rf"\.({_PACKED})$", re.IGNORECASE)  # a shard that must be unpacked to be read
 SHARD = re.compile(rf"\.(tar|{_PACKED})$", re.IGNORECASE)
-_OURS = {"index.json", "pack.jsonl", *LABEL_FILES}  # are read beside shards
+_OURS = {"index.json", "pack.jsonl", "bands.txt", *LABEL_FILES}  # are read beside shards
 _NO_IMAGES = (*TABLE_SUFFIXES, ".npz", ".zip", ".tar")
 
 

@@ -10,26 +10,33 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maejax.data.arrays import is_array, read_page
 from maejax.data.classes import NO_CLASS, label_in_file
 from maejax.data.decode import AVIF, is_image
+from maejax.data.dicom import HEAD
 from maejax.data.tar import LINK_TO_NOTHING, members
 from maejax.errors import FormatError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-_FOREIGN = (".heic", ".heif", ".jxl", ".jp2", ".j2k", ".psd", ".dcm", ".dng", ".cr2", ".nef", ".arw", ".svg")
+_PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+IMAGE_SUFFIXES = (*_PICTURES, ".npy", ".dcm")
+_FOREIGN = (".heic", ".heif", ".jxl", ".jp2", ".j2k", ".psd", ".dng", ".cr2", ".nef", ".arw", ".svg")
 UNREADABLE = _FOREIGN if AVIF else (".avif", *_FOREIGN)
 LATE = "labels that come after their image, too late for a stream"
 
 
 class ByteRange(NamedTuple):
-    """Where an encoded image lies: `size` bytes from `offset` of a file; size -1 is to the end."""
+    """Where an encoded image lies: `size` bytes from `offset` of a file; size -1 is to the end.
+
+    `page` is the number of one of several images there, -1 for the whole.
+    """
 
     path: str
     offset: int
     size: int
+    page: int = -1
 
-    def read(self) -> bytes:
-        """Return the bytes; raises OSError if the file is gone, or shorter than it was when it was listed."""
+    def read(self) -> bytes | np.ndarray:
+        """Return the bytes, or the pixels of a page; raises OSError if the file is gone, or was cut since."""
         # Opening anew costs 6 us and keeps nothing open: a thousand shards would pass the usual limit on open files.
         with open(self.path, "rb", buffering=0) as file:
             if self.offset:
@@ -37,7 +44,7 @@ class ByteRange(NamedTuple):
             data = file.read(self.size)
         if len(data) < self.size:
             raise OSError(f"{self.path} ends before byte {self.offset + self.size}: it was cut after it was opened")
-        return data
+        return data if self.page < 0 else read_page(data, self.page)
 
 
 class Sample(NamedTuple):
@@ -165,7 +172,7 @@ class Group:
         elif suffix in UNREADABLE:
             what = f"{suffix} files, which cannot be decoded here: convert them to JPEG or PNG"
             self._listing.leave_out(what, self._prefix + name)
-        elif suffix in IMAGE_SUFFIXES or (not suffix and is_image(_head(image.path) if head is None else head)):
+        elif suffix in IMAGE_SUFFIXES or (not suffix and _is_image(_head(image.path) if head is None else head)):
             self._images.setdefault(group_of(name), []).append((name, stem, image))
         elif suffix in (".cls", ".json"):
             if suffix == ".cls" or stem not in self._labels:
@@ -184,7 +191,12 @@ class Group:
         """Yield a sample for each image among the files so far, and forget these; labels without an image stay."""
         for group, images in self._images.items():
             plain = any(stem == group for _, stem, _ in images)
+            pictures = {stem for name, stem, _ in images if not name.endswith(".npy")}
             for name, stem, image in images:
+                if name.endswith(".npy") and stem in pictures:
+                    what = "arrays that lie beside a picture of their name (x.npy beside x.jpg)"
+                    self._listing.leave_out(what, self._prefix + name)
+                    continue
                 if plain and re.match("[A-Za-z_]", stem[len(group) + 1 :]):
                     what = "images that describe others of the same name (x.seg.png beside x.jpg)"
                     self._listing.leave_out(what, self._prefix + name)
@@ -208,7 +220,8 @@ class Group:
 
     def _read(self, name: str, content: bytes | ByteRange) -> int | str:
         try:
-            return label_in_file(suffix_of(name), content.read() if isinstance(content, ByteRange) else content)
+            data = content.read() if isinstance(content, ByteRange) else content
+            return label_in_file(suffix_of(name), data)  # type: ignore[arg-type]
         except (ValueError, OSError):
             self._listing.leave_out(NO_CLASS, self._prefix + name)
             return -1
@@ -229,5 +242,9 @@ def suffix_of(name: str) -> str:
 
 def _head(path: str) -> bytes:
     with suppress(OSError), open(path, "rb", buffering=0) as file:
-        return file.read(16)
+        return file.read(HEAD)
     return b""
+
+
+def _is_image(head: bytes) -> bool:
+    return is_image(head) or is_array(head)

@@ -151,8 +151,12 @@ def serve(connection: Connection, descriptor: int) -> None:
     with contextlib.suppress(EOFError, OSError):
         while (task := connection.recv()) is not None:
             slot, rows = task
-            answers.put(threads.submit(np.ndarray(work.shape, np.uint8, memory, slot * work.stride), rows))
+            answers.put(threads.submit(_batch(work, memory, slot), rows))
     os._exit(0)  # at once: threads may be in the middle of an image, or of a read that hangs
+
+
+def _batch(work: FillWork, memory: mmap.mmap, slot: int) -> np.ndarray:
+    return np.ndarray(work.shape, work.config.form.dtype, memory, slot * work.stride)
 
 
 def _answer(connection: Connection, answers: queue.SimpleQueue[list[Future[list[Fault]]]]) -> None:

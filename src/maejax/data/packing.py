@@ -18,12 +18,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from maejax.data.agreement import agree
+from maejax.data.arrays import NPY, is_array, is_picture, read_pixels, stored_pixels
 from maejax.data.augment import resize
-from maejax.data.decode import decode, opener_of
+from maejax.data.decode import decode, is_deep_png, is_tiff, opener_of
+from maejax.data.form import Form
 from maejax.data.order import epoch_order
 from maejax.data.sources import Source, open_source
 from maejax.errors import InputError, Stopped, UnreadableImage
-from maejax.storage.atomic import write_atomically
+from maejax.storage.atomic import write_atomically, write_whole
 from maejax.storage.redact import redact
 
 _JOURNAL = "pack.jsonl"  # lies in the folder while it is being packed into: for whom, and which shards are done
@@ -31,6 +34,8 @@ _UNEVEN = ".uneven"  # shards from which images were left out, until their image
 
 JPEG_QUALITY = 95
 _SUFFIX = {f: f".{f.lower()}" for f in ("PNG", "WEBP", "AVIF", "GIF", "BMP")} | {"JPEG": ".jpg", "TIFF": ".tif"}
+
+AS_THEY_ARE = Form(image_type="auto", fits=False)  # each of its own type
 
 Progress = Callable[[int, int], None]
 Encode = Callable[[bytes | np.ndarray], tuple[bytes, str]]
@@ -47,12 +52,14 @@ def pack(
     labels: str | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    asked: Form = AS_THEY_ARE,
 ) -> dict:
     """Write the images of `src` into tar shards in the folder `dst`, and `index.json` last of all.
 
     The shards are called after the folder (`train/train-0000.tar`) and hold at most `shard_size` images each, in
     numbers that differ by one at the most. The order is shuffled by `shuffle_seed` (None: that of the source). Labels
-    come from the source or the file `labels`. See `reencode` for `image_size` and `quality`. `workers` threads write a
+    come from the source or the file `labels`. See `reencode` for `image_size` and `quality`. With a type or bands in
+    `asked`, all images are written as arrays of that form. Names of bands go to `bands.txt`. `workers` threads write a
     shard each (None: one for each core); their number changes no byte. `progress` gets the images done and in all.
 
     Returns the index: `total` images, `classes`, `skipped` (key -> reason), `problems` of the source, `shards` (name,
@@ -66,9 +73,14 @@ def pack(
         if number is not None and (number < 1 or (flag == "--quality" and number > 100)):
             raise InputError(f"{flag} {number}: give at least 1" + (" and at most 100" if flag == "--quality" else ""))
     source, folder = open_source(src, labels=labels), Path(dst).expanduser()
+    turned = asked.image_type != "auto" or bool(asked.bands)
+    if turned or asked.pages == "images":
+        agree(source, asked)
+    form = source.form if turned else asked
     name, shape = redact(str(src)), {"shard_size": shard_size, "shuffle_seed": shuffle_seed}
     arguments: dict[str, Any] = {"source": name, "images": len(source), **shape}
-    later = {"quality": quality, "labels": labels}  # packs from before these were known do not have them
+    given = [list(value) if isinstance(value, tuple) else value for value in asked] if asked != AS_THEY_ARE else None
+    later = {"quality": quality, "labels": labels, "form": given}  # packs from before these were known lack them
     arguments |= {"image_size": image_size, **{name: value for name, value in later.items() if value is not None}}
     index = next(iter(_lines(folder / "index.json", whole=True)), {})
     if index.get("pack") == arguments and all(_is_there(folder, shard) for shard in index["shards"]):
@@ -78,7 +90,7 @@ def pack(
     count = -(-len(source) // shard_size)
     names = [f"{folder.resolve().name}-{n:0{max(4, len(str(count - 1)))}d}.tar" for n in range(count)]
     run = _Run(folder, workers or os.cpu_count() or 1, len(source), progress)
-    encode = partial(reencode, image_size=image_size, quality=quality)
+    encode = partial(reencode, image_size=image_size, quality=quality, form=form, turned=turned)
     shards = run.write(source, names, np.array_split(order, count), encode, records)
     skipped = {key: reason for shard in shards for key, reason in shard.pop("skipped").items()}
     sizes = [shard["samples"] for shard in shards]
@@ -88,6 +100,8 @@ def pack(
     if max(sizes) - min(sizes) > 1:
         shards = _level(run, shards, shard_size)
     index = {"total": sum(shard["samples"] for shard in shards), "classes": list(source.classes), "skipped": skipped}
+    if names := form.chosen or source.names:
+        write_whole(folder / "bands.txt", "\n".join(names) + "\n")
     index |= {"problems": source.problems, "shards": shards, "pack": arguments}
     with write_atomically(folder / "index.json") as new:
         new.write_text(json.dumps(index, indent=1))
@@ -148,7 +162,7 @@ def _level(run: "_Run", shards: list[dict], shard_size: int) -> list[dict]:
     names, parts = [shard["name"] for shard in shards[:count]], np.array_split(np.arange(len(source)), count)
 
     def copy(data: Any) -> tuple[bytes, str]:
-        return data, _SUFFIX[opener_of(data).format or ""]  # the images are whole, and of the size they shall have
+        return data, _suffix(data)  # the images are whole, and of the size they shall have
 
     shards = _Run(run.folder, run.workers, 0, None).write(source, names, parts, copy, None)
     return [{name: value for name, value in shard.items() if name != "skipped"} for shard in shards]
@@ -231,22 +245,32 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def reencode(data: bytes | np.ndarray, image_size: int | None, quality: int | None) -> tuple[bytes, str]:
+def reencode(
+    data: bytes | np.ndarray,
+    image_size: int | None,
+    quality: int | None,
+    form: Form = AS_THEY_ARE,
+    turned: bool = False,
+) -> tuple[bytes, str]:
     """Return the bytes of an image as a shard holds them, and their suffix.
 
     `image_size` is the longest short side, in pixels, `quality` that of JPEG, 1..100. Without either, files are copied
-    byte for byte, and arrays are written as PNG. With `image_size`, images with a longer short side are resized to it.
-    JPEG, WebP and AVIF are then written as JPEG (quality 95), others as PNG, without alpha. With `quality`, these three
-    are written as JPEG of that quality at any size if that is smaller.
+    byte for byte. Arrays are written as PNG if a picture can hold them, else as .npy; all images are that are `turned`
+    into `form`. With `image_size`, images with a longer short side are resized to it. JPEG, WebP and AVIF are then
+    written as JPEG (quality 95), other pictures as PNG, without alpha. With `quality`, these three are written as JPEG
+    of that quality at any size if that is smaller.
 
     Raises UnreadableImage, also where it would only be copied.
     """
-    if isinstance(data, np.ndarray):
-        pixels = data if data.ndim == 3 else data[..., None]
-        if pixels.shape[2] not in (1, 3, 4):
-            raise UnreadableImage(f"has {pixels.shape[2]} channels; image files hold 1, 3 or 4")
-        return _encode(_shrink(pixels, image_size), "PNG"), ".png"
-    suffix = _SUFFIX[opener_of(data).format or ""]
+    if turned:
+        return _encode_array(_shrink(read_pixels(data, form), image_size, form.no_data))
+    if isinstance(data, np.ndarray) or not is_picture(data) or (is_deep_png(data) and image_size):
+        pixels = stored_pixels(data, form)
+        small = _shrink(pixels, image_size, form.no_data)
+        if isinstance(data, bytes) and small.shape == pixels.shape:
+            return data, _suffix(data)
+        return _encode_array(small)
+    suffix = _suffix(data)
     pixels = decode(data, 3)  # what cannot be read must not get into a shard
     lossy = suffix in (".jpg", ".webp", ".avif")
     small = _shrink(pixels, image_size)
@@ -261,12 +285,27 @@ def reencode(data: bytes | np.ndarray, image_size: int | None, quality: int | No
     return (again, ".jpg") if resized or len(again) < len(data) else (data, suffix)
 
 
-def _shrink(pixels: np.ndarray, image_size: int | None) -> np.ndarray:
+def _shrink(pixels: np.ndarray, image_size: int | None, no_data: float | None = None) -> np.ndarray:
     height, width, _ = pixels.shape
     side = min(height, width)
     if image_size is None or side <= image_size:
         return pixels
-    return resize(pixels, (height * image_size // side, width * image_size // side))
+    return resize(pixels, (height * image_size // side, width * image_size // side), no_data)
+
+
+def _suffix(data: bytes) -> str:
+    """Return the suffix of an image by its first bytes."""
+    if is_array(data):
+        return ".npy" if data.startswith(NPY) else ".tif" if is_tiff(data) else ".dcm"
+    return _SUFFIX[opener_of(data).format or ""]
+
+
+def _encode_array(pixels: np.ndarray) -> tuple[bytes, str]:
+    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3, 4):
+        return _encode(pixels, "PNG"), ".png"
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(pixels))
+    return buffer.getvalue(), ".npy"
 
 
 def _encode(pixels: np.ndarray, format: str, **options: Any) -> bytes:

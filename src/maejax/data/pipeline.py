@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maejax.data.arrays import read_pixels
 from maejax.data.augment import Size, Transform, build_eval
 from maejax.data.batch_plan import BatchConfig, BatchPlan, Numbered, Position
-from maejax.data.decode import decode
 from maejax.data.faults import Faults
 from maejax.data.fill import Fault, FillConfig, fill
 from maejax.data.lanes import Lanes
@@ -26,9 +26,9 @@ AHEAD = 2  # batches prepared beyond the one in use
 class Batch(NamedTuple):
     """The rows of a global batch that belong to one process; a pytree, on the host and on devices.
 
-    `images` uint8 [B, H, W, C]; `labels` int32 [B], -1 if there is none; `valid` bool [B], False for rows that no
-    image fills, which are zeros; `index` int64 [B], the image's number in the source, -1 for padding. In a stream it is
-    shard * 2**32 + the image's number in the shard.
+    `images` [B, H, W, C] of the type of the source's form; `labels` int32 [B], -1 if there is none; `valid` bool [B],
+    False for rows that no image fills, which are zeros; `index` int64 [B], the image's number in the source, -1 for
+    padding. In a stream it is shard * 2**32 + the image's number in the shard.
     """
 
     images: Any  # arrays of NumPy, or of JAX once they are on devices
@@ -68,9 +68,10 @@ class Loader:
         self.bad, self.lost = self.faults.bad, self.faults.lost
         self.steps = None if source.total is None else -(-source.total * config.repeats // config.batch_size)
         self._ahead = AHEAD if workers else 0
-        self._fill = FillConfig(transform, channels, config.seed, decode_whole=config.repeats > 1)
+        form = source.form._replace(channels=channels)
+        self._fill = FillConfig(transform, form, config.seed, decode_whole=config.repeats > 1)
         self._shape = (len(config.rows), *size, channels)
-        self.footprint = describe_workers(workers, self._shape, self._ahead)
+        self.footprint = describe_workers(workers, self._shape, form.dtype, self._ahead)
         self._position: Position | None = None
         if isinstance(source, Source):
             self._plans = Numbered(source, config)
@@ -89,7 +90,7 @@ class Loader:
         """Return this process's rows of global batch `step` of a source; prepared in the calling thread."""
         if isinstance(self._plans, Lanes):
             raise InputError("a stream has no batches by number; go through them by iterate")
-        plan, images = self._plans.plan(step), np.zeros(self._shape, np.uint8)
+        plan, images = self._plans.plan(step), np.zeros(self._shape, self._fill.form.dtype)
         return self._close(plan, images, fill(images, plan.rows, self._fill))
 
     def iterate(
@@ -158,21 +159,21 @@ def evaluation_loader(
 ) -> Loader:
     """Build the loader of one pass over a source in order: images pass `center_crop`, the last batch is padded."""
     config = BatchConfig(batch_size, shuffle=False, process_index=process_index, process_count=process_count)
-    return Loader(
-        source, build_eval(size, crop_ratio), config, size=size, channels=channels, workers=workers, faults=faults
-    )
+    transform = build_eval(size, crop_ratio, source.form.no_data)
+    return Loader(source, transform, config, size=size, channels=channels, workers=workers, faults=faults)
 
 
 def check_readable(source: Source | Stream, channels: int, at_most: int = 1000) -> None:
     """Try the first images, or those of the first shards; raises InputError if none of `at_most` can be read."""
     reasons: list[str] = []
+    form = source.form._replace(channels=channels)
     if isinstance(source, Stream):
         what, tried = "images and shards", first_images(source, reasons)
     else:
         what, tried = "images", ((source.keys[i], source.stored(i)) for i in range(min(len(source), at_most)))
     for key, image in tried:
         try:
-            decode(image.read() if isinstance(image, ByteRange) else image, channels)
+            read_pixels(image.read() if isinstance(image, ByteRange) else image, form)
             return
         except (UnreadableImage, OSError) as error:
             reasons.append(f"{key}: {error}")

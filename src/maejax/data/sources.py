@@ -15,6 +15,7 @@ import numpy as np
 from maejax.data.classes import LABEL_NAMES, class_of_folders, read_label
 from maejax.data.expand import expand
 from maejax.data.folder import PACKED, in_folder
+from maejax.data.form import Form
 from maejax.data.labels import LABEL_FILES, assign, read_labels
 from maejax.data.listing import IMAGE_SUFFIXES, ByteRange, Listing, Sample, in_tar
 from maejax.data.order import epoch_order
@@ -36,7 +37,8 @@ class Source:
 
     `keys` names each image in messages. `labels` is int32 [n], -1 if there is none; `classes` are their names, () if
     unknown. `only` is the folder that all images lie in: a class if others say so, "" if there is none. `problems` are
-    sentences on what could not be used, `lost` the shards that could not be read to their end.
+    sentences on what could not be used, `lost` the shards that could not be read to their end. `form` is how images
+    become pixels, and `names` are those of the bands that stand beside the files, () if there are none.
     """
 
     keys: list[str]
@@ -45,6 +47,8 @@ class Source:
     problems: list[str]
     lost: dict[str, str] = field(default_factory=dict, kw_only=True)
     only: str = field(default="", kw_only=True)
+    form: Form = field(default_factory=Form, kw_only=True)
+    names: tuple[str, ...] = field(default=(), kw_only=True)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -59,7 +63,7 @@ class Source:
         return self.keys[i]
 
     def stored(self, i: int) -> ByteRange | np.ndarray:
-        """Return where the bytes of image i lie, or its pixels, uint8 [H, W] or [H, W, C]."""
+        """Return where the bytes of image i lie, or its pixels, [H, W] or [H, W, C]."""
         raise NotImplementedError
 
     def read(self, i: int) -> bytes | np.ndarray:
@@ -101,26 +105,28 @@ class FileSource(Source):
     """Encoded images, each a range of bytes of a file: a whole file in a folder, a member in a tar shard.
 
     `file` is int32 [n], an index into `files`; `offset` and `size` are int64 [n] in bytes; size -1 is to the end.
+    `page` is int32 [n], the number of a page of that file, -1 for the whole.
     """
 
     files: list[Path]
     file: np.ndarray
     offset: np.ndarray
     size: np.ndarray
+    page: np.ndarray
 
     def stored(self, i: int) -> ByteRange:
         """Return where the encoded bytes of image i lie."""
-        return ByteRange(str(self.files[self.file[i]]), int(self.offset[i]), int(self.size[i]))
+        return ByteRange(str(self.files[self.file[i]]), int(self.offset[i]), int(self.size[i]), int(self.page[i]))
 
 
 @dataclass(eq=False)
 class ArraySource(Source):
-    """Images that are held in memory as pixels, uint8 [n, H, W] or [n, H, W, C]."""
+    """Images that are held in memory as pixels, [n, H, W] or [n, H, W, C] of any type."""
 
     images: np.ndarray
 
     def stored(self, i: int) -> np.ndarray:
-        """Return the pixels of image i, uint8 [H, W] or [H, W, C]."""
+        """Return the pixels of image i, [H, W] or [H, W, C]."""
         return self.images[i]
 
 
@@ -149,6 +155,15 @@ def open_source(
         found.samples = []
     source = _gather(specs, len(local) + len(addresses), found)
     return _labelled(source, [*local, *(path for path, _ in fetched)], labels)
+
+
+def open_files(names: Sequence[str]) -> Source:
+    """Open single files as images, whatever their suffix; whether they are there is found out by reading them."""
+    paths = [Path(name).expanduser() for name in names]
+    found = Listing([Sample(str(path), ByteRange(str(path), 0, -1)) for path in paths])
+    source = _gather(list(names), len(paths), found)
+    source.names = next(filter(None, map(read_names, {path.parent: 1 for path in paths})), ())
+    return source
 
 
 def open_stream(spec: Spec, *, cache_dir: str = "", patience: RetryPolicy | None = None) -> Source | Stream:
@@ -207,11 +222,12 @@ def _look(paths: list[Path], notes: list[str]) -> Listing:
 
 
 def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> Source:
-    """Take the labels from the label file `labels`, or from one beside images without labels."""
+    """Take the labels from the label file `labels`, or from one beside images without labels; and names of bands."""
+    folders = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
+    source.names = source.names or next(filter(None, map(read_names, folders)), ())
     file = None if labels is None else Path(labels).expanduser()
     if file is None and (source.labels < 0).all():
-        places = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
-        file = next((place / name for place in places for name in LABEL_FILES if (place / name).is_file()), None)
+        file = next((place / name for place in folders for name in LABEL_FILES if (place / name).is_file()), None)
     if file is None:
         return source
     try:
@@ -227,6 +243,16 @@ def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> S
             raise InputError(message) from None
         source.problems.append(message)
     return source
+
+
+def read_names(folder: Path) -> tuple[str, ...]:
+    """Read the names of bands from the bands.txt of a folder, with commas or lines between; () if it has none."""
+    path = folder / "bands.txt"
+    try:
+        text = path.read_text() if path.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    return tuple(name.strip() for name in re.split(r"[,\n]", text) if name.strip())
 
 
 def _gather(specs: list[str], paths: int, found: Listing) -> FileSource:
@@ -256,6 +282,7 @@ def _gather(specs: list[str], paths: int, found: Listing) -> FileSource:
         file=np.array([number[image.path] for image in images], np.int32),
         offset=np.array([image.offset for image in images], np.int64),
         size=np.array([image.size for image in images], np.int64),
+        page=np.array([image.page for image in images], np.int32),
     )
 
 
@@ -288,19 +315,16 @@ def _open_arrays(path: Path) -> ArraySource:
         with np.load(path, allow_pickle=False) as arrays:
             images = arrays["images"]
             given = next((arrays[name] for name in LABEL_NAMES if name in arrays), np.full(len(images), -1))
-            classes = tuple(map(str, arrays.get("classes", ())))
+            classes, names = (tuple(map(str, arrays.get(name, ()))) for name in ("classes", "bands"))
+            names = tuple(name.replace(",", " ") for name in names)
     except KeyError:
-        raise InputError(
-            f"{path}: has no array named images; save uint8 images [n, H, W] or [n, H, W, C] there"
-        ) from None
+        raise InputError(f"{path}: has no array named images; save images [n, H, W] or [n, H, W, C] there") from None
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         said = pointer(path.read_bytes()) if path.is_file() and path.stat().st_size < 1000 else ""
         raise InputError(f"{path}: {said or f'cannot be read as .npz: {error}; write it with numpy.savez'}") from None
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or not images.size:
+    if images.dtype.kind not in "buif" or images.ndim not in (3, 4) or not images.size:
         form = f"{images.dtype} {list(images.shape)}"
-        raise InputError(f"{path}: images are {form}; they must be uint8 [n, H, W] or [n, H, W, C]")
-    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and min(images.shape[2:]) > 4:
-        raise InputError(f"{path}: images are {list(images.shape)}, channels first; save images.transpose(0, 2, 3, 1)")
+        raise InputError(f"{path}: images are {form}; they must be numbers [n, H, W] or [n, H, W, C]")
     keys = [f"{path.name}:{i}" for i in range(len(images))]
     if len(given) != len(images):
         raise InputError(f"{path}: has {len(given)} labels for {len(images)} images; save one for each")
@@ -313,4 +337,6 @@ def _open_arrays(path: Path) -> ArraySource:
                 f"{path}: the label of image {len(found.samples)}: {error}; give a number or a name"
             ) from None
     labels, classes, _ = _number([str(path)], found)
-    return ArraySource(keys=keys, labels=labels, classes=classes, problems=found.sentences(), images=images)
+    return ArraySource(
+        keys=keys, labels=labels, classes=classes, problems=found.sentences(), names=names, images=images
+    )

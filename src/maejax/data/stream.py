@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maejax.data.form import Form
 from maejax.data.listing import LATE, ByteRange, Listing, Sample, along_tar
 from maejax.errors import FetchError, FormatError, InputError
 from maejax.storage.read import read_address
@@ -92,7 +93,8 @@ class Stream:
     `folder` holds the fetched files; with `keep` they stay there for later epochs and runs. `total` is the number of
     images by the index.json beside the shards; without one it is None until every shard was read once. `classes` come
     from there too, else (). `lost` maps the shards that could not be read at opening to the reason. `unlabelled` says
-    why images have no number that have a label, "" while there is none.
+    why images have no number that have a label, "" while there is none. `form` is how images become pixels,
+    and `names` are those of the bands.
     """
 
     shards: list[RemoteShard | LocalShard]
@@ -104,6 +106,8 @@ class Stream:
     problems: list[str] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     unlabelled: str = ""
+    form: Form = field(default_factory=Form)
+    names: tuple[str, ...] = ()
     _sizes: dict[int, int] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)  # what the log has on images that are left out
     _dead: dict[int, tuple[int, int]] = field(default_factory=dict)  # by shard: failures, epoch of the next try

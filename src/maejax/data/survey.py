@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from maejax.data.decode import decode, opener_of
+from maejax.data.arrays import is_picture, look, read_pixels
+from maejax.data.decode import opener_of
+from maejax.data.form import Form
 from maejax.data.order import epoch_order
 from maejax.data.sources import FileSource, Source
 from maejax.errors import UnreadableImage
@@ -24,17 +26,18 @@ def survey(
 ) -> dict[str, Any]:
     """Collect the facts about a source, as JSON can hold them.
 
-    `sample` images, drawn at random but the same every time (None: all), are decoded to `channels`: their sizes,
+    `sample` images, drawn at random but the same every time (None: all), are read with `channels`: their sizes,
     formats and modes are counted, and unreadable ones are named. Everything else is counted over all images.
     `progress` is called with the number of images decoded so far and in the end.
     """
     count = len(source) if sample is None else min(sample, len(source))
+    form = source.form._replace(channels=channels)
     chosen = sorted(epoch_order(len(source), 0, 0)[:count].tolist())
     sizes: list[tuple[int, int, int]] = []  # width, height, bytes
     formats, modes, bad = Counter(), Counter(), {}
     with (
         ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="maejax-survey") as executor,
-        closing(executor.map(lambda i: _look(source, i, channels), chosen)) as looks,  # type: ignore[type-var]
+        closing(executor.map(lambda i: _look(source, i, form), chosen)) as looks,  # type: ignore[type-var]
     ):
         for done, (i, look) in enumerate(zip(chosen, looks, strict=True), 1):
             if isinstance(look, str):
@@ -61,15 +64,16 @@ def survey(
     }
 
 
-def _look(source: Source, i: int, channels: int) -> tuple[str, str, tuple[int, int, int]] | str:
+def _look(source: Source, i: int, form: Form) -> tuple[str, str, tuple[int, int, int]] | str:
     """Return format, mode and (width, height, bytes) of an image, or why it cannot be read."""
     try:
         data = source.read(i)
-        pixels = decode(data, channels)
-        height, width = pixels.shape[:2]
-        if isinstance(data, np.ndarray):
-            mode = "grey" if data.ndim == 2 else f"{data.shape[2]} channels"
-            return "array", mode, (width, height, data.nbytes)
+        height, width = read_pixels(data, form).shape[:2]
+        if isinstance(data, np.ndarray) or not is_picture(data):
+            stored = look(data, form)
+            mode = "grey" if stored.bands == 1 else f"{stored.bands} channels"
+            mode = mode if stored.image_type == "uint8" else f"{stored.image_type} {mode}"
+            return stored.kind, mode, (width, height, data.nbytes if isinstance(data, np.ndarray) else len(data))
         opener = opener_of(data)
         return opener.format or "", opener(io.BytesIO(data)).mode, (width, height, len(data))
     except UnreadableImage as error:

@@ -2,16 +2,17 @@
 
 In an uncompressed arrow file every image is a range of its bytes, so it is listed like a member of a tar and read
 without pyarrow. Parquet packs values into pages and row groups, of which one image cannot be read alone: a parquet file
-is copied once to an arrow file in the user's cache.
+is copied once to an arrow file in the user's cache. So is a table of numbers in lists, whose images become .npy there.
 """
 
 import hashlib
+import io
 import json
 import logging
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def _json(path: Path) -> dict[str, Any]:
 def in_table(path: Path, title: str) -> Listing:
     """List the images of an arrow or parquet file, with the labels and the names of their classes.
 
-    The image column holds encoded bytes, structs of `bytes` and `path`, or paths from the table's folder on; of several
+    The image column holds encoded bytes, structs of `bytes` and `path`, lists of lists of numbers (`datasets` calls
+    them Array2D and Array3D), or paths from the table's folder on; of several
     it is the one called image, or the first. The label column is a ClassLabel, or has what `read_label` takes. Keys
     read `title:row`, followed by the image's own name where it has one. Rows without an image are counted in
     `problems`, as is damage. Raises InputError if pyarrow is missing, or there is no room for the copy of a parquet
@@ -164,6 +166,34 @@ def _is_binary(kind: Any) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+def _is_array(kind: Any) -> bool:
+    """Return whether a column holds lists of lists of numbers: images [H, W] or [H, W, C]."""
+    import pyarrow as pa
+
+    depth = 0
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    return depth in (2, 3) and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _as_npy(column: Any) -> Any:
+    """Turn a column of lists of numbers into one of .npy files, null where a row is null or its lists are ragged."""
+    import pyarrow as pa
+
+    files: list[bytes | None] = []
+    for i in range(len(column)):
+        row, shape = column.slice(i, 1), []
+        while hasattr(row.type, "value_type") and row.null_count == 0:
+            lengths = set(np.diff(row.offsets)) if hasattr(row, "offsets") else {row.type.list_size}
+            row = row.flatten() if len(lengths) == 1 else pa.nulls(1)
+            shape.append(int(min(lengths)))
+        buffer = io.BytesIO()
+        if row.null_count == 0:
+            np.save(buffer, row.to_numpy(zero_copy_only=False).reshape(shape))
+        files.append(buffer.getvalue() or None)
+    return pa.array(files, pa.binary())
+
+
 def _choose(schema: Any, beside: Path) -> tuple[str, str | None, tuple[str, ...]]:
     """Find the columns of images and labels, and the classes: by the features of `datasets`, else by type and name."""
     import pyarrow as pa
@@ -194,6 +224,7 @@ def _choose(schema: Any, beside: Path) -> tuple[str, str | None, tuple[str, ...]
         return next((by_name[name] for name in names if name in by_name), fields[0].name if fields else None)
 
     fields = [field for field in schema if holds_image(field.type)]
+    fields = fields or [field for field in schema if _is_array(field.type)]
     paths = [field for field in schema if is_text(field.type) and field.name.lower() in (*_PATHS, *_IMAGES)]
     image = first([field for field in typed("Image") if field in fields] or fields or paths, (*_IMAGES, *_PATHS))
     if image is None:
@@ -208,22 +239,37 @@ def _choose(schema: Any, beside: Path) -> tuple[str, str | None, tuple[str, ...]
 
 
 def _as_arrow(path: Path) -> Path:
-    """Return an arrow file with the image and label columns of a parquet file, written if there is none yet."""
-    if path.suffix.lower() == ".arrow":
-        return path
+    """Return an arrow file with the image and label columns of a table, copied once where it is parquet or numbers."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder, state = cache_folder(), path.stat()
-    with pq.ParquetFile(path) as file:
-        image, label, _ = _choose(file.schema_arrow, path.parent / "dataset_info.json")
-        wanted = [image] if label is None else [image, label]
+    beside, state = path.parent / "dataset_info.json", path.stat()
+    with ExitStack() as stack:
+        if path.suffix.lower() == ".arrow":
+            file = stack.enter_context(pa.memory_map(str(path)))
+            whole = file.read_buffer()
+            magic = whole.slice(0, 6).to_pybytes() if whole.size >= 6 else b""
+            reader = pa.ipc.open_file(whole) if magic == b"ARROW1" else pa.ipc.open_stream(whole)
+            found, size = reader.schema, state.st_size
+            image, label, _ = _choose(found, beside)
+            if not _is_array(found.field(image).type):
+                return path
+            stream = hasattr(reader, "read_next_batch")
+            batches = iter(reader) if stream else map(reader.get_batch, range(reader.num_record_batches))
+            wanted = [image] if label is None else [image, label]
+        else:
+            file = stack.enter_context(pq.ParquetFile(path))
+            found = file.schema_arrow
+            image, label, _ = _choose(found, beside)
+            wanted = [image] if label is None else [image, label]
+            groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+            size = sum(g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns))
+            batches = file.iter_batches(batch_size=256, columns=wanted)
+        folder, numbers = cache_folder(), _is_array(found.field(image).type)
         identity = f"{path.resolve()} {state.st_size} {state.st_mtime_ns} {wanted}"
         copy = folder / f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.arrow"
         if copy.is_file():
             return copy
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        size = sum(g.column(c).total_uncompressed_size for g in groups for c in range(g.num_columns))
         folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(folder).free < size:
             raise InputError(
@@ -231,8 +277,14 @@ def _as_arrow(path: Path) -> Path:
                 "set XDG_CACHE_HOME to a larger disk"
             )
         _log.warning("%s: copying its images once to %s, %.1f MB", path, copy, size / 1e6)
-        schema = pa.schema([file.schema_arrow.field(name) for name in wanted], file.schema_arrow.metadata)
+        fields = [found.field(name) for name in wanted]
+        fields[0] = fields[0].with_type(pa.binary()) if numbers else fields[0]
+        schema = pa.schema(fields, found.metadata)
         with write_atomically(copy) as new, pa.ipc.new_stream(str(new), schema) as writer:
-            for batch in file.iter_batches(batch_size=256, columns=wanted):
-                writer.write_batch(batch.select(wanted).cast(schema))
+            for batch in batches:
+                chosen = batch.select(wanted)
+                if numbers:
+                    columns = [_as_npy(chosen.column(0)), *chosen.columns[1:]]
+                    chosen = pa.RecordBatch.from_arrays(columns, schema=schema)
+                writer.write_batch(chosen.cast(schema))
     return copy

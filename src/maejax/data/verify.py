@@ -9,7 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maejax.data.decode import decode
+from maejax.data.arrays import stored_pixels
+from maejax.data.form import Form
 from maejax.data.listing import in_tar
 from maejax.errors import InputError, UnreadableImage
 
@@ -81,7 +82,7 @@ def _check(folder: Path, entry: dict[str, Any], deep: bool) -> tuple[int, int, l
             wrong.append((name, f"holds {count} images instead of {entry['samples']}"))
         for sample in found.samples if deep else ():
             try:
-                decode(sample.image.read())  # type: ignore[union-attr]
+                stored_pixels(sample.image.read(), Form(pages="bands"))  # type: ignore[union-attr]
             except UnreadableImage as error:
                 wrong.append((sample.key, str(error)))
     except FileNotFoundError:

@@ -30,9 +30,9 @@ _PAGE = 4096  # slots begin at a page: JAX on CPU takes over memory that is alig
 class _Slots:
     """Memory without a name for a fixed number of batches, each free again when no array uses it any more."""
 
-    def __init__(self, shape: Shape, count: int):
-        self.shape = shape
-        self.stride = -(-math.prod(shape) // _PAGE) * _PAGE
+    def __init__(self, shape: Shape, dtype: np.dtype, count: int):
+        self.shape, self.dtype = shape, dtype
+        self.stride = -(-math.prod(shape) * dtype.itemsize // _PAGE) * _PAGE
         if hasattr(os, "memfd_create"):
             self.descriptor = os.memfd_create("maejax-data")
         else:
@@ -43,9 +43,9 @@ class _Slots:
         self.free = collections.deque(range(count))
 
     def take(self, rows: Sequence[RowSpec]) -> tuple[int, np.ndarray]:
-        """Return a free slot, its number and its array, uint8 [B, H, W, C]; all but `rows` are zeros."""
+        """Return a free slot, its number and its array [B, H, W, C]; all but `rows` are zeros."""
         slot = self.free.pop()  # the one last used: the others may never take any memory
-        images = np.ndarray(self.shape, np.uint8, self._memory, slot * self.stride)
+        images = np.ndarray(self.shape, self.dtype, self._memory, slot * self.stride)
         # Views, and JAX arrays that alias the memory, keep this very array alive.
         weakref.finalize(images, self.free.append, slot).atexit = False
         if len(rows) < len(images):
@@ -64,7 +64,7 @@ class Workers:
         count = loader_processes(cores)
         if count:
             pickle.dumps(config)  # an object that cannot be sent raises here, before anything is started
-        self._slots = _Slots(shape, ahead + 1 + HELD)
+        self._slots = _Slots(shape, config.form.dtype, ahead + 1 + HELD)
         self._threads = FillThreads(0 if count else cores, config)
         self._processes = [
             LoaderProcess(i, FillWork(shape, self._slots.stride, config, threads), self._slots.descriptor)
@@ -72,7 +72,7 @@ class Workers:
         ]
 
     def start(self, rows: Sequence[RowSpec]) -> tuple[np.ndarray, list[Future[list[Fault]]]]:
-        """Start to fill `rows` of a new batch, uint8 [B, H, W, C]; other rows are zeros. It is full when all are done.
+        """Start to fill `rows` of a new batch [B, H, W, C]; other rows are zeros. It is full when all are done.
 
         Each future returns the rows that could not be filled, or raises the error.
         """
@@ -98,13 +98,14 @@ class Workers:
         os.close(self._slots.descriptor)  # arrays that were handed out keep the memory
 
 
-def describe_workers(cores: int, shape: Shape, ahead: int) -> str:
+def describe_workers(cores: int, shape: Shape, dtype: np.dtype, ahead: int) -> str:
     """Describe workers in a sentence, with the memory of their batches on this host."""
-    count, megabytes = loader_processes(cores), math.prod(shape) / 1e6
+    count, megabytes = loader_processes(cores), math.prod(shape) * dtype.itemsize / 1e6
     threads = " + ".join(map(str, _shares(cores, max(count, 1))))
     who = f"{count} loader processes of {threads} threads" if count else f"{threads} loader threads"
     slots = ahead + 1 + HELD
-    return f"{who}; {slots} batches of {megabytes:,.1f} MB, {slots * megabytes:,.0f} MB in all"
+    kind = "" if dtype == np.uint8 else f" ({dtype})"
+    return f"{who}; {slots} batches of {megabytes:,.1f} MB{kind}, {slots * megabytes:,.0f} MB in all"
 
 
 def loader_processes(cores: int) -> int:

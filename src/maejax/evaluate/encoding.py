@@ -12,7 +12,7 @@ from maejax.data.sources import Source
 from maejax.models.pooling import Pool, pools
 
 Layers = Sequence[int] | None
-Images = Iterable[np.ndarray]  # uint8 [n, H, W, C], of any n
+Images = Iterable[np.ndarray]  # [n, H, W, C] of the model's type, of any n
 READING = {"crop_ratio": 0.0, "batch_size": 64, "workers": 0}  # of `evaluation_loader`
 
 
@@ -21,8 +21,9 @@ def extract(
 ) -> np.ndarray:
     """Encode images and return one feature each: float32 [n, D], [n, 2 D] for "cls+mean", [n, 1 + N, D] for None.
 
-    `images` is one array, uint8 [n, H, W, C], or an iterable of them with n of any size. "cls" is the class token,
-    "mean" the mean of the patch tokens, "cls+mean" both, which is stronger for small encoders; None keeps all tokens.
+    `images` is one array [n, H, W, C] of the model's type, or an iterable of them with n of any size. "cls" is the
+    class token, "mean" the mean of the patch tokens, "cls+mean" both, which is stronger for small encoders; None keeps
+    all tokens.
     `layers` are those of `VisionTransformer.encode`; with them the result is [n, L, ...].
 
     All chunks are padded to one size, so that the encoder compiles once and a feature does not depend on the images
@@ -31,7 +32,7 @@ def extract(
     if isinstance(images, np.ndarray):
         batch_size = min(batch_size, max(len(images), 1))  # pad three images to 3, not to 256
         images = [images]
-    chunks = ((None, chunk) for chunk in _chunks(images, batch_size))
+    chunks = ((None, chunk) for chunk in _chunks(images, batch_size, model.config.encoder.image_type))
     features = [rows for _, rows in _encode_all(model, chunks, batch_size, pool, layers)]
     if not features:
         raise ValueError("there are no images to encode")
@@ -69,16 +70,16 @@ def _encode_all(
         yield label, np.asarray(features)[:count]
 
 
-def _chunks(batches: Images, size: int) -> Iterator[np.ndarray]:
+def _chunks(batches: Images, size: int, kind: str) -> Iterator[np.ndarray]:
     for batch in batches:
-        if batch.ndim != 4 or batch.dtype != np.uint8:
-            raise ValueError(f"images are uint8 [B, H, W, C], not {batch.dtype} {list(batch.shape)}")
+        if batch.ndim != 4 or batch.dtype != kind:
+            raise ValueError(f"images are {kind} [B, H, W, C], not {batch.dtype} {list(batch.shape)}")
         for start in range(0, len(batch), size):
             yield batch[start : start + size]
 
 
 @partial(jax.jit, static_argnames=("pool", "layers"))
 def encode(model: Any, images: Any, pool: Pool | None, layers: tuple[int, ...] | None = None) -> jax.Array:
-    """Encode uint8 images [B, H, W, C] in one pass; see `extract`."""
+    """Encode images [B, H, W, C] of the model's type in one pass; see `extract`."""
     chosen = {} if layers is None else {"layers": layers}
     return model.encode(model.normalize(images), pool=pool, **chosen)

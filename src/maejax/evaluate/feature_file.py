@@ -80,6 +80,7 @@ def write_features(
         "crop_ratio": reading["crop_ratio"],
         "batch_size": batch_size,
         "size": list(model.config.encoder.image_size),
+        "form": [list(value) if isinstance(value, tuple) else value for value in source.form._replace(first="")],
     }
     first, kept = 0, 0
     with contextlib.suppress(OSError, ValueError, KeyError):  # KeyError: of an earlier version

@@ -10,11 +10,16 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from maejax.data.agreement import agree
+from maejax.data.arrays import read_pixels
 from maejax.data.augment import build_eval
-from maejax.data.decode import decode
+from maejax.data.display import as_picture, limits_of, shown_bands
+from maejax.data.form import Form
+from maejax.data.sources import Source, open_files
 from maejax.errors import InputError, UnreadableImage
 from maejax.evaluate.patch_statistics import hidden_statistics
 from maejax.models import masking
+from maejax.models.normalization import Normalized
 from maejax.models.patches import patchify, unpatchify
 from maejax.storage.atomic import write_atomically
 
@@ -40,12 +45,16 @@ class Reconstruction:
     note: str
 
 
-def reconstruct(model: Any, images: np.ndarray, order: np.ndarray) -> Reconstruction:
+def reconstruct(
+    model: Any, images: np.ndarray, order: np.ndarray, show: tuple[int, ...] | None = None
+) -> Reconstruction:
     """Predict hidden patches of images and draw them.
 
-    `images` is uint8 [B, H, W, C]. `order` is int [B, N], a permutation of the patches for each image; the first
-    K stay visible. For a model trained on normalised patches, mean and standard deviation come from
-    `hidden_statistics`: only `original` shows hidden pixels. Raises ValueError if `order` is no permutation.
+    `images` is [B, H, W, C] of the model's type. `order` is int [B, N], a permutation of the patches for each image;
+    the first K stay visible. `show` are the numbers of the bands that are drawn, None for all of uint8 and for the
+    first of other types, which are stretched by `limits_of` the images. For a model trained on normalised patches, mean
+    and standard deviation come from `hidden_statistics`: only `original` shows hidden pixels. Raises ValueError if
+    `order` is no permutation.
     """
     config, encoder = model.config, model.config.encoder
     (rows, columns), size = encoder.grid, encoder.patch_size
@@ -63,18 +72,23 @@ def reconstruct(model: Any, images: np.ndarray, order: np.ndarray) -> Reconstruc
             mean, std = hidden_statistics(sample.reshape(-1, size, size, encoder.channels), shown, encoder.grid)
             sample[:] = mean[:, None] + std[:, None] * sample
 
-    pixels = np.asarray(unpatchify(jax.numpy.asarray(patches), encoder.grid, size))
-    pixels = np.clip(np.rint(255 * (pixels * np.array(encoder.std) + np.array(encoder.mean))), 0, 255).astype(np.uint8)
+    values = np.asarray(unpatchify(jax.numpy.asarray(patches), encoder.grid, size))
+    values = (values * np.array(encoder.std) + np.array(encoder.mean)) * (255 if encoder.image_type == "uint8" else 1)
+    images, no_data = np.asarray(images), encoder.no_data
+    every = tuple(range(encoder.channels))
+    bands = show or (every if images.dtype == np.uint8 else shown_bands("", (), encoder.channels))
+    limits = limits_of(images, bands, no_data)
+    original, pixels = as_picture(images, bands, limits, no_data), as_picture(values, bands, limits)
     shown = visible.reshape(-1, rows, columns, 1).repeat(size, axis=1).repeat(size, axis=2)
-    masked, hidden = np.where(shown, images, _GREY), np.where(shown, _GREY, pixels)
+    masked, hidden = np.where(shown, original, _GREY), np.where(shown, _GREY, pixels)
     note = _NORM_PIX_NOTE if config.norm_pix_loss else _RAW_NOTE
-    return Reconstruction(images, masked, hidden, np.where(shown, images, pixels), note)
+    return Reconstruction(original, masked, hidden, np.where(shown, original, pixels), note)
 
 
 @jax.jit
 def _predict(model: Any, images: jax.Array, order: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = model.normalize(images)
-    return x, model(x, order).prediction
+    return x.images if isinstance(x, Normalized) else x, model(x, order).prediction
 
 
 def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), least: int = 128) -> Image.Image:
@@ -114,34 +128,45 @@ def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), leas
 
 
 def write_pictures(
-    model: Any, images: Sequence[str], folder: Path, *, mask: str = "random", seed: int = 0
+    model: Any,
+    images: Sequence[str],
+    folder: Path,
+    *,
+    mask: str = "random",
+    seed: int = 0,
+    asked: Form | None = None,
+    show: str = "",
 ) -> Iterator[Path]:
     """Draw original, masked, reconstruction and pasted of every image file; yield the PNGs written to `folder`.
 
-    `mask` is "random", "block" or "grid". Images are resized and cropped at the centre to the model's size. Raises
-    InputError for another mask, and for a file that is missing or no image, before anything is drawn.
+    `mask` is "random", "block" or "grid". Images are resized and cropped at the centre to the model's size. `asked` is
+    the form that the model takes, and `show` as `--show-bands`. Raises InputError for another mask, and for a file that
+    is missing or no image, before anything is drawn.
     """
     encoder = model.config.encoder
     patches, grid = encoder.patches, encoder.grid
     masks = {"random": (masking.random, patches), "block": (masking.block, grid), "grid": (masking.grid, grid)}
     if mask not in masks:
         raise InputError(f"--mask {mask}: choose random, block or grid")
-    crop = build_eval(encoder.image_size, 1.0)
-    pixels = np.stack([crop(_read(name, encoder.channels), np.random.default_rng(0)) for name in images])
+    bands = shown_bands(show, encoder.bands, encoder.channels) if show or encoder.image_type != "uint8" else None
+    source = open_files(images)
+    form = agree(source, asked or Form(encoder.channels, encoder.image_type))
+    crop = build_eval(encoder.image_size, 1.0, form.no_data)
+    pixels = np.stack([crop(_read(source, i), np.random.default_rng(0)) for i in range(len(source))])
     draw, shape = masks[mask]
-    order = np.asarray(draw(jax.random.key(seed), len(images), shape))
+    order = np.asarray(draw(jax.random.key(seed), len(source), shape))
     folder.mkdir(parents=True, exist_ok=True)
-    for i, name in enumerate(images):
+    for i, name in enumerate(source.keys):
         path = folder / f"{i:03d}-{Path(name).stem}.png"
         with write_atomically(path) as new:
-            draw_grid(reconstruct(model, pixels[i : i + 1], order[i : i + 1])).save(new, "PNG")
+            draw_grid(reconstruct(model, pixels[i : i + 1], order[i : i + 1], bands)).save(new, "PNG")
         yield path
 
 
-def _read(name: str, channels: int) -> np.ndarray:
+def _read(source: Source, i: int) -> np.ndarray:
     try:
-        return decode(Path(name).expanduser().read_bytes(), channels)
+        return read_pixels(source.read(i), source.form)
     except OSError as error:
-        raise InputError(f"cannot read {name}: {error.strerror}") from None
+        raise InputError(f"cannot read {source.keys[i]}: {error.strerror}") from None
     except UnreadableImage as error:
-        raise InputError(f"{name} is no image that can be read: {error}") from None
+        raise InputError(f"{source.keys[i]} is no image that can be read: {error}") from None

@@ -14,6 +14,7 @@ POOLED = {  # input of the head of a classifier, in words
     "cls+avg": "cls and the mean of the patches",
     "map": "attention pooling",
 }
+IMAGE_TYPES = ("uint8", "uint16", "int16", "float16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +106,16 @@ class ViT(_Json, Stack):
     channels: int = 3
     """Channels of an image, C."""
     mean: tuple[float, ...] = ()
-    """Mean of each channel on the 0..1 scale. Empty: ImageNet's for 3 channels, .5 otherwise."""
+    """Mean of each channel: of uint8 on the 0..1 scale, of other types in the values' own units.
+    Empty: of uint8 ImageNet's for 3 channels and .5 otherwise, of other types 0."""
     std: tuple[float, ...] = ()
-    """Standard deviation of each channel on the 0..1 scale. Empty: ImageNet's for 3 channels, .5 otherwise."""
+    """Standard deviation of each channel, as `mean`. Empty: as there, of other types 1."""
+    image_type: str = "uint8"
+    """Type of the values of an image."""
+    bands: tuple[str, ...] = ()
+    """Name of each channel; empty if they have none."""
+    no_data: float | None = None
+    """Value of pixels that are missing; None if none has it. Of floats, NaN is missing too."""
     cls_token: bool = True
     """Put a learned token before the patches."""
     cls_position: bool = True
@@ -123,9 +131,13 @@ class ViT(_Json, Stack):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, usual in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            given = getattr(self, name) or (usual if self.channels == 3 else (0.5,) * self.channels)
+        if self.image_type not in IMAGE_TYPES:
+            raise ValueError(f"images are {', '.join(IMAGE_TYPES)}, not {self.image_type}")
+        for name, usual, own in (("mean", IMAGENET_MEAN, 0.0), ("std", IMAGENET_STD, 1.0)):
+            of_bytes = usual if self.channels == 3 else (0.5,) * self.channels
+            given = getattr(self, name) or (of_bytes if self.image_type == "uint8" else (own,) * self.channels)
             object.__setattr__(self, name, tuple(given))
+        object.__setattr__(self, "bands", tuple(self.bands))
         object.__setattr__(self, "image_size", tuple(self.image_size))
         height, width = self.image_size
         if min(height, width) < 1 or height % self.patch_size or width % self.patch_size:
@@ -136,11 +148,18 @@ class ViT(_Json, Stack):
             object.__setattr__(self, "cls_position", False)  # no other value has a meaning
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"{self.channels} channels need as many means and deviations: {self.mean}, {self.std}")
+        if self.bands and len(self.bands) != self.channels:
+            raise ValueError(f"{self.channels} channels need as many names: {', '.join(self.bands)}")
 
     @property
     def encoder(self) -> "ViT":
         """The encoder of the model: this itself."""
         return self
+
+    @property
+    def may_miss(self) -> bool:
+        """Whether pixels of an image may be missing."""
+        return self.no_data is not None or self.image_type.startswith("float")
 
     @property
     def grid(self) -> tuple[int, int]:

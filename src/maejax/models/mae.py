@@ -20,7 +20,7 @@ from maejax.ops.dense import layer_norm, linear
 
 
 class Output(NamedTuple):
-    """Result of a forward pass: `loss` [B], the mean over hidden patches, and `prediction` [B, N - K, P]."""
+    """Result of a forward pass: `loss` [B], the mean over hidden pixels that exist, and `prediction` [B, N - K, P]."""
 
     loss: jax.Array
     prediction: jax.Array
@@ -47,8 +47,12 @@ class MaskedAutoencoder(Model):
         encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
         latent = self.encoder(x, order[:, : self.visible], encoder_key)
         prediction = self.decode(latent, order, decoder_key)
-        error = (prediction - self.target(x, order)) ** 2
-        return Output(error.mean(axis=(1, 2)), prediction)
+        target = self.target(x, order)
+        if not self.encoder.config.may_miss:
+            return Output(((prediction - target) ** 2).mean(axis=(1, 2)), prediction)
+        there = ~jnp.isnan(target)
+        error = (jnp.where(there, prediction, 0) - jnp.where(there, target, 0)) ** 2
+        return Output(error.sum(axis=(1, 2)) / jnp.maximum(there.sum(axis=(1, 2)), 1), prediction)
 
     def decode(self, latent: jax.Array, order: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Predict the hidden patches [B, N - K, P], float32, from the visible tokens [B, T, D] and their order.
@@ -70,9 +74,19 @@ class MaskedAutoencoder(Model):
         return self.predict(self.dec_norm(tokens)).astype(jnp.float32)
 
     def target(self, x: jax.Array, order: jax.Array) -> jax.Array:
-        """Cut out the pixels of the hidden patches [B, N - K, P], float32; normalised per patch if the loss asks so."""
-        target = self.encoder.cut(x, order[:, self.visible :]).astype(jnp.float32)
+        """Cut out the pixels of the hidden patches [B, N - K, P], float32; normalised per patch if the loss asks so.
+
+        Pixels that are missing are NaN, and count for no mean and deviation.
+        """
+        target = self.encoder.cut(x, order[:, self.visible :], missing=jnp.nan).astype(jnp.float32)
         if not self.config.norm_pix_loss:
             return target
-        mean, variance = target.mean(-1, keepdims=True), target.var(-1, ddof=1, keepdims=True)
+        if not self.encoder.config.may_miss:
+            mean, variance = target.mean(-1, keepdims=True), target.var(-1, ddof=1, keepdims=True)
+        else:
+            there = ~jnp.isnan(target)
+            count = there.sum(-1, keepdims=True)
+            mean = jnp.where(there, target, 0).sum(-1, keepdims=True) / jnp.maximum(count, 1)
+            squares = jnp.where(there, target - mean, 0) ** 2
+            variance = squares.sum(-1, keepdims=True) / jnp.maximum(count - 1, 1)
         return (target - mean) / jnp.sqrt(variance + 1e-6)

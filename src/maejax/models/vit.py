@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from maejax.models.description import Compute, Network, ViT
+from maejax.models.normalization import Normalized, normalize
 from maejax.models.patches import patchify, rotary_angles, take_patches
 from maejax.models.pooling import AttentionPool, Pool, pooled, pools
 from maejax.models.tokens import frozen_if_constant, positions, token
@@ -29,12 +30,12 @@ class Model(nnx.Module):
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """The C channel means on the 0..1 scale."""
+        """The C channel means: of uint8 images on the 0..1 scale, of others in their own units."""
         return self.encoder.config.mean
 
     @property
     def std(self) -> tuple[float, ...]:
-        """The C channel standard deviations on the 0..1 scale."""
+        """The C channel standard deviations, as `mean`."""
         return self.encoder.config.std
 
     @property
@@ -42,9 +43,17 @@ class Model(nnx.Module):
         """N, the number of patches of an image."""
         return self.encoder.config.patches
 
-    def normalize(self, images: jax.Array | np.ndarray) -> jax.Array:
-        """Scale uint8 images [B, H, W, C] to float32 of about zero mean and unit variance, by `mean` and `std`."""
-        return normalize(images, self.mean, self.std)
+    def normalize(self, images: jax.Array | np.ndarray) -> Any:
+        """Scale images [B, H, W, C] of the model's type to float32 of about zero mean and unit variance.
+
+        Missing pixels become 0. A model of float images returns them as `Normalized`, and takes arrays for pixels.
+        """
+        config = self.encoder.config
+        return self.as_normalized(normalize(images, self.mean, self.std, config.image_type, config.no_data))
+
+    def as_normalized(self, x: jax.Array) -> Any:
+        """Mark images [B, H, W, C] that are normalised already, where the model would take them for pixels."""
+        return Normalized(x) if self.encoder.config.image_type.startswith("float") else x
 
     def encode(self, x: jax.Array, pool: Pool | None = "cls", layers: Sequence[int] | None = None) -> jax.Array:
         """Compute features of images x [B, H, W, C], uint8 or normalised, without a mask: float32.
@@ -152,17 +161,23 @@ class VisionTransformer(Model):
             raise ValueError(f'pool "map" is attention pooling, which this encoder lacks: take {pools(self.config)}')
         return self.attention_pool(tokens).astype(jnp.float32)
 
-    def cut(self, x: jax.Array, keep: jax.Array | None = None) -> jax.Array:
-        """Cut images x [B, H, W, C] into flattened patches [B, N, P], or into those of `keep` [B, K]: [B, K, P]."""
-        self.check_images(x)
-        patches, pixels = patchify(x, self.config.patch_size), self.config.patch_size**2
-        patches = patches if keep is None else take_patches(patches, keep)
-        # uint8 images are normalised last: moving bytes takes a quarter of the time.
-        return normalize(patches, self.mean * pixels, self.std * pixels) if x.dtype == jnp.uint8 else patches
+    def cut(self, x: Any, keep: jax.Array | None = None, missing: float = 0.0) -> jax.Array:
+        """Cut images x [B, H, W, C] into flattened patches [B, N, P], or into those of `keep` [B, K]: [B, K, P].
 
-    def check_images(self, x: jax.Array) -> None:
-        """Raise ValueError if images are not [B, H, W, C] of this encoder, or neither uint8 nor floats."""
-        wanted, found = (*self.config.image_size, self.config.channels), tuple(np.shape(x))
+        Pixels that are missing become `missing`.
+        """
+        self.check_images(x)
+        done, config = isinstance(x, Normalized) or x.dtype != self.config.image_type, self.config
+        x = x.images if isinstance(x, Normalized) else x
+        patches, pixels = patchify(x, config.patch_size), config.patch_size**2
+        patches = patches if keep is None else take_patches(patches, keep)
+        # Images are normalised last: moving bytes takes a quarter of the time.
+        own = (self.mean * pixels, self.std * pixels, config.image_type, config.no_data, missing)
+        return patches if done else normalize(patches, *own)
+
+    def check_images(self, x: Any) -> None:
+        """Raise ValueError if images are not [B, H, W, C] of this encoder, or neither of its type nor normalised."""
+        wanted, found = (*self.config.image_size, self.config.channels), tuple(x.shape)
         if found[1:] != wanted or len(found) != 4:
             first = wanted[2], *wanted[:2]
             hint: dict[tuple[int, ...], str] = {
@@ -171,19 +186,7 @@ class VisionTransformer(Model):
             }
             remedy = hint.get(found, hint.get(found[1:], "resize or crop them"))
             raise ValueError(f"images are [B, {', '.join(map(str, wanted))}] here, not {list(found)}: {remedy}")
-        if x.dtype != jnp.uint8 and not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(f"images are uint8, or floats as `normalize` returns them, not {x.dtype}")
-
-
-def normalize(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """Scale uint8 images [..., C] to float32 by a mean and standard deviation per channel on the 0..1 scale.
-
-    Raises ValueError for floats, which may be on the 0..1 scale or normalised already, and for other channels.
-    """
-    if images.dtype != jnp.uint8:
-        raise ValueError(f"normalize takes uint8 images, 0..255, not {images.dtype}; floats are not normalised twice")
-    if np.shape(images)[-1] != len(mean):
-        raise ValueError(f"images end in their {len(mean)} channels here, not in {np.shape(images)[-1]}")
-    shape = (*[1] * (np.ndim(images) - 1), len(mean))
-    scale, offset = jnp.asarray(std).reshape(shape), jnp.asarray(mean).reshape(shape)
-    return (jnp.asarray(images, jnp.float32) / 255 - offset) / scale
+        kind = self.config.image_type
+        floats = jnp.issubdtype(x.dtype, jnp.floating) and not kind.startswith("float")
+        if x.dtype != kind and not floats and not isinstance(x, Normalized):
+            raise ValueError(f"images are {kind}, or normalised by `normalize`, not {x.dtype}")

@@ -45,14 +45,17 @@ class Compiled(NamedTuple):
     has: float = 0.0
 
 
-def abstract_inputs(mesh: Mesh, batch_size: int, image_shape: tuple[int, int, int]) -> tuple[Any, Any, Any]:
+def abstract_inputs(
+    mesh: Mesh, batch_size: int, image_shape: tuple[int, int, int], image_type: str = "uint8"
+) -> tuple[Any, Any, Any]:
     """Return the abstract inputs of a step after its state: batch, `Control` of the previous step, and requests."""
     rows, same = split(mesh), replicated(mesh)
 
     def array(shape, dtype, sharding) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    of_row = {"images": (image_shape, np.uint8), "labels": ((), np.int32), "valid": ((), bool), "index": ((), np.int32)}
+    of_row = {"images": (image_shape, np.dtype(image_type)), "labels": ((), np.int32), "valid": ((), bool)}
+    of_row |= {"index": ((), np.int32)}
     batch = Batch(**{name: array((batch_size, *shape), dtype, rows) for name, (shape, dtype) in of_row.items()})
     control = Control(array((REQUESTS,), np.int32, same), array((), bool, same), array((), bool, same))
     return batch, control, array((mesh.size, REQUESTS), np.int32, rows)

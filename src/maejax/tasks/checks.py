@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 import jax
 
-from maejax.config import Config, declarations, differences, flags
+from maejax.config import Config, declarations, differences, flags, with_flags
+from maejax.data.form import number_of, split_bands
 from maejax.data.policies import check_policy
 from maejax.errors import InputError
-from maejax.models.description import Compute, Stack, ViT
+from maejax.models.description import Compute, Stack, ViT, from_json
 from maejax.recipes import recipe
 from maejax.storage.redact import redact
 
+PIXELS = ("image_type", "channels", "bands", "no_data", "mean", "std")  # flags, and what they say of a model
 OF_ONE_MACHINE = ("train_loader_workers", "valid_loader_workers", "cache_dir", "hostname")
 
 
@@ -33,13 +35,31 @@ def check_least(config: Config) -> None:
 
 def check_data(config: Config) -> None:
     """Check the flags of the data that training reads here. Raises InputError at the first that is wrong."""
-    data, policy = config.data, config.augment.auto_augment
+    data = config.data
     if data.valid_dataset_shards:
         check_batch("--valid-batch-size", data.valid_batch_size, jax.device_count())
     if not data.train_dataset_shards:
         raise InputError("--train-dataset-shards is missing: name tar shards, an image folder or an .npz file")
-    if policy != "none":
-        check_policy(policy, data.channels)
+    if config.augment.auto_augment != "none":
+        check_policy(config.augment.auto_augment, data.channels)
+
+
+def check_colours(config: Config) -> None:
+    """Check what the flags do to images that are open. Raises InputError for colours that images do not have."""
+    data, augment = config.data, config.augment
+    height, width = config.image_shape
+    if augment.rotate == "quarter" and height != width:
+        raise InputError(f"--rotate quarter turns square images, not {height}x{width}")
+    jitter, policy = augment.color_jitter, augment.auto_augment
+    if not jitter and policy == "none":
+        return
+    flag = f"--color-jitter {jitter:g}" if jitter else f"--auto-augment {policy}"
+    off = "0" if jitter else "none"
+    if data.image_type not in ("auto", "uint8") or data.no_data:
+        kind = "missing pixels" if data.no_data else data.image_type
+        raise InputError(f"{flag} changes the colours of 8-bit pictures, and these have {kind}: set it to {off}")
+    if data.channels not in (1, 3):
+        raise InputError(f"{flag} works on 1 or 3 channels, and these images have {data.channels}: set it to {off}")
 
 
 def check_step(config: Config, devices: int, where: str = "") -> None:
@@ -85,7 +105,23 @@ def encoder_config(config: Config) -> ViT:
 
     Raises ValueError if its sizes do not fit together.
     """
-    return ViT(**_fields(ViT, flags(config) | {"image_size": config.image_shape}))
+    # What channels are named before the images are open, may be numbers of theirs.
+    bands = split_bands(config.data.bands)
+    named = bands if len(bands) == config.data.channels else ()
+    given = {"image_size": config.image_shape, "image_type": image_type(config), "bands": named}
+    given["no_data"] = number_of(config.data.no_data)
+    return ViT(**_fields(ViT, flags(config) | given))
+
+
+def before_images(config: Config) -> Config:
+    """Return flags for a check before the images are open, which say how many channels they have."""
+    told = len(config.data.mean) or len(split_bands(config.data.bands))
+    return with_flags(config, channels=told) if told else config
+
+
+def image_type(config: Config) -> str:
+    """Return the type of a run's images; before they are open, "auto" is uint8."""
+    return "uint8" if config.data.image_type == "auto" else config.data.image_type
 
 
 def decoder_config(config: Config) -> Stack:
@@ -189,6 +225,9 @@ def run_differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str
         free.add("precision")
     if old.get("data") and old["data"] == new["data"]:
         free.add("train_dataset_shards")
+    was, is_now = (from_json(made["model"]).encoder for made in (old, new))
+    same = {name for name in PIXELS if getattr(was, name) == getattr(is_now, name)}
+    free |= same if now["statistics"] or before["statistics"] else same - {"mean", "std"}
     missing = []
     if now["training_steps"] > before["training_steps"]:
         if problem := extension_problem(before, now):

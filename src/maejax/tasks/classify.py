@@ -19,6 +19,7 @@ from maejax.models.build import abstract_model, initial_model
 from maejax.models.classifier import BATCH_NORM_EPS, ImageClassifier
 from maejax.models.description import POOLED, Classifier, Compute
 from maejax.models.flops import classify_flop
+from maejax.models.normalization import normalize
 from maejax.storage import mirror
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
@@ -286,7 +287,8 @@ def draw_batch(batch: Batch, step: jax.Array, *, config: Config, model: ImageCla
     """
     augment, seeds, valid = config.augment, config.seeds, batch.valid & (batch.labels >= 0)
     targets = soft_targets(batch.labels, model.config.labels, augment.label_smoothing)
-    x = model.normalize(batch.images)
+    own = model.config.encoder
+    x = normalize(batch.images, own.mean, own.std, own.image_type, own.no_data)
     # Behind a barrier, else XLA draws noise anew for an image and for its partner, and mixes for each product.
     x = jax.lax.optimization_barrier(erase(x, step, seed=seeds.shuffle_seed, probability=augment.random_erasing))
     x, targets = mix(x, targets, valid, step, seed=seeds.mixup_seed, mixup=augment.mixup, cutmix=augment.cutmix)
@@ -296,7 +298,7 @@ def draw_batch(batch: Batch, step: jax.Array, *, config: Config, model: ImageCla
 def sample_losses(model: ImageClassifier, batch: Drawn, microstep: Any, *, dropout_seed: int, criterion) -> jax.Array:
     """Compute the loss of every sample [B]; dropout is a function of (seed, microstep) alone."""
     dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), microstep)
-    return cross_entropy(model(batch.x, dropout_key), batch.targets, criterion)
+    return cross_entropy(model(model.as_normalized(batch.x), dropout_key), batch.targets, criterion)
 
 
 def encode_batch(model: ImageClassifier, batch: Drawn, *, parts: int = 1) -> Features:
@@ -306,10 +308,11 @@ def encode_batch(model: ImageClassifier, batch: Drawn, *, parts: int = 1) -> Fea
     """
     x = batch.x
     if parts == 1:
-        features = model.features(x)
+        features = model.features(model.as_normalized(x))
     else:
         # Strided, so that every part has its share of every device's rows.
-        made = jax.lax.map(model.features, x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1))
+        split = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+        made = jax.lax.map(lambda part: model.features(model.as_normalized(part)), split)
         features = made.swapaxes(0, 1).reshape(len(x), -1)
     return Features(features, batch.targets, batch.valid)
 

@@ -11,8 +11,9 @@ from maejax.config import Config
 from maejax.data.augment import Transform, build_train
 from maejax.data.batch_plan import BatchConfig
 from maejax.data.faults import Faults
-from maejax.data.pipeline import Loader, check_readable
-from maejax.data.sources import Source, open_source, open_stream
+from maejax.data.form import number_of
+from maejax.data.pipeline import Loader
+from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.storage import mirror
 from maejax.training.checkpoint import saved_steps
@@ -36,17 +37,6 @@ def saved_run(config: Config) -> dict[str, Any] | None:
     directory = run_directory(config)
     mirror.refresh(directory)
     return read_config(directory) if saved_steps(directory / CHECKPOINTS) else None
-
-
-def open_sources(config: Config) -> tuple[Source | Stream, Source | None]:
-    """Open the training and the validation images, and check that they can be read."""
-    train = open_stream(config.data.train_dataset_shards, cache_dir=config.data.cache_dir)
-    check_readable(train, config.data.channels)
-    if not config.data.valid_dataset_shards:
-        return train, None
-    valid = open_source(config.data.valid_dataset_shards, cache_dir=config.data.cache_dir)
-    check_readable(valid, config.data.channels)
-    return train, valid
 
 
 def faults_allowed(config: Config) -> Faults:
@@ -82,9 +72,11 @@ def configured_transform(config: Config, mean: Sequence[float]) -> Transform:
         augment.random_crop,
         (augment.crop_scale, 1.0),
         augment.color_jitter,
-        flip=True,
+        flip=augment.flip,
         policy=augment.auto_augment,
         policy_mean=tuple(mean),
+        rotate=augment.rotate == "quarter",
+        no_data=number_of(config.data.no_data),
     )
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from maejax.config import Config
+from maejax.config import Config, with_flags
+from maejax.data.agreement import agree
+from maejax.data.form import form_for
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import open_source
 from maejax.errors import InputError, WeightsError
@@ -41,8 +43,10 @@ def run(config: Config, console: Console) -> dict[str, Any]:
     check_batch("--valid-batch-size", data.valid_batch_size, jax.device_count())
     mirror.check(config.run.output_dir)
     source = open_source(data.valid_dataset_shards, cache_dir=data.cache_dir)
-    check_readable(source, data.channels)
     weights, said = read_whole(config)
+    encoder = weights.config.encoder
+    check_readable(source, agree(source, form_for(encoder, data)).channels)
+    config = with_flags(config, channels=encoder.channels)
     normalisation = {name: values for name in ("mean", "std") if (values := getattr(data, name))}
     weights = replace(weights, config=change_encoder(weights.config, **normalisation))
     model = model_of(weights, replace(PLAIN, dtype=precision(config)))

@@ -12,7 +12,6 @@ from rich.console import Console
 from maejax.config import Config
 from maejax.data.pipeline import Batch
 from maejax.data.sources import Source
-from maejax.data.stream import Stream
 from maejax.errors import InputError
 from maejax.models import masking
 from maejax.models.build import initial_model
@@ -21,9 +20,10 @@ from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.trees import array_name
 from maejax.storage import mirror
-from maejax.tasks.checks import decoder_config, encoder_config, refuse_ignored
+from maejax.tasks.checks import before_images, decoder_config, encoder_config, refuse_ignored
 from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed
 from maejax.tasks.diagnosis import describe_batch, first_bad_layer
+from maejax.tasks.images import Sources, normalised_as
 from maejax.tasks.run import Finished, train
 from maejax.tasks.task import Phase, Task
 from maejax.tasks.transfer import as_found, as_saved, with_weights
@@ -37,7 +37,7 @@ from maejax.training.state import Frozen, TrainState, make_step
 NEW_NORM = {"scale": 1, "bias": 0}
 
 
-def run(config: Config, console: Console, *, sources: tuple[Source | Stream, Source | None] | None = None) -> Finished:
+def run(config: Config, console: Console, *, sources: Sources | None = None) -> Finished:
     """Pre-train; `sources` are the training and the validation images if they are open already.
 
     Raises InputError if the input is wrong, and Failed if the loss became non-finite.
@@ -51,7 +51,7 @@ class Pretraining(Task[MAE]):
     def check_flags(self) -> None:
         """Check the flags, and that the sizes of the model fit together. Raises InputError at the first fault."""
         check_flags(self.config)
-        model_config(self.config)
+        model_config(before_images(self.config))
 
     def describe_model(self) -> None:
         """Set the model of the flags, with the GELU of `--pretrained-ckpt`. Raises InputError if that does not fit."""
@@ -79,7 +79,8 @@ class Pretraining(Task[MAE]):
             without = "" if norm.keys() <= arrays.keys() else "; it has no final norm: that starts as the identity"
             arrays, self.origin = norm | arrays, f"{self.origin}; its decoder starts anew{without}"
         self.arrays = arrays
-        self.model = as_found(self.model, weights.config, run.pretrained_ckpt)
+        model = as_found(self.model, weights.config, run.pretrained_ckpt)
+        self.model = normalised_as(model, self.config, weights.config.encoder)
 
     def build_step(self, compute: Compute):
         """Build a function that makes the model, the optimizer, and the step of `make_step`."""
@@ -191,7 +192,7 @@ def is_part_of_encoder(path) -> bool:
 
 
 class Masked(NamedTuple):
-    """A batch with masks: `images` uint8 [B, H, W, C], `order` int32 [B, N] of the patches, `valid` bool [B]."""
+    """A batch with masks: `images` [B, H, W, C], `order` int32 [B, N] of the patches, `valid` bool [B]."""
 
     images: jax.Array
     order: jax.Array

@@ -17,15 +17,9 @@ from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.models.description import MAE, Classifier, Compute
 from maejax.storage import mirror
-from maejax.tasks.checks import check_data, check_least, check_step, precision
-from maejax.tasks.configured import (
-    configured_rate,
-    configured_transform,
-    open_sources,
-    run_directory,
-    saved_run,
-    train_loader,
-)
+from maejax.tasks.checks import check_colours, check_data, check_least, check_step, precision
+from maejax.tasks.configured import configured_rate, configured_transform, run_directory, saved_run, train_loader
+from maejax.tasks.images import Sources, normalised_as, open_images
 from maejax.training.loop import Watch
 from maejax.training.state import TrainState
 from maejax.training.trackers import check_installed
@@ -74,7 +68,7 @@ class Task(ABC, Generic[Model]):
     saved: dict[str, Any] | None
     transform: Transform
 
-    def __init__(self, config: Config, sources: tuple[Source | Stream, Source | None] | None = None):
+    def __init__(self, config: Config, sources: Sources | None = None):
         self.config, self.sources = config, sources
         self.arrays: Mapping[str, Any] = {}
         self.origin = ""
@@ -87,8 +81,11 @@ class Task(ABC, Generic[Model]):
         check_step(self.config, jax.device_count())
         self.saved = saved_run(self.config)
         check_installed(wandb=self.config.run.wandb, tensorboard=self.config.run.tensorboard)
-        self.source, self.valid = self.sources or open_sources(self.config)
+        self.config, self.source, self.valid = open_images(self.config, self.saved, self.sources)
+        check_colours(self.config)
         self.describe_model()
+        if not self.arrays and not self.saved:
+            self.model = normalised_as(self.model, self.config)
         self.transform = configured_transform(self.config, self.model.encoder.mean)
 
     @abstractmethod
@@ -127,6 +124,7 @@ class Task(ABC, Generic[Model]):
         return (
             f"model    {parameters / 1e6:.2f} M parameters, {self.describe_parts()}, {precision(config)}\n"
             f"data     {images}, batch {data.train_batch_size}, {optimization.training_steps:,} steps{epochs}\n"
+            f"pixels   {self.source.form.describe()}\n"
             f"rate     peak {configured_rate(config)[1]:.3g} = {optimization.learning_rate:g} x "
             f"{data.train_batch_size} / 256\n"
             f"devices  {jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -17,6 +17,7 @@ from maejax.models.build import abstract_model
 from maejax.models.description import MAE, Classifier, Network, ViT, change_encoder, from_json
 from maejax.models.trees import array_name, mismatches, named_arrays
 from maejax.storage.redact import redact
+from maejax.tasks.images import normalised_as
 from maejax.training.state import TrainState
 
 SIZES = ("patch_size", "layers", "dim", "heads", "layerscale", "qk_norm", "registers", "gated")  # of an encoder
@@ -81,8 +82,10 @@ def transfer(config: Config, model: Classifier, mapping: Sequence[int] | None) -
     elif old:
         notices.append(f"its head of {old} classes is left out (--label-mapping FILE takes rows of it)")
     found = weights.config.encoder
-    taken = {name: getattr(found, name) for name in ("mean", "std") if not getattr(config.data, name)}
-    return Transferred(arrays, replace(model, encoder=replace(model.encoder, **taken)), tuple(notices))
+    alike = found.image_type == model.encoder.image_type
+    taken = {name: getattr(found, name) for name in ("mean", "std") if alike and not getattr(config.data, name)}
+    model = normalised_as(replace(model, encoder=replace(model.encoder, **taken)), config, found)
+    return Transferred(arrays, model, tuple(notices))
 
 
 def with_facts_of_file(
@@ -117,7 +120,9 @@ def with_facts_of_file(
     facts: dict[str, Any] = {name: getattr(found.encoder, name) for name in SIZES}
     if shape != config.image_shape:
         facts["image_size"] = "x".join(map(str, shape))
-    if found.encoder.channels == config.data.channels:
+    if config.run.eval_only and "channels" not in given and not config.transfer.channel_rule:
+        facts["channels"] = found.encoder.channels
+    if found.encoder.channels == config.data.channels and found.encoder.image_type == "uint8":
         facts |= {"mean": found.encoder.mean, "std": found.encoder.std}
     if config.run.mode != "pretrain" and not found.encoder.cls_token:
         facts["pooling"] = "map" if found.encoder.attention_pool else "avg"

@@ -9,7 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maejax.config import Config
+from maejax.data.display import shown_bands
 from maejax.data.faults import Faults
+from maejax.data.form import split_bands
 from maejax.data.pipeline import Batch, Loader, evaluation_loader
 from maejax.data.sources import Source
 from maejax.distributed.processes import broadcast_from_0
@@ -44,6 +46,7 @@ class Validation:
     def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, faults: Faults, start: int = 0):
         self.loader = valid_loader(config, source, faults)
         self.seed, self.directory, self.mesh = config.seeds.noise_seed, directory, mesh
+        self.show = shown_bands(config.data.show_bands, split_bands(config.data.bands), config.data.channels)
         self.best, self.best_step = best_so_far(directory, "val/loss", start)
         self._sums = jax.jit(self._loss_and_count)
 
@@ -66,7 +69,7 @@ class Validation:
         if first is not None and jax.process_index() == 0:
             try:
                 with first_device():
-                    draw(model, first, self.seed, path)  # type: ignore[arg-type]
+                    draw(model, first, self.seed, path, self.show)  # type: ignore[arg-type]
                 pictures = path
             except OSError as error:
                 _log.error("the pictures of step %s were not written: %s", step, error.strerror or error)
@@ -98,10 +101,10 @@ def best_so_far(directory: Path, metric: str, start: int, sign: int = 1) -> tupl
     return sign * broadcast_from_0(best[0]), -int(broadcast_from_0(best[1]))
 
 
-def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path) -> None:
-    """Draw the first readable images of a batch, masked and reconstructed."""
+def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path, show: tuple[int, ...]) -> None:
+    """Draw the first readable images of a batch, masked and reconstructed, by the bands `show`."""
     rows = np.flatnonzero(batch.valid)[:PICTURES]
     order = fixed_order(seed, jnp.asarray(batch.index[rows]), model.patches)
     path.parent.mkdir(exist_ok=True)
     with write_atomically(path) as new:
-        draw_grid(reconstruct(model, batch.images[rows], np.asarray(order))).save(new, "PNG")
+        draw_grid(reconstruct(model, batch.images[rows], np.asarray(order), show)).save(new, "PNG")

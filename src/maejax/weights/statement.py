@@ -86,9 +86,8 @@ def with_statement(weights: Weights, stated: Statement | None, what: str) -> Wei
         raise WeightsError(
             f"{what} is not the model that {beside(Path(what)).name} or its metadata names: {', '.join(wrong)} differ"
         )
-    config = change_encoder(
-        weights.config, **{name: getattr(theirs, name) for name in ("gelu", "norm_eps", "mean", "std")}
-    )
+    untold = ("gelu", "norm_eps", "mean", "std", "image_type", "bands", "no_data")
+    config = change_encoder(weights.config, **{name: getattr(theirs, name) for name in untold})
     if isinstance(config, MAE) and isinstance(stated.model, MAE):
         decoder = replace(config.decoder, gelu=stated.model.decoder.gelu)
         config = replace(config, decoder=decoder, mask_ratio=stated.model.mask_ratio)
