@@ -2,9 +2,10 @@
 
 import pytest
 
-from maejax.config import differences, flags, with_flags
+from maejax.config import flags, with_flags
 from maejax.errors import InputError
 from maejax.recipes import recipe
+from maejax.tasks.checks import differences
 
 ORIGINAL = """mode image_mask_ratio train_dataset_shards valid_dataset_shards train_batch_size valid_batch_size
 train_loader_workers valid_loader_workers random_crop color_jitter auto_augment random_erasing augment_repeats

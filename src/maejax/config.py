@@ -5,7 +5,6 @@ Defaults are the published recipe of pre-training (the original's flags; paper, 
 
 import dataclasses
 import difflib
-import json
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -346,10 +345,3 @@ def with_flags(config: Config, **changes) -> Config:
             raise InputError(f"there is no flag --{name}" + (f"; did you mean --{near[0]}?" if near else ""))
         groups[group] = dataclasses.replace(groups[group], **{name: value})
     return Config(**groups)
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """List the flags that differ between two sets of flags, as `--name old -> new`."""
-    old, new = (json.loads(json.dumps(values)) for values in (old, new))
-    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    return [f"--{name.replace('_', '-')} {old.get(name)} -> {new.get(name)}" for name in changed]

@@ -1,13 +1,14 @@
 """Checks of flags that every task makes, and the flags that config.json holds."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 
-from maejax.config import Config, declarations, differences, flags, with_flags
+from maejax.config import Config, declarations, flags, with_flags
 from maejax.data.form import number_of, split_bands
 from maejax.data.policies import check_policy
 from maejax.errors import InputError
@@ -208,6 +209,13 @@ def extension_problem(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         f"to go on to step {steps}, give --schedule-steps {steps} for one cosine over all steps, or --schedule-steps "
         f"{end} and a --min-learning-rate above 0, at which the rate then stays"
     )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """List the flags that differ between two sets of flags, as `--name old -> new`."""
+    old, new = (json.loads(json.dumps(values)) for values in (old, new))
+    changed = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return [f"--{name.replace('_', '-')} {old.get(name)} -> {new.get(name)}" for name in changed]
 
 
 def run_differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
