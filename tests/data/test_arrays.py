@@ -146,3 +146,12 @@ def test_packing_turns_images_into_the_type_and_bands_that_are_asked_for(tmp_pat
     assert (form.image_type, form.names, (tmp_path / "out/bands.txt").read_text()) == ("uint8", ("c", "a"), "c\na\n")
     expected = narrowed(images[..., [2, 0]] * np.uint16(100), (0, 20_000))
     np.testing.assert_array_equal(np.stack([read_pixels(source.read(i), form) for i in range(4)]), expected)
+
+
+def test_grey_pictures_may_have_a_name(tmp_path, encode):
+    (tmp_path / "1.png").write_bytes(encode(RAMP[..., 0].astype(np.uint8)))
+    (tmp_path / "bands.txt").write_text("pan")
+    source = open_source(str(tmp_path))
+    with pytest.raises(InputError, match=r"1\.png has 3 bands, and 1 names are given: pan"):
+        agree(source, AUTO)
+    assert agree(source, AUTO._replace(channels=1)).names == ("pan",)
