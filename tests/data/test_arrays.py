@@ -107,6 +107,9 @@ def test_mixed_types_are_refused_with_the_files_and_the_flag(tmp_path, encode):
         agree(open_source(str(tmp_path)), AUTO)
     with pytest.raises(UnreadableImage, match="holds uint16, where the first images hold uint8"):
         read_pixels(encode(RAMP[..., 0].astype(np.uint16)), Form(fits=False))
+    later = Form(channels=5, image_type="uint16", fits=False, first="a.npy")
+    with pytest.raises(UnreadableImage, match=r"holds float32, and a\.npy uint16: give --image-type float32"):
+        read_pixels(saved(RAMP.astype(np.float32)), later)
     np.save(tmp_path / "a.npy", RAMP.astype(np.float64))
     (tmp_path / "c.png").unlink()
     with pytest.raises(InputError, match=r"holds float64, which is none of uint8, .*: give --image-type float32"):
