@@ -1,7 +1,9 @@
 """Arrays of every type: in every kind of file, through the loader, and turned into other types by the rules."""
 
 import io
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -107,6 +109,9 @@ def test_mixed_types_are_refused_with_the_files_and_the_flag(tmp_path, encode):
         agree(open_source(str(tmp_path)), AUTO)
     with pytest.raises(UnreadableImage, match="holds uint16, where the first images hold uint8"):
         read_pixels(encode(RAMP[..., 0].astype(np.uint16)), Form(fits=False))
+    later = Form(channels=5, image_type="uint16", fits=False, first="a.npy")
+    with pytest.raises(UnreadableImage, match=r"holds float32, and a\.npy uint16: give --image-type float32"):
+        read_pixels(saved(RAMP.astype(np.float32)), later)
     np.save(tmp_path / "a.npy", RAMP.astype(np.float64))
     (tmp_path / "c.png").unlink()
     with pytest.raises(InputError, match=r"holds float64, which is none of uint8, .*: give --image-type float32"):
@@ -146,3 +151,39 @@ def test_packing_turns_images_into_the_type_and_bands_that_are_asked_for(tmp_pat
     assert (form.image_type, form.names, (tmp_path / "out/bands.txt").read_text()) == ("uint8", ("c", "a"), "c\na\n")
     expected = narrowed(images[..., [2, 0]] * np.uint16(100), (0, 20_000))
     np.testing.assert_array_equal(np.stack([read_pixels(source.read(i), form) for i in range(4)]), expected)
+
+
+def test_grey_pictures_may_have_a_name(tmp_path, encode):
+    (tmp_path / "1.png").write_bytes(encode(RAMP[..., 0].astype(np.uint8)))
+    (tmp_path / "bands.txt").write_text("pan")
+    source = open_source(str(tmp_path))
+    with pytest.raises(InputError, match=r"1\.png has 3 bands, and 1 names are given: pan"):
+        agree(source, AUTO)
+    assert agree(source, AUTO._replace(channels=1)).names == ("pan",)
+
+
+def png_of_16_bits(pixels):
+    height, width, bands = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    whole = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(whole)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 3, 4])
+def test_pngs_of_16_bits_lose_none_without_a_word(tmp_path, bands):
+    pixels = RAMP[..., :bands].astype(np.uint16) * 300
+    (tmp_path / "1.png").write_bytes(png_of_16_bits(pixels))
+    source = open_source(str(tmp_path))
+    form = agree(source, AUTO)
+    assert (form.image_type, form.channels) == ("uint16", 1 if bands == 2 else bands)
+    if bands == 1:
+        np.testing.assert_array_equal(read_pixels(source.read(0), form), pixels)
+        return
+    with pytest.raises(UnreadableImage, match="of which 8 bits are read: give --image-type uint8"):
+        read_pixels(source.read(0), form)
+    found = read_pixels(source.read(0), agree(source, Form(image_type="uint8")))
+    assert found.shape == (6, 6, 3) and found.dtype == np.uint8

@@ -99,6 +99,9 @@ def test_tiles_compression_and_names_are_read(tmp_path):
         form = agree(source, Form(image_type="auto", fits=False, bands=("B03", "B12", "0"), channels=3))
         assert (form.names[12], form.chosen, form.order) == ("B12", ("B03", "B12", "B00"), (3, 12, 0))
         np.testing.assert_array_equal(read_pixels(file.getvalue(), form), pixels[..., [3, 12, 0]])
+        other = form._replace(names=form.names[::-1], first="first.tif")
+        with pytest.raises(UnreadableImage, match=r"has the bands B00, .*, and first\.tif B12, "):
+            read_pixels(file.getvalue(), other)
         with pytest.raises(InputError, match="--bands B99: the images have B00, B01"):
             agree(source, Form(image_type="auto", bands=("B99",)))
 

@@ -114,3 +114,27 @@ def test_missing_pixels_are_told_and_left_out(maejax, train):
     assert code == 0, printed
     assert run_of("holes")["no_data"] == 0 and min(run_of("holes")["mean"]) > 1900
     assert all(np.isfinite(value) for _, value in losses("holes"))
+
+
+@pytest.mark.parametrize("source", ["uint16"], indirect=True)
+def test_commands_take_other_types_or_refuse_in_a_sentence(maejax, train, source, images):
+    maejax("data", "s2.npz", "--statistics", "s2.json", "--workers", 1)
+    code, printed = train("--train-dataset-shards", "s2.npz", "--statistics", "s2.json", "--bands", "B04,B03,B02")
+    assert code == 0 and "pixels   uint16, 3 channels (B04, B03, B02)" in printed, printed
+    Path("bands.txt").write_text("\n".join(BANDS))
+    np.save("four.npy", scenes(source, 1)[0])
+    code, printed = maejax("reconstruct", "runs/pretrain", "four.npy")
+    assert code == 0 and Path("reconstructions/000-four.png").exists(), printed
+    code, printed = maejax("export", "runs/pretrain", "--to", "stablehlo")
+    assert code == 0 and "within 0.0e+00" in printed, printed
+    np.save("three.npy", scenes(source, 1)[0, ..., :3])
+    refused = {
+        ("reconstruct", "runs/pretrain", "three.npy"): "three.npy has 3 bands, and 4 names are given",
+        ("features", "runs/pretrain", images, "--out", "f.npz"): "holds uint8, and uint16 is needed: give --image-type",
+        ("features", "runs/pretrain", "s2.npz", "--out", "f.npz", "--no-data", 3): "for the model no pixel is missing",
+        ("features", "runs/pretrain", "s2.npz", "--out", "f.npz", "--image-type", "int16"): "the model takes uint16",
+        ("export", "runs/pretrain"): "takes images of uint16, and the processors of transformers and timm",
+    }
+    for args, sentence in refused.items():
+        code, printed = maejax(*args)
+        assert code == 2 and sentence in printed and "Traceback" not in printed, printed

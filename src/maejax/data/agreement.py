@@ -1,6 +1,7 @@
 """The form on which the images of a source agree: found out from a few of them before any work is done."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 
 import numpy as np
@@ -53,9 +54,12 @@ def agree(source: Source | Stream, asked: Form) -> Form:
             "bits, or --image-type uint8, which scales"
         )
     names = first.names or source.names
-    if names and len(names) != first.bands:
-        raise InputError(f"{key} has {first.bands} bands, and {len(names)} names are given: {', '.join(names)}")
-    names = names or (asked.names if len(asked.names) == first.bands else ())
+    # A picture may be grey, and its head does not say so: it has as many bands as are asked for.
+    picture = first.image_type == "uint8" and first.kind not in ("array", "DICOM") and first.bands == 3
+    count = asked.channels if picture and not asked.bands else first.bands
+    if names and len(names) != count:
+        raise InputError(f"{key} has {count} bands, and {len(names)} names are given: {', '.join(names)}")
+    names = names or (asked.names if len(asked.names) == count else ())
     channels, order, bands = asked.channels, (), asked.bands
     if bands:
         order = choose_bands(bands, names, first.bands)
@@ -103,7 +107,10 @@ def split_pages(source: Source | Stream, asked: Form) -> None:
 def _heads(source: Source | Stream, asked: Form, numbers: list[int] | None = None) -> Iterator[tuple[str, Stored]]:
     """Yield key and head of some images of a source, without those that cannot be read."""
     if isinstance(source, Stream):
-        images = islice(first_images(source, []), LOOKED_AT)
+        for key, image in islice(first_images(source, []), LOOKED_AT):
+            with suppress(OSError, UnreadableImage):
+                source.seen.append((key, image.read() if isinstance(image, ByteRange) else image))
+        images = iter(source.seen)
     else:
         spread = np.linspace(0, len(source) - 1, min(LOOKED_AT, len(source))).astype(int).tolist()
         images = ((source.keys[i], source.stored(i)) for i in (spread if numbers is None else numbers))

@@ -20,7 +20,7 @@ PICTURES = (1, 3, 4)  # channels
 
 
 class Stored(NamedTuple):
-    """What a file says of its pixels: type, number of bands, their names if it has any, pages, and its kind."""
+    """The head of a file: type of the pixels, number of bands, their names if it has any, pages, and its kind."""
 
     image_type: str
     bands: int

@@ -129,12 +129,12 @@ def _decode_pillow(data: bytes, channels: int, narrow: bool = True) -> tuple[np.
 def native(data: bytes) -> np.ndarray:
     """Decode a picture to the bands that its file has: uint16 [H, W, 1] for 16-bit grey, else uint8 [H, W, 1, 3 or 4].
 
-    Raises UnreadableImage as `decode`, and for colours of 16 bits, which Pillow reads as 8.
+    Raises UnreadableImage as `decode`, and for PNGs of 16 bits with colours or alpha, which Pillow reads as 8.
     """
     opener = opener_of(data)
-    if is_deep_png(data) and data[25] not in (0, 4):
+    if is_deep_png(data) and data[25]:
         remedy = "give --image-type uint8 to take these, or save it as TIFF or .npy"
-        raise UnreadableImage(f"a PNG of 16-bit colours, of which 8 bits are read: {remedy}")
+        raise UnreadableImage(f"a PNG of 16 bits with colours or alpha, of which 8 bits are read: {remedy}")
     try:
         image = opener(io.BytesIO(data))
         _check_size(*image.size)

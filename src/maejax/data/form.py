@@ -40,7 +40,7 @@ class Form(NamedTuple):
 
     @property
     def of_pictures(self) -> bool:
-        """Whether 8-bit pictures have this form as they are decoded."""
+        """True if 8-bit pictures have this form as they are decoded."""
         return self.image_type == "uint8" and not self.order and self.no_data is None
 
     @property

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future
 from contextlib import closing
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,7 +169,8 @@ def check_readable(source: Source | Stream, channels: int, at_most: int = 1000) 
     reasons: list[str] = []
     form = source.form._replace(channels=channels)
     if isinstance(source, Stream):
-        what, tried = "images and shards", first_images(source, reasons)
+        seen, source.seen = source.seen, []
+        what, tried = "images and shards", chain(seen, first_images(source, reasons))
     else:
         what, tried = "images", ((source.keys[i], source.stored(i)) for i in range(min(len(source), at_most)))
     for key, image in tried:

@@ -106,7 +106,7 @@ class Moments:
 
 
 class Statistics(NamedTuple):
-    """What a file of statistics says: mean and deviation, of uint8 on the 0..1 scale, else in the values' own units."""
+    """The content of a file of statistics; mean and deviation of uint8 are on the 0..1 scale, else in own units."""
 
     image_type: str
     mean: tuple[float, ...]

@@ -94,7 +94,7 @@ class Stream:
     images by the index.json beside the shards; without one it is None until every shard was read once. `classes` come
     from there too, else (). `lost` maps the shards that could not be read at opening to the reason. `unlabelled` says
     why images have no number that have a label, "" while there is none. `form` is how images become pixels,
-    and `names` are those of the bands.
+    `names` are those of the bands, and `seen` the first images, so that they need not be fetched twice.
     """
 
     shards: list[RemoteShard | LocalShard]
@@ -108,6 +108,7 @@ class Stream:
     unlabelled: str = ""
     form: Form = field(default_factory=Form)
     names: tuple[str, ...] = ()
+    seen: list[tuple[str, bytes | np.ndarray]] = field(default_factory=list)
     _sizes: dict[int, int] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)  # what the log has on images that are left out
     _dead: dict[int, tuple[int, int]] = field(default_factory=dict)  # by shard: failures, epoch of the next try

@@ -158,7 +158,7 @@ class ViT(_Json, Stack):
 
     @property
     def may_miss(self) -> bool:
-        """Whether pixels of an image may be missing."""
+        """True if pixels of an image may be missing."""
         return self.no_data is not None or self.image_type.startswith("float")
 
     @property
