@@ -53,7 +53,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a file of weights may lack; None where it is not known."""
+    """Facts that a file of weights may lack; None where one is not known."""
 
     heads: int | None = None
     """Attention heads."""
