@@ -14,6 +14,7 @@ from maejax.config import declarations, flags
 from maejax.console import plain
 from maejax.errors import InputError, install
 from maejax.recipes import recipe
+from maejax.storage.atomic import write_whole
 from maejax.storage.redact import redact
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")  # of StableHLO
@@ -36,8 +37,8 @@ class ExportCommand(Unstated):
     """Name of the folder on the hub, OWNER/MODEL, for the commands on the card. Empty: the folder."""
     report: str = ""
     """report.json of `maejax evaluate`, whose scores go on the card."""
-    pool: Literal["cls", "mean", "cls+mean", "none"] = "cls"
-    """For stablehlo: the cls token, the mean of the patch tokens, both, or none for all tokens."""
+    pool: Literal["", "cls", "mean", "cls+mean", "map", "none"] = ""
+    """For stablehlo: as of `maejax features`."""
 
     def run(self, console: Console) -> dict[str, Any]:
         """Write the export and return what was written; raises InputError for input that cannot be read."""
@@ -64,7 +65,8 @@ class ExportCommand(Unstated):
         notices = [*([fetched] if fetched else []), *weights.notices]
         if compiled:
             target.parent.mkdir(parents=True, exist_ok=True)
-            notices.append(write_compiled(weights, target, None if self.pool == "none" else self.pool))
+            pool = None if self.pool == "none" else self.chosen_pool(self.pool, weights.config.encoder, 0)
+            notices.append(write_compiled(weights, target, pool))
             written = [target.name]
         else:
             facts = run_facts(here) if is_run else {"data": {}, "recipe": {}, "numbers": {}}
@@ -98,13 +100,13 @@ def write_compiled(weights: Any, path: Path, pool: Any) -> str:
     shape = *encoder.image_size, encoder.channels
     images = jax.ShapeDtypeStruct((*symbolic_shape("B"), *shape), np.dtype(encoder.image_type))
     exported = export(jax.jit(lambda images: encode(model, images, pool)), platforms=PLATFORMS)(images)
-    path.write_bytes(exported.serialize())
+    data = exported.serialize()
     noise = np.random.default_rng(0).integers(0, 256, (3, *shape)).astype(encoder.image_type)
-    wanted, found = np.asarray(encode(model, noise, pool)), deserialize(bytearray(path.read_bytes())).call(noise)
+    wanted, found = np.asarray(encode(model, noise, pool)), deserialize(data).call(noise)
     apart = float(np.abs(found - wanted).max() / np.abs(wanted).max())
     if not apart <= TOLERANCE:
-        path.unlink()
-        raise InputError(f"{path}, run back, differs from the model by {apart:.1e} and was removed")
+        raise InputError(f"{path} is not written: run back, it differs from the model by {apart:.1e}")
+    write_whole(path, bytes(data))
     return f"{path.stat().st_size:,} bytes, run back: within {apart:.1e} of the model's features"
 
 

@@ -37,14 +37,6 @@ class Encode(Unstated, Pixels):
             least = "--batch-size is at least 1, --workers at least 0"
             raise InputError(f"{least}, --test-crop-ratio at least 0 and at most 1")
 
-    def chosen_pool(self, pool: str, encoder: Any, which: int) -> Any:
-        """Return `pool` or, for none, number `which` of those that an encoder has; raises InputError if it lacks it."""
-        from maejax.models.pooling import pools
-
-        if pool and pool not in (known := pools(encoder)):
-            raise InputError(f"--pool {pool}: this encoder has {', '.join(known)}")
-        return pool or pools(encoder)[which]
-
     @property
     def reading(self) -> dict[str, Any]:
         """The flags as arguments of `encode_source`."""

@@ -80,6 +80,14 @@ class Unstated(Command):
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: {path} says {says}; leave it out")
         return weights, fetched
 
+    def chosen_pool(self, pool: str, encoder: Any, which: int) -> Any:
+        """Return `pool` or, for none, number `which` of those that an encoder has; raises InputError if it lacks it."""
+        from maejax.models.pooling import pools
+
+        if pool and pool not in (known := pools(encoder)):
+            raise InputError(f"--pool {pool}: this encoder has {', '.join(known)}")
+        return pool or pools(encoder)[which]
+
     def load(self, path: str) -> Any:
         """Load a model from a path or address, and print on the error stream what a user of it must know."""
         weights, fetched = self.read(path)

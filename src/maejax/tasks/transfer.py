@@ -132,7 +132,7 @@ def with_facts_of_file(
         facts |= {"norm_pix_loss": found.norm_pix_loss, "image_mask_ratio": found.mask_ratio}
         facts["dec_posemb"] = found.decoder.posemb
     taken = {name: value for name, value in facts.items() if name not in given and own[name] != value}
-    lines = [f"--{name.replace('_', '-')} {value}, as the file says" for name, value in taken.items()]
+    lines = [f"{as_flag(name, value)}, as the file says" for name, value in taken.items()]
     lines += [f"note: {notice}" for notice in weights.notices if "assumed" in notice]
     free = "posemb" not in given and "posemb" not in facts and config.encoder.posemb != "learnable"
     if config.run.mode == "finetune" and free:
@@ -142,6 +142,14 @@ def with_facts_of_file(
     if changed.image_shape != shape and found.encoder.posemb != "rotary":
         lines.append(f"positions are interpolated from images of {facts['image_size']} to {config.encoder.image_size}")
     return changed, lines
+
+
+def as_flag(name: str, value: Any) -> str:
+    """Write a flag as it is given: a switch without a value, several values with blanks between."""
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return flag if value else f"no {flag}"
+    return f"{flag} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def as_saved(model: Any, saved: Mapping[str, Any]) -> Any:
