@@ -1,5 +1,7 @@
 """The encoder: initialisation, positions, pooling, precision."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from maejax.models.description import Compute, ViT
 from maejax.models.patches import patchify, sincos_table, unpatchify
 from maejax.models.trees import named_arrays, with_arrays
 from maejax.models.vit import normalize
+from maejax.ops import attention
 
 from ..bounds import assert_close, rounding
 
@@ -103,3 +106,23 @@ def test_images_of_another_form_are_named():
     with pytest.raises(ValueError, match=r"takes uint8 images, 0..255, not float32"):
         model.normalize(x.astype(np.float32))
     assert_close(model.encode(x), model.encode(model.normalize(x)))
+
+
+@pytest.mark.parametrize("form", ["pallas", "cudnn"])
+def test_rotary_positions_are_turned_in_fast_forms_too(monkeypatch, form):
+    """The code of each form runs here, interpreted or with JAX's own products in place of NVIDIA's."""
+    config = ViT(
+        image_size=(16, 24), patch_size=4, dim=128, heads=2, layers=1, posemb="rotary", registers=2, gated=True
+    )
+    model, x = initial_model(config), np.random.default_rng(0).normal(size=(2, 16, 24, 3)).astype(np.float32)
+    keep = jnp.asarray([[5, 0, 23], [7, 1, 2]])
+    plain = model(x), model(x, keep)
+    product = jax.nn.dot_product_attention
+    monkeypatch.setattr(attention, "chosen_form", lambda *_: form)
+    packed = functools.partial(attention.attend_packed_on_chip, interpret=True)
+    monkeypatch.setattr(attention, "attend_packed_on_chip", packed)
+    stand_in = lambda *qkv, implementation, **masks: product(*qkv, implementation="xla", **masks)  # noqa: E731
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    assert_close((model(x), model(x, keep)), plain)
+    # A patch is where it stands in the image, not in the order in which it enters.
+    assert_close(model(x, keep[:, ::-1])[:, :3], plain[1][:, :3])

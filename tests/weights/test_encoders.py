@@ -5,8 +5,10 @@ import functools
 import numpy as np
 import pytest
 
+from maejax.errors import WeightsError
 from maejax.models.description import change_encoder
-from maejax.weights import files, torch_export, torch_names
+from maejax.weights import files, huggingface, torch_export, torch_names
+from maejax.weights.timm_card import read_card
 from maejax.weights.weights import Facts, blank_arrays, check, model_of
 from tests.weights.test_peers import X, close, ours, prepare_torchvision
 
@@ -163,3 +165,48 @@ def test_transformers_encoders_are_computed_and_come_back(transformers, same, tm
             if "SigLIP" in name:
                 close(mine.encode(IMAGE, "map"), out.pooler_output)
     same(files.read(tmp_path / "ours").arrays, weights.arrays)
+
+
+DEFAULTS = """ViTModel DeiTModel Dinov2Model Dinov2WithRegistersModel DINOv3ViTModel IJepaModel CLIPVisionModel
+SiglipVisionModel CLIPModel SiglipModel ViTMAEForPreTraining""".split()
+
+
+@pytest.mark.parametrize("kind", DEFAULTS)
+def test_default_sizes_of_transformers_are_read(transformers, kind):
+    """By shapes alone: arrays that take no memory."""
+    made = getattr(transformers, kind)
+    settings = made.config_class()
+    with torch.device("meta"):
+        model = made(settings)
+    blank = np.float32(0)
+    state = {name: np.broadcast_to(blank, array.shape) for name, array in model.state_dict().items()}
+    _, config, _ = huggingface.from_state(state, settings.to_dict(), kind)
+    vision = getattr(settings, "vision_config", settings)
+    assert (config.encoder.dim, config.encoder.heads) == (vision.hidden_size, vision.num_attention_heads)
+    assert config.encoder.norm_eps == vision.layer_norm_eps and config.encoder.image_size == (vision.image_size,) * 2
+
+
+def test_what_no_layout_holds_is_named(weights, tmp_path):
+    rotary = weights("encoder", "rotary", layerscale=True, qkv_bias=False)
+    pooled = weights("encoder", "learnable", cls_token=False, attention_pool=True)
+    for made, layout, part in [
+        (rotary, "fair", "the authors' code has no LayerScale"),
+        (rotary, "original", "the original has no attention without biases"),
+        (weights("cls", "learnable", pre_norm=True), "hf", "transformers' clip_vision_model has no head of classes"),
+        (weights("encoder", "rotary"), "hf", "transformers' dinov3_vit has no block without LayerScale"),
+        (pooled, "fair", "the authors' code has no encoder without a cls token"),
+    ]:
+        with pytest.raises(WeightsError, match=f"{part}; convert to "):
+            files.write(made, tmp_path / "out", layout)
+    meta = {"model_type": "swin", "hidden_size": 8}
+    with pytest.raises(WeightsError, match="x is a swin model; known here are vit, vit_mae, deit, ijepa, dinov2"):
+        huggingface.from_state({}, meta, "x")
+    theirs, family = huggingface.state_of(rotary)
+    base = {"model_type": family.kind, "num_attention_heads": 1, "image_size": [16, 24]}
+    with pytest.raises(WeightsError, match=r"extra layer\.0\.attention\.gate"):
+        huggingface.from_state(theirs | {"layer.0.attention.gate": np.ones(3)}, base, "x")
+    with pytest.raises(WeightsError, match="rotary positions of base 10; only DINOv3's 100 is known"):
+        huggingface.from_state(theirs, base | {"rope_theta": 10}, "x")
+    (tmp_path / "config.json").write_text('{"architecture": "vit_base_patch16_rope_224"}')
+    with pytest.raises(WeightsError, match="vit_base_patch16_rope_224 has rotary positions of another kind"):
+        read_card(tmp_path)

@@ -22,16 +22,14 @@ from maejax.weights.weights import PROBE_FOLDED, Facts, Weights, blank_arrays, c
 
 MAE_SINGLE = {"mask_token": "decoder.mask_token", "decoder_pos_embed": "decoder.decoder_pos_embed"}
 HEAD = {"head.weight": "classifier.weight", "head.bias": "classifier.bias"}
-NEW_NAMES = [  # of transformers 5, in memory and in files, to those of 4
-    (r"^vit\.layers\.", "vit.encoder.layer."),
-    (r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers."),
-    (r"\.attention\.q_proj\.", ".attention.attention.query."),
-    (r"\.attention\.k_proj\.", ".attention.attention.key."),
-    (r"\.attention\.v_proj\.", ".attention.attention.value."),
-    (r"\.attention\.o_proj\.", ".attention.output.dense."),
-    (r"\.mlp\.fc1\.", ".intermediate.dense."),
-    (r"\.mlp\.fc2\.", ".output.dense."),
-]
+NEW_NAMES = {  # of transformers 5, in memory: those of 4
+    ".attention.q_proj.": ".attention.attention.query.",
+    ".attention.k_proj.": ".attention.attention.key.",
+    ".attention.v_proj.": ".attention.attention.value.",
+    ".attention.o_proj.": ".attention.output.dense.",
+    ".mlp.fc1.": ".intermediate.dense.",
+    ".mlp.fc2.": ".output.dense.",
+}
 GELU = {"gelu": "erf", "gelu_pytorch_tanh": "tanh", "gelu_new": "tanh", "quick_gelu": "quick"}
 WRITTEN_GELU = {"erf": "gelu", "tanh": "gelu_pytorch_tanh", "quick": "quick_gelu"}
 # What a config.json may leave out since it is the default of its kind.
@@ -61,12 +59,16 @@ def knows(names: Iterable[str]) -> bool:
     return any("embeddings.patch_embedding" in name for name in names)
 
 
-def old_name(name: str, base: str = "vit.") -> str:
+def old_name(name: str, family: Family = FAMILIES["vit_mae"]) -> str:
     """Bring a name of transformers 5, or of a model without a head, to that of transformers 4 under a task's model."""
+    base = family.base
     if not name.startswith((base, "decoder.", "classifier.")):
         name = base + name
-    for pattern, old in NEW_NAMES if base == "vit." else ():
-        name = re.sub(pattern, old, name)
+    name = re.sub(rf"^{re.escape(base)}(layers|model\.layer)\.", base + family.layer, name)
+    name = re.sub(r"^decoder\.decoder_encoder\.layer\.", "decoder.decoder_layers.", name)
+    known = {part.rpartition(".")[0] for parts in family.block.values() for part in parts}
+    for new, old in NEW_NAMES.items():
+        name = name.replace(new, old) if old.strip(".") in known else name
     return name
 
 
@@ -158,32 +160,42 @@ def read(path: Path, prefix: str = "") -> Weights:
     Raises WeightsError, with every wrong tensor, if it is of another model or incomplete.
     """
     meta, found = json.loads((path / "config.json").read_text()), containers.read(containers.file_in(path), prefix)
-    whole = meta
-    if "vision_config" in meta:  # images and texts
+    named, config, notices = from_state(found.arrays, meta, str(path))
+    config = change_encoder(config, **normalisation_of(path, config.encoder.channels))
+    writer = f"Hugging Face transformers {meta.get('transformers_version', '')}".rstrip()
+    said = (*found.notices, *notices)
+    return Weights(torch_names.to_ours(named), config, "hf", writer, said, classes_of(meta, config))
+
+
+def from_state(
+    state: Mapping[str, np.ndarray], meta: Mapping[str, Any], what: str
+) -> tuple[dict[str, np.ndarray], Network, list[str]]:
+    """Bring a state dict to timm's names by what config.json says; returns it, its description, and sentences on it.
+
+    Raises WeightsError, with every wrong tensor, if it is of another model or incomplete.
+    """
+    if "vision_config" in meta:  # of images and texts
         meta = {"model_type": f"{meta['model_type']}_vision_model", **meta["vision_config"]}
     if (family := FAMILIES.get(meta["model_type"])) is None:
         kinds = ", ".join(FAMILIES)
-        raise WeightsError(f"{path} is a {meta['model_type']} model; known here are {kinds}, clip and siglip")
-    if any(("weights_in" in name or "gate_proj" in name) for name in found.arrays):
+        raise WeightsError(f"{what} is a {meta['model_type']} model; known here are {kinds}, clip and siglip")
+    if any(("weights_in" in name or "gate_proj" in name) for name in state):
         family = gated(family)
-    notices, state = list(found.notices), dict(found.arrays)
+    state, notices = dict(state), []
     for pattern, said in LEFT_OUT.items():
         if dropped := [name for name in state if re.match(rf"({re.escape(family.base)})?{pattern}", name)]:
             state = {name: array for name, array in state.items() if name not in dropped}
             notices += [f"{said} is not part of these models and is left out"] * bool(said)
     if not state.get("embeddings.register_tokens", np.ones(1)).size:
         del state["embeddings.register_tokens"]
-    state = {old_name(name, family.base): array for name, array in state.items()}
+    state = {old_name(name, family): array for name, array in state.items()}
     named, left_out = torch_names.canonical(from_hf(state, family))
-    facts = facts_in(MISSING.get(family.kind, {}) | meta, str(path))
-    config, _ = torch_names.config_of(named, str(path), replace(facts, pooling=family.pooling))
+    facts = facts_in(MISSING.get(family.kind, {}) | dict(meta), what)
+    config, _ = torch_names.config_of(named, what, replace(facts, pooling=family.pooling))
     if isinstance(config, MAE):
         config = replace(config, mask_ratio=meta.get("mask_ratio", 0.75))
-    config = change_encoder(config, **normalisation_of(path, config.encoder.channels))
-    check(torch_names.to_theirs(blank_arrays(config), config.encoder), named, str(path))
-    writer = f"Hugging Face transformers {whole.get('transformers_version', '')}".rstrip()
-    classes = classes_of(whole, config)
-    return Weights(torch_names.to_ours(named), config, "hf", writer, (*notices, *left_out), classes)
+    check(torch_names.to_theirs(blank_arrays(config), config.encoder), named, what)
+    return named, config, [*notices, *left_out]
 
 
 def classes_of(meta: Mapping[str, Any], config: Network) -> tuple[str, ...]:
