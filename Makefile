@@ -37,7 +37,7 @@ seeds: $(VENV)/.installed
 # The table of docs/faults.md, tried: 24 kills, damaged checkpoints, full disks, processes that die.
 faults: $(VENV)/.installed-test
 	MAEJAX_KILLS=24 $(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/training tests/distributed \
-		tests/storage/test_mirror.py tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py
+		tests/storage/test_mirror.py tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py tests/scripts/test_pod.py
 
 # The table of docs/clothing.md: pre-trained against untrained and from scratch on real photos, within an hour on 2 cores.
 # DATA names other photos: a tar, or a folder, with train, validation and test in it, each with a folder per class.

@@ -7,6 +7,8 @@ import pytest
 from flax import nnx
 
 from maejax.evaluate.encoding import extract
+from maejax.models.description import ViT
+from maejax.models.pooling import pooled
 
 from ..bounds import assert_close, rounding
 
@@ -17,7 +19,7 @@ class Encoder(nnx.Module):
     """Tokens that mix the pixels of one image: cls is their sum, the patches are a linear map of single pixels."""
 
     traces = 0
-    config = SimpleNamespace(encoder=SimpleNamespace(image_type="uint8"))
+    config = SimpleNamespace(encoder=ViT())
 
     def __init__(self):
         self.weight = nnx.Param(jax.random.normal(jax.random.key(0), (3, 8)))
@@ -27,9 +29,8 @@ class Encoder(nnx.Module):
 
     def encode(self, x, pool="cls"):
         Encoder.traces += 1
-        assert pool is None
         patches = x.reshape(len(x), -1, 3) @ self.weight[...]
-        return jnp.concatenate([patches.sum(axis=1, keepdims=True), patches], axis=1)
+        return pooled(jnp.concatenate([patches.sum(axis=1, keepdims=True), patches], axis=1), pool, ViT())
 
 
 @pytest.fixture(scope="module")

@@ -208,6 +208,7 @@ def test_a_bucket_is_mounted_for_runs(cloud):
     assert f"w-1: step 1 None None {home}/bucket/CKPT" in cloud.did("logs")
 
 
+@pytest.mark.slow
 def test_resume_gets_a_run_going_again_whatever_has_happened(cloud):
     spot = {"POD_TYPE": "v4-32", "POD_SPOT": 1, "POD_QUEUED": 1, "WANDB_API_KEY": SECRET}
     first = cloud.did("resume", "recipe.sh", **spot)

@@ -47,6 +47,7 @@ def whole(storage, folder=f"{RUN}/checkpoints"):
     return sorted(int(match[1]) for match in found if match)
 
 
+@pytest.mark.slow
 def test_killed_while_it_saves_it_goes_on_elsewhere_bit_for_bit(storage, tmp_path, images, train):
     """SIGKILL in the middle of a copy; a host that has nothing goes on as if the run lay on its disk."""
     more = ["--valid-dataset-shards", images, "--eval-interval", 3]

@@ -110,7 +110,10 @@ def test_a_file_without_a_statement_gives_its_size_whatever_the_flags_for_heads(
     changed, lines = with_facts_of_file(config, ())
     assert changed.image_shape == (16, 16) and changed.encoder.posemb == "learnable"
     trained = "--posemb learnable: fine-tuning trains the positions of the file, as the authors do"
-    assert lines == ["--image-size 16x16, as the file says", trained]
-    kept, lines = with_facts_of_file(config, {"image_size", "posemb"})
-    assert kept.image_shape == (224, 224) and lines == ["positions are interpolated from images of 16x16 to 224"]
-    assert kept.encoder.posemb == "sincos2d"
+    sizes = ["--image-size 16x16", "--patch-size 4", "--layers 2", "--dim 128", "--heads 2"]
+    assert sorted(lines[:5]) == sorted(f"{size}, as the file says" for size in sizes)
+    assumed = "note: the number of heads is not in the file; 2 assumed (--heads)"
+    assert lines[5:] == [assumed, trained]
+    kept, lines = with_facts_of_file(config, {"image_size", "posemb", "dim"})
+    assert kept.image_shape == (224, 224) and lines[-1:] == ["positions are interpolated from images of 16x16 to 224"]
+    assert (kept.encoder.posemb, kept.encoder.heads, kept.encoder.dim) == ("sincos2d", 2, 768)
