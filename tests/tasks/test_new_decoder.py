@@ -98,6 +98,7 @@ def test_the_decoder_is_that_of_a_new_run(train, maejax, trained, encoder):
         (["--new-decoder"], "--new-decoder is for the encoder of --pretrained-ckpt: give one"),
         (FREEZE, "--freeze-encoder-steps is for the encoder of --pretrained-ckpt: give one"),
         ([*START, "x", "--freeze-encoder-steps", 6], "--freeze-encoder-steps 6: give less than --training-steps 6"),
+        (["--export-msgpack", "--registers", 2], "the original has no registers; convert to timm or maejax"),
         (["--mode", "finetune", "--new-decoder"], "--mode finetune masks and reconstructs nothing"),
     ],
 )

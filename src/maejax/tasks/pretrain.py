@@ -54,13 +54,20 @@ class Pretraining(Task[MAE]):
         model_config(before_images(self.config))
 
     def describe_model(self) -> None:
-        """Set the model of the flags, with the GELU of `--pretrained-ckpt`. Raises InputError if that does not fit."""
-        self.model, run, transfer = model_config(self.config), self.config.run, self.config.transfer
-        if not run.pretrained_ckpt:
-            return
-        if self.saved:
+        """Set the model of the flags and of `--pretrained-ckpt`. Raises InputError if they or the export do not fit."""
+        self.model = model_config(self.config)
+        if self.config.run.pretrained_ckpt and self.saved:
             self.model = as_saved(self.model, self.saved)
-            return
+        elif self.config.run.pretrained_ckpt:
+            self.take_over()
+        if self.config.run.export_msgpack:
+            from maejax.weights.original import check_parts
+
+            check_parts(self.model)
+
+    def take_over(self) -> None:
+        """Read `--pretrained-ckpt`: set its `arrays`, its `origin`, and what it decides of the model."""
+        run, transfer = self.config.run, self.config.transfer
         from maejax.weights.pretrained import load_pretrained  # training from scratch reads no weights
 
         weights, fetched = load_pretrained(

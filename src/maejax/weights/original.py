@@ -225,13 +225,18 @@ def read(path: Path, stated: Statement | None, facts: Facts) -> Weights:
     return with_statement(weights, stated, str(path))
 
 
+def check_parts(config: Network) -> None:
+    """Check that the original's model has all parts of this one; raises WeightsError that names one if not."""
+    if added := [part for part in beyond_the_paper(config.encoder) if part != "LayerScale"]:
+        raise WeightsError(f"the original has no {added[0]}; convert to timm or maejax")
+
+
 def write(weights: Weights, path: Path) -> list[str]:
     """Write a .msgpack file as the original does; return sentences that a reader must know.
 
     Raises WeightsError if its model has no place for a part of this one.
     """
-    if added := [part for part in beyond_the_paper(weights.config.encoder) if part != "LayerScale"]:
-        raise WeightsError(f"the original has no {added[0]}; convert to timm or maejax")
+    check_parts(weights.config)
     state = to_theirs(weights.arrays, weights.config)
     write_whole(path, serialization.to_bytes(traverse_util.unflatten_dict(state, sep="/")))
     return losses(weights)
