@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
+from maejax.evaluate import probe
 from maejax.evaluate.probe import _solutions, few_label_probe, linear_probe
 
 
@@ -89,3 +90,17 @@ def test_few_labels_are_few_balanced_and_drawn_by_the_seed(hard):
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match="two classes"):
         linear_probe(np.ones((9, 2)), np.zeros(9), np.ones((1, 2)), np.zeros(1))
+
+
+@pytest.mark.parametrize(("many", "folds"), [(5000, 5), (30, 1)])
+def test_each_image_of_a_small_set_is_held_out_once(monkeypatch, many, folds):
+    """From `MANY` images on, one fold alone decides; the last fit is on all images."""
+    train_x, train_y = np.arange(40.0).reshape(40, 1), np.arange(40) // 20
+    fitted, solve = [], probe._solutions
+    monkeypatch.setattr(probe, "MANY", many)
+    monkeypatch.setattr(probe, "standardise", lambda train, test: (train, test))
+    monkeypatch.setattr(probe, "_solutions", lambda x, *rest: fitted.append(set(x[:, 0])) or solve(x, *rest))
+    linear_probe(train_x, train_y, train_x, train_y)
+    held = [set(range(40)) - rows for rows in fitted]
+    assert [len(rows) for rows in held] == [8] * folds + [0]
+    assert len(set.union(*held)) == 8 * folds

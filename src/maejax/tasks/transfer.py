@@ -125,7 +125,8 @@ def with_facts_of_file(
     if found.encoder.channels == config.data.channels and found.encoder.image_type == "uint8":
         facts |= {"mean": found.encoder.mean, "std": found.encoder.std}
     if config.run.mode != "pretrain" and not found.encoder.cls_token:
-        facts["pooling"] = "map" if found.encoder.attention_pool else "avg"
+        own = found.pooling if isinstance(found, Classifier) else "avg"
+        facts["pooling"] = "map" if found.encoder.attention_pool else own
     if config.run.mode == "pretrain" or found.encoder.posemb == "rotary":
         facts["posemb"] = found.encoder.posemb
     if config.run.mode == "pretrain" and isinstance(found, MAE) and not config.transfer.new_decoder:
