@@ -113,7 +113,27 @@ def test_a_file_without_a_statement_gives_its_size_whatever_the_flags_for_heads(
     sizes = ["--image-size 16x16", "--patch-size 4", "--layers 2", "--dim 128", "--heads 2"]
     assert sorted(lines[:5]) == sorted(f"{size}, as the file says" for size in sizes)
     assumed = "note: the number of heads is not in the file; 2 assumed (--heads)"
-    assert lines[5:] == [assumed, trained]
+    images = (
+        "note: how images were normalised is not in the file; --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 assumed"
+    )
+    assert lines[5:] == [assumed, images, trained]
     kept, lines = with_facts_of_file(config, {"image_size", "posemb", "dim"})
     assert kept.image_shape == (224, 224) and lines[-1:] == ["positions are interpolated from images of 16x16 to 224"]
     assert (kept.encoder.posemb, kept.encoder.heads, kept.encoder.dim) == ("sincos2d", 2, 768)
+
+
+def test_an_unstated_normalisation_is_said_and_given(maejax, weights, tmp_path):
+    """In timm's and transformers' layouts; a flag against what a file says is refused."""
+    made = weights("encoder", "learnable", image_size=(16, 16))
+    native.write_safetensors(torch_export.to_timm(made)[0], tmp_path / "t.safetensors")
+    files.write(made, tmp_path / "hf", "hf")
+    (tmp_path / "hf/preprocessor_config.json").unlink()
+    half = ["--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5]
+    for path in (tmp_path / "t.safetensors", tmp_path / "hf"):
+        code, printed = maejax("inspect", path)
+        assert code == 0 and "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 assumed" in " ".join(printed.split())
+        code, printed = maejax("convert", path, "own.safetensors", *half)
+        assert code == 0 and "normalised" not in printed, printed
+        assert files.read("own.safetensors").config.encoder.std == (0.5,) * 3
+    code, printed = maejax("inspect", "own.safetensors", "--mean", 0.4, 0.4, 0.4)
+    assert code == 2 and "own.safetensors says (0.5, 0.5, 0.5); leave it out" in printed

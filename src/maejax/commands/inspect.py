@@ -52,6 +52,10 @@ class Unstated(Command):
     """Activation, if the file does not hold it: the exact GELU, its tanh approximation, or the one of OpenAI's CLIP."""
     norm_eps: float | None = field(default=None, kw_only=True)
     """eps of the layer norms, if the file does not hold it."""
+    mean: tuple[float, ...] = field(default=(), kw_only=True)
+    """Mean of each channel of an image, if the file does not hold it; of 8-bit images on the 0..1 scale."""
+    std: tuple[float, ...] = field(default=(), kw_only=True)
+    """Standard deviation of each channel, as --mean."""
 
     prefix: str = field(default="", kw_only=True)
     """Take the tensors alone whose names begin so, of a file of PyTorch or .safetensors that holds more."""
@@ -75,7 +79,7 @@ class Unstated(Command):
         weights = files.read(here, raw=self.raw, prefix=self.prefix, **known)
         found = vars(facts_of(weights.config))
         for name, value in known.items():
-            if value is not None and found[name] not in (None, value):
+            if value not in (None, ()) and found[name] not in (None, value):
                 says = "x".join(map(str, found[name])) if name == "image_size" else found[name]
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: {path} says {says}; leave it out")
         return weights, fetched

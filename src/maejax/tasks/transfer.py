@@ -109,6 +109,8 @@ def with_facts_of_file(
     known: dict[str, Any] = {"image_size": config.image_shape, "prefix": config.transfer.prefix}
     if "heads" in given:
         known["heads"] = config.encoder.heads
+    if config.data.mean and config.data.std:
+        known["mean"], known["std"] = config.data.mean, config.data.std
     try:
         weights = read(here, **known)
     except WeightsError:  # perhaps since the file does not have the number of heads

@@ -57,7 +57,7 @@ def read(path: str | Path, *, raw: bool = False, prefix: str = "", **facts: Any)
     try:
         if path.is_dir():
             if huggingface.is_directory(path):
-                return huggingface.read(path, prefix)
+                return huggingface.read(path, prefix, known)
             if timm_card.read_card(path) is None:
                 refuse_prefix(prefix, path)
                 return run_directory.read(path, raw=raw)
@@ -69,7 +69,7 @@ def read(path: str | Path, *, raw: bool = False, prefix: str = "", **facts: Any)
             if "maejax" in state.metadata:
                 return native.from_neutral(state.arrays, state.metadata, path)
             if huggingface.is_directory(path.parent) and huggingface.knows(state.arrays):
-                return huggingface.read(path.parent, prefix)
+                return huggingface.read(path.parent, prefix, known)
             stated = read_statement(state.metadata.get(KEY), str(path)) or read_beside(path)
             fair = state.nest == "model" or any(name.startswith("decoder_") for name in state.arrays)
             return torch_names.read(state, path, "fair" if fair else "timm", stated, known)

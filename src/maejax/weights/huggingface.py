@@ -18,7 +18,15 @@ from maejax.models.description import MAE, Classifier, Network, change_encoder
 from maejax.storage.atomic import write_whole
 from maejax.weights import containers, native, torch_names
 from maejax.weights.families import FAMILIES, Family, facts_of_config, family_of, gated
-from maejax.weights.weights import PROBE_FOLDED, Facts, Weights, blank_arrays, check, fold_head_norm
+from maejax.weights.weights import (
+    PROBE_FOLDED,
+    Facts,
+    Weights,
+    blank_arrays,
+    check,
+    fold_head_norm,
+    normalisation_assumed,
+)
 
 MAE_SINGLE = {"mask_token": "decoder.mask_token", "decoder_pos_embed": "decoder.decoder_pos_embed"}
 HEAD = {"head.weight": "classifier.weight", "head.bias": "classifier.bias"}
@@ -154,16 +162,18 @@ def facts_in(meta: Mapping[str, Any], what: str) -> Facts:
     )
 
 
-def read(path: Path, prefix: str = "") -> Weights:
+def read(path: Path, prefix: str, given: Facts) -> Weights:
     """Read a directory with config.json and weights in one file or in parts; `prefix` as in `containers.read`.
 
-    Raises WeightsError, with every wrong tensor, if it is of another model or incomplete.
+    Without preprocessor_config.json images are normalised as `given`. Raises WeightsError, with every wrong tensor, if
+    it is of another model or incomplete.
     """
     meta, found = json.loads((path / "config.json").read_text()), containers.read(containers.file_in(path), prefix)
     named, config, notices = from_state(found.arrays, meta, str(path))
-    config = change_encoder(config, **normalisation_of(path, config.encoder.channels))
+    known = given.normalisation | normalisation_of(path, config.encoder.channels)
+    config = change_encoder(config, **known)
     writer = f"Hugging Face transformers {meta.get('transformers_version', '')}".rstrip()
-    said = (*found.notices, *notices)
+    said = (*found.notices, *notices, *normalisation_assumed(config, known))
     return Weights(torch_names.to_ours(named), config, "hf", writer, said, classes_of(meta, config))
 
 

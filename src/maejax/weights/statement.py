@@ -14,7 +14,7 @@ from maejax.weights.weights import Facts, Weights
 KEY = "maejax.model"  # in the metadata of .safetensors, and beside "model" in the authors' .pth
 
 
-OF_ENCODER = ("heads", "image_size", "gelu", "norm_eps")  # facts
+OF_ENCODER = ("heads", "image_size", "gelu", "norm_eps", "mean", "std")  # facts
 SHAPES = (  # fields of an encoder that its tensors tell, with the facts
     *("dim", "layers", "heads", "patch_size", "channels", "image_size"),
     *("hidden", "gated", "qkv_bias", "qk_norm", "cls_token", "registers", "pre_norm"),

@@ -30,6 +30,7 @@ from maejax.weights.weights import (
     head_count,
     image_size_of,
     is_square,
+    normalisation_assumed,
     posemb_of,
     rotary_size,
     stack,
@@ -237,7 +238,7 @@ def config_of(state: Mapping[str, np.ndarray], what: str, facts: Facts) -> tuple
     notices = [said for said in (said_size, said_heads, *said_computed) if said]
     blocks: dict[str, Any] = stack_of(state, "blocks.", dim) | tokens | computed
     blocks["attention_pool"] = "attn_pool.latent" in state
-    encoder = ViT(image_size=size, patch_size=patch, channels=channels, heads=heads, **blocks)
+    encoder = ViT(image_size=size, patch_size=patch, channels=channels, heads=heads, **blocks, **facts.normalisation)
     if "mask_token" in state or "decoder_embed.weight" in state:
         pos_embed = anchor(state, "decoder_pos_embed", what)
         posemb = posemb_of(pos_embed, encoder.grid, cls=cls)
@@ -287,7 +288,12 @@ def read(state: State, path: Path, layout: str, stated: Statement | None, facts:
     facts = replace(facts, **card.facts) if card else facts
     weights = from_state(state.arrays, str(path), layout, stated, facts)
     weights = replace(weights, notices=(*state.notices, *weights.notices))
-    return with_card(weights, card) if card else weights
+    if card:
+        weights = with_card(weights, card)
+    if stated or layout != "timm":
+        return weights
+    known = facts.normalisation | (card.normalisation if card else {})
+    return replace(weights, notices=(*weights.notices, *normalisation_assumed(weights.config, known)))
 
 
 def from_state(

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +69,23 @@ class Facts:
     """Activation, as `Stack.gelu`."""
     norm_eps: float | None = None
     """eps of the layer norms."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, as `ViT.mean`."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, as `ViT.std`."""
+
+    @property
+    def normalisation(self) -> dict[str, tuple[float, ...]]:
+        """Mean and deviation, those that are known."""
+        return {name: tuple(value) for name in ("mean", "std") if (value := getattr(self, name))}
+
+
+def normalisation_assumed(config: Network, known: Collection[str]) -> list[str]:
+    """Return a sentence on what the images of a model are taken to be normalised by; none if both are `known`."""
+    if len(known) == 2:
+        return []
+    mean, std = (" ".join(f"{value:g}" for value in getattr(config.encoder, name)) for name in ("mean", "std"))
+    return [f"how images were normalised is not in the file; --mean {mean} --std {std} assumed"]
 
 
 def model_of(weights: Weights, compute: Compute = PLAIN) -> Any:
