@@ -9,7 +9,9 @@ from scipy.optimize import minimize
 
 Array = np.ndarray
 
-_STRENGTHS = 10.0 ** np.arange(-1, -5, -1)  # of the L2 penalty, from 0.1 to 1e-4
+# Of the L2 penalty, from 1 to 1e-4. On 60 to 1,000 photos of clothing, 1 adds 0 to 1.3 points to a range that begins at
+# 0.1 and takes none; 10 takes some.
+_STRENGTHS = 10.0 ** np.arange(0, -5, -1)
 MANY = 5000  # images
 _FEW_LABEL_STRENGTH = 0.1
 _RIDGES = 10.0 ** np.arange(-4, 4)  # penalties of ridge regression, in units of the mean square length of a feature
