@@ -109,8 +109,6 @@ def with_facts_of_file(
     known: dict[str, Any] = {"image_size": config.image_shape, "prefix": config.transfer.prefix}
     if "heads" in given:
         known["heads"] = config.encoder.heads
-    if config.data.mean and config.data.std:
-        known["mean"], known["std"] = config.data.mean, config.data.std
     try:
         weights = read(here, **known)
     except WeightsError:  # perhaps since the file does not have the number of heads
@@ -127,8 +125,8 @@ def with_facts_of_file(
     if found.encoder.channels == config.data.channels and found.encoder.image_type == "uint8":
         facts |= {"mean": found.encoder.mean, "std": found.encoder.std}
     if config.run.mode != "pretrain" and not found.encoder.cls_token:
-        own = found.pooling if isinstance(found, Classifier) else "avg"
-        facts["pooling"] = "map" if found.encoder.attention_pool else own
+        pooling = found.pooling if isinstance(found, Classifier) else "avg"
+        facts["pooling"] = "map" if found.encoder.attention_pool else pooling
     if config.run.mode == "pretrain" or found.encoder.posemb == "rotary":
         facts["posemb"] = found.encoder.posemb
     if config.run.mode == "pretrain" and isinstance(found, MAE) and not config.transfer.new_decoder:
@@ -136,7 +134,8 @@ def with_facts_of_file(
         facts["dec_posemb"] = found.decoder.posemb
     taken = {name: value for name, value in facts.items() if name not in given and own[name] != value}
     lines = [f"{as_flag(name, value)}, as the file says" for name, value in taken.items()]
-    lines += [f"note: {notice}" for notice in weights.notices if "assumed" in notice]
+    given_here = "--mean" if config.data.mean and config.data.std else "no flag"  # a sentence that is settled
+    lines += [f"note: {notice}" for notice in weights.notices if "assumed" in notice and given_here not in notice]
     free = "posemb" not in given and "posemb" not in facts and config.encoder.posemb != "learnable"
     if config.run.mode == "finetune" and free:
         taken["posemb"] = "learnable"

@@ -237,8 +237,8 @@ def config_of(state: Mapping[str, np.ndarray], what: str, facts: Facts) -> tuple
     computed, said_computed = computed_as(state, facts)
     notices = [said for said in (said_size, said_heads, *said_computed) if said]
     blocks: dict[str, Any] = stack_of(state, "blocks.", dim) | tokens | computed
-    blocks["attention_pool"] = "attn_pool.latent" in state
-    encoder = ViT(image_size=size, patch_size=patch, channels=channels, heads=heads, **blocks, **facts.normalisation)
+    blocks |= {"attention_pool": "attn_pool.latent" in state, **facts.normalisation}
+    encoder = ViT(image_size=size, patch_size=patch, channels=channels, heads=heads, **blocks)
     if "mask_token" in state or "decoder_embed.weight" in state:
         pos_embed = anchor(state, "decoder_pos_embed", what)
         posemb = posemb_of(pos_embed, encoder.grid, cls=cls)

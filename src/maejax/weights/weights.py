@@ -75,7 +75,7 @@ class Facts:
     """Standard deviation of each channel, as `ViT.std`."""
 
     @property
-    def normalisation(self) -> dict[str, tuple[float, ...]]:
+    def normalisation(self) -> dict[str, Any]:
         """Mean and deviation, those that are known."""
         return {name: tuple(value) for name in ("mean", "std") if (value := getattr(self, name))}
 
