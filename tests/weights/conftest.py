@@ -1,5 +1,7 @@
 """Small weights of every kind, with random values everywhere."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -43,3 +45,32 @@ def same():
             assert a[name].dtype == b[name].dtype and np.array_equal(a[name], b[name]), name
 
     return check
+
+
+def prepare_torchvision():
+    """Let torchvision be imported where it was built for another PyTorch: both packages import it, neither needs it."""
+    import torch
+
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in [n for n in sys.modules if n.startswith("torchvision")]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        prepare_torchvision.kept = library
+    except ImportError:
+        pass
+
+
+@pytest.fixture(scope="module")
+def timm():
+    prepare_torchvision()
+    return pytest.importorskip("timm")
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    prepare_torchvision()
+    return pytest.importorskip("transformers")

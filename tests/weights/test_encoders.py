@@ -10,25 +10,13 @@ from maejax.models.description import change_encoder
 from maejax.weights import files, huggingface, torch_export, torch_names
 from maejax.weights.timm_card import read_card
 from maejax.weights.weights import Facts, blank_arrays, check, model_of
-from tests.weights.test_peers import X, close, ours, prepare_torchvision
+from tests.weights.test_peers import X, close, ours
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 torch = pytest.importorskip("torch")
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 1, "num_classes": 0}
 PHOTO = torch.from_numpy(X[..., :16].copy())
 IMAGE = ours(X[..., :16])
-
-
-@pytest.fixture(scope="module")
-def timm():
-    prepare_torchvision()
-    return pytest.importorskip("timm")
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    prepare_torchvision()
-    return pytest.importorskip("transformers")
 
 
 def shaken(model):

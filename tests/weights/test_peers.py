@@ -28,33 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 torch = pytest.importorskip("torch")
 
 
-def prepare_torchvision():
-    """Let torchvision be imported where it was built for another PyTorch: both packages import it, neither needs it."""
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for name in [n for n in sys.modules if n.startswith("torchvision")]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        prepare_torchvision.kept = library
-    except ImportError:
-        pass
-
-
-@pytest.fixture(scope="module")
-def timm():
-    prepare_torchvision()
-    return pytest.importorskip("timm")
-
-
-@pytest.fixture(scope="module")
-def transformers():
-    prepare_torchvision()
-    return pytest.importorskip("transformers")
-
-
 PHOTOS = ROOT / "../shared/data/clothing-small.tar"
 CARDS = [("mae", 3), ("encoder", 3), ("cls", 3), ("gap", 3), ("probe", 3), ("mae", 1), ("cls", 4)]
 X = np.random.default_rng(1).normal(size=(2, 3, 16, 24)).astype(np.float32)

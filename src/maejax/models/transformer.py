@@ -21,8 +21,7 @@ LAYERSCALE_INIT = 1e-4  # as in the original
 # Kept of a scanned block for the backward pass, with its input: the results of products, but not attention weights.
 KEPT = ("qkv", "attended", "between", "hidden")
 
-
-Projected = tuple[jax.Array, jax.Array, jax.Array]
+Projected = tuple[jax.Array, jax.Array, jax.Array]  # queries, keys, values
 
 
 class Attention(nnx.Module):

@@ -134,8 +134,9 @@ def with_facts_of_file(
         facts["dec_posemb"] = found.decoder.posemb
     taken = {name: value for name, value in facts.items() if name not in given and own[name] != value}
     lines = [f"{as_flag(name, value)}, as the file says" for name, value in taken.items()]
-    given_here = "--mean" if config.data.mean and config.data.std else "no flag"  # a sentence that is settled
-    lines += [f"note: {notice}" for notice in weights.notices if "assumed" in notice and given_here not in notice]
+    settled = "how images were normalised" if config.data.mean and config.data.std else None  # by the flags
+    assumed = [notice for notice in weights.notices if "assumed" in notice]
+    lines += [f"note: {notice}" for notice in assumed if settled is None or not notice.startswith(settled)]
     free = "posemb" not in given and "posemb" not in facts and config.encoder.posemb != "learnable"
     if config.run.mode == "finetune" and free:
         taken["posemb"] = "learnable"

@@ -218,14 +218,12 @@ def _misfit(model: Network, family: Family) -> str:
         return "LayerScale"
     if not encoder.layerscale and family.kind == "dinov3_vit":
         return "block without LayerScale"
-    if encoder.gated and family == gated(family) != FAMILIES[family.kind]:
-        swiglu = (int(int(4 * encoder.dim) * 2 / 3) + 7) // 8 * 8
-        return f"SwiGLU of width {encoder.mlp_dim}, only of {swiglu}" * (
-            family.kind.startswith("dinov2") and encoder.mlp_dim != swiglu
-        )
-    if encoder.gated:
+    if encoder.gated and family.kind.removesuffix("_with_registers") not in _GATES:
         return "SwiGLU"
-    if not encoder.qkv_bias and family.base in ("vision_model.",):
+    width = (int(4 * encoder.dim * 2 / 3) + 7) // 8 * 8  # config.json of DINOv2 cannot say another
+    if encoder.gated and family.kind.startswith("dinov2") and encoder.mlp_dim != width:
+        return f"SwiGLU of width {encoder.mlp_dim}, only of {width}"
+    if not encoder.qkv_bias and family.base == "vision_model.":
         return "attention without biases"
     if encoder.registers and "reg_token" not in family.single:
         return "registers"
