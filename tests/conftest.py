@@ -94,7 +94,9 @@ TINY = """--image-size 16 --patch-size 4 --layers 2 --dim 16 --heads 2 --dec-lay
 @pytest.fixture(scope="session")
 def one_step_each():
     """Build the step of a configuration once for all runs of this process: to trace it takes seconds."""
-    from maejax.config import Data, Run, Transfer
+    from maejax.options.input import Data
+    from maejax.options.network import Transfer
+    from maejax.options.results import Run
     from maejax.tasks import classify, pretrain
 
     def once(build):

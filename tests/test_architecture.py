@@ -9,7 +9,7 @@ PACKAGE = Path(maejax.__file__).parent
 # A room may import from the rooms behind it, never from those before it.
 ROOMS = [
     "cli", "commands", "tasks", "plan", "evaluate", "weights", "training", "data", "models", "ops", "distributed",
-    "storage", "console", "recipes", "config", "pixels", "version", "errors",
+    "storage", "console", "recipes", "config", "options", "pixels", "version", "errors",
 ]  # fmt: skip
 ONLY_IN = {
     "tyro": "cli.py", "orbax": "training/checkpoint.py", "wandb": "training/trackers.py",
@@ -20,7 +20,8 @@ NEVER = {"tensorflow", "timm", "transformers"}
 APART = {
     "training": {"models", "ops", "distributed", "storage", "errors"}, "data": {"storage", "errors"},
     "models": {"ops", "errors"}, "ops": {"errors"}, "distributed": {"errors"}, "storage": {"errors"},
-    "console": {"errors"}, "recipes": {"config", "errors"}, "config": {"pixels", "errors"},
+    "console": {"errors"}, "recipes": {"config", "errors"}, "config": {"options", "errors"},
+    "options": {"pixels"},
     "pixels": set(), "version": set(), "errors": set(),
 }  # fmt: skip
 

@@ -11,12 +11,12 @@ from maejax.data.sources import open_source
 from maejax.evaluate import feature_file
 from maejax.evaluate.feature_file import write_features
 from maejax.models.build import initial_model
-from maejax.models.description import MAE, Stack, ViT
+from maejax.models.description import MAE, Decoder, ViT
 
 from ..bounds import assert_close, rounding
 
 CONFIG = MAE(
-    encoder=ViT(image_size=(16, 16), patch_size=4, dim=16, layers=2, heads=2), decoder=Stack(dim=8, layers=1, heads=2)
+    encoder=ViT(image_size=(16, 16), patch_size=4, dim=16, layers=2, heads=2), decoder=Decoder(dim=8, layers=1, heads=2)
 )
 # The sums that a value passes through: two norms, queries and keys, scores, softmax, values, projection, the MLP.
 BLOCK = 16 + 16 + 8 + 17 + 17 + 16 + 16 + 16 + 64

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from maejax.models.description import MAE, Classifier, Stack, ViT, change_encoder, from_json
+from maejax.models.description import MAE, Classifier, Decoder, ViT, change_encoder, from_json
 
 SMALL = ViT(image_size=(16, 24), patch_size=4, dim=16, layers=2, heads=2, gelu="tanh", droppath=0.1)
 MODELS = [
     SMALL,
-    MAE(encoder=SMALL, decoder=Stack(dim=8, layers=1, heads=2, layerscale=True, gelu="tanh"), mask_ratio=0.5),
+    MAE(encoder=SMALL, decoder=Decoder(dim=8, layers=1, heads=2, layerscale=True, gelu="tanh"), mask_ratio=0.5),
     Classifier(encoder=SMALL, labels=3, pooling="gap"),
     Classifier(encoder=change_encoder(SMALL, channels=1, mean=(0.3,), std=(0.2,)), labels=3, head_norm=1e-6),
 ]

@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from maejax.data.pipeline import Batch
 from maejax.models import masking
 from maejax.models.build import abstract_model, initial_model
-from maejax.models.description import MAE, Compute, Stack, ViT
+from maejax.models.description import MAE, Compute, Decoder, ViT
 from maejax.ops import attention
 from maejax.ops.attention import attend, chosen_form
 from maejax.ops.attention_tpu import attend_on_chip, attend_packed_on_chip
@@ -112,7 +112,7 @@ def test_every_device_attends_for_its_own_samples(interpreted):
 def test_all_layers_of_a_model_use_the_kernel(interpreted, scan):
     def build():
         encoder = ViT(image_size=(16, 16), patch_size=4, dim=128, layers=2, heads=2)
-        return initial_model(MAE(encoder=encoder, decoder=Stack(dim=128, layers=2, heads=4)), Compute(scan=scan))
+        return initial_model(MAE(encoder=encoder, decoder=Decoder(dim=128, layers=2, heads=4)), Compute(scan=scan))
 
     images, order = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32), jax.ShapeDtypeStruct((8, 16), jnp.int32)
     loss = jax.grad(lambda m, x, order: m(x, order).loss.mean())
@@ -178,7 +178,7 @@ def test_a_training_step_over_four_gpus_lowers_with_cudnn_attention(cudnn, monke
 
     def build():
         encoder = ViT(image_size=(16, 16), patch_size=4, dim=64, layers=1, heads=2)
-        config = MAE(encoder=encoder, decoder=Stack(dim=64, layers=1, heads=4))
+        config = MAE(encoder=encoder, decoder=Decoder(dim=64, layers=1, heads=4))
         return initial_model(config, Compute(dtype="bfloat16", attention="cudnn"))
 
     def losses(model, batch, microstep):

@@ -7,7 +7,7 @@ import pytest
 
 from maejax.models import masking
 from maejax.models.build import initial_model
-from maejax.models.description import MAE, Stack, ViT
+from maejax.models.description import MAE, Decoder, ViT
 from maejax.tasks.diagnosis import first_bad_layer
 
 
@@ -24,7 +24,7 @@ from maejax.tasks.diagnosis import first_bad_layer
 )
 def test_the_first_bad_layer_is_named(change, named):
     encoder = ViT(image_size=(8, 8), patch_size=4, dim=8, layers=2, heads=2)
-    model = initial_model(MAE(encoder=encoder, decoder=Stack(dim=8, layers=1, heads=2)))
+    model = initial_model(MAE(encoder=encoder, decoder=Decoder(dim=8, layers=1, heads=2)))
     change(model)
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     assert first_bad_layer(model, images, np.asarray(masking.random(jax.random.key(0), 2, 4))) == named

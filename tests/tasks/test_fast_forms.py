@@ -6,7 +6,7 @@ import math
 import pytest
 
 from maejax.config import with_flags
-from maejax.models.description import MAE, Classifier, Compute, Stack, ViT
+from maejax.models.description import MAE, Classifier, Compute, Decoder, ViT
 from maejax.ops.check import Comparison, Sizes
 from maejax.recipes import recipe
 from maejax.tasks import fast_forms
@@ -19,7 +19,7 @@ def test_the_layers_are_those_of_the_step():
         Sizes("decoder", 64, 197, 197, 512, 16, 2048),
         Sizes("decoder's last block", 64, 147, 197, 512, 16, 2048),
     ]
-    shallow = layer_sizes(MAE(decoder=Stack(dim=512, layers=1, heads=16)), 64)
+    shallow = layer_sizes(MAE(decoder=Decoder(dim=512, layers=1, heads=16)), 64)
     assert [sizes.part for sizes in shallow] == ["encoder", "decoder's last block"]
     assert layer_sizes(Classifier(encoder=ViT(), labels=10), 8) == [Sizes("encoder", 8, 197, 197, 768, 12, 3072)]
 

@@ -9,7 +9,7 @@ import pytest
 
 from maejax.errors import Failed, InputError
 from maejax.models.build import initial_model
-from maejax.models.description import MAE, Stack, ViT
+from maejax.models.description import MAE, Decoder, ViT
 from maejax.models.trees import named_arrays
 from maejax.training.checkpoint import Checkpoints, read_model_arrays, saved_steps
 from maejax.training.mesh import make_mesh
@@ -19,7 +19,7 @@ from maejax.training.state import TrainState, abstract_state, create_state
 
 def model(dim=16):
     encoder = ViT(image_size=(8, 8), patch_size=4, dim=dim, layers=2, heads=2)
-    return initial_model(MAE(encoder=encoder, decoder=Stack(dim=8, layers=1, heads=2)))
+    return initial_model(MAE(encoder=encoder, decoder=Decoder(dim=8, layers=1, heads=2)))
 
 
 OPTIMIZER = build_optimizer("adamw", lambda step: 1e-3, weight_decay=0.1)

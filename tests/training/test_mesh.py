@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from maejax.models.build import initial_model
-from maejax.models.description import MAE, Compute, Stack, ViT
+from maejax.models.description import MAE, Compute, Decoder, ViT
 from maejax.tasks.pretrain import Masked
 from maejax.training import mesh as placement
 from maejax.training.mesh import make_mesh, split
@@ -19,7 +19,7 @@ LAYERS = 3
 
 def model():
     encoder = ViT(image_size=(16, 16), patch_size=4, dim=48, layers=LAYERS, heads=2)
-    return initial_model(MAE(encoder=encoder, decoder=Stack(dim=32, layers=1, heads=2)), Compute(scan=True))
+    return initial_model(MAE(encoder=encoder, decoder=Decoder(dim=32, layers=1, heads=2)), Compute(scan=True))
 
 
 def losses(model, batch, microstep):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from maejax.models.build import initial_model
-from maejax.models.description import MAE, Classifier, Stack, ViT
+from maejax.models.description import MAE, Classifier, Decoder, ViT
 from maejax.models.trees import named_arrays, with_arrays
 from maejax.training.optim import build_optimizer, decay_mask, layer_rates
 from maejax.training.schedule import peak_rate, warmup_cosine
@@ -25,7 +25,7 @@ def classifier():
 
 def autoencoder(**changes):
     encoder = ViT(image_size=(8, 8), patch_size=4, dim=16, layers=2, heads=2, layerscale=True, **changes)
-    return initial_model(MAE(encoder=encoder, decoder=Stack(dim=8, layers=1, heads=2)))
+    return initial_model(MAE(encoder=encoder, decoder=Decoder(dim=8, layers=1, heads=2)))
 
 
 def test_rates_and_decay_of_fine_tuning_are_the_authors(golden):

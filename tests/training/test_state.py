@@ -7,7 +7,7 @@ import numpy as np
 from maejax.data.pipeline import Batch
 from maejax.models import masking
 from maejax.models.build import initial_model
-from maejax.models.description import MAE, Stack, ViT
+from maejax.models.description import MAE, Decoder, ViT
 from maejax.training.mesh import make_mesh, put_rows
 from maejax.training.optim import build_optimizer
 from maejax.training.state import create_state, make_step
@@ -21,7 +21,7 @@ SUMS = 2 * (48 + 3 * 170) + 8 * 4
 
 def model():
     encoder = ViT(image_size=(8, 8), patch_size=4, dim=16, layers=2, heads=2)
-    return initial_model(MAE(encoder=encoder, decoder=Stack(dim=8, layers=1, heads=2)))
+    return initial_model(MAE(encoder=encoder, decoder=Decoder(dim=8, layers=1, heads=2)))
 
 
 def losses(model, batch, microstep):

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from maejax.models.description import MAE, Classifier, Stack, ViT
+from maejax.models.description import MAE, Classifier, Decoder, ViT
 from maejax.models.patches import sincos_table
 from maejax.weights.weights import Weights, blank_arrays
 
@@ -19,7 +19,7 @@ def weights():
     def make(kind, posemb="sincos2d", seed=0, **changes):
         config = encoder = ViT(**ENCODER | changes, posemb=posemb)
         if kind == "mae":
-            config = MAE(encoder=encoder, decoder=Stack(dim=32, layers=2, heads=2, posemb=posemb), norm_pix_loss=True)
+            config = MAE(encoder=encoder, decoder=Decoder(dim=32, layers=2, heads=2, posemb=posemb), norm_pix_loss=True)
         elif kind in ("cls", "gap", "probe"):
             pooling, eps = "gap" if kind == "gap" else "cls", 1e-6 if kind == "probe" else 0.0
             config = Classifier(encoder=encoder, labels=5, pooling=pooling, head_norm=eps)

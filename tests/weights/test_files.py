@@ -8,7 +8,7 @@ import pytest
 from flax import serialization
 
 from maejax.errors import WeightsError
-from maejax.weights import files, huggingface, original, torch_export, torch_names
+from maejax.weights import files, huggingface, native, original, torch_export, torch_names
 from maejax.weights.pretrained import fetch_pretrained, fit_channels, resize_positions
 from maejax.weights.weights import Facts, model_of, positions_kind, sincos_table
 from tests.bounds import assert_close, rounding
@@ -67,6 +67,30 @@ def test_the_authors_mae_gives_its_loss(golden):
     order = jnp.argsort(jnp.asarray(g["noise"][0]), axis=1)
     out = model_of(weights)(jnp.asarray(g["images"][0].transpose(0, 2, 3, 1)), order)
     assert_close(out.loss.mean(), g["losses"][0])
+
+
+@pytest.mark.parametrize("name", ["cross_mae_norm_pix", "cross_mae_raw"])
+def test_a_cross_attention_decoder_comes_back_bit_by_bit_and_gives_its_loss(golden, same, tmp_path, name):
+    g = golden(name)
+    ratio, share = float(g["mask_ratio"]), float(g["predicted_ratio"]) / float(g["mask_ratio"])
+    facts = {"heads": int(g["config"][4]), "dec_heads": int(g["config"][7]), "norm_pix_loss": bool(g["norm_pix"])}
+    native.write_safetensors(g["weights"], tmp_path / "theirs.safetensors")
+    unknown = files.read(tmp_path / "theirs.safetensors", heads=facts["heads"], dec_heads=facts["dec_heads"]).notices
+    assert [flag for flag in ("norm-pix-loss", "predict-share", "mask-ratio") if f"(--{flag})" in " ".join(unknown)]
+    known = {**facts, "mask_ratio": ratio, "predict_share": share}
+    weights = files.read(tmp_path / "theirs.safetensors", **known)
+    out = files.load(tmp_path / "theirs.safetensors", **known)(
+        jnp.asarray(g["images"][0].transpose(0, 2, 3, 1)), jnp.argsort(jnp.asarray(g["noise"][0]), axis=1)
+    )
+    assert_close(out.loss.mean(), g["losses"][0])
+    same(torch_export.to_fair(weights)[0], g["weights"])
+    files.write(weights, tmp_path / "fair.safetensors", "fair")
+    back = files.read(tmp_path / "fair.safetensors")
+    same(back.arrays, weights.arrays)
+    assert back.config == weights.config and not back.notices
+    for layout in ("hf", "original"):
+        with pytest.raises(WeightsError, match="cross-attention"):
+            files.write(weights, tmp_path / layout, layout)
 
 
 @pytest.mark.parametrize("kind", ["mae", "encoder", "cls", "gap", "probe"])

@@ -46,6 +46,10 @@ class Unstated(Command):
     """Image size, if the file does not hold it: a number, or HxW."""
     norm_pix_loss: bool | None = field(default=None, kw_only=True)
     """Whether the targets were normalised per patch, if the file does not hold it."""
+    mask_ratio: float | None = field(default=None, kw_only=True)
+    """Share of the patches that is hidden, if the file does not hold it. None: 0.75."""
+    predict_share: float | None = field(default=None, kw_only=True)
+    """Share of the hidden patches that a decoder of cross-attention predicts, if the file does not hold it. None: 1."""
     pooling: Literal["cls", "avg"] | None = field(default=None, kw_only=True)
     """Input of a classifier's head, if the file does not hold it: the cls token, or the mean of the patch tokens."""
     gelu: Literal["erf", "tanh", "quick"] | None = field(default=None, kw_only=True)
@@ -166,7 +170,7 @@ def describe(path: str, weights: "Weights") -> dict[str, Any]:
         "target": target,
         "layerscale": encoder.layerscale,
         "gelu": "none: SwiGLU" if encoder.gated else encoder.gelu,
-        "beyond_the_paper": ", ".join(beyond_the_paper(encoder)) or None,
+        "beyond_the_paper": ", ".join(beyond_the_paper(config)) or None,
         "parameters": sum(array.size for array in arrays.values()),
         "notices": list(weights.notices),
         "uses": [

@@ -88,7 +88,7 @@ def reconstruct(
 @jax.jit
 def _predict(model: Any, images: jax.Array, order: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = model.normalize(images)
-    return x.images if isinstance(x, Normalized) else x, model(x, order).prediction
+    return x.images if isinstance(x, Normalized) else x, model(x, order, predicted=model.config.hidden).prediction
 
 
 def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), least: int = 128) -> Image.Image:

@@ -183,20 +183,54 @@ class ViT(_Json, Stack):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decoder(Stack):
+    """The decoder of a masked autoencoder."""
+
+    dim: int = 512
+    layers: int = 8
+    heads: int = 16
+    attention: Literal["self", "cross"] = "self"
+    """self: visible and mask tokens attend to all of them (He et al. 2022). cross: mask tokens attend to visible tokens
+    alone (Fu et al. 2025, section 3.2)."""
+    inputs: Literal["last", "blocks", "all"] = "all"
+    """What the blocks of a cross-attention decoder read: the normalised output of the last block of the encoder, or
+    each its own learned mix of the outputs of all blocks, or a mix of these and the input of the first block (Fu et al.
+    2025, section 3.4). Where it is mixed, the final norm of the encoder is not trained."""
+    predict_share: float = 1.0
+    """Share of the hidden patches that a cross-attention decoder predicts in training, above 0 and at most 1."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.posemb == "rotary":
+            raise ValueError("the positions of a decoder are sincos2d or learnable, not rotary")
+        if self.attention not in ("self", "cross") or self.inputs not in ("last", "blocks", "all"):
+            raise ValueError(f"a decoder with attention {self.attention} and inputs {self.inputs} is not known here")
+        if not 0 < self.predict_share <= 1:
+            raise ValueError(f"the share of predicted patches is above 0 and at most 1, not {self.predict_share}")
+        if self.attention == "self" and self.predict_share < 1:
+            raise ValueError("a share of the hidden patches is predicted by a cross-attention decoder alone")
+        if self.attention == "cross" and self.qk_norm:
+            raise ValueError("cross-attention has no query-key normalisation")
+
+    @property
+    def mixes(self) -> bool:
+        """True if the blocks read mixes of all blocks of the encoder."""
+        return self.attention == "cross" and self.inputs != "last"
+
+
+@dataclass(frozen=True, kw_only=True)
 class MAE(_Json):
     """A masked autoencoder (He et al. 2022): an encoder, and a decoder for the pixels of hidden patches."""
 
     kind: ClassVar[str] = "mae"
     encoder: ViT = ViT()
-    decoder: Stack = Stack(dim=512, layers=8, heads=16)
+    decoder: Decoder = Decoder()
     mask_ratio: float = 0.75
     """Share of the patches that is hidden."""
     norm_pix_loss: bool = False
     """Predict each patch normalised by its own mean and standard deviation (section 3)."""
 
     def __post_init__(self):
-        if self.decoder.posemb == "rotary":
-            raise ValueError("the positions of a decoder are sincos2d or learnable, not rotary")
         object.__setattr__(self, "encoder", dataclasses.replace(self.encoder, attention_pool=False))
         if not 0 < self.visible < self.encoder.patches:
             share = f"{self.visible} of {self.encoder.patches}"
@@ -206,6 +240,16 @@ class MAE(_Json):
     def visible(self) -> int:
         """K, the number of patches that stay visible: int(N * (1 - ratio)), as in the authors' code."""
         return int(self.encoder.patches * (1 - self.mask_ratio))
+
+    @property
+    def hidden(self) -> int:
+        """N - K, the number of hidden patches."""
+        return self.encoder.patches - self.visible
+
+    @property
+    def predicted(self) -> int:
+        """M, the number of hidden patches that training predicts: the nearest to their share, the last of the order."""
+        return max(1, round(self.hidden * self.decoder.predict_share))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +321,7 @@ def from_json(fields: Mapping[str, Any]) -> Network:
         encoder = ViT(**fields.pop("encoder"))
         if "decoder" not in fields:
             return Classifier(encoder=encoder, **fields)
-        return MAE(encoder=encoder, decoder=Stack(**fields.pop("decoder")), **fields)
+        return MAE(encoder=encoder, decoder=Decoder(**fields.pop("decoder")), **fields)
     except TypeError as error:
         raise ValueError(f"this version knows no such model: {error}") from None
 

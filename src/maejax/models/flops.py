@@ -21,14 +21,34 @@ def pretrain_flop(model: MAE, *, frozen: bool = False) -> int:
     """Count the FLOP of one training step on one image: forward, and twice that backward where weights are trained.
 
     All N patches are embedded and predicted, as in the paper, though a program may leave out values that nobody reads.
+    A decoder of cross-attention predicts M.
     Recomputation does not count. With `frozen` the decoder alone is trained. A whole step of ViT-B/16 at 224 pixels
     has 58.7 GFLOP, of L 124.5, of H/14 291.
     """
     encoder, decoder = model.encoder, model.decoder
-    encode = embed_flop(encoder) + stack_flop(encoder, encoder.prefix + model.visible)
-    embed = 2 * (encoder.prefix + model.visible) * encoder.dim * decoder.dim
-    decode = stack_flop(decoder, encoder.prefix + encoder.patches) + 2 * encoder.patches * decoder.dim * encoder.pixels
+    tokens = encoder.prefix + model.visible
+    encode = embed_flop(encoder) + stack_flop(encoder, tokens)
+    if decoder.attention == "cross":
+        embed, predicted = cross_source_flop(model, tokens), model.predicted
+        decode = cross_flop(decoder, predicted, tokens)
+    else:
+        embed, predicted = 2 * tokens * encoder.dim * decoder.dim, encoder.patches
+        decode = stack_flop(decoder, encoder.prefix + encoder.patches)
+    decode += 2 * predicted * decoder.dim * encoder.pixels
     return encode + 2 * embed + 3 * decode if frozen else 3 * (encode + embed + decode)
+
+
+def cross_source_flop(model: MAE, tokens: int) -> int:
+    """Count the FLOP of the keys and values of all cross-attention blocks, and of the mixes that they read."""
+    encoder, decoder = model.encoder, model.decoder
+    mixed = (encoder.layers + (decoder.inputs == "all")) if decoder.mixes else 0
+    return decoder.layers * 2 * tokens * encoder.dim * (2 * decoder.dim + mixed)
+
+
+def cross_flop(decoder: Stack, queries: int, tokens: int) -> int:
+    """Count the FLOP of the mask tokens of all cross-attention blocks: `stack_flop` with half of the projections."""
+    mlp = (6 if decoder.gated else 4) * decoder.dim * decoder.mlp_dim
+    return decoder.layers * queries * (4 * decoder.dim**2 + mlp + 4 * tokens * decoder.dim)
 
 
 def classify_flop(model: Classifier) -> int:

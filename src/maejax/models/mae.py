@@ -3,8 +3,14 @@
 The decoder does not care about the order of its tokens, since every token carries its position. So the patches are
 shuffled once, visible ones first, and stay shuffled: encode the visible ones, append a mask token for every hidden one,
 decode, and score the last N - K tokens. This is the published algorithm without its un-shuffle.
+
+In a decoder of cross-attention (Fu et al. 2025), the mask tokens of the last M patches ask, and the visible tokens
+answer.
+
+Shapes: B batch, N patches, K of them visible, M predicted, T tokens of the encoder, D width, P values of a patch.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,14 +19,14 @@ from flax import nnx
 
 from maejax.models.description import MAE, Compute
 from maejax.models.patches import take_patches
-from maejax.models.tokens import frozen_if_constant, positions, token
-from maejax.models.transformer import Transformer
+from maejax.models.tokens import frozen_if_constant, mixing_weights, positions, token
+from maejax.models.transformer import Block, CrossBlock, Transformer
 from maejax.models.vit import Model, VisionTransformer
-from maejax.ops.dense import layer_norm, linear
+from maejax.ops.dense import layer_norm, linear, mixed
 
 
 class Output(NamedTuple):
-    """Result of a forward pass: `loss` [B], the mean over hidden pixels that exist, and `prediction` [B, N - K, P]."""
+    """Result of a forward pass: `loss` [B], the mean over predicted pixels that exist, and `prediction` [B, M, P]."""
 
     loss: jax.Array
     prediction: jax.Array
@@ -34,51 +40,89 @@ class MaskedAutoencoder(Model):
     def __init__(self, config: MAE, compute: Compute, rngs: nnx.Rngs):
         self.config, self.compute, self.visible = config, compute, config.visible
         encoder, decoder, dtype = config.encoder, config.decoder, jnp.dtype(compute.dtype)
+        crosses = decoder.attention == "cross"
         self.encoder = VisionTransformer(encoder, compute, rngs)
-        self.dec_embed = linear(encoder.dim, decoder.dim, dtype, rngs)
+        self.dec_embed = None if crosses else linear(encoder.dim, decoder.dim, dtype, rngs)
         self.mask_token = token(decoder.dim, rngs)
         self.dec_positions = positions(decoder.posemb, encoder.grid, decoder.dim, rngs, cls=encoder.cls_token)
-        self.decoder = Transformer(decoder, compute, rngs)
+        block = partial(CrossBlock, width=encoder.dim) if crosses else Block
+        self.decoder = Transformer(decoder, compute, rngs, block)
+        self.dec_mix = mixing_weights(encoder.layers + (decoder.inputs == "all"), decoder.layers, rngs, decoder.mixes)
         self.dec_norm = layer_norm(decoder.dim, rngs, decoder.norm_eps)
         self.predict = linear(decoder.dim, encoder.pixels, dtype, rngs)
 
-    def __call__(self, x: jax.Array, order: jax.Array, key: jax.Array | None = None) -> Output:
-        """Hide, predict and score: x [B, H, W, C] uint8 or normalised, order [B, N] int32, the first K are visible."""
+    def __call__(
+        self, x: jax.Array, order: jax.Array, key: jax.Array | None = None, *, predicted: int | None = None
+    ) -> Output:
+        """Hide, predict and score: x [B, H, W, C] uint8 or normalised, order [B, N] int32, the first K are visible.
+
+        The last M of the order are predicted: of the description, or as many as `predicted`, at most N - K.
+        """
         encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
-        latent = self.encoder(x, order[:, : self.visible], encoder_key)
-        prediction = self.decode(latent, order, decoder_key)
-        target = self.target(x, order)
+        predicted = predicted or self.config.predicted
+        latent = self.latent(x, order[:, : self.visible], encoder_key)
+        prediction = self.decode(latent, order, decoder_key, predicted)
+        target = self.target(x, order[:, -predicted:])
         if not self.encoder.config.may_miss:
             return Output(((prediction - target) ** 2).mean(axis=(1, 2)), prediction)
         there = ~jnp.isnan(target)
         error = (jnp.where(there, prediction, 0) - jnp.where(there, target, 0)) ** 2
         return Output(error.sum(axis=(1, 2)) / jnp.maximum(there.sum(axis=(1, 2)), 1), prediction)
 
-    def decode(self, latent: jax.Array, order: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Predict the hidden patches [B, N - K, P], float32, from the visible tokens [B, T, D] and their order.
+    def latent(self, x: jax.Array, keep: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Encode the patches `keep` [B, K] of x for the decoder: [B, T, D].
 
-        Registers enter too, without a position.
+        For a decoder that mixes, the states of all blocks that it reads [S, B, T, D].
         """
-        cls, prefix = int(self.config.encoder.cls_token), self.config.encoder.prefix
+        if not self.config.decoder.mixes:
+            return self.encoder(x, keep, key)
+        states = self.encoder.states(x, keep, key)
+        return states if self.config.decoder.inputs == "all" else states[1:]
+
+    def decode(self, latent: jax.Array, order: jax.Array, key=None, predicted: int | None = None) -> jax.Array:
+        """Predict the last M patches of the order [B, N] from what `latent` returned: [B, M, P], float32.
+
+        M is N - K, or `predicted`. The first K of the order are visible.
+        """
         assert self.dec_positions is not None  # of a decoder they are never rotary
-        pos_embed = frozen_if_constant(self.dec_positions)
-        places = take_patches(pos_embed[:, cls:], order)
-        seen = self.dec_embed(latent)
-        # Rounded last, as in `VisionTransformer.tokens`.
-        first = [seen[:, :cls] + pos_embed[:, :cls], seen[:, cls:prefix]]
-        guessed = self.mask_token[...] + places[:, self.visible :]
-        tokens = jnp.concatenate([*first, seen[:, prefix:] + places[:, : self.visible], guessed], axis=1)
-        tokens = tokens.astype(self.compute.dtype)
-        # In the last block only the hidden tokens need queries, MLP and head; they attend to all.
-        tokens = self.decoder(tokens, key, last=self.patches - self.visible)
+        cls, pos_embed = int(self.config.encoder.cls_token), frozen_if_constant(self.dec_positions)
+        visible = latent.shape[-2] - self.config.encoder.prefix
+        predicted = predicted or self.patches - visible
+        if self.dec_embed is None:
+            tokens = self.mask_token[...] + take_patches(pos_embed[:, cls:], order[:, -predicted:])
+            tokens = self.decoder(tokens.astype(self.compute.dtype), key, sources=self.sources(latent))
+        else:
+            tokens = self.tokens(latent, order, visible, pos_embed[:, :cls], pos_embed[:, cls:])
+            # In the last block only the predicted tokens need queries, MLP and head; they attend to all.
+            tokens = self.decoder(tokens, key, last=predicted)
         return self.predict(self.dec_norm(tokens)).astype(jnp.float32)
 
-    def target(self, x: jax.Array, order: jax.Array) -> jax.Array:
-        """Cut out the pixels of the hidden patches [B, N - K, P], float32; normalised per patch if the loss asks so.
+    def tokens(self, latent: jax.Array, order: jax.Array, visible: int, cls_place, places) -> jax.Array:
+        """Embed the visible tokens [B, T, D] for a decoder of self-attention, and append a mask token for every other.
+
+        Places are positions [1, 0 or 1, D] and [1, N, D]. Registers enter too, without a position.
+        """
+        assert self.dec_embed is not None
+        cls, prefix = cls_place.shape[1], self.config.encoder.prefix
+        places, seen = take_patches(places, order), self.dec_embed(latent)
+        # Rounded last, as in `VisionTransformer.tokens`.
+        first = [seen[:, :cls] + cls_place, seen[:, cls:prefix]]
+        guessed = self.mask_token[...] + places[:, visible:]
+        tokens = jnp.concatenate([*first, seen[:, prefix:] + places[:, :visible], guessed], axis=1)
+        return tokens.astype(self.compute.dtype)
+
+    def sources(self, latent: jax.Array) -> jax.Array:
+        """Return what each block of a cross-attention decoder reads of what `latent` returned: [layers, B, T, D]."""
+        if self.dec_mix is None:
+            return jnp.broadcast_to(latent, (self.decoder.layers, *latent.shape))
+        return mixed(latent, self.dec_mix[...])
+
+    def target(self, x: jax.Array, which: jax.Array) -> jax.Array:
+        """Cut out the pixels of the patches `which` [B, M]: [B, M, P], float32; normalised if the loss asks so.
 
         Pixels that are missing are NaN, and count for no mean and deviation.
         """
-        target = self.encoder.cut(x, order[:, self.visible :], missing=jnp.nan).astype(jnp.float32)
+        target = self.encoder.cut(x, which, missing=jnp.nan).astype(jnp.float32)
         if not self.config.norm_pix_loss:
             return target
         if not self.encoder.config.may_miss:

@@ -30,6 +30,12 @@ def positions(kind: str, grid: tuple[int, int], dim: int, rngs: nnx.Rngs, *, cls
     return nnx.Param(TOKEN_STD * jax.random.normal(rngs.params(), (1, cls + grid[0] * grid[1], dim)))
 
 
+def mixing_weights(states: int, layers: int, rngs: nnx.Rngs, wanted: bool) -> nnx.Param | None:
+    """Build the weights [states, layers] of a decoder's mixes, Xavier-uniform as in CrossMAE; None if unwanted."""
+    init = nnx.initializers.xavier_uniform()
+    return nnx.Param(init(rngs.params(), (states, layers))) if wanted else None
+
+
 def frozen_if_constant(variable: nnx.Variable) -> jax.Array:
     """Read a variable; no gradient reaches it if it is a `Constant`."""
     value = variable[...]

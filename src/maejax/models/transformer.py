@@ -1,10 +1,13 @@
 """Pre-norm transformer blocks (Vaswani et al. 2017; Dosovitskiy et al. 2021), as one stack.
 
-Shapes: B batch, T tokens, D width. Parameters are float32. Matrix products have the type of `Compute.dtype`;
-normalisation and softmax are always float32. No `key` means evaluation.
+Shapes: B batch, T tokens, Q queries, D and E width. Parameters are float32. Matrix products have the type of
+`Compute.dtype`; normalisation and softmax are always float32. No `key` means evaluation.
 """
 
 import operator
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from maejax.models.description import Compute, Stack
+from maejax.models.description import Compute, Decoder, Stack
 from maejax.ops.attention import attend, attend_packed, attention_weights, by_head, check_form
 from maejax.ops.dense import dropout, layer_norm, linear, mlp
 
@@ -79,14 +82,32 @@ def turn(x: jax.Array, angles: jax.Array, heads: int) -> jax.Array:
     return (wide * cos + jnp.concatenate([-second, first], axis=-1) * sin).reshape(x.shape).astype(x.dtype)
 
 
+class CrossAttention(nnx.Module):
+    """Multi-head attention of tokens over other tokens, of the width E."""
+
+    def __init__(self, config: Stack, compute: Compute, rngs: nnx.Rngs, width: int):
+        check_form(compute.attention)
+        self.heads, self.form, dtype = config.heads, compute.attention, jnp.dtype(compute.dtype)
+        self.q = linear(config.dim, config.dim, dtype, rngs, bias=config.qkv_bias)
+        self.kv = linear(width, 2 * config.dim, dtype, rngs, bias=config.qkv_bias)
+        self.proj = linear(config.dim, config.dim, dtype, rngs)
+
+    def __call__(self, x: jax.Array, source: jax.Array) -> jax.Array:
+        """Attend with x [B, Q, D] over a source [B, T, E]: [B, Q, D]."""
+        q, kv = checkpoint_name(self.q(x), "qkv"), checkpoint_name(self.kv(source), "qkv")
+        k, v = jnp.split(kv, 2, axis=-1)
+        attended = attend(q, k, v, self.heads, self.form)
+        return self.proj(checkpoint_name(attended, "attended"))
+
+
 class Block(nnx.Module):
     """One pre-norm layer: attention, then an MLP, each added to its input."""
 
-    def __init__(self, config: Stack, compute: Compute, rngs: nnx.Rngs):
+    def __init__(self, config: Stack, compute: Compute, rngs: nnx.Rngs, attention: Callable[..., Any] = Attention):
         dim, dtype = config.dim, jnp.dtype(compute.dtype)
         self.dropout, self.activation, self.pieces = config.dropout, config.activation, compute.pieces
         self.norm1 = layer_norm(dim, rngs, config.norm_eps)
-        self.attention = Attention(config, compute, rngs)
+        self.attention = attention(config, compute, rngs)
         self.norm2 = layer_norm(dim, rngs, config.norm_eps)
         self.fc1 = linear(dim, config.fc1_dim, dtype, rngs)
         self.fc2 = linear(config.mlp_dim, dim, dtype, rngs)
@@ -94,18 +115,35 @@ class Block(nnx.Module):
         self.scale1 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT, jnp.float32)) if scaled else None
         self.scale2 = nnx.Param(jnp.full((1, 1, dim), LAYERSCALE_INIT, jnp.float32)) if scaled else None
 
-    def __call__(self, x, drop_path: float | jax.Array = 0.0, key=None, last: int | None = None, angles=None):
-        """Transform x [B, T, D]; `drop_path` is the rate of this layer; `last` and `angles` as in `Attention`."""
+    def __call__(self, x, drop_path: float | jax.Array = 0.0, key=None, last: int | None = None, beside=None):
+        """Transform x [B, T, D]; `drop_path` is the rate of this layer; `last` and `beside` as in `attend`."""
         keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
 
         def add(x, branch, scale, path_key):
             branch = branch if scale is None else (branch * scale[...]).astype(branch.dtype)
             return x + dropout(branch, drop_path, path_key, (x.shape[0], 1, 1))
 
-        attended = dropout(self.attention(self.norm1(x), last, angles), self.dropout, keys[0])
+        attended = dropout(self.attend(self.norm1(x), last, beside), self.dropout, keys[0])
         x = checkpoint_name(add(x if last is None else x[:, -last:], attended, self.scale1, keys[1]), "between")
         branch = mlp(self.norm2(x), self.fc1, self.fc2, self.activation, self.dropout, keys[2], self.pieces)
         return add(x, dropout(branch, self.dropout, keys[3]), self.scale2, keys[4])
+
+    def attend(self, x: jax.Array, last: int | None, beside: jax.Array | None) -> jax.Array:
+        """Attend over the normalised x [B, T, D]; `last` and the angles `beside` as in `Attention`."""
+        return self.attention(x, last, beside)
+
+
+class CrossBlock(Block):
+    """A layer whose tokens attend to a source [B, T, E] alone, and not to each other (Fu et al. 2025, section 3.2)."""
+
+    def __init__(self, config: Decoder, compute: Compute, rngs: nnx.Rngs, width: int):
+        super().__init__(config, compute, rngs, partial(CrossAttention, width=width))
+        self.source_norm = layer_norm(width, rngs, config.norm_eps) if config.mixes else None
+
+    def attend(self, x: jax.Array, last: int | None, beside: jax.Array | None) -> jax.Array:
+        """Attend with the normalised x [B, Q, D] over the source `beside` [B, T, E]."""
+        assert beside is not None and last is None
+        return self.attention(x, beside if self.source_norm is None else self.source_norm(beside))
 
 
 @jax.custom_vjp
@@ -140,41 +178,56 @@ class Transformer(nnx.Module):
     that are split over devices are gathered again.
     """
 
-    def __init__(self, config: Stack, compute: Compute, rngs: nnx.Rngs):
+    def __init__(self, config: Stack, compute: Compute, rngs: nnx.Rngs, block: Callable[..., Block] = Block):
         self.layers, self.droppath, self.remat, self.scan = config.layers, config.droppath, compute.remat, compute.scan
         keys = jax.random.split(rngs.params(), config.layers)
-        self.blocks = jax.vmap(lambda key: Block(config, compute, nnx.Rngs(key)))(keys)
+        self.blocks = jax.vmap(lambda key: block(config, compute, nnx.Rngs(key)))(keys)
 
-    def __call__(self, x: jax.Array, key=None, last: int | None = None, angles: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, key=None, last: int | None = None, angles=None, sources=None) -> jax.Array:
         """Run x [B, T, D] through the blocks; with `last`, the last block computes only the last `last` tokens.
 
-        `angles` as in `Attention`.
+        `angles` as in `Attention`. Blocks of cross-attention have each its own of the `sources` [layers, B, T, E].
         """
+        return self._run(x, key, last, angles, sources)[0]
+
+    def states(self, x: jax.Array, key=None, angles: jax.Array | None = None) -> jax.Array:
+        """Run x [B, T, D] through the blocks; return the input of the first, and the outputs of all.
+
+        Shape: [1 + layers, B, T, D].
+        """
+        return jnp.concatenate([x[None], *self._run(x, key, angles=angles, collect=True)[1]])
+
+    def _run(self, x, key=None, last=None, angles=None, sources=None, *, collect: bool = False):
+        """Return what a call does, and a list of the outputs of all blocks [n, ...] if it should `collect` them."""
         rates = [self.droppath * i / max(1, self.layers - 1) for i in range(self.layers)]
         keys = None if key is None else jax.random.split(key, self.layers)
 
-        def layer(x, block, rate, key, last):
-            return gather_params(block)(x, 0.0 if rate is None else rate, key, last, angles)
+        def layer(x, block, rate, key, last, source):
+            beside = angles if source is None else source
+            return gather_params(block)(x, 0.0 if rate is None else rate, key, last, beside)
 
         if self.remat or self.scan:
             policy = None if self.remat else jax.checkpoint_policies.save_only_these_names(*KEPT)
             layer = jax.checkpoint(layer, static_argnums=4, policy=policy, prevent_cse=not self.scan)
         scanned = (self.layers if last is None else self.layers - 1) if self.scan else 0
         first, rest = unstack(self.blocks, scanned, self.layers)
+        states = []
         if scanned:
             rising = jnp.asarray(rates)[:scanned] if self.droppath else None
-            stack = first, rising, None if keys is None else keys[:scanned]
-            x, _ = jax.lax.scan(lambda x, xs: (layer(x, xs[0], xs[1], xs[2], None), None), x, stack)
-        for i, block in enumerate(rest, scanned):
-            x = layer(x, block, rates[i], None if keys is None else keys[i], last if i == self.layers - 1 else None)
-        return x
+            stack = first, rising, *(None if each is None else each[:scanned] for each in (keys, sources))
 
-    def states(self, x: jax.Array, angles: jax.Array | None = None) -> list[jax.Array]:
-        """Run x [B, T, D] through the blocks as in evaluation; return the input of each, and the output of the last."""
-        states = [x]
-        for i in range(self.layers):
-            states.append(self.block(i)(states[-1], angles=angles))
-        return states
+            def step(x, xs):
+                block, rate, own, source = xs
+                x = layer(x, block, rate, own, None, source)
+                return x, x if collect else None
+
+            x, outputs = jax.lax.scan(step, x, stack)
+            states += [outputs] if collect else []
+        for i, block in enumerate(rest, scanned):
+            own, source = (None if each is None else each[i] for each in (keys, sources))
+            x = layer(x, block, rates[i], own, last if i == self.layers - 1 else None, source)
+            states += [x[None]] if collect else []
+        return x, states
 
     def block(self, i: int) -> Block:
         """Return layer i of the stack."""

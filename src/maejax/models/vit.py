@@ -67,8 +67,8 @@ class Model(nnx.Module):
             return encoder.pooled(encoder(x).astype(jnp.float32), pool)
         if not len(layers):
             raise ValueError("layers names no layer; give at least one, -1 for the last")
-        states = encoder.transformer.states(encoder.tokens(x), encoder.angles())[1:]
-        chosen = [states[self.layer_number(i)] for i in layers]
+        states = encoder.states(x)
+        chosen = [states[1 + self.layer_number(i)] for i in layers]
         normed = [tokens if encoder.norm is None else encoder.norm(tokens) for tokens in chosen]
         return jnp.stack([encoder.pooled(tokens.astype(jnp.float32), pool) for tokens in normed], axis=1)
 
@@ -81,7 +81,7 @@ class Model(nnx.Module):
         number, stack, angles = self.layer_number(layer), self.encoder.transformer, self.encoder.angles()
         x = self.encoder.tokens(x)
         for i in range(number):
-            x = stack.block(i)(x, angles=angles)
+            x = stack.block(i)(x, beside=angles)
         block = stack.block(number)
         return block.attention.weights(block.norm1(x), angles)
 
@@ -123,6 +123,14 @@ class VisionTransformer(Model):
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         tokens = self.transformer(self.tokens(x, keep, embed_key), stack_key, angles=self.angles(keep))
         return tokens if self.norm is None else self.norm(tokens)
+
+    def states(self, x: jax.Array, keep: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+        """Compute the input of the first block and the outputs of all, without the final norm: [1 + layers, B, T, D].
+
+        Arguments as of a call.
+        """
+        embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        return self.transformer.states(self.tokens(x, keep, embed_key), stack_key, angles=self.angles(keep))
 
     def tokens(self, x: jax.Array, keep: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
         """Embed images as the input of the first block; arguments and shape as of a call."""

@@ -89,7 +89,7 @@ def _call(kernel, products, inputs, like, heads, interpret, packed=False):
     lanes = math.lcm(head_dim, LANES)
     groups, windows = dim // lanes, head_windows(lanes, head_dim)
     width = sum(window.stop - window.start for window in windows) / len(windows)
-    sample_bytes = 7 * 2 * (tokens + 8) * lanes * inputs[1].dtype.itemsize
+    sample_bytes = 7 * 2 * (max(tokens, inputs[0].shape[1]) + 8) * lanes * inputs[1].dtype.itemsize
     samples = max(1, min(batch, BLOCK_BYTES // sample_bytes))
     thirds = 3 if packed and like[0].shape[-1] > dim else 1
 

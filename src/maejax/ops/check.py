@@ -25,7 +25,7 @@ MOST_ROWS = 64
 class Sizes:
     """Sizes of a layer on one device: B samples, Q tokens with queries and in the MLP, T tokens in all, D, heads, E.
 
-    `activation` is the name of that of the MLP.
+    `activation` is the name of that of the MLP. A layer `crosses` if its queries are no part of the tokens.
     """
 
     part: str
@@ -36,6 +36,7 @@ class Sizes:
     heads: int
     mlp_dim: int
     activation: str = "erf"
+    crosses: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _attention_forms(form: str, sizes: Sizes):
     """Return attention by a fast form, attention by plain products, and the shapes of q, k, v and the result."""
 
     def fast(q, k, v):
-        if sizes.queries == sizes.tokens:  # a layer of a model projects to one array then
+        if sizes.queries == sizes.tokens and not sizes.crosses:  # a layer of a model projects to one array then
             return attend_packed(jnp.concatenate([q, k, v], axis=-1), sizes.heads, form)
         return attend(q, k, v, sizes.heads, form)
 

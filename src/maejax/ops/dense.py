@@ -55,6 +55,28 @@ def _affine_backward(kept, g):
 affine.defvjp(_affine_forward, _affine_backward)
 
 
+@jax.custom_vjp
+def mixed(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Compute sums of the arrays x [S, B, T, D] by float32 weights [S, L], in x's type: [L, B, T, D] of x's type.
+
+    As in `affine`, sums are float32, and the gradient of the weights stays so.
+    """
+    return product("sl,sbtd->lbtd", weights.astype(x.dtype), x).astype(x.dtype)
+
+
+def _mixed_forward(x, weights):
+    return mixed(x, weights), (x, weights)
+
+
+def _mixed_backward(kept, g):
+    x, weights = kept
+    dx = product("sl,lbtd->sbtd", weights.astype(x.dtype), g).astype(x.dtype)
+    return dx, product("sbtd,lbtd->sl", x, g)
+
+
+mixed.defvjp(_mixed_forward, _mixed_backward)
+
+
 class Linear(nnx.Linear):
     """Linear layer with float32 weights, computed in `dtype` by `affine`."""
 

@@ -12,7 +12,7 @@ from maejax.config import Config, declarations, flags, with_flags
 from maejax.data.form import number_of, split_bands
 from maejax.data.policies import check_policy
 from maejax.errors import InputError
-from maejax.models.description import Compute, Stack, ViT, from_json
+from maejax.models.description import Compute, Decoder, ViT, from_json
 from maejax.recipes import recipe
 from maejax.storage.redact import redact
 
@@ -125,12 +125,13 @@ def image_type(config: Config) -> str:
     return "uint8" if config.data.image_type == "auto" else config.data.image_type
 
 
-def decoder_config(config: Config) -> Stack:
+def decoder_config(config: Config) -> Decoder:
     """Describe the decoder that the flags ask for; fields have the names of their flags, after `dec_`.
 
     Raises ValueError if its sizes do not fit together.
     """
-    return Stack(**_fields(Stack, {name.removeprefix("dec_"): value for name, value in vars(config.mae).items()}))
+    given = {name.removeprefix("dec_"): value for name, value in vars(config.mae).items()}
+    return Decoder(**_fields(Decoder, given | {"attention": config.mae.decoder}))
 
 
 def _fields(description: type, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Choice of the fast forms of a run: those that its devices compute as plain products do."""
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +23,14 @@ def layer_sizes(model: Network, rows: int) -> list[Sizes]:
 
     if not isinstance(model, MAE):
         return [sizes("encoder", encoder, everything, everything)]
-    hidden = encoder.patches - model.visible
+    seen = encoder.prefix + model.visible
+    if model.decoder.attention == "cross":
+        crossed = replace(sizes("decoder", model.decoder, model.predicted, seen), crosses=True)
+        return [sizes("encoder", encoder, seen, seen), crossed]
     return [
-        sizes("encoder", encoder, encoder.prefix + model.visible, encoder.prefix + model.visible),
+        sizes("encoder", encoder, seen, seen),
         *([sizes("decoder", model.decoder, everything, everything)] if model.decoder.layers > 1 else []),
-        sizes("decoder's last block", model.decoder, hidden, everything),
+        sizes("decoder's last block", model.decoder, model.hidden, everything),
     ]
 
 
@@ -56,7 +59,7 @@ def choose_forms(config: Config, model: Network) -> tuple[Compute, list[str]]:
     attention = next((form for form in ("pallas", "cudnn") if form in passed), "xla")
     if compute.attention != "auto":
         attention = compute.attention
-    return dataclasses.replace(compute, attention=attention, pieces="pieces" in passed), lines
+    return replace(compute, attention=attention, pieces="pieces" in passed), lines
 
 
 def worst_of_each(comparisons: Sequence[Comparison]) -> dict[str, Comparison]:

@@ -23,6 +23,7 @@ from maejax.training.state import TrainState
 SIZES = ("patch_size", "layers", "dim", "heads", "layerscale", "qk_norm", "registers", "gated")  # of an encoder
 FACTS = (  # flags that a file may decide
     *("image_size", "mean", "std", "norm_pix_loss", "image_mask_ratio", "posemb", "dec_posemb", "pooling"),
+    *("decoder", "dec_inputs", "predict_share"),
     *SIZES,
 )
 # Fields of an encoder that no flag has: a file decides them.
@@ -131,7 +132,8 @@ def with_facts_of_file(
         facts["posemb"] = found.encoder.posemb
     if config.run.mode == "pretrain" and isinstance(found, MAE) and not config.transfer.new_decoder:
         facts |= {"norm_pix_loss": found.norm_pix_loss, "image_mask_ratio": found.mask_ratio}
-        facts["dec_posemb"] = found.decoder.posemb
+        facts |= {"dec_posemb": found.decoder.posemb, "decoder": found.decoder.attention}
+        facts |= {"dec_inputs": found.decoder.inputs, "predict_share": found.decoder.predict_share}
     taken = {name: value for name, value in facts.items() if name not in given and own[name] != value}
     lines = [f"{as_flag(name, value)}, as the file says" for name, value in taken.items()]
     settled = "how images were normalised" if config.data.mean and config.data.std else None  # by the flags

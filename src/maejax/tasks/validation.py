@@ -52,7 +52,7 @@ class Validation:
 
     def _loss_and_count(self, model: MaskedAutoencoder, batch: Batch):
         order = fixed_order(self.seed, batch.index, model.patches)
-        losses = model(batch.images, order).loss
+        losses = model(batch.images, order, predicted=model.config.hidden).loss
         return jnp.sum(losses * batch.valid), jnp.sum(batch.valid)
 
     def __call__(self, state: TrainState, step: int, watch: Watch = iter) -> Evaluation:

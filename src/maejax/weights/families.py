@@ -6,6 +6,7 @@ from typing import Any
 
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, ViT
+from maejax.weights.weights import CROSS
 
 Names = Mapping[str, tuple[str, ...]]
 
@@ -208,6 +209,8 @@ def family_of(model: Network) -> Family:
 def _misfit(model: Network, family: Family) -> str:
     """Name a part of a network that a family cannot hold; empty if it holds all."""
     encoder = model.encoder
+    if isinstance(model, MAE) and model.decoder.attention == "cross":
+        return CROSS
     if isinstance(model, Classifier) and "classifier" not in family.classes:
         return "head of classes"
     if isinstance(model, Classifier) and model.pooling != family.pooling:

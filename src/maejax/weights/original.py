@@ -11,7 +11,7 @@ import numpy as np
 from flax import serialization, traverse_util
 
 from maejax.errors import WeightsError
-from maejax.models.description import MAE, Classifier, Network, Stack, ViT
+from maejax.models.description import MAE, Classifier, Decoder, Network, ViT
 from maejax.storage.atomic import write_whole
 from maejax.weights.statement import Statement, known_facts, with_statement
 from maejax.weights.weights import (
@@ -105,7 +105,7 @@ def config_of(
         width = anchor(state, "decoder_model/dec_layer_0/attn/wq/kernel", what).shape[0]
         if norm_pix_loss is None:
             notices.append(PIXELS_ASSUMED)
-        decoder = Stack(**blocks("decoder_model/dec_layer_", width))
+        decoder = Decoder(**blocks("decoder_model/dec_layer_", width))
         return MAE(encoder=encoder, decoder=decoder, norm_pix_loss=bool(norm_pix_loss)), notices
     if "model/head/Dense_0/kernel" not in state:
         return encoder, notices
@@ -227,7 +227,7 @@ def read(path: Path, stated: Statement | None, facts: Facts) -> Weights:
 
 def check_parts(config: Network) -> None:
     """Check that the original's model has all parts of this one; raises WeightsError that names one if not."""
-    if added := [part for part in beyond_the_paper(config.encoder) if part != "LayerScale"]:
+    if added := [part for part in beyond_the_paper(config) if part != "LayerScale"]:
         raise WeightsError(f"the original has no {added[0]}; convert to timm or maejax")
 
 

@@ -70,7 +70,9 @@ def facts_of(model: Network, others: Facts | None = None) -> Facts:
     encoder = model.encoder
     facts = replace(others or Facts(), **{name: getattr(encoder, name) for name in OF_ENCODER})
     if isinstance(model, MAE):
-        return replace(facts, dec_heads=model.decoder.heads, norm_pix_loss=model.norm_pix_loss)
+        share = model.decoder.predict_share if model.decoder.attention == "cross" else None
+        told = {"norm_pix_loss": model.norm_pix_loss, "mask_ratio": model.mask_ratio, "predict_share": share}
+        return replace(facts, dec_heads=model.decoder.heads, **told)
     return replace(facts, pooling=model.pooling) if isinstance(model, Classifier) else facts
 
 

@@ -58,3 +58,19 @@ def with_card(weights: Weights, card: TimmCard) -> Weights:
     config = change_encoder(weights.config, **card.normalisation)
     named = isinstance(config, Classifier) and config.labels == len(card.classes)
     return replace(weights, config=config, classes=card.classes if named else ())
+
+
+def without_identity(weights: Weights) -> Weights:
+    """Leave out the identities that `to_timm` may have written, with a notice each."""
+    arrays, config, notices = dict(weights.arrays), weights.config, list(weights.notices)
+    scales = [name for name in arrays if name.endswith((".scale1", ".scale2"))]
+    if scales and all((arrays[name] == 1).all() for name in scales):
+        arrays = {name: array for name, array in arrays.items() if name not in scales}
+        config = change_encoder(config, layerscale=False)
+        notices.append("its LayerScale is 1 everywhere and left out: it does nothing")
+    plain = isinstance(config, Classifier) and config.pooling == "cls"
+    if plain and not arrays["head.kernel"].any() and not arrays["head.bias"].any():
+        arrays = {name: array for name, array in arrays.items() if not name.startswith("head.")}
+        config = config.encoder
+        notices.append("its head is all zeros and left out")
+    return replace(weights, arrays=arrays, config=config, notices=tuple(notices))

@@ -9,7 +9,7 @@ import numpy as np
 from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier, Network, ViT
 from maejax.weights.torch_names import to_theirs
-from maejax.weights.weights import PROBE_FOLDED, Weights, beyond_the_paper, fold_head_norm
+from maejax.weights.weights import CROSS, PROBE_FOLDED, Weights, beyond_the_paper, fold_head_norm
 
 TIMM_NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # by width
 EVA_NAMES = {384: "small", 768: "base", 1024: "large"}
@@ -20,14 +20,17 @@ def to_fair(weights: Weights) -> tuple[dict[str, np.ndarray], list[str]]:
 
     Raises WeightsError if that code cannot express the model.
     """
-    if added := beyond_the_paper(weights.config.encoder):
+    if added := [part for part in beyond_the_paper(weights.config) if part != CROSS]:
         raise WeightsError(f"the authors' code has no {added[0]}; convert to timm or maejax")
     arrays, config = dict(weights.arrays), weights.config
     if isinstance(config, Classifier) and config.pooling not in ("cls", "gap"):
         raise WeightsError(f"the authors' code has no {config.pooling} pooling; convert to timm or maejax")
     if "head_norm.mean" in arrays:
         arrays.setdefault("head_norm.batches", np.array(0))
-    return to_theirs(arrays, weights.config.encoder), [*gelu_notice(weights), *eps_notice(config.encoder)]
+    state = to_theirs(arrays, config.encoder)
+    if isinstance(config, MAE) and config.decoder.mixes:  # CrossMAE has none then
+        state = {name: array for name, array in state.items() if not name.startswith("norm.")}
+    return state, [*gelu_notice(weights), *eps_notice(config.encoder)]
 
 
 def to_timm(weights: Weights, *, identity: bool = False) -> tuple[dict[str, np.ndarray], list[str]]:

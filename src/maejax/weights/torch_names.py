@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from maejax.errors import WeightsError
-from maejax.models.description import MAE, Classifier, Network, Stack, ViT, change_encoder
+from maejax.models.description import MAE, Classifier, Decoder, Network, ViT
 from maejax.weights.containers import State, hint
 from maejax.weights.statement import Statement, known_facts, with_statement
-from maejax.weights.timm_card import read_card, with_card
+from maejax.weights.timm_card import read_card, with_card, without_identity
 from maejax.weights.weights import (
     DINOV3_HEADS,
-    PIXELS_ASSUMED,
     SIGLIP_HEADS,
     WIDER_HEADS,
     Facts,
@@ -60,6 +59,11 @@ TIMM_BLOCK = {  # what timm adds to the authors' blocks
     "attn.k_norm.weight": "attention.k_norm.scale",
     "attn.k_norm.bias": "attention.k_norm.bias",
 }
+CROSS_BLOCK = {  # of CrossMAE's decoder
+    f"cross_attn.{part}.{kind}": f"attention.{part}.{'bias' if kind == 'bias' else 'kernel'}"
+    for part in ("q", "kv", "proj")
+    for kind in ("weight", "bias")
+}
 EVA_BLOCK = {"gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}  # in timm's Eva, which DINOv3's encoders are
 ENCODER = {
     "cls_token": "encoder.cls_token",
@@ -95,7 +99,10 @@ DECODER = {
     "decoder_norm.bias": "dec_norm.bias",
     "decoder_pred.weight": "predict.kernel",
     "decoder_pred.bias": "predict.bias",
+    "wfm.linear.weight": "dec_mix",
 }
+UNTRAINED_NORM = {"weight": 1, "bias": 0}
+SOURCE_NORM = {"weight": "decoder.blocks.source_norm.scale", "bias": "decoder.blocks.source_norm.bias"}
 HEAD = {
     "fc_norm.weight": "norm.scale",
     "fc_norm.bias": "norm.bias",
@@ -116,7 +123,9 @@ def our_name(theirs: str) -> tuple[str, int | None]:
     """Translate a tensor's name to (our name, layer), the layer None outside a stack; raises KeyError if unknown."""
     if match := re.fullmatch(r"(decoder_)?blocks\.(\d+)\.(.+)", theirs):
         blocks = "decoder.blocks." if match[1] else "encoder.transformer.blocks."
-        return blocks + (BLOCK | TIMM_BLOCK)[match[3]], int(match[2])
+        return blocks + (BLOCK | TIMM_BLOCK | CROSS_BLOCK)[match[3]], int(match[2])
+    if match := re.fullmatch(r"dec_norms\.(\d+)\.(.+)", theirs):
+        return SOURCE_NORM[match[2]], int(match[1])
     return (ENCODER | TIMM_ENCODER | DECODER | HEAD | PROBE)[theirs], None
 
 
@@ -142,11 +151,17 @@ def to_theirs(arrays: Mapping[str, np.ndarray], encoder: ViT) -> dict[str, np.nd
     head = PROBE if "head_norm.mean" in arrays else HEAD
     single = {ours: theirs for theirs, ours in (ENCODER | TIMM_ENCODER | DECODER | head).items()}
     block = {ours: theirs for theirs, ours in (BLOCK | TIMM_BLOCK).items()}
+    crossed = block | {ours: theirs for theirs, ours in CROSS_BLOCK.items()}
+    norms = {ours: theirs for theirs, ours in SOURCE_NORM.items()}
+    crosses = "decoder.blocks.attention.kv.kernel" in arrays
     state = {}
     for (ours, layer), array in unstack(arrays).items():
-        part = ours.partition("blocks.")[2]
-        if layer is not None and part in block:
-            name = f"{'decoder_' if ours.startswith('decoder.') else ''}blocks.{layer}.{block[part]}"
+        part, of_decoder = ours.partition("blocks.")[2], ours.startswith("decoder.")
+        names = crossed if of_decoder and crosses else block
+        if ours in norms:
+            name = f"dec_norms.{layer}.{norms[ours]}"
+        elif layer is not None and part in names:
+            name = f"{'decoder_' if of_decoder else ''}blocks.{layer}.{names[part]}"
         elif layer is None and ours in single:
             name = single[ours]
         else:
@@ -166,9 +181,11 @@ def canonical(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], l
     """Bring the tensors of timm's other classes to the names of its `VisionTransformer`, and return sentences on it.
 
     Those of Eva are renamed. DeiT's distillation token becomes a register: its position is added to it. So are the
-    positions of registers that have some.
+    positions of registers that have some. CrossMAE has no final norm where its decoder mixes: an identity is added.
     """
     new, notices = dict(state), []
+    if "wfm.linear.weight" in state and "cls_token" in state:
+        new |= {f"norm.{n}": np.full(state["cls_token"].shape[-1], v, np.float32) for n, v in UNTRAINED_NORM.items()}
     for name in state:
         block, _, part = name.rpartition("." if name.endswith(tuple(EVA_BLOCK)) else ".attn.q_")
         if part in EVA_BLOCK:
@@ -243,12 +260,11 @@ def config_of(state: Mapping[str, np.ndarray], what: str, facts: Facts) -> tuple
         pos_embed = anchor(state, "decoder_pos_embed", what)
         posemb = posemb_of(pos_embed, encoder.grid, cls=cls)
         blocks = stack_of(state, "decoder_blocks.", pos_embed.shape[-1]) | {"posemb": posemb} | computed
-        decoder = Stack(heads=facts.dec_heads or 16, **blocks)
-        if facts.norm_pix_loss is None:
-            notices.append(PIXELS_ASSUMED)
-        if not facts.dec_heads:
-            notices.append("the decoder's number of heads is not in the file; 16 assumed (--dec-heads)")
-        return MAE(encoder=encoder, decoder=decoder, norm_pix_loss=bool(facts.norm_pix_loss)), notices
+        blocks |= cross_of(state, facts, encoder.layers)
+        decoder = Decoder(heads=facts.dec_heads or 16, **blocks)
+        notices += facts.assumed_of_decoder(crosses=decoder.attention == "cross")
+        masking = {"norm_pix_loss": bool(facts.norm_pix_loss), "mask_ratio": facts.mask_ratio or 0.75}
+        return MAE(encoder=encoder, decoder=decoder, **masking), notices
     if (head := state.get("head.weight", state.get("head.1.weight"))) is not None:
         kind: Any = "gap" if "fc_norm.weight" in state else facts.pooling or pooling_of(encoder, head.shape[1])
         if kind == "cls" and not facts.pooling and "head.weight" in state:
@@ -256,6 +272,17 @@ def config_of(state: Mapping[str, np.ndarray], what: str, facts: Facts) -> tuple
         eps = PROBE_EPS if "head.0.running_mean" in state else 0.0
         return Classifier(encoder=encoder, labels=head.shape[0], pooling=kind, head_norm=eps), notices
     return encoder, notices
+
+
+def cross_of(state: Mapping[str, np.ndarray], facts: Facts, layers: int) -> dict[str, Any]:
+    """Infer the fields of a `Decoder` that only one of cross-attention has; empty for another."""
+    if not any(".cross_attn." in name for name in state):
+        return {}
+    inputs = "last"
+    if "wfm.linear.weight" in state:
+        inputs = "all" if state["wfm.linear.weight"].shape[1] > layers else "blocks"
+    bias = "decoder_blocks.0.cross_attn.q.bias" in state
+    return {"attention": "cross", "inputs": inputs, "qkv_bias": bias, "predict_share": facts.predict_share or 1.0}
 
 
 def pooling_of(encoder: ViT, features: int) -> str:
@@ -313,19 +340,3 @@ def from_state(
     if layout == "timm":
         weights = without_identity(replace(weights, writer="timm"))
     return with_statement(weights, stated, what)
-
-
-def without_identity(weights: Weights) -> Weights:
-    """Leave out the identities that `to_timm` may have written, with a notice each."""
-    arrays, config, notices = dict(weights.arrays), weights.config, list(weights.notices)
-    scales = [name for name in arrays if name.endswith((".scale1", ".scale2"))]
-    if scales and all((arrays[name] == 1).all() for name in scales):
-        arrays = {name: array for name, array in arrays.items() if name not in scales}
-        config = change_encoder(config, layerscale=False)
-        notices.append("its LayerScale is 1 everywhere and left out: it does nothing")
-    plain = isinstance(config, Classifier) and config.pooling == "cls"
-    if plain and not arrays["head.kernel"].any() and not arrays["head.bias"].any():
-        arrays = {name: array for name, array in arrays.items() if not name.startswith("head.")}
-        config = config.encoder
-        notices.append("its head is all zeros and left out")
-    return replace(weights, arrays=arrays, config=config, notices=tuple(notices))

@@ -11,7 +11,7 @@ import numpy as np
 from maejax.data.augment import usual_crop_ratio
 from maejax.errors import WeightsError
 from maejax.models.build import abstract_model
-from maejax.models.description import PLAIN, Classifier, Compute, Network, ViT
+from maejax.models.description import MAE, PLAIN, Classifier, Compute, Network, ViT
 from maejax.models.patches import sincos_table
 from maejax.models.trees import mismatches, named_arrays, with_arrays
 
@@ -23,6 +23,7 @@ DINOV3_HEADS, SIGLIP_HEADS = {4096: 32}, {**WIDER_HEADS, 1536: 16}
 STACKS = ("encoder.transformer.blocks.", "decoder.blocks.")
 
 PIXELS_ASSUMED = "whether its targets were normalised is not in the file; pixels assumed (--norm-pix-loss)"
+CROSS = "decoder of cross-attention"
 PROBE_FOLDED = "the probe's BatchNorm is folded into its linear layer"
 
 
@@ -63,6 +64,10 @@ class Facts:
     """Height and width in pixels."""
     norm_pix_loss: bool | None = None
     """Whether the targets were normalised per patch."""
+    mask_ratio: float | None = None
+    """Share of the patches that is hidden."""
+    predict_share: float | None = None
+    """Share of the hidden patches that a cross-attention decoder predicts in training."""
     pooling: str | None = None
     """Input of a classifier's head, as `Classifier.pooling`."""
     gelu: str | None = None
@@ -78,6 +83,19 @@ class Facts:
     def normalisation(self) -> dict[str, Any]:
         """Mean and deviation, those that are known."""
         return {name: tuple(value) for name in ("mean", "std") if (value := getattr(self, name))}
+
+    def assumed_of_decoder(self, *, crosses: bool) -> list[str]:
+        """List sentences on what is not known of a decoder; `crosses` if it is one of cross-attention."""
+        said = [PIXELS_ASSUMED] if self.norm_pix_loss is None else []
+        if not self.dec_heads:
+            said.append("the decoder's number of heads is not in the file; 16 assumed (--dec-heads)")
+        if crosses and not self.predict_share:
+            said.append(
+                "which share of the hidden patches it predicts is not in the file; all assumed (--predict-share)"
+            )
+        if crosses and not self.mask_ratio:
+            said.append("the share of hidden patches is not in the file; 0.75 assumed (--mask-ratio)")
+        return said
 
 
 def normalisation_assumed(config: Network, known: Collection[str]) -> list[str]:
@@ -121,9 +139,9 @@ def check(wanted: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray], wha
         raise WeightsError(f"{what} is not a whole model ({len(wrong)} tensors): {'; '.join(wrong)}")
 
 
-def beyond_the_paper(encoder: ViT) -> list[str]:
-    """List in words the parts of an encoder that the MAE paper's does not have."""
-    plain = ViT()
+def beyond_the_paper(config: Network) -> list[str]:
+    """List in words the parts of a model that the MAE paper's does not have."""
+    plain, encoder = ViT(), config.encoder
     parts = {
         "layerscale": "LayerScale",
         "qk_norm": "query-key normalisation",
@@ -140,6 +158,8 @@ def beyond_the_paper(encoder: ViT) -> list[str]:
         found.append("rotary positions")
     if encoder.cls_token and not encoder.cls_position:
         found.append("cls token without a position")
+    if isinstance(config, MAE) and config.decoder.attention == "cross":
+        found.append(CROSS)
     return found
 
 

@@ -1,0 +1,1 @@
+"""Every flag of a training run, in groups; the docstrings are the help text of `maejax train --help`."""
