@@ -22,7 +22,8 @@ from maejax.commands.demo import DemoCommand
 from maejax.data.pipeline import Batch
 from maejax.models.build import initial_model
 from maejax.models.description import PLAIN
-from maejax.tasks.pretrain import draw_masks, model_config, sample_losses
+from maejax.tasks.masks import Masks
+from maejax.tasks.pretrain import model_config, sample_losses
 from maejax.training.checkpoint import Checkpoints
 from maejax.training.consensus import Agreement
 from maejax.training.log import RunLog
@@ -46,8 +47,8 @@ def main():
     model, batch_size, mesh = model_config(config), config.data.train_batch_size, make_mesh()
     rate = warmup_cosine(1e-3, 200, 4000)
     optimizer = build_optimizer("adamw", rate, weight_decay=0.05, b2=0.95)
-    draw = partial(draw_masks, noise_seed=0, patches=model.encoder.patches)
-    step = make_step(partial(sample_losses, dropout_seed=0), optimizer, rate, draw=draw)
+    losses = partial(sample_losses, dropout_seed=0, visible=(model.visible,))
+    step = make_step(losses, optimizer, rate, draw=Masks.of(config, model).draw)
     rng = np.random.default_rng(0)
     shape = (batch_size, *model.encoder.image_size, model.encoder.channels)
     images, labels = rng.integers(0, 256, shape, np.uint8), np.full(batch_size, -1, np.int32)

@@ -16,7 +16,6 @@ in docs/notes/plan.md (mix); the same with the kernel at the limits of the chip 
 import argparse
 import json
 import os
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -35,7 +34,8 @@ from maejax.plan.hlo import parse
 from maejax.plan.hlo_cost import module_cost
 from maejax.plan.roofline import step_time
 from maejax.plan.target import find_target
-from maejax.tasks.pretrain import draw_masks, model_config
+from maejax.tasks.masks import Masks
+from maejax.tasks.pretrain import model_config
 from maejax.training.optim import build_optimizer
 from maejax.training.state import abstract_state, make_step
 
@@ -96,13 +96,12 @@ def original_step(config, target):
         return 1e-3
 
     mesh, optimizer = target.mesh, build_optimizer("adamw", rate, weight_decay=0.05)
-    draw = partial(draw_masks, noise_seed=0, patches=model.encoder.patches)
 
     def init():
         return OriginalLike(model, PLAIN, nnx.Rngs(0))
 
     inputs = abstract_inputs(mesh, config.data.train_batch_size, (*config.image_shape, 3))
-    step = make_step(losses, optimizer, rate, draw=draw)
+    step = make_step(losses, optimizer, rate, draw=Masks.of(config, model).draw)
     return compile_for(mesh, step, (abstract_state(init, optimizer, mesh), *inputs))
 
 

@@ -292,8 +292,9 @@ def test_presets_run_with_tiny_overrides(tmp_path, images, preset):
 def test_reconstruct_draws_the_users_images(train, maejax, images):
     train("--norm-pix-loss")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save("mine.jpg")
-    for mask in ("random", "block", "grid"):
-        code, printed = maejax("reconstruct", "runs/pretrain", "mine.jpg", "--out", mask, "--mask", mask)
+    for mask, ratio in (("random", 0.75), ("block", 0.5), ("grid", 0.75), ("noise", 0.9)):
+        args = ("runs/pretrain", "mine.jpg", "--out", mask, "--mask", mask, "--mask-ratio", ratio)
+        code, printed = maejax("reconstruct", *args)
         assert code == 0 and printed.strip() == f"{mask}/000-mine.png"
         with Image.open(f"{mask}/000-mine.png") as picture:
             assert picture.width > picture.height
@@ -303,7 +304,8 @@ def test_reconstruct_draws_the_users_images(train, maejax, images):
         (["runs/pretrain", images], "no image that can be read"),
         (["runs/pretrain"], "IMAGE is missing: name image files"),
         (["runs/pretrain", "."], "cannot read .: Is a directory"),
-        (["runs/pretrain", "mine.jpg", "--mask", "half"], "--mask half: choose random, block or grid"),
+        (["runs/pretrain", "mine.jpg", "--mask", "half"], "invalid choice 'half' for argument '--mask'"),
+        (["runs/pretrain", "mine.jpg", "--mask-ratio", 1], "--mask-ratio 1.0: mask ratio 1.0 leaves 0 of 16 patches"),
     ):
         code, printed = maejax("reconstruct", *args)
         assert code == 2 and sentence in printed, printed

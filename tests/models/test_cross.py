@@ -125,7 +125,7 @@ def test_mask_tokens_ask_alone():
     """A prediction depends on no other patch that is asked for, and on no hidden pixel."""
     model, order = tiny(), masking.random(jax.random.key(2), 1, 24)
     x = jax.random.normal(jax.random.key(1), (1, 16, 24, 3))
-    few, all_hidden = model(x, order), model(x, order, predicted=model.config.hidden)
+    few, all_hidden = model(x, order), model(x, order, every=True)
     count = model.config.predicted
     assert count == few.prediction.shape[1] == 6 and all_hidden.prediction.shape[1] == 18
     assert_close(all_hidden.prediction[:, -count:], few.prediction, rounding(SUMS))

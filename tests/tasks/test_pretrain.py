@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 import maejax
 from maejax.models import masking
 from maejax.models.trees import named_arrays
+from maejax.tasks.masks import Masks
 from maejax.tasks.validation import fixed_order
 from maejax.training.checkpoint import saved_steps
 from maejax.training.log import read_metrics
@@ -116,6 +118,25 @@ def test_parts_of_a_batch_give_the_run_of_the_whole(train):
     assert_close(arrays_of("runs/parts"), arrays_of("runs/whole"))
 
 
+def test_a_step_draws_one_of_four_mask_ratios(train, images):
+    flags = "--decoder cross --predict-share 0.5 --image-mask-ratio 0.5 0.9 --mask noise --optimizer sgd".split()
+    flags += ["--learning-rate", 1, "--valid-dataset-shards", images]
+    code, printed = train(*flags, "--name", "whole")
+    assert code == 0, printed
+    config = json.loads(Path("runs/whole/config.json").read_text())
+    assert config["model"]["mask_ratio"] == 0.7 and config["flags"]["image_mask_ratio"] == [0.5, 0.9]
+    assert config["model"]["decoder"]["attention"] == "cross" and Path("runs/whole/images/6.png").exists()
+    masks = Masks(0, "noise", (4, 4), (8, 5, 3, 1))
+    assert {int(masks.ratio(step)) for step in range(40)} == {0, 1, 2, 3}
+    # All parts of a batch have the ratio of its step, and a run goes on with the same.
+    train(*flags, "--name", "parts", "--grad-accum", 2)
+    assert_close(arrays_of("runs/parts"), arrays_of("runs/whole"))
+    shutil.rmtree("runs/parts/checkpoints/6")
+    code, printed = train(*flags, "--name", "parts", "--grad-accum", 2, "--resume", "must")
+    assert code == 0, printed
+    assert_close(arrays_of("runs/parts"), arrays_of("runs/whole"))
+
+
 def test_validation_counts_every_image_once_under_fixed_masks(train, images):
     train("--valid-dataset-shards", images, "--valid-batch-size", 16)  # 24 images: the last batch is padded
     model = maejax.load(RUN)
@@ -126,7 +147,7 @@ def test_validation_counts_every_image_once_under_fixed_masks(train, images):
 
     crop = build_eval((16, 16), 0.875)
     seen = np.stack([crop(image, np.random.default_rng(0)) for image in pixels])
-    order = fixed_order(0, jnp.arange(24), 16)
+    order = fixed_order(0, jnp.arange(24), (4, 4))
     expected = float(model(model.normalize(seen), order).loss.mean())
     assert_close(read_metrics(RUN / "metrics.jsonl", "val/loss")[-1][1], expected)
     assert len(np.unique(np.sort(order[:, :4], axis=1), axis=0)) > 12  # every image has its own mask

@@ -1,7 +1,7 @@
 """`maejax inspect`: what a file of weights is, and what it can be used for."""
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -66,6 +66,8 @@ class Unstated(Command):
     raw: bool = field(default=False, kw_only=True)
     """Of a run with --ema, take the weights themselves instead of their average."""
 
+    overrides: ClassVar[tuple[str, ...]] = ()  # facts that a command takes from its flag, whatever the file says
+
     def read(self, path: str) -> tuple["Weights", str]:
         """Read weights from a path or address; returns them and a sentence on what was fetched.
 
@@ -83,7 +85,7 @@ class Unstated(Command):
         weights = files.read(here, raw=self.raw, prefix=self.prefix, **known)
         found = vars(facts_of(weights.config))
         for name, value in known.items():
-            if value not in (None, ()) and found[name] not in (None, value):
+            if name not in self.overrides and value not in (None, ()) and found[name] not in (None, value):
                 says = "x".join(map(str, found[name])) if name == "image_size" else found[name]
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: {path} says {says}; leave it out")
         return weights, fetched

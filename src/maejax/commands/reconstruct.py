@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from rich.console import Console
 
@@ -23,10 +23,13 @@ class ReconstructCommand(Unstated, Pixels):
     """Image files."""
     out: str = "reconstructions"
     """Folder for the pictures."""
-    mask: str = "random"
-    """Which patches are hidden: random, block or grid."""
+    mask: Literal["random", "block", "grid", "noise"] = "random"
+    """Which patches are hidden: any, large blocks, three of every 2 x 2, or small spread groups (band-passed noise)."""
+    mask_ratio: float | None = field(default=None, kw_only=True)
+    """Share of the patches that is hidden. None: as in training."""
     seed: int = 0
     """Seed of the mask."""
+    overrides: ClassVar = ("mask_ratio",)
     show_bands: str = ""
     """Three bands for red, green and blue, or one. Empty: the first three of 3 or 4, else the first."""
 
@@ -44,7 +47,8 @@ class ReconstructCommand(Unstated, Pixels):
         if not isinstance(model, MaskedAutoencoder):
             remedy = "name a run of --mode pretrain, or the weights of a masked autoencoder"
             raise InputError(f"{self.ckpt} has no decoder and cannot reconstruct: {remedy}")
-        drawn: dict[str, Any] = {"mask": self.mask, "seed": self.seed, "show": self.show_bands}
+        drawn: dict[str, Any] = {"mask": self.mask, "ratio": self.mask_ratio, "seed": self.seed}
+        drawn["show"] = self.show_bands
         asked = form_for(model.config.encoder, self)
         paths = write_pictures(model, self.images, Path(self.out), asked=asked, **drawn)
         return {"pictures": [str(path) for path in paths]}

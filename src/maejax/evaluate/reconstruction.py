@@ -2,7 +2,8 @@
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +47,30 @@ class Reconstruction:
 
 
 def reconstruct(
-    model: Any, images: np.ndarray, order: np.ndarray, show: tuple[int, ...] | None = None
+    model: Any, images: np.ndarray, order: np.ndarray, show: tuple[int, ...] | None = None, visible: int | None = None
 ) -> Reconstruction:
     """Predict hidden patches of images and draw them.
 
     `images` is [B, H, W, C] of the model's type. `order` is int [B, N], a permutation of the patches for each image;
-    the first K stay visible. `show` are the numbers of the bands that are drawn, None for all of uint8 and for the
-    first of other types, which are stretched by `limits_of` the images. For a model trained on normalised patches, mean
-    and standard deviation come from `hidden_statistics`: only `original` shows hidden pixels. Raises ValueError if
-    `order` is no permutation.
+    the first K stay visible: as many as the model says, or `visible`. `show` are the numbers of the bands that are
+    drawn, None for all of uint8 and for the first of other types, which are stretched by `limits_of` the images. For a
+    model trained on normalised patches, mean and standard deviation come from `hidden_statistics`: only `original`
+    shows hidden pixels. Raises ValueError if `order` is no permutation.
     """
     config, encoder = model.config, model.config.encoder
     (rows, columns), size = encoder.grid, encoder.patch_size
     if order.shape != (len(images), rows * columns) or np.any(np.sort(order, axis=1) != np.arange(rows * columns)):
         raise ValueError(f"order is a permutation of {rows * columns} patches for each of {len(images)} images")
-    seen, guessed = np.split(np.asarray(order), [config.visible], axis=1)
-    x, prediction = _predict(model, images, order.astype(np.int32))
+    kept = visible or config.visible
+    seen, guessed = np.split(np.asarray(order), [kept], axis=1)
+    x, prediction = _predict(model, images, order.astype(np.int32), kept)
 
     patches = np.array(patchify(x, size))
     np.put_along_axis(patches, guessed[..., None], np.asarray(prediction, patches.dtype), axis=1)
-    visible = np.zeros(order.shape, bool)
-    np.put_along_axis(visible, seen, True, axis=1)
+    seen_here = np.zeros(order.shape, bool)
+    np.put_along_axis(seen_here, seen, True, axis=1)
     if config.norm_pix_loss:
-        for sample, shown in zip(patches, visible, strict=True):
+        for sample, shown in zip(patches, seen_here, strict=True):
             mean, std = hidden_statistics(sample.reshape(-1, size, size, encoder.channels), shown, encoder.grid)
             sample[:] = mean[:, None] + std[:, None] * sample
 
@@ -79,16 +81,16 @@ def reconstruct(
     bands = show or (every if images.dtype == np.uint8 else shown_bands("", (), encoder.channels))
     limits = limits_of(images, bands, no_data)
     original, pixels = as_picture(images, bands, limits, no_data), as_picture(values, bands, limits)
-    shown = visible.reshape(-1, rows, columns, 1).repeat(size, axis=1).repeat(size, axis=2)
+    shown = seen_here.reshape(-1, rows, columns, 1).repeat(size, axis=1).repeat(size, axis=2)
     masked, hidden = np.where(shown, original, _GREY), np.where(shown, _GREY, pixels)
     note = _NORM_PIX_NOTE if config.norm_pix_loss else _RAW_NOTE
     return Reconstruction(original, masked, hidden, np.where(shown, original, pixels), note)
 
 
-@jax.jit
-def _predict(model: Any, images: jax.Array, order: jax.Array) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnames="visible")
+def _predict(model: Any, images: Any, order: Any, visible: int) -> tuple[jax.Array, jax.Array]:
     x = model.normalize(images)
-    return x.images if isinstance(x, Normalized) else x, model(x, order, predicted=model.config.hidden).prediction
+    return x.images if isinstance(x, Normalized) else x, model(x, order, visible=visible, every=True).prediction
 
 
 def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), least: int = 128) -> Image.Image:
@@ -132,34 +134,35 @@ def write_pictures(
     images: Sequence[str],
     folder: Path,
     *,
-    mask: str = "random",
+    mask: Any = "random",
+    ratio: float | None = None,
     seed: int = 0,
     asked: Form | None = None,
     show: str = "",
 ) -> Iterator[Path]:
     """Draw original, masked, reconstruction and pasted of every image file; yield the PNGs written to `folder`.
 
-    `mask` is "random", "block" or "grid". Images are resized and cropped at the centre to the model's size. `asked` is
-    the form that the model takes, and `show` as `--show-bands`. Raises InputError for another mask, and for a file that
-    is missing or no image, before anything is drawn.
+    `mask` is a kind of `masking.draw`, and `ratio` the share of hidden patches, None for that of the model. Images are
+    resized and cropped at the centre to the model's size. `asked` is the form that the model takes, and `show` as
+    `--show-bands`. Raises InputError for a ratio that does not fit, and for a file that is missing or no image, before
+    anything is drawn.
     """
     encoder = model.config.encoder
-    patches, grid = encoder.patches, encoder.grid
-    masks = {"random": (masking.random, patches), "block": (masking.block, grid), "grid": (masking.grid, grid)}
-    if mask not in masks:
-        raise InputError(f"--mask {mask}: choose random, block or grid")
+    try:
+        visible = (model.config if ratio is None else replace(model.config, mask_ratio=ratio)).visible
+    except ValueError as error:
+        raise InputError(f"--mask-ratio {ratio}: {error}") from None
     bands = shown_bands(show, encoder.bands, encoder.channels) if show or encoder.image_type != "uint8" else None
     source = open_files(images)
     form = agree(source, asked or Form(encoder.channels, encoder.image_type))
     crop = build_eval(encoder.image_size, 1.0, form.no_data)
     pixels = np.stack([crop(_read(source, i), np.random.default_rng(0)) for i in range(len(source))])
-    draw, shape = masks[mask]
-    order = np.asarray(draw(jax.random.key(seed), len(source), shape))
+    order = np.asarray(masking.draw(mask, jax.random.key(seed), len(source), encoder.grid))
     folder.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(source.keys):
         path = folder / f"{i:03d}-{Path(name).stem}.png"
         with write_atomically(path) as new:
-            draw_grid(reconstruct(model, pixels[i : i + 1], order[i : i + 1], bands)).save(new, "PNG")
+            draw_grid(reconstruct(model, pixels[i : i + 1], order[i : i + 1], bands, visible)).save(new, "PNG")
         yield path
 
 

@@ -249,7 +249,11 @@ class MAE(_Json):
     @property
     def predicted(self) -> int:
         """M, the number of hidden patches that training predicts: the nearest to their share, the last of the order."""
-        return max(1, round(self.hidden * self.decoder.predict_share))
+        return self.predicted_of(self.visible)
+
+    def predicted_of(self, visible: int) -> int:
+        """Return M for another number of visible patches."""
+        return max(1, round((self.encoder.patches - visible) * self.decoder.predict_share))
 
 
 @dataclass(frozen=True, kw_only=True)

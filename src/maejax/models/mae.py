@@ -52,15 +52,16 @@ class MaskedAutoencoder(Model):
         self.predict = linear(decoder.dim, encoder.pixels, dtype, rngs)
 
     def __call__(
-        self, x: jax.Array, order: jax.Array, key: jax.Array | None = None, *, predicted: int | None = None
+        self, x: jax.Array, order: jax.Array, key=None, *, visible: int | None = None, every: bool = False
     ) -> Output:
         """Hide, predict and score: x [B, H, W, C] uint8 or normalised, order [B, N] int32, the first K are visible.
 
-        The last M of the order are predicted: of the description, or as many as `predicted`, at most N - K.
+        K is that of the description, or `visible`. The last M of the order are predicted, or `every` hidden patch.
         """
         encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
-        predicted = predicted or self.config.predicted
-        latent = self.latent(x, order[:, : self.visible], encoder_key)
+        visible = visible or self.visible
+        predicted = self.patches - visible if every else self.config.predicted_of(visible)
+        latent = self.latent(x, order[:, :visible], encoder_key)
         prediction = self.decode(latent, order, decoder_key, predicted)
         target = self.target(x, order[:, -predicted:])
         if not self.encoder.config.may_miss:

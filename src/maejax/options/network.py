@@ -52,8 +52,11 @@ class Encoder:
 class Mae:
     """Masking and the MAE decoder architecture."""
 
-    image_mask_ratio: float = 0.75
-    """Share of the patches that is hidden, drawn per image; exactly int(N * (1 - ratio)) stay visible."""
+    image_mask_ratio: float | tuple[float, float] = 0.75
+    """Share of the patches that is hidden, drawn per image; exactly int(N * (1 - ratio)) stay visible. Of two numbers,
+    each step draws one of four shares from the first to the second; validation hides their mean."""
+    mask: Literal["random", "block", "grid", "noise"] = "random"
+    """Which patches are hidden: any, large blocks, three of every 2 x 2, or small spread groups (band-passed noise)."""
     norm_pix_loss: bool = False
     """Predict every patch normalised by its own mean and standard deviation."""
     decoder: Literal["self", "cross"] = "self"

@@ -1,8 +1,9 @@
 """Masked-autoencoder pre-training (He et al. 2022): the task behind `maejax train --mode pretrain`."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,6 @@ from maejax.config import Config
 from maejax.data.pipeline import Batch
 from maejax.data.sources import Source
 from maejax.errors import InputError
-from maejax.models import masking
 from maejax.models.build import initial_model
 from maejax.models.description import MAE, Compute
 from maejax.models.flops import pretrain_flop
@@ -24,6 +24,7 @@ from maejax.tasks.checks import before_images, decoder_config, encoder_config, r
 from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed
 from maejax.tasks.diagnosis import describe_batch, first_bad_layer
 from maejax.tasks.images import Sources, normalised_as
+from maejax.tasks.masks import Masked, Masks, mask_ratios
 from maejax.tasks.run import Finished, train
 from maejax.tasks.task import Phase, Task
 from maejax.tasks.transfer import as_found, as_saved, with_weights
@@ -127,8 +128,9 @@ class Pretraining(Task[MAE]):
         count, process = len(rows.images), jax.process_index()
         path = directory / "bad" / f"{step}-{process}.npz"
         with first_device():
-            order = order_of_step(self.config.seeds.noise_seed, step - 1, count * jax.process_count(), model.patches)
-            order = np.asarray(order)[process * count :][:count]
+            masks = Masks.of(self.config, self.model)
+            order = np.asarray(masks.order(step - 1, count * jax.process_count()))[process * count :][:count]
+            model.visible = masks.visible[int(masks.ratio(step - 1))]
             losses = np.asarray(model(rows.images, order).loss)
             bad = np.flatnonzero(rows.valid & ~np.isfinite(losses))
             bad = bad if len(bad) else np.flatnonzero(rows.valid)
@@ -164,9 +166,14 @@ def model_config(config: Config) -> MAE:
 
     Raises InputError if its sizes do not fit together.
     """
-    masking = {"mask_ratio": config.mae.image_mask_ratio, "norm_pix_loss": config.mae.norm_pix_loss}
+    ratios = mask_ratios(config.mae.image_mask_ratio)
+    parts: dict[str, Any] = {"encoder": encoder_config, "decoder": decoder_config}
     try:
-        return MAE(encoder=encoder_config(config), decoder=decoder_config(config), **masking)
+        parts = {name: describe(config) for name, describe in parts.items()}
+        parts["norm_pix_loss"] = config.mae.norm_pix_loss
+        for ratio in ratios:
+            MAE(**parts, mask_ratio=ratio)
+        return MAE(**parts, mask_ratio=round(sum(ratios) / len(ratios), 6))
     except ValueError as error:
         raise InputError(f"the model's flags do not fit together: {error}") from None
 
@@ -178,14 +185,14 @@ def build_step(config: Config, model: MAE, compute: Compute, *, frozen: bool = F
     if frozen:
         optimizer = for_trained(optimizer, is_part_of_encoder)
     init = partial(initial_model, model, compute, config.seeds.init_seed)
-    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed)
-    draw = partial(draw_masks, noise_seed=config.seeds.noise_seed, patches=model.encoder.patches)
+    masks = Masks.of(config, model)
+    losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed, visible=masks.visible)
     step = make_step(
         losses,
         optimizer,
         rate,
         grad_accum=config.optimization.grad_accum,
-        draw=draw,
+        draw=masks.draw,
         on_nan=config.machine.on_nan,
         sharding=config.machine.sharding,
         frozen=Frozen(is_part_of_encoder) if frozen else None,
@@ -198,28 +205,18 @@ def is_part_of_encoder(path) -> bool:
     return array_name(path).startswith("encoder.")
 
 
-class Masked(NamedTuple):
-    """A batch with masks: `images` [B, H, W, C], `order` int32 [B, N] of the patches, `valid` bool [B]."""
-
-    images: jax.Array
-    order: jax.Array
-    valid: jax.Array
-
-
-def draw_masks(batch: Batch, step: jax.Array, *, noise_seed: int, patches: int) -> Masked:
-    """Draw the masks of a global batch."""
-    return Masked(batch.images, order_of_step(noise_seed, step, len(batch.images), patches), batch.valid)
-
-
-def order_of_step(noise_seed: int, step: int | jax.Array, rows: int, patches: int) -> jax.Array:
-    """Draw the order [rows, N] of the patches of a global batch, a function of (seed, step) alone."""
-    return masking.random(jax.random.fold_in(jax.random.key(noise_seed), step), rows, patches)
-
-
-def sample_losses(model: MaskedAutoencoder, batch: Masked, microstep: jax.Array, *, dropout_seed: int) -> jax.Array:
+def sample_losses(
+    model: MaskedAutoencoder, batch: Masked, microstep: jax.Array, *, dropout_seed: int, visible: Sequence[int]
+) -> jax.Array:
     """Compute the loss of every sample [B] under its mask; dropout is a function of (seed, microstep) alone."""
     dropout_key = jax.random.fold_in(jax.random.key(dropout_seed), microstep)
-    return model(batch.images, batch.order, dropout_key).loss
+
+    def losses(kept: int) -> jax.Array:
+        return model(batch.images, batch.order, dropout_key, visible=kept).loss
+
+    if len(visible) == 1:
+        return losses(visible[0])
+    return jax.lax.switch(batch.ratio[0], [partial(losses, kept) for kept in visible])
 
 
 def export_original(directory: Path) -> list[Path]:

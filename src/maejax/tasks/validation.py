@@ -30,11 +30,10 @@ _log = logging.getLogger("maejax.tasks")
 PICTURES = 8  # reconstructions drawn at every validation
 
 
-def fixed_order(noise_seed: int, index: jax.Array, patches: int) -> jax.Array:
+def fixed_order(noise_seed: int, index: jax.Array, grid: tuple[int, int], kind: masking.Kind = "random") -> jax.Array:
     """Draw the order [B, N] of each validation image from (seed, its number): the same mask at every validation."""
     key = jax.random.key(noise_seed)
-    noise = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (patches,)))(index.astype(jnp.uint32))
-    return masking.order_of(noise)
+    return jax.vmap(lambda i: masking.draw(kind, jax.random.fold_in(key, i), 1, grid)[0])(index.astype(jnp.uint32))
 
 
 class Validation:
@@ -45,15 +44,20 @@ class Validation:
 
     def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, faults: Faults, start: int = 0):
         self.loader = valid_loader(config, source, faults)
-        self.seed, self.directory, self.mesh = config.seeds.noise_seed, directory, mesh
+        self.seed, self.mask = config.seeds.noise_seed, config.mae.mask
+        self.directory, self.mesh = directory, mesh
         self.show = shown_bands(config.data.show_bands, split_bands(config.data.bands), config.data.channels)
         self.best, self.best_step = best_so_far(directory, "val/loss", start)
         self._sums = jax.jit(self._loss_and_count)
 
     def _loss_and_count(self, model: MaskedAutoencoder, batch: Batch):
-        order = fixed_order(self.seed, batch.index, model.patches)
-        losses = model(batch.images, order, predicted=model.config.hidden).loss
+        order = self.order(model, batch.index)
+        losses = model(batch.images, order, every=True).loss
         return jnp.sum(losses * batch.valid), jnp.sum(batch.valid)
+
+    def order(self, model: MaskedAutoencoder, index: jax.Array) -> jax.Array:
+        """Draw the order [B, N] of the patches of the validation images of these numbers."""
+        return fixed_order(self.seed, index, model.config.encoder.grid, self.mask)
 
     def __call__(self, state: TrainState, step: int, watch: Watch = iter) -> Evaluation:
         """Average the loss over all validation images, each once, and draw `images/<step>.png`."""
@@ -69,7 +73,11 @@ class Validation:
         if first is not None and jax.process_index() == 0:
             try:
                 with first_device():
-                    draw(model, first, self.seed, path, self.show)  # type: ignore[arg-type]
+                    rows = np.flatnonzero(first.valid)[:PICTURES]
+                    order = np.asarray(self.order(model, jnp.asarray(first.index[rows])))  # type: ignore[arg-type]
+                    path.parent.mkdir(exist_ok=True)
+                    with write_atomically(path) as new:
+                        draw_grid(reconstruct(model, first.images[rows], order, self.show)).save(new, "PNG")
                 pictures = path
             except OSError as error:
                 _log.error("the pictures of step %s were not written: %s", step, error.strerror or error)
@@ -99,12 +107,3 @@ def best_so_far(directory: Path, metric: str, start: int, sign: int = 1) -> tupl
     earlier = read_metrics(directory / "metrics.jsonl", metric)
     best = min(((sign * value, -step) for step, value in earlier if step <= start), default=(float("inf"), 0))
     return sign * broadcast_from_0(best[0]), -int(broadcast_from_0(best[1]))
-
-
-def draw(model: MaskedAutoencoder, batch: Batch, seed: int, path: Path, show: tuple[int, ...]) -> None:
-    """Draw the first readable images of a batch, masked and reconstructed, by the bands `show`."""
-    rows = np.flatnonzero(batch.valid)[:PICTURES]
-    order = fixed_order(seed, jnp.asarray(batch.index[rows]), model.patches)
-    path.parent.mkdir(exist_ok=True)
-    with write_atomically(path) as new:
-        draw_grid(reconstruct(model, batch.images[rows], np.asarray(order), show)).save(new, "PNG")
