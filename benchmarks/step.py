@@ -52,8 +52,9 @@ def jax_step(sizes, batch, dtype, attention="auto"):
     from maejax.data.pipeline import Batch
     from maejax.models import masking
     from maejax.models.build import initial_model
-    from maejax.models.description import Compute, from_json
-    from maejax.tasks.pretrain import Masked
+    from maejax.models.description import Compute
+    from maejax.models.stored import from_json
+    from maejax.tasks.masks import Masked
     from maejax.training.mesh import make_mesh, put_rows
     from maejax.training.optim import build_optimizer
     from maejax.training.state import create_state, make_step
@@ -66,7 +67,7 @@ def jax_step(sizes, batch, dtype, attention="auto"):
 
     def draw(batch, step):
         order = masking.random(jax.random.fold_in(key, step), len(batch.images), patches)
-        return Masked(batch.images, order, batch.valid)
+        return Masked(batch.images, order, batch.valid, batch.valid)
 
     mesh = make_mesh()
     rng = np.random.default_rng(0)

@@ -13,7 +13,8 @@ from .conftest import ROOT
 SIZES = {"b16": (12, 768, 12, 16), "l16": (24, 1024, 16, 16), "h14": (32, 1280, 16, 14)}  # paper, Table 3; ViT
 EPOCHS = {"b16": (1600, 100), "l16": (800, 50), "h14": (1600, 50)}  # of pre-training and fine-tuning
 FINETUNE = {"b16": (5e-4, 0.65, 0.1), "l16": (1e-3, 0.75, 0.2), "h14": (1e-3, 0.75, 0.3)}  # authors: rate, decay, path
-PRESETS = sorted((ROOT / "config").glob("*/*.sh"))
+ABLATIONS = sorted((ROOT / "config/ablations").glob("*.sh"))
+PRESETS = sorted(set((ROOT / "config").glob("*/*.sh")) - set(ABLATIONS))
 
 
 def resolve(preset, tmp_path, capsys):
@@ -69,3 +70,40 @@ def test_presets_are_the_published_recipes(preset, tmp_path, capsys):
     wanted |= {"training_steps": 1281167 * epochs // batch, "warmup_steps": 1281167 * warmup // batch}
     assert {name: given[name] for name in wanted} == wanted
     assert given["train_dataset_shards"].endswith("imagenet1k-train-{0000..1023}.tar")
+
+
+CHANGED = {
+    **{f"table1a-depth-{n}": {"dec_layers": n} for n in (1, 2, 4, 8, 12)},
+    **{f"table1b-width-{n}": {"dec_dim": n} for n in (128, 256, 512, 768, 1024)},
+    "table1c-mask-tokens-in-encoder": {"encoder_mask_tokens": True},
+    "table1c-no-mask-tokens-in-encoder": {},
+    "table1d-pixels": {},
+    "table1d-normalised-pixels": {"norm_pix_loss": True},
+    "table1d-pca": {"target": "pca"},
+    "table1e-none": {"random_crop": "none", "flip": "none"},
+    "table1e-crop-fixed": {"random_crop": "src"},
+    "table1e-crop-random": {},
+    "table1e-crop-color-jitter": {"color_jitter": 0.4},
+    "table1f-random-75": {},
+    "table1f-block-50": {"mask": "block", "image_mask_ratio": 0.5},
+    "table1f-block-75": {"mask": "block"},
+    "table1f-grid-75": {"mask": "grid"},
+    **{f"figure5-ratio-{n}": {"image_mask_ratio": n / 100} for n in (10, 20, 30, 40, 50, 60, 70, 75, 80, 90)},
+    **{f"figure7-epochs-{n}": {"training_steps": 1281167 * n // 4096} for n in (100, 200, 400, 800, 1600)},
+    "figure9-blocks-0": {},
+    **{f"figure9-blocks-{n}": {"finetune_blocks": str(n)} for n in ("half", 1, 2, 4, 6, 12, 18, 24)},
+}
+
+
+def test_each_ablation_changes_its_row_alone(tmp_path, capsys):
+    assert {path.stem for path in ABLATIONS} == CHANGED.keys()
+    base = {}
+    for script in ABLATIONS:
+        folder, name = ("finetune", "ft") if script.stem.startswith("figure9") else ("pretrain", "pretrain")
+        epochs = "-800ep" if folder == "pretrain" else ""
+        if script.stem == "figure9-blocks-0":
+            folder, name = "linear_probe", "ln-lars"
+        preset = ROOT / "config" / folder / f"{name}-vit-l16-224-in1k{epochs}.sh"
+        base[preset] = base.get(preset) or resolve(preset, tmp_path, capsys)
+        wanted = base[preset] | CHANGED[script.stem] | {"name": script.stem}
+        assert resolve(script, tmp_path, capsys) == wanted, script.stem

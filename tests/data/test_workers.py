@@ -138,13 +138,18 @@ def test_a_process_that_is_killed_is_replaced_once(source, loader, tmp_path):
         list(batches)
 
 
+def shared_memory(pid):
+    """List the files of shared memory that a process maps."""
+    return [line.split()[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm" in line]
+
+
 def test_a_process_that_waits_is_replaced_too(source, loader):
+    held = shared_memory(os.getpid())  # of other tests
     batches = loader(source).iterate(stop=20)
     next(batches)
     before = children()
     assert len(before) == 2
-    for pid in before | {os.getpid()}:
-        assert "/dev/shm" not in Path(f"/proc/{pid}/maps").read_text()  # no file can be left there
+    assert shared_memory(os.getpid()) == held and not any(map(shared_memory, before))  # no file can be left there
     os.kill(before.pop(), signal.SIGKILL)
     assert len(list(batches)) == 19
 

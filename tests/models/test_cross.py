@@ -129,7 +129,7 @@ def test_mask_tokens_ask_alone():
     count = model.config.predicted
     assert count == few.prediction.shape[1] == 6 and all_hidden.prediction.shape[1] == 18
     assert_close(all_hidden.prediction[:, -count:], few.prediction, rounding(SUMS))
-    latent = model.latent(x, order[:, : model.visible])
+    latent = model.latent(x, order)
     assert latent.shape == (4, 1, 7, 16)  # the input, and the outputs of three blocks
     noise = jnp.where(jnp.isin(jnp.arange(24), order[0, : model.visible]).reshape(4, 6)[None, :, :, None], 0.0, 9.0)
     hidden_changed = x + noise.repeat(4, 1).repeat(4, 2)

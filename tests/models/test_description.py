@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from maejax.models.description import MAE, Classifier, Decoder, ViT, change_encoder, from_json
+from maejax.models.description import MAE, Classifier, Decoder, ViT, change_encoder
+from maejax.models.stored import from_json
 
 SMALL = ViT(image_size=(16, 24), patch_size=4, dim=16, layers=2, heads=2, gelu="tanh", droppath=0.1)
 MODELS = [

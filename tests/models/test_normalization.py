@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from maejax.models.build import initial_model
-from maejax.models.description import IMAGE_TYPES, MAE, PLAIN, Decoder, ViT, from_json
+from maejax.models.description import IMAGE_TYPES, MAE, PLAIN, Decoder, ViT
 from maejax.models.normalization import Normalized, normalize
+from maejax.models.stored import from_json
 
 from ..bounds import assert_close
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maejax.models.build import initial_model
-from maejax.models.description import from_json
+from maejax.models.stored import from_json
 from maejax.models.trees import named_arrays
 from maejax.training.checkpoint import read_model_arrays
 from maejax.training.rundir import read_config

@@ -152,7 +152,7 @@ def describe(path: str, weights: "Weights") -> dict[str, Any]:
         positions = positions_kind(arrays["encoder.positions"], encoder.grid, cls=encoder.cls_position)
     if isinstance(config, MAE):
         decoder = {name: getattr(config.decoder, name) for name in ("layers", "dim", "heads")}
-        target = "pixels normalised per patch" if config.norm_pix_loss else "pixels"
+        target = "pixels normalised per patch" if config.norm_pix_loss else config.target
         if any("targets" in notice for notice in weights.notices):
             target = "not in the file"
     if isinstance(config, Classifier):

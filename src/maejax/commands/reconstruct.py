@@ -47,6 +47,8 @@ class ReconstructCommand(Unstated, Pixels):
         if not isinstance(model, MaskedAutoencoder):
             remedy = "name a run of --mode pretrain, or the weights of a masked autoencoder"
             raise InputError(f"{self.ckpt} has no decoder and cannot reconstruct: {remedy}")
+        if model.config.target == "features":
+            raise InputError(f"{self.ckpt} predicts features, and no pixels that could be drawn: name another")
         drawn: dict[str, Any] = {"mask": self.mask, "ratio": self.mask_ratio, "seed": self.seed}
         drawn["show"] = self.show_bands
         asked = form_for(model.config.encoder, self)

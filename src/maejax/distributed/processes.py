@@ -105,6 +105,11 @@ def broadcast_from_0(value: float) -> float:
     return float(np.asarray(multihost_utils.broadcast_one_to_all(bits)).view(np.float64)[0])
 
 
+def arrays_of_0(arrays: Any) -> Any:
+    """Return process 0's tree of NumPy arrays of at most 32 bits. All processes must call this."""
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(arrays))
+
+
 def all_processes(true: bool) -> bool:
     """Return whether `true` is True in all processes. All processes must call this."""
     return bool(np.all(multihost_utils.process_allgather(np.array(true))))

@@ -55,9 +55,11 @@ def reconstruct(
     the first K stay visible: as many as the model says, or `visible`. `show` are the numbers of the bands that are
     drawn, None for all of uint8 and for the first of other types, which are stretched by `limits_of` the images. For a
     model trained on normalised patches, mean and standard deviation come from `hidden_statistics`: only `original`
-    shows hidden pixels. Raises ValueError if `order` is no permutation.
+    shows hidden pixels. Raises ValueError if `order` is no permutation, or for a model that predicts features.
     """
     config, encoder = model.config, model.config.encoder
+    if config.target == "features":
+        raise ValueError("this model predicts features, and no pixels that could be drawn")
     (rows, columns), size = encoder.grid, encoder.patch_size
     if order.shape != (len(images), rows * columns) or np.any(np.sort(order, axis=1) != np.arange(rows * columns)):
         raise ValueError(f"order is a permutation of {rows * columns} patches for each of {len(images)} images")
@@ -90,7 +92,9 @@ def reconstruct(
 @partial(jax.jit, static_argnames="visible")
 def _predict(model: Any, images: Any, order: Any, visible: int) -> tuple[jax.Array, jax.Array]:
     x = model.normalize(images)
-    return x.images if isinstance(x, Normalized) else x, model(x, order, visible=visible, every=True).prediction
+    prediction = model(x, order, visible=visible, every=True).prediction
+    pixels = prediction if model.components is None else model.components.patches(prediction)
+    return x.images if isinstance(x, Normalized) else x, pixels
 
 
 def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), least: int = 128) -> Image.Image:

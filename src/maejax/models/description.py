@@ -1,7 +1,6 @@
 """Descriptions of networks, and of how they are computed: frozen values that need no JAX."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -90,7 +89,7 @@ class Stack:
 
 class _Json:
     def to_json(self) -> dict[str, Any]:
-        """Return the description for JSON; `from_json` reads it."""
+        """Return the description for JSON; `stored.from_json` reads it."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
 
@@ -229,8 +228,28 @@ class MAE(_Json):
     """Share of the patches that is hidden."""
     norm_pix_loss: bool = False
     """Predict each patch normalised by its own mean and standard deviation (section 3)."""
+    target: Literal["pixels", "components", "features"] = "pixels"
+    """What is predicted of a patch: pixels, their largest principal components (Table 1d), or a teacher's features."""
+    components: int = 96
+    """Number of principal components."""
+    teacher: ViT | None = None
+    """The teacher of features; it has as many patches."""
+    teacher_blocks: int = 0
+    """Number of last blocks of the teacher whose outputs are averaged; 0 for its final tokens."""
+    loss_on: Literal["hidden", "all"] = "hidden"
+    """Patches that training predicts."""
+    mask_tokens: Literal["decoder", "encoder"] = "decoder"
+    """Where mask tokens enter (Table 1c)."""
 
     def __post_init__(self):
+        if self.target not in ("pixels", "components", "features"):
+            raise ValueError(f"a target is pixels, components or features, not {self.target}")
+        if self.norm_pix_loss and self.target != "pixels":
+            raise ValueError(f"patches are normalised one by one where pixels are predicted, not {self.target}")
+        if self.decoder.attention == "cross" and (self.loss_on, self.mask_tokens) != ("hidden", "decoder"):
+            raise ValueError("a decoder of cross-attention has mask tokens of its own, for hidden patches")
+        if self.target == "features" and (self.teacher is None or self.teacher.grid != self.encoder.grid):
+            raise ValueError(f"features are predicted of a teacher with {self.encoder.grid} patches")
         object.__setattr__(self, "encoder", dataclasses.replace(self.encoder, attention_pool=False))
         if not 0 < self.visible < self.encoder.patches:
             share = f"{self.visible} of {self.encoder.patches}"
@@ -253,7 +272,16 @@ class MAE(_Json):
 
     def predicted_of(self, visible: int) -> int:
         """Return M for another number of visible patches."""
+        if self.loss_on == "all":
+            return self.encoder.patches
         return max(1, round((self.encoder.patches - visible) * self.decoder.predict_share))
+
+    @property
+    def values(self) -> int:
+        """Number of values that are predicted of a patch: P for pixels."""
+        if self.target == "features" and self.teacher:
+            return self.teacher.dim
+        return self.encoder.pixels if self.target == "pixels" else min(self.components, self.encoder.pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,29 +342,3 @@ def change_encoder(model: Network, **changes: Any) -> Network:
     """Return a description with other values in its encoder."""
     encoder = dataclasses.replace(model.encoder, **changes)
     return encoder if isinstance(model, ViT) else dataclasses.replace(model, encoder=encoder)
-
-
-def from_json(fields: Mapping[str, Any]) -> Network:
-    """Read what a `to_json` returned, or the flat arguments of earlier versions; raises ValueError if unknown."""
-    fields = dict(fields) if "encoder" in fields else _nested(fields)
-    try:
-        if "encoder" not in fields:
-            return ViT(**fields)
-        encoder = ViT(**fields.pop("encoder"))
-        if "decoder" not in fields:
-            return Classifier(encoder=encoder, **fields)
-        return MAE(encoder=encoder, decoder=Decoder(**fields.pop("decoder")), **fields)
-    except TypeError as error:
-        raise ValueError(f"this version knows no such model: {error}") from None
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Sort flat arguments, which also held how a run was computed, into those of encoder, decoder and model."""
-    computed = {field.name for field in dataclasses.fields(Compute)}
-    fields = {name: value for name, value in flat.items() if name not in computed}
-    outside = ("mask_ratio", "norm_pix_loss", "labels", "pooling", "head_norm")
-    model = {name: fields.pop(name) for name in outside if name in fields}
-    decoder = {name.removeprefix("dec_"): fields.pop(name) for name in list(fields) if name.startswith("dec_")}
-    if decoder:
-        model["decoder"] = decoder | {"gelu": fields.get("gelu", "erf")}
-    return {"encoder": fields, **model} if model else fields

@@ -21,12 +21,12 @@ def pretrain_flop(model: MAE, *, frozen: bool = False) -> int:
     """Count the FLOP of one training step on one image: forward, and twice that backward where weights are trained.
 
     All N patches are embedded and predicted, as in the paper, though a program may leave out values that nobody reads.
-    A decoder of cross-attention predicts M.
+    A decoder of cross-attention predicts M. A teacher encodes whole images.
     Recomputation does not count. With `frozen` the decoder alone is trained. A whole step of ViT-B/16 at 224 pixels
     has 58.7 GFLOP, of L 124.5, of H/14 291.
     """
     encoder, decoder = model.encoder, model.decoder
-    tokens = encoder.prefix + model.visible
+    tokens = encoder.prefix + (encoder.patches if model.mask_tokens == "encoder" else model.visible)
     encode = embed_flop(encoder) + stack_flop(encoder, tokens)
     if decoder.attention == "cross":
         embed, predicted = cross_source_flop(model, tokens), model.predicted
@@ -34,8 +34,11 @@ def pretrain_flop(model: MAE, *, frozen: bool = False) -> int:
     else:
         embed, predicted = 2 * tokens * encoder.dim * decoder.dim, encoder.patches
         decode = stack_flop(decoder, encoder.prefix + encoder.patches)
-    decode += 2 * predicted * decoder.dim * encoder.pixels
-    return encode + 2 * embed + 3 * decode if frozen else 3 * (encode + embed + decode)
+    decode += 2 * predicted * decoder.dim * model.values
+    teacher, teach = model.teacher, 0
+    if teacher:
+        teach = embed_flop(teacher) + stack_flop(teacher, teacher.prefix + teacher.patches)
+    return teach + (encode + 2 * embed + 3 * decode if frozen else 3 * (encode + embed + decode))
 
 
 def cross_source_flop(model: MAE, tokens: int) -> int:

@@ -19,6 +19,7 @@ from flax import nnx
 
 from maejax.models.description import MAE, Compute
 from maejax.models.patches import take_patches
+from maejax.models.targets import Components, features
 from maejax.models.tokens import frozen_if_constant, mixing_weights, positions, token
 from maejax.models.transformer import Block, CrossBlock, Transformer
 from maejax.models.vit import Model, VisionTransformer
@@ -43,13 +44,15 @@ class MaskedAutoencoder(Model):
         crosses = decoder.attention == "cross"
         self.encoder = VisionTransformer(encoder, compute, rngs)
         self.dec_embed = None if crosses else linear(encoder.dim, decoder.dim, dtype, rngs)
-        self.mask_token = token(decoder.dim, rngs)
+        self.mask_token = token(decoder.dim if config.mask_tokens == "decoder" else encoder.dim, rngs)
         self.dec_positions = positions(decoder.posemb, encoder.grid, decoder.dim, rngs, cls=encoder.cls_token)
         block = partial(CrossBlock, width=encoder.dim) if crosses else Block
         self.decoder = Transformer(decoder, compute, rngs, block)
         self.dec_mix = mixing_weights(encoder.layers + (decoder.inputs == "all"), decoder.layers, rngs, decoder.mixes)
         self.dec_norm = layer_norm(decoder.dim, rngs, decoder.norm_eps)
-        self.predict = linear(decoder.dim, encoder.pixels, dtype, rngs)
+        self.predict = linear(decoder.dim, config.values, dtype, rngs)
+        self.components = Components(encoder.pixels, config.values) if config.target == "components" else None
+        self.teacher = VisionTransformer(config.teacher, compute, rngs) if config.teacher else None
 
     def __call__(
         self, x: jax.Array, order: jax.Array, key=None, *, visible: int | None = None, every: bool = False
@@ -61,7 +64,7 @@ class MaskedAutoencoder(Model):
         encoder_key, decoder_key = (None, None) if key is None else jax.random.split(key)
         visible = visible or self.visible
         predicted = self.patches - visible if every else self.config.predicted_of(visible)
-        latent = self.latent(x, order[:, :visible], encoder_key)
+        latent = self.latent(x, order, visible, encoder_key)
         prediction = self.decode(latent, order, decoder_key, predicted)
         target = self.target(x, order[:, -predicted:])
         if not self.encoder.config.may_miss:
@@ -70,11 +73,16 @@ class MaskedAutoencoder(Model):
         error = (jnp.where(there, prediction, 0) - jnp.where(there, target, 0)) ** 2
         return Output(error.sum(axis=(1, 2)) / jnp.maximum(there.sum(axis=(1, 2)), 1), prediction)
 
-    def latent(self, x: jax.Array, keep: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """Encode the patches `keep` [B, K] of x for the decoder: [B, T, D].
+    def latent(self, x: jax.Array, order: jax.Array, visible: int | None = None, key=None) -> jax.Array:
+        """Encode the first K patches of x in the order [B, N] for the decoder: [B, T, D]. K is `visible`, if given.
 
-        For a decoder that mixes, the states of all blocks that it reads [S, B, T, D].
+        With mask tokens in the encoder all N patches enter. For a decoder that mixes, the states of all blocks that it
+        reads [S, B, T, D] are returned.
         """
+        visible = visible or self.visible
+        if self.config.mask_tokens == "encoder":
+            return self.encoder(x, order, key, (self.mask_token[...], visible))
+        keep = order[:, :visible]
         if not self.config.decoder.mixes:
             return self.encoder(x, keep, key)
         states = self.encoder.states(x, keep, key)
@@ -83,12 +91,12 @@ class MaskedAutoencoder(Model):
     def decode(self, latent: jax.Array, order: jax.Array, key=None, predicted: int | None = None) -> jax.Array:
         """Predict the last M patches of the order [B, N] from what `latent` returned: [B, M, P], float32.
 
-        M is N - K, or `predicted`. The first K of the order are visible.
+        M is N - K of the description, or `predicted`.
         """
         assert self.dec_positions is not None  # of a decoder they are never rotary
         cls, pos_embed = int(self.config.encoder.cls_token), frozen_if_constant(self.dec_positions)
         visible = latent.shape[-2] - self.config.encoder.prefix
-        predicted = predicted or self.patches - visible
+        predicted = predicted or self.config.hidden
         if self.dec_embed is None:
             tokens = self.mask_token[...] + take_patches(pos_embed[:, cls:], order[:, -predicted:])
             tokens = self.decoder(tokens.astype(self.compute.dtype), key, sources=self.sources(latent))
@@ -107,9 +115,10 @@ class MaskedAutoencoder(Model):
         cls, prefix = cls_place.shape[1], self.config.encoder.prefix
         places, seen = take_patches(places, order), self.dec_embed(latent)
         # Rounded last, as in `VisionTransformer.tokens`.
-        first = [seen[:, :cls] + cls_place, seen[:, cls:prefix]]
-        guessed = self.mask_token[...] + places[:, visible:]
-        tokens = jnp.concatenate([*first, seen[:, prefix:] + places[:, :visible], guessed], axis=1)
+        parts = [seen[:, :cls] + cls_place, seen[:, cls:prefix], seen[:, prefix:] + places[:, :visible]]
+        if visible < self.patches:  # else they went through the encoder
+            parts.append(self.mask_token[...] + places[:, visible:])
+        tokens = jnp.concatenate(parts, axis=1)
         return tokens.astype(self.compute.dtype)
 
     def sources(self, latent: jax.Array) -> jax.Array:
@@ -119,11 +128,15 @@ class MaskedAutoencoder(Model):
         return mixed(latent, self.dec_mix[...])
 
     def target(self, x: jax.Array, which: jax.Array) -> jax.Array:
-        """Cut out the pixels of the patches `which` [B, M]: [B, M, P], float32; normalised if the loss asks so.
+        """Compute what is predicted of the patches `which` [B, M]: their pixels [B, M, P], or others, float32.
 
-        Pixels that are missing are NaN, and count for no mean and deviation.
+        Pixels are normalised if the loss asks so. Those that are missing are NaN, and count for no mean and deviation.
         """
+        if self.teacher is not None:
+            return take_patches(features(self.teacher, x, self.config), which)
         target = self.encoder.cut(x, which, missing=jnp.nan).astype(jnp.float32)
+        if self.components is not None:
+            return self.components.coefficients(target)
         if not self.config.norm_pix_loss:
             return target
         if not self.encoder.config.may_miss:

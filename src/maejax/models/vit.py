@@ -93,6 +93,9 @@ class Model(nnx.Module):
         return layer % count
 
 
+Filler = tuple[jax.Array, int] | None
+
+
 class VisionTransformer(Model):
     """The encoder: images to tokens, T = cls, registers and N patches, in this order."""
 
@@ -114,14 +117,15 @@ class VisionTransformer(Model):
         """The encoder of the model: this itself."""
         return self
 
-    def __call__(self, x: jax.Array, keep: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, keep: jax.Array | None = None, key=None, filler: Filler = None) -> jax.Array:
         """Encode images x [B, H, W, C], uint8 or normalised, to tokens [B, T, D].
 
         With `keep` [B, K] only those patches enter, in their order. Pixels are picked before they are embedded: no
-        gradient flows to pixels, so the gather has no backward pass.
+        gradient flows to pixels, so the gather has no backward pass. A `filler` is a token [1, 1, D] and a number: it
+        stands for all patches of `keep` after so many.
         """
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
-        tokens = self.transformer(self.tokens(x, keep, embed_key), stack_key, angles=self.angles(keep))
+        tokens = self.transformer(self.tokens(x, keep, embed_key, filler), stack_key, angles=self.angles(keep))
         return tokens if self.norm is None else self.norm(tokens)
 
     def states(self, x: jax.Array, keep: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
@@ -132,10 +136,14 @@ class VisionTransformer(Model):
         embed_key, stack_key = (None, None) if key is None else jax.random.split(key)
         return self.transformer.states(self.tokens(x, keep, embed_key), stack_key, angles=self.angles(keep))
 
-    def tokens(self, x: jax.Array, keep: jax.Array | None = None, key: jax.Array | None = None) -> jax.Array:
+    def tokens(self, x: jax.Array, keep: jax.Array | None = None, key=None, filler: Filler = None) -> jax.Array:
         """Embed images as the input of the first block; arguments and shape as of a call."""
         config, dtype = self.config, jnp.dtype(self.compute.dtype)
-        tokens, first = self.embed(self.cut(x, keep)), [part[...] for part in (self.cls_token, self.registers) if part]
+        tokens = self.embed(self.cut(x, keep if filler is None or keep is None else keep[:, : filler[1]]))
+        if filler is not None and keep is not None:
+            rest = (keep.shape[0], keep.shape[1] - filler[1], config.dim)
+            tokens = jnp.concatenate([tokens.astype(jnp.float32), jnp.broadcast_to(filler[0], rest)], axis=1)
+        first = [part[...] for part in (self.cls_token, self.registers) if part]
         if self.positions is not None:
             pos_embed = frozen_if_constant(self.positions)
             if config.cls_position:

@@ -59,6 +59,15 @@ class Mae:
     """Which patches are hidden: any, large blocks, three of every 2 x 2, or small spread groups (band-passed noise)."""
     norm_pix_loss: bool = False
     """Predict every patch normalised by its own mean and standard deviation."""
+    target: str = "pixels"
+    """What is predicted of a patch: pixels; pca, its 96 largest principal components; ema, features of the running
+    average of the encoder; or weights, as --pretrained-ckpt takes them: features of this frozen teacher."""
+    target_decay: float = 0.999
+    """Decay of the running average of --target ema."""
+    loss_on: Literal["hidden", "all"] = "hidden"
+    """Patches that the loss is on."""
+    encoder_mask_tokens: bool = False
+    """Let mask tokens enter the encoder instead of the decoder, at more than three times the cost."""
     decoder: Literal["self", "cross"] = "self"
     """self: visible and mask tokens attend to all, as in the paper. cross: mask tokens attend to visible tokens alone,
     which takes a fraction of the time (CrossMAE)."""

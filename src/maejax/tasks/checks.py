@@ -12,7 +12,8 @@ from maejax.config import Config, declarations, flags, with_flags
 from maejax.data.form import number_of, split_bands
 from maejax.data.policies import check_policy
 from maejax.errors import InputError
-from maejax.models.description import Compute, Decoder, ViT, from_json
+from maejax.models.description import Compute, Decoder, ViT
+from maejax.models.stored import from_json
 from maejax.recipes import recipe
 from maejax.storage.redact import redact
 

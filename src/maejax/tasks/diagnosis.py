@@ -31,7 +31,7 @@ def first_bad_layer(model: MaskedAutoencoder, images: np.ndarray, order: np.ndar
 
     def outcomes():
         yield from layers(model.encoder, "transformer", "encoder.", "embed", lambda part: part(x, keep))
-        latent, first = model.latent(x, keep), "dec_embed" if model.dec_embed else "mask_token"
+        latent, first = model.latent(x, order_here), "dec_embed" if model.dec_embed else "mask_token"
         yield from layers(model, "decoder", "", first, lambda part: part.decode(latent, order_here))
         yield "the loss", model(x, order_here).loss
 

@@ -23,14 +23,17 @@ def layer_sizes(model: Network, rows: int) -> list[Sizes]:
 
     if not isinstance(model, MAE):
         return [sizes("encoder", encoder, everything, everything)]
-    seen = encoder.prefix + model.visible
+    seen = encoder.prefix + (model.visible if model.mask_tokens == "decoder" else encoder.patches)
+    teacher = model.teacher
+    taught = [sizes("teacher", teacher, everything, everything)] if teacher else []
     if model.decoder.attention == "cross":
         crossed = replace(sizes("decoder", model.decoder, model.predicted, seen), crosses=True)
-        return [sizes("encoder", encoder, seen, seen), crossed]
+        return [sizes("encoder", encoder, seen, seen), crossed, *taught]
     return [
         sizes("encoder", encoder, seen, seen),
         *([sizes("decoder", model.decoder, everything, everything)] if model.decoder.layers > 1 else []),
-        sizes("decoder's last block", model.decoder, model.hidden, everything),
+        sizes("decoder's last block", model.decoder, model.predicted, everything),
+        *taught,
     ]
 
 

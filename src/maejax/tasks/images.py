@@ -11,7 +11,8 @@ from maejax.data.sources import Source, open_source, open_stream
 from maejax.data.statistics import read, take
 from maejax.data.stream import Stream
 from maejax.errors import InputError
-from maejax.models.description import ViT, change_encoder, from_json
+from maejax.models.description import ViT, change_encoder
+from maejax.models.stored import from_json
 
 Sources = tuple[Source | Stream, Source | None]
 

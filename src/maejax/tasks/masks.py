@@ -62,4 +62,5 @@ def mask_ratios(given: float | Sequence[float]) -> tuple[float, ...]:
     """List the mask ratios that the steps of a run draw from."""
     if isinstance(given, (int, float)):
         return (given,)
-    return tuple(float(ratio) for ratio in np.linspace(*given, RATIOS).round(6))
+    first, last = given
+    return tuple(float(ratio) for ratio in np.linspace(first, last, RATIOS).round(6))

@@ -1,6 +1,7 @@
 """Masked-autoencoder pre-training (He et al. 2022): the task behind `maejax train --mode pretrain`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from maejax.config import Config
 from maejax.data.pipeline import Batch
 from maejax.data.sources import Source
 from maejax.errors import InputError
-from maejax.models.build import initial_model
 from maejax.models.description import MAE, Compute
 from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
@@ -25,9 +25,17 @@ from maejax.tasks.configured import configured_optimizer, configured_rate, fault
 from maejax.tasks.diagnosis import describe_batch, first_bad_layer
 from maejax.tasks.images import Sources, normalised_as
 from maejax.tasks.masks import Masked, Masks, mask_ratios
+from maejax.tasks.predicted import (
+    PARTS,
+    follow,
+    initial_with_teacher,
+    principal_components,
+    read_teacher,
+    target_of_flags,
+)
 from maejax.tasks.run import Finished, train
 from maejax.tasks.task import Phase, Task
-from maejax.tasks.transfer import as_found, as_saved, with_weights
+from maejax.tasks.transfer import as_found, as_saved, place_weights, with_weights
 from maejax.tasks.validation import Validation
 from maejax.training.checkpoint import saved_steps
 from maejax.training.mesh import first_device, local_copy
@@ -49,14 +57,31 @@ def run(config: Config, console: Console, *, sources: Sources | None = None) -> 
 class Pretraining(Task[MAE]):
     """Pre-training of a masked autoencoder."""
 
+    def __init__(self, config: Config, sources: Sources | None = None):
+        super().__init__(config, sources)
+        self.of_target: dict[str, Any] = {}  # arrays to start from that only the target needs
+
     def check_flags(self) -> None:
         """Check the flags, and that the sizes of the model fit together. Raises InputError at the first fault."""
         check_flags(self.config)
         model_config(before_images(self.config))
 
+    def prepare(self) -> None:
+        """Prepare as every task, then what the target needs: a teacher, or principal components."""
+        super().prepare()
+        target = self.config.mae.target
+        if target == "ema":
+            self.model = replace(self.model, teacher=replace(self.model.encoder, attention_pool=False))
+            own = {n.removeprefix("encoder."): a for n, a in self.arrays.items() if n.startswith("encoder.")}
+            self.of_target = {f"teacher.{name}": array for name, array in own.items()}
+        elif self.model.target == "features" and not self.saved:
+            self.model, self.of_target = read_teacher(self.config, self.model)
+        elif self.model.target == "components" and not self.saved and not self.of_target:
+            self.of_target = principal_components(self.model, self.source)
+
     def describe_model(self) -> None:
         """Set the model of the flags and of `--pretrained-ckpt`. Raises InputError if they or the export do not fit."""
-        self.model = model_config(self.config)
+        self.model = model_config(self.config, self.saved)
         if self.config.run.pretrained_ckpt and self.saved:
             self.model = as_saved(self.model, self.saved)
         elif self.config.run.pretrained_ckpt:
@@ -79,7 +104,13 @@ class Pretraining(Task[MAE]):
             transfer.prefix,
             new_decoder=transfer.new_decoder,
         )
-        arrays, self.origin = weights.arrays, fetched or run.pretrained_ckpt
+        found = weights.config
+        if isinstance(found, MAE) and not transfer.new_decoder and found.target != self.model.target:
+            path = run.pretrained_ckpt
+            raise InputError(f"--pretrained-ckpt {path}: its decoder predicts {found.target}: give --new-decoder")
+        self.of_target = {name: array for name, array in weights.arrays.items() if name.startswith("components.")}
+        arrays = {name: array for name, array in weights.arrays.items() if not name.startswith(PARTS)}
+        self.origin = fetched or run.pretrained_ckpt
         if transfer.new_decoder:
             norm = {
                 f"encoder.norm.{name}": np.full(self.model.encoder.dim, v, np.float32) for name, v in NEW_NORM.items()
@@ -105,7 +136,8 @@ class Pretraining(Task[MAE]):
     def start_from_weights(self, state: TrainState) -> TrainState:
         """Place the weights of `--pretrained-ckpt` in a new state: all that a model has, but for a new decoder."""
         part = "encoder." if self.config.transfer.new_decoder else ""
-        return with_weights(state, self.arrays, part) if self.config.run.pretrained_ckpt else state
+        state = place_weights(state, self.of_target)
+        return with_weights(state, self.arrays, part, PARTS) if self.config.run.pretrained_ckpt else state
 
     def describe_parts(self) -> str:
         """Describe the sizes of encoder and decoder."""
@@ -161,16 +193,17 @@ def check_flags(config: Config) -> None:
     )
 
 
-def model_config(config: Config) -> MAE:
+def model_config(config: Config, saved: Mapping[str, Any] | None = None) -> MAE:
     """Describe the model that the flags ask for; kept in config.json to load it again.
 
-    Raises InputError if its sizes do not fit together.
+    A frozen teacher is that of `saved`, the run's config.json, or an encoder of the same sizes until it is read. Raises
+    InputError if the sizes do not fit together.
     """
     ratios = mask_ratios(config.mae.image_mask_ratio)
     parts: dict[str, Any] = {"encoder": encoder_config, "decoder": decoder_config}
     try:
         parts = {name: describe(config) for name, describe in parts.items()}
-        parts["norm_pix_loss"] = config.mae.norm_pix_loss
+        parts |= {"norm_pix_loss": config.mae.norm_pix_loss, **target_of_flags(config, parts["encoder"], saved)}
         for ratio in ratios:
             MAE(**parts, mask_ratio=ratio)
         return MAE(**parts, mask_ratio=round(sum(ratios) / len(ratios), 6))
@@ -181,10 +214,12 @@ def model_config(config: Config) -> MAE:
 def build_step(config: Config, model: MAE, compute: Compute, *, frozen: bool = False):
     """Build a function that makes the model, the optimizer, and the step of `make_step`; `frozen` is the encoder."""
     rate, _ = configured_rate(config)
-    optimizer = configured_optimizer(config, rate)
-    if frozen:
-        optimizer = for_trained(optimizer, is_part_of_encoder)
-    init = partial(initial_model, model, compute, config.seeds.init_seed)
+    optimizer, held = configured_optimizer(config, rate), None
+    if model.teacher or frozen:
+        held = partial(is_untrained, frozen=frozen)
+        optimizer = for_trained(optimizer, held)
+    ema = config.mae.target == "ema"
+    init = partial(initial_with_teacher, model, compute, config.seeds.init_seed, ema)
     masks = Masks.of(config, model)
     losses = partial(sample_losses, dropout_seed=config.seeds.dropout_seed, visible=masks.visible)
     step = make_step(
@@ -195,14 +230,14 @@ def build_step(config: Config, model: MAE, compute: Compute, *, frozen: bool = F
         draw=masks.draw,
         on_nan=config.machine.on_nan,
         sharding=config.machine.sharding,
-        frozen=Frozen(is_part_of_encoder) if frozen else None,
+        frozen=held and Frozen(held, update_stats=partial(follow, decay=config.mae.target_decay if ema else None)),
     )
     return init, optimizer, step
 
 
-def is_part_of_encoder(path) -> bool:
-    """Return whether an array of a masked autoencoder belongs to its encoder."""
-    return array_name(path).startswith("encoder.")
+def is_untrained(path, *, frozen: bool) -> bool:
+    """Return whether an array of a masked autoencoder belongs to its teacher or, if that is `frozen`, its encoder."""
+    return array_name(path).startswith(("teacher.", "encoder.") if frozen else "teacher.")
 
 
 def sample_losses(

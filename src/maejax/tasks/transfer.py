@@ -14,7 +14,8 @@ from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.errors import InputError, WeightsError
 from maejax.models.build import abstract_model
-from maejax.models.description import MAE, Classifier, Network, ViT, change_encoder, from_json
+from maejax.models.description import MAE, Classifier, Network, ViT, change_encoder
+from maejax.models.stored import from_json
 from maejax.models.trees import array_name, mismatches, named_arrays
 from maejax.storage.redact import redact
 from maejax.tasks.images import normalised_as
@@ -23,7 +24,7 @@ from maejax.training.state import TrainState
 SIZES = ("patch_size", "layers", "dim", "heads", "layerscale", "qk_norm", "registers", "gated")  # of an encoder
 FACTS = (  # flags that a file may decide
     *("image_size", "mean", "std", "norm_pix_loss", "image_mask_ratio", "posemb", "dec_posemb", "pooling"),
-    *("decoder", "dec_inputs", "predict_share"),
+    *("decoder", "dec_inputs", "predict_share", "target", "encoder_mask_tokens"),
     *SIZES,
 )
 # Fields of an encoder that no flag has: a file decides them.
@@ -133,6 +134,9 @@ def with_facts_of_file(
     if config.run.mode == "pretrain" and isinstance(found, MAE) and not config.transfer.new_decoder:
         facts |= {"norm_pix_loss": found.norm_pix_loss, "image_mask_ratio": found.mask_ratio}
         facts |= {"dec_posemb": found.decoder.posemb, "decoder": found.decoder.attention}
+        facts["encoder_mask_tokens"] = found.mask_tokens == "encoder"
+        if found.target != "features":
+            facts["target"] = {"pixels": "pixels", "components": "pca"}[found.target]
         facts |= {"dec_inputs": found.decoder.inputs, "predict_share": found.decoder.predict_share}
     taken = {name: value for name, value in facts.items() if name not in given and own[name] != value}
     lines = [f"{as_flag(name, value)}, as the file says" for name, value in taken.items()]
@@ -175,12 +179,15 @@ def as_found(model: Any, found: Network, what: str) -> Any:
     return replace(model, decoder=replace(model.decoder, **same))
 
 
-def with_weights(state: TrainState, weights: Mapping[str, Any], part: str = "") -> TrainState:
-    """Replace all arrays of a new state's model whose names begin with `part`.
+def with_weights(
+    state: TrainState, weights: Mapping[str, Any], part: str = "", besides: tuple[str, ...] = ()
+) -> TrainState:
+    """Replace all arrays of a new state's model whose names begin with `part`, but for those that begin with `besides`.
 
     Raises InputError if names or shapes differ.
     """
-    wanted = {name: array for name, array in named_arrays(state.model).items() if name.startswith(part)}
+    named = named_arrays(state.model).items()
+    wanted = {name: array for name, array in named if name.startswith(part) and not name.startswith(besides)}
     if wrong := mismatches(wanted, weights):
         raise InputError(f"--pretrained-ckpt: the weights do not fit the model: {'; '.join(wrong)}")
     return place_weights(state, weights)

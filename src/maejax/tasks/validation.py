@@ -44,7 +44,8 @@ class Validation:
 
     def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, faults: Faults, start: int = 0):
         self.loader = valid_loader(config, source, faults)
-        self.seed, self.mask = config.seeds.noise_seed, config.mae.mask
+        self.seed = config.seeds.noise_seed
+        self.mask: masking.Kind = config.mae.mask
         self.directory, self.mesh = directory, mesh
         self.show = shown_bands(config.data.show_bands, split_bands(config.data.bands), config.data.channels)
         self.best, self.best_step = best_so_far(directory, "val/loss", start)
@@ -70,7 +71,8 @@ class Validation:
         if loss <= self.best:
             self.best, self.best_step = loss, step
         model, path, pictures = local_copy(state.model, self.mesh), self.directory / "images" / f"{step}.png", None
-        if first is not None and jax.process_index() == 0:
+        shows = model.config.target != "features"  # type: ignore[attr-defined]
+        if first is not None and shows and jax.process_index() == 0:
             try:
                 with first_device():
                     rows = np.flatnonzero(first.valid)[:PICTURES]

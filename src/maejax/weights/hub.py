@@ -64,7 +64,7 @@ def describe(
     if isinstance(config, MAE):
         decoder = config.decoder
         facts["decoder"] = f"{decoder.layers} layers, width {decoder.dim}, {decoder.heads} heads"
-        facts["target"] = "pixels normalised per patch" if config.norm_pix_loss else "pixels"
+        facts["target"] = "pixels normalised per patch" if config.norm_pix_loss else config.target
     library = "transformers" if for_transformers(weights) else "timm"
     task = "image-classification" if isinstance(config, Classifier) else "image-feature-extraction"
     parts = [

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from maejax.errors import Failed, WeightsError
-from maejax.models.description import from_json
+from maejax.models.stored import from_json
 from maejax.storage.atomic import write_atomically
 from maejax.version import __version__
 from maejax.weights.weights import Weights, blank_arrays, check

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from maejax.errors import InputError
-from maejax.models.description import from_json
+from maejax.models.stored import from_json
 from maejax.storage import mirror
 from maejax.training.checkpoint import read_model_arrays, saved_steps
 from maejax.training.rundir import BEST, CHECKPOINTS, read_config

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maejax.errors import WeightsError
-from maejax.models.description import MAE, Classifier, Network, change_encoder, from_json
+from maejax.models.description import MAE, Classifier, Network, change_encoder
+from maejax.models.stored import from_json
 from maejax.storage.atomic import write_whole
 from maejax.version import __version__
 from maejax.weights.weights import Facts, Weights

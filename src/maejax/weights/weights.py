@@ -160,6 +160,8 @@ def beyond_the_paper(config: Network) -> list[str]:
         found.append("cls token without a position")
     if isinstance(config, MAE) and config.decoder.attention == "cross":
         found.append(CROSS)
+    if isinstance(config, MAE) and config.target != "pixels":
+        found.append(f"decoder that predicts {config.target}")
     return found
 
 

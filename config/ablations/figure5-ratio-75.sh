@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Paper, Figure 5: 75 % of the patches hidden. ViT-L/16, 800 epochs.
+# Accuracy there, in %: 84.9 fine-tuned, 73.5 linear.
+exec bash "$(dirname "$0")/../pretrain/pretrain-vit-l16-224-in1k-800ep.sh" \
+    --name "$(basename "$0" .sh)" --image-mask-ratio 0.75 "$@"

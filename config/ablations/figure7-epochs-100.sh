@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Paper, Figure 7: 100 epochs of pre-training. ViT-L/16.
+# Accuracy there, in %: 82.3 fine-tuned, 57.3 linear.
+exec bash "$(dirname "$0")/../pretrain/pretrain-vit-l16-224-in1k-800ep.sh" \
+    --name "$(basename "$0" .sh)" --training-steps $((1281167 * 100 / 4096)) "$@"

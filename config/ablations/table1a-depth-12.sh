@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Paper, Table 1a: a decoder of 12 blocks. ViT-L/16, 800 epochs.
+# Accuracy there, in %: 84.4 fine-tuned, 73.3 linear.
+exec bash "$(dirname "$0")/../pretrain/pretrain-vit-l16-224-in1k-800ep.sh" \
+    --name "$(basename "$0" .sh)" --dec-layers 12 "$@"
