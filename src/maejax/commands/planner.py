@@ -25,6 +25,7 @@ from maejax.plan.target import Target, find_target
 from maejax.storage.atomic import write_whole
 from maejax.tasks import classify, pretrain
 from maejax.tasks.checks import check_least, check_step, compute_of, image_type
+from maejax.tasks.predicted import NAMES
 from maejax.training.state import abstract_state
 
 # In the order of what they cost: a message a layer, a third more arithmetic, smaller products. Unrolled layers keep the
@@ -126,6 +127,10 @@ def checked(config: Config, target: Target) -> Config:
     """
     if config.run.cache_features:
         raise InputError("--cache-features: a step of heads alone is small on any device; plan without it")
+    if config.mae.target not in NAMES:
+        raise InputError(
+            f"--target {config.mae.target}: plan reads no weights; plan --target ema, whose teacher is as the encoder"
+        )
     check_least(config)
     task_of(config).check_flags(config)
     check_step(config, len(target.devices), f" of {target.name}")
