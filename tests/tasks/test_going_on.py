@@ -52,12 +52,12 @@ def test_a_run_is_extended_by_either_schedule(train):
     code, printed = on("--training-steps", 9, "--schedule-steps", 6)
     assert code == 2 and "a --min-learning-rate above 0" in printed
     code, printed = on("--training-steps", 9, "--schedule-steps", 6, "--min-learning-rate", 1e-5)
-    assert code == 0 and "extended from step 6: at step 6 1e-05, was 0" in printed, printed
+    assert code == 0 and "--training-steps 6 -> 9, " in printed and "at step 6 1e-05, was 0" in printed, printed
     rates = metrics("train/learning_rate")
     assert len(rates) == 9 and np.allclose([rates[step] for step in (8, 9)], 1e-5)
     assert json.loads(Path("runs/on/config.json").read_text())["flags"]["training_steps"] == 9
 
     code, printed = on("--training-steps", 12, "--schedule-steps", 12, "--min-learning-rate", 1e-5)
-    assert code == 0 and "extended from step 9" in printed, printed
+    assert code == 0 and "--training-steps 9 -> 12, " in printed, printed
     rates = metrics("train/learning_rate")
     assert len(rates) == 12 and rates[10] > rates[11] > rates[12] > 0
