@@ -94,12 +94,13 @@ def test_copies_of_a_run_are_cooled_down_from_any_checkpoint(train):
     np.testing.assert_allclose(rates, [peak, peak, peak * (1 - np.sqrt(0.5))], rtol=1e-6)
 
 
-def test_flags_of_the_rate_that_contradict_each_other_are_refused(train):
+def test_flags_of_optimizer_and_rate_that_contradict_each_other_are_refused(train):
     for flags, reason in {
         ("--cooldown-steps", 3): "--cooldown-steps 3: --schedule cosine would ignore it",
         ("--schedule", "constant", "--schedule-steps", 3): "--schedule-steps 3: --schedule constant would ignore it",
         ("--schedule", "constant", "--min-learning-rate", 1): "--min-learning-rate 1.0: --schedule constant would",
         ("--schedule", "wsd"): "--schedule wsd needs --cooldown-steps: a fifth of --training-steps is 1",
+        ("--optimizer", "muon", "--mode", "linear"): "--optimizer muon leaves the head, all that a probe trains, to",
         (*WSD, 5): "--warmup-steps 2 and --cooldown-steps 5 are more than --training-steps 6: lower one",
     }.items():
         code, printed = train(*flags)

@@ -1,5 +1,7 @@
 """Muon: each layer of a stack and each matrix of a packed projection is made orthogonal alone; AdamW has the rest."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +24,7 @@ MATRICES |= {"encoder.transformer.blocks.fc1.kernel": 2, "dec_embed.kernel": 1} 
 RATE, DECAY, STEPS = 0.1, 0.3, 2
 
 
-def autoencoder(attention="self"):
+def autoencoder(attention: Any = "self"):
     encoder = ViT(image_size=(8, 8), patch_size=4, dim=16, layers=3, heads=2, gated=True)
     return initial_model(MAE(encoder=encoder, decoder=Decoder(dim=8, layers=2, heads=2, attention=attention)))
 

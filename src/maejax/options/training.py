@@ -11,7 +11,7 @@ class Optimization:
     """Optimizer and learning rate."""
 
     optimizer: Literal["adamw", "muon", "lamb", "sgd", "lars"] = "adamw"
-    """AdamW, Muon (good rates of AdamW are good for it too), LAMB, SGD with momentum .9, or LARS with momentum .9."""
+    """AdamW; Muon for matrices within (AdamW for all else, the same rates are good); LAMB; SGD or LARS, momentum .9."""
     learning_rate: float = 1.5e-4
     """Base learning rate per 256 images, for every optimizer: peak = base * batch size / 256."""
     sweep_rates: tuple[float, ...] = ()

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import optax
-from optax.contrib import MuonDimensionNumbers, MuonState
+from optax.contrib import MuonDimensionNumbers
 from optax.contrib import scale_by_muon as scale_by_plain_muon
 
 from maejax.models.trees import array_name, is_stacked, named_arrays
@@ -23,13 +23,12 @@ def scale_by_muon() -> optax.GradientTransformation:
     """
     muon = scale_by_plain_muon(weight_dimension_numbers=_axes)
 
-    def update(updates, state: MuonState, params=None):
+    def update(updates, state: Any, params=None):
         """Compute the orthogonal updates and the new state."""
         parts = _parts(updates)
-        single = state._replace(mu=_separate(state.mu, parts))
-        new, single = muon.update(_separate(updates, parts), single)
-        scaled = jax.tree.map(lambda a: RMS * math.sqrt(max(a.shape[-3], a.shape[-1])) * a, new)
-        return _joined(scaled, updates), single._replace(mu=_joined(single.mu, updates))
+        new: Any = muon.update(_separate(updates, parts), state._replace(mu=_separate(state.mu, parts)))
+        scaled = jax.tree.map(lambda a: RMS * math.sqrt(max(a.shape[-3], a.shape[-1])) * a, new[0])
+        return _joined(scaled, updates), new[1]._replace(mu=_joined(new[1].mu, updates))
 
     return optax.GradientTransformation(muon.init, update)
 

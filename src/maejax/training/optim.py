@@ -65,7 +65,7 @@ def build_optimizer(
         case "adamw":
             steps = [scale_by_adam(b1, b2, eps), decay]
         case "muon":
-            each = {"matrix": scale_by_muon(), "other": scale_by_adam(b1, b2, eps)}
+            each: dict[Any, Any] = {"matrix": scale_by_muon(), "other": scale_by_adam(b1, b2, eps)}
             steps = [optax.partition(each, matrix_or_other), decay]
         case "lamb":
             steps = [scale_by_adam(b1, b2, eps), decay, scale_by_layer_trust(mask)]

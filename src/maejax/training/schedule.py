@@ -27,7 +27,7 @@ def warmup_stable_decay(
 ) -> optax.Schedule:
     """Rise and stay as `warmup_stable`, then fall to `floor` over the last `cooldown_steps`, at least 1.
 
-    It falls as 1 - sqrt(share of the cool-down), the best of the forms in Haegele et al. 2024, section 4.
+    It falls as 1 - sqrt(share of the cool-down), the best form in Haegele et al. 2024, section 3.
     """
 
     def fall(step):
