@@ -8,10 +8,11 @@ import pytest
 
 from maejax.models.build import initial_model
 from maejax.models.description import MAE, Compute, Decoder, ViT
+from maejax.models.trees import is_stacked
 from maejax.tasks.pretrain import Masked
 from maejax.training import mesh as placement
 from maejax.training.mesh import make_mesh, split
-from maejax.training.optim import build_optimizer, is_stacked
+from maejax.training.optim import build_optimizer
 from maejax.training.state import abstract_state, make_step
 
 LAYERS = 3

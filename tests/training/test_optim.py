@@ -10,7 +10,7 @@ from maejax.models.build import initial_model
 from maejax.models.description import MAE, Classifier, Decoder, ViT
 from maejax.models.trees import named_arrays, with_arrays
 from maejax.training.optim import build_optimizer, decay_mask, layer_rates
-from maejax.training.schedule import peak_rate, warmup_cosine
+from maejax.training.schedule import peak_rate, warmup_cosine, warmup_stable, warmup_stable_decay
 from maejax.weights import torch_names
 
 from ..bounds import assert_close, rounding
@@ -119,6 +119,14 @@ def test_rate_rises_from_zero_and_falls_to_zero():
     assert_close([rate(s) for s in (0, 5, 10, 60, 110)], [0, peak / 2, peak, peak / 2, 0], rounding(8))
 
 
+def test_rate_stays_and_cools_down_at_the_end():
+    stable, rate = warmup_stable(2.0, 10), warmup_stable_decay(2.0, 10, 110, 16, 0.4)
+    steps = [0, 5, 10, 94, 98, 103, 110, 120]
+    assert_close([stable(s) for s in steps], [0, 1, 2, 2, 2, 2, 2, 2], rounding(8))
+    assert_close([rate(s) for s in steps], [0, 1, 2, 2, 1.2, 0.8, 0.4, 0.4], rounding(8))  # 1 - sqrt
+    assert warmup_stable(2.0, 0)(0) == 2
+
+
 def test_unknown_optimizer_is_refused():
-    with pytest.raises(ValueError, match="adamw, lamb, sgd, lars, not adam"):
+    with pytest.raises(ValueError, match="adamw, muon, lamb, sgd, lars, not adam"):
         build_optimizer("adam", lambda step: 1.0, weight_decay=0.0)

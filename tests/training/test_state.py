@@ -83,7 +83,7 @@ def test_nothing_is_compiled_after_the_first_step():
 
 def test_a_skipped_step_leaves_every_array_as_it_was():
     mesh = make_mesh()
-    for name in ("adamw", "lars"):
+    for name in ("adamw", "muon", "lars"):
         optimizer = build_optimizer(name, lambda step: RATE, weight_decay=0.1)
         with jax.set_mesh(mesh):
             step = make_step(lambda *given: losses(*given) * given[1].labels, optimizer, lambda step: RATE)

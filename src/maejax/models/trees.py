@@ -14,6 +14,11 @@ def array_name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value").replace(".value.", ".")
 
 
+def is_stacked(path) -> bool:
+    """Return whether an array carries the leading depth axis of a stack of layers."""
+    return any(isinstance(key, jax.tree_util.GetAttrKey) and key.name == "blocks" for key in path)
+
+
 def named_arrays(tree: Any) -> dict[str, jax.Array]:
     """List the arrays of a model (or any pytree) by name; those of a stack of layers have a leading depth axis."""
     return {array_name(path): array for path, array in jax.tree_util.tree_leaves_with_path(tree)}

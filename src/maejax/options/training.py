@@ -10,8 +10,8 @@ from maejax.options.flag import flag
 class Optimization:
     """Optimizer and learning rate."""
 
-    optimizer: Literal["adamw", "lamb", "sgd", "lars"] = "adamw"
-    """AdamW, LAMB, SGD with momentum .9, or LARS with momentum .9."""
+    optimizer: Literal["adamw", "muon", "lamb", "sgd", "lars"] = "adamw"
+    """AdamW; Muon for matrices within (AdamW for all else, the same rates are good); LAMB; SGD or LARS, momentum .9."""
     learning_rate: float = 1.5e-4
     """Base learning rate per 256 images, for every optimizer: peak = base * batch size / 256."""
     sweep_rates: tuple[float, ...] = ()
@@ -41,9 +41,13 @@ class Optimization:
     warmup_steps: int = flag(10_000, least=0)
     """Steps over which the learning rate rises from 0 to its peak."""
     training_steps: int = flag(200_000, least=1)
-    """Steps in all. A run goes on to a larger number if --schedule-steps says how."""
+    """Steps in all. A run goes on to another number; for a longer cosine, --schedule-steps has to say how."""
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """Rate after the warm-up. cosine: falls to the end. constant: stays. wsd: stays, then falls in --cooldown-steps."""
     schedule_steps: int = flag(0, least=0)
     """Step to which the rate falls along a cosine, then staying at --min-learning-rate. 0: --training-steps."""
+    cooldown_steps: int = flag(0, least=0)
+    """Last steps, in which --schedule wsd falls to --min-learning-rate as 1 - sqrt; a fifth of all does well."""
 
 
 @dataclass(frozen=True)

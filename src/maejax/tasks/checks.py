@@ -18,6 +18,7 @@ from maejax.recipes import recipe
 from maejax.storage.redact import redact
 
 PIXELS = ("image_type", "channels", "bands", "no_data", "mean", "std")  # flags, and what they say of a model
+RATE = ("training_steps", "schedule", "schedule_steps", "cooldown_steps", "min_learning_rate")  # of a later step
 OF_ONE_MACHINE = ("train_loader_workers", "valid_loader_workers", "cache_dir", "hostname")
 
 
@@ -67,10 +68,28 @@ def check_colours(config: Config) -> None:
 def check_step(config: Config, devices: int, where: str = "") -> None:
     """Check what a step computes on so many devices, named in `where`. Raises InputError at the first wrong flag."""
     traced_steps(config)
+    check_schedule(config)
     if config.augment.color_jitter and config.data.channels not in (1, 3):
         raise InputError(f"--color-jitter works on 1 or 3 channels, not {config.data.channels}")
     parts, repeats = config.optimization.grad_accum, config.augment.augment_repeats
     check_batch("--train-batch-size", config.data.train_batch_size, devices, where, parts=parts, repeats=repeats)
+
+
+def check_schedule(config: Config) -> None:
+    """Check the flags of the learning rate together. Raises InputError if one is ignored or a part does not fit."""
+    given = config.optimization
+    ignored = {"cosine": "cooldown_steps", "constant": "schedule_steps cooldown_steps min_learning_rate"}
+    names = ignored.get(given.schedule, "schedule_steps")
+    refuse_ignored(config, names, f"--schedule {given.schedule} would ignore it; leave it out")
+    if given.schedule != "wsd":
+        return
+    steps, warmup, cooldown = given.training_steps, given.warmup_steps, given.cooldown_steps
+    if not cooldown:
+        raise InputError(f"--schedule wsd needs --cooldown-steps: a fifth of --training-steps is {max(1, steps // 5)}")
+    if warmup + cooldown > steps:
+        raise InputError(
+            f"--warmup-steps {warmup} and --cooldown-steps {cooldown} are more than --training-steps {steps}: lower one"
+        )
 
 
 def warnings_of(config: Config, images: int | None, width: int) -> list[str]:
@@ -198,11 +217,16 @@ def shared_flags(config: Config) -> dict[str, Any]:
     return {name: value for name, value in safe_flags(config).items() if name not in OF_ONE_MACHINE}
 
 
-def extension_problem(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what is missing to go on to a larger number of steps; empty if the flags say it.
+def extension_problem(before: Mapping[str, Any], now: Mapping[str, Any], step: int) -> str:
+    """Return what is missing to go on from a step with other flags of the `RATE`; empty if the flags say it.
 
-    The cosine is stretched to the new number, or ends where it did and leaves the rate at its floor.
+    A cosine goes on to more steps: it is stretched to them, or ends where it did and leaves the rate at its floor.
+    What stays at its peak goes on to any cool-down that has not begun.
     """
+    if now["schedule"] != "cosine":
+        end = now["training_steps"] - now["cooldown_steps"]
+        gone = f"--training-steps less --cooldown-steps is {end}, and step {end} is over: give at least {step}"
+        return gone if end < step else ""
     steps, end = now["training_steps"], before["schedule_steps"] or before["training_steps"]
     stretched = now["schedule_steps"] == steps and now["min_learning_rate"] == before["min_learning_rate"]
     if stretched or (now["schedule_steps"] == end and now["min_learning_rate"] > 0):
@@ -220,11 +244,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')} {old.get(name)} -> {new.get(name)}" for name in changed]
 
 
-def run_differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str]:
+def run_differences(old: dict[str, Any] | None, new: dict[str, Any], step: int) -> list[str]:
     """List what differs from an earlier run's config.json and may not change within a run: flags, number of images.
 
     Flags that an earlier version did not have count as their defaults. The same images may lie elsewhere, the same
-    precision may be named or not, and a run may be extended.
+    precision may be named or not, and a run may be extended from its newest checkpoint, that of `step`.
     """
     if old is None:
         return []
@@ -238,13 +262,14 @@ def run_differences(old: dict[str, Any] | None, new: dict[str, Any]) -> list[str
     was, is_now = (from_json(made["model"]).encoder for made in (old, new))
     same = {name for name in PIXELS if getattr(was, name) == getattr(is_now, name)}
     free |= same if now["statistics"] or before["statistics"] else same - {"mean", "std"}
-    missing = []
-    if now["training_steps"] > before["training_steps"]:
-        if problem := extension_problem(before, now):
-            missing.append(problem)
-        else:
-            free |= {"training_steps", "schedule_steps", "min_learning_rate"}
-    changed = differences(*({k: v for k, v in each.items() if k not in free} for each in (before, now))) + missing
+    problem = ""
+    cosines = [each["schedule"] == "cosine" for each in (before, now)]
+    longer, other = now["training_steps"] > before["training_steps"], any(before[name] != now[name] for name in RATE)
+    if (all(cosines) and longer) or (not any(cosines) and other):
+        problem = extension_problem(before, now, step)
+        free |= set(RATE)
+    changed = differences(*({k: v for k, v in each.items() if k not in free} for each in (before, now)))
+    changed += [problem] if problem else []
     if None not in (old["images"], new["images"]) and old["images"] != new["images"]:
         changed.append(f"{old['images']} training images -> {new['images']}")
     return changed

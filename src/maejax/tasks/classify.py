@@ -197,6 +197,8 @@ def check_flags(config: Config) -> None:
     if config.run.mode == "linear":
         why = "a linear probe trains its head alone and would ignore it; leave it out, or choose --mode finetune"
         refuse_ignored(config, "droppath dropout lr_decay finetune_blocks criterion mixup cutmix", why)
+        if config.optimization.optimizer == "muon":
+            raise InputError("--optimizer muon leaves the head, all that a probe trains, to AdamW: give adamw")
     if config.run.cache_features:
         cached_probe.check_flags(config)
     elif config.optimization.sweep_rates:

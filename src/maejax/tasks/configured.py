@@ -19,7 +19,7 @@ from maejax.storage import mirror
 from maejax.training.checkpoint import saved_steps
 from maejax.training.optim import ParameterRules, build_optimizer
 from maejax.training.rundir import CHECKPOINTS, read_config
-from maejax.training.schedule import peak_rate, warmup_cosine
+from maejax.training.schedule import peak_rate, warmup_cosine, warmup_stable, warmup_stable_decay
 
 
 def run_directory(config: Config) -> Path:
@@ -84,8 +84,13 @@ def configured_rate(config: Config) -> tuple[optax.Schedule, float]:
     """Build the learning rate by step that the flags ask for, and compute its peak."""
     given = config.optimization
     peak = peak_rate(given.learning_rate, config.data.train_batch_size)
-    steps = given.schedule_steps or given.training_steps
-    return warmup_cosine(peak, given.warmup_steps, steps, given.min_learning_rate), peak
+    warmup, steps, floor = given.warmup_steps, given.training_steps, given.min_learning_rate
+    match given.schedule:
+        case "constant":
+            return warmup_stable(peak, warmup), peak
+        case "wsd":
+            return warmup_stable_decay(peak, warmup, steps, given.cooldown_steps, floor), peak
+    return warmup_cosine(peak, warmup, given.schedule_steps or steps, floor), peak
 
 
 def configured_optimizer(config: Config, rate: optax.Schedule, **more: Any) -> optax.GradientTransformation:

@@ -12,22 +12,32 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from maejax.config import Config, with_flags
+from maejax.config import Config, flags, with_flags
 from maejax.data.lanes import merge_positions
 from maejax.data.pipeline import Loader
 from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.distributed.processes import all_processes, broadcast_from_0, name_of
 from maejax.errors import Failed, InputError
+from maejax.recipes import recipe
 from maejax.storage import mirror
 from maejax.storage.bucket_lock import held_in_bucket
 from maejax.storage.lock import held
-from maejax.tasks.checks import compute_of, run_differences, safe_flags, shared_flags, traced_steps, warnings_of
+from maejax.tasks.checks import (
+    RATE,
+    compute_of,
+    differences,
+    run_differences,
+    safe_flags,
+    shared_flags,
+    traced_steps,
+    warnings_of,
+)
 from maejax.tasks.configured import configured_rate, run_directory
 from maejax.tasks.fast_forms import choose_forms
 from maejax.tasks.task import Evaluator, Task
 from maejax.training.bucket_checkpoints import open_checkpoints
-from maejax.training.checkpoint import Checkpoints
+from maejax.training.checkpoint import Checkpoints, saved_steps
 from maejax.training.ema import as_evaluated
 from maejax.training.log import RunLog, evaluated_at, read_lines
 from maejax.training.loop import Evaluate, Feed, Intervals, RunContext, Watch, fit
@@ -181,10 +191,11 @@ def open_directory(task: Task) -> tuple[int, dict[str, Any]]:
         "classes": source.classes,
     }
     mirror.refresh(directory)
+    step = max(saved_steps(directory / CHECKPOINTS), default=0)
     newest = open_run(
         directory,
         written,
-        differences=run_differences(read_config(directory), written),
+        differences=run_differences(read_config(directory), written, step),
         resume=config.run.resume,
         first=jax.process_index() == 0,
     )
@@ -222,14 +233,15 @@ def announce(task: Task, log: RunLog, state: TrainState, start: int, forms: list
 
 
 def describe_changes(config: Config, saved: dict[str, Any], start: int) -> list[str]:
-    """Describe what a run that goes on does otherwise than before: its data elsewhere, a longer schedule."""
-    before, lines, names = saved["flags"], [], ("training_steps", "schedule_steps", "min_learning_rate")
+    """Describe what a run that goes on does otherwise than before: its data elsewhere, another schedule."""
+    usual, given, lines = flags(recipe(config.run.mode)), flags(config), []
+    before = usual | saved["flags"]
     if before["train_dataset_shards"] != (place := safe_flags(config)["train_dataset_shards"]):
         lines.append(f"data     the same images now come from {place}")
-    if before["training_steps"] != config.optimization.training_steps:
-        old = with_flags(config, **{name: before.get(name, 0) for name in names})
+    if changed := differences(*({name: each[name] for name in RATE} for each in (before, given))):
+        old = with_flags(config, **{name: before[name] for name in RATE})
         was, now = (f"{float(np.asarray(configured_rate(each)[0](start))):.3g}" for each in (old, config))
-        lines.append(f"rate     extended from step {before['training_steps']}: at step {start} {now}, was {was}")
+        lines.append(f"rate     {', '.join(changed)}: at step {start} {now}, was {was}")
     return lines
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from maejax.training.optim import is_stacked
+from maejax.models.trees import is_stacked
 
 Tree = TypeVar("Tree")
 Sharding = Literal["replicated", "fsdp"]

@@ -14,7 +14,8 @@ import optax
 from flax import nnx
 
 from maejax.models.tokens import Constant
-from maejax.models.trees import array_name, partition
+from maejax.models.trees import array_name, is_stacked, partition
+from maejax.training.muon import matrix_or_other, scale_by_muon
 
 DECAYED = (
     "kernel",
@@ -25,7 +26,7 @@ DECAYED = (
 )  # authors' pre-training: all but biases, norms and LayerScale
 FINETUNE_DECAYED = ("kernel",)  # authors' fine-tuning spares the tokens too
 FIRST = tuple(f"encoder.{part}" for part in ("embed.", "cls_token", "registers", "positions", "pre_norm."))
-OPTIMIZERS = ("adamw", "lamb", "sgd", "lars")
+OPTIMIZERS = ("adamw", "muon", "lamb", "sgd", "lars")
 MOMENTUM = 0.9  # SGD and LARS: the paper's Table 10 and the original
 
 
@@ -53,8 +54,9 @@ def build_optimizer(
 ) -> optax.GradientTransformation:
     """Build one of `OPTIMIZERS` for a model of this package; fixed tables get no update and no optimizer state.
 
-    `weight_decay` is decoupled for AdamW and LAMB, and added to the gradient for SGD and LARS. The first two take `b1`,
-    `b2` and `eps`. `clip_grad` is the largest norm of the gradient, 0 for any. Raises ValueError for an unknown name.
+    `weight_decay` is decoupled for AdamW, Muon and LAMB, and added to the gradient for SGD and LARS. AdamW, LAMB and
+    the part of Muon that is no matrix take `b1`, `b2` and `eps`. `clip_grad` is the largest norm of the gradient, 0 for
+    any. Raises ValueError for an unknown name.
     """
     rules = rules or ParameterRules()
     mask = partial(decay_mask, decayed=rules.decayed)
@@ -62,6 +64,9 @@ def build_optimizer(
     match name:
         case "adamw":
             steps = [scale_by_adam(b1, b2, eps), decay]
+        case "muon":
+            each: dict[Any, Any] = {"matrix": scale_by_muon(), "other": scale_by_adam(b1, b2, eps)}
+            steps = [optax.partition(each, matrix_or_other), decay]
         case "lamb":
             steps = [scale_by_adam(b1, b2, eps), decay, scale_by_layer_trust(mask)]
         case "sgd":
@@ -138,11 +143,6 @@ def for_trained(optimizer: optax.GradientTransformation, frozen: Callable[[Any],
 def decay_mask(model: nnx.Module, decayed: tuple[str, ...] = DECAYED):
     """Mark the arrays that decay, by the last part of their names."""
     return jax.tree_util.tree_map_with_path(lambda path, _: array_name(path).split(".")[-1] in decayed, model)
-
-
-def is_stacked(path) -> bool:
-    """Return whether an array carries the leading depth axis of a stack of layers."""
-    return any(isinstance(key, jax.tree_util.GetAttrKey) and key.name == "blocks" for key in path)
 
 
 def layer_rates(model: Any, decay: float):
