@@ -89,7 +89,7 @@ class EvaluateCommand(Encode):
         return self._write(result, protocols, attention["pretrained"], encoders["pretrained"].config)
 
     def _write(self, result: dict[str, Any], protocols: tuple[str, ...], attention: Any, config: Any) -> dict[str, Any]:
-        from maejax.evaluate.attention_map import write_attention
+        from maejax.evaluate.attention_map import LEGEND, write_attention
         from maejax.evaluate.protocols import DRAWS
         from maejax.evaluate.report import Report, write_report
         from maejax.evaluate.scores import explain
@@ -115,7 +115,7 @@ class EvaluateCommand(Encode):
         pictures = {}
         if attention is not None:
             write_attention(out / "attention.png", attention, config)
-            pictures["Where the efficient probe looks in test images"] = out / "attention.png"
+            pictures[LEGEND] = out / "attention.png"
         report = Report(
             title="Evaluation of a frozen encoder",
             scores=result["scores"],

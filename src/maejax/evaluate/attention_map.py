@@ -14,20 +14,21 @@ from maejax.storage.atomic import write_atomically
 PICTURES = 6  # images
 QUERIES = 4  # shown one by one
 _OPACITY = 0.75  # of the colour where a map is highest
-_NOTE = (
+LEGEND = (
+    "Where the efficient probe looks in test images. "
     "Red and yellow patches weigh most, each map on its own scale. Mean is that of all queries, and beside it are the "
     "queries whose maps differ most from it."
 )
 
 
-class Attention(NamedTuple):
+class AttentionMaps(NamedTuple):
     """Images [B, H, W, C] of the encoder's type and the attention [B, Q, N] that queries pay to their patches."""
 
     images: np.ndarray
     maps: np.ndarray
 
 
-def write_attention(path: Path, attention: Attention, config: ViT) -> None:
+def write_attention(path: Path, attention: AttentionMaps, config: ViT) -> None:
     """Write a PNG with a row for each image: the image, the mean of the maps over it, and single queries."""
     images, maps = attention
     mean = maps.mean(axis=1, keepdims=True)
@@ -37,7 +38,7 @@ def write_attention(path: Path, attention: Attention, config: ViT) -> None:
     columns = {"Image": pictures, "Mean": _overlay(pictures, mean[:, 0], config.grid)}
     columns |= {f"Query {query + 1}": _overlay(pictures, maps[:, query], config.grid) for query in sorted(far)}
     with write_atomically(path) as new:
-        draw_sheet(columns, _NOTE).save(new, "PNG")
+        draw_sheet(columns).save(new, "PNG")
 
 
 def _overlay(pictures: np.ndarray, maps: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

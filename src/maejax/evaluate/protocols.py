@@ -9,7 +9,7 @@ import numpy as np
 
 from maejax.data.sources import Source
 from maejax.errors import InputError
-from maejax.evaluate.attention_map import PICTURES, Attention
+from maejax.evaluate.attention_map import PICTURES, AttentionMaps
 from maejax.evaluate.attentive import attentive_probe
 from maejax.evaluate.efficient import attend, efficient_probe
 from maejax.evaluate.encoding import encode_source
@@ -38,7 +38,7 @@ class Scored(NamedTuple):
 
     accuracies: dict[str, float]
     images: dict[str, int]
-    attention: Attention | None
+    attention: AttentionMaps | None
 
 
 class EvalSplits(NamedTuple):
@@ -123,7 +123,7 @@ def score(
             scores["efficient"], queries = efficient_probe(train_patches, train_y, patches, test_y, seed=seed)
             if shown:
                 maps = attend(queries, patches[list(shown)].astype(np.float32))
-                attention = Attention(np.stack(list(shown.values())), np.asarray(maps))
+                attention = AttentionMaps(np.stack(list(shown.values())), np.asarray(maps))
             del train_patches, patches
         del train_tokens, test_tokens, sides  # unmap the files before their folder is removed
     used = {"train": len(train_y), "test": len(test_y)}

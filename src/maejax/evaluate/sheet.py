@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def draw_sheet(
-    columns: Mapping[str, np.ndarray], note: str, captions: Sequence[str] = (), least: int = 128
+    columns: Mapping[str, np.ndarray], note: str = "", captions: Sequence[str] = (), least: int = 128
 ) -> Image.Image:
     """Draw an RGB picture with a titled column for each kind and a row for each image, above a `note`.
 
@@ -26,7 +26,7 @@ def draw_sheet(
     font, small = ImageFont.load_default(size=unit), ImageFont.load_default(size=unit - 2)
     pitch = height + gap + (unit + 6 if captions else 0)
     across = len(columns) * (width + gap) - gap
-    lines = textwrap.wrap(note, max(20, int(len(note) * across / small.getlength(note))))
+    lines = textwrap.wrap(note, max(20, int(len(note) * across / max(1, small.getlength(note)))))
     top, bottom = margin + unit + gap, count * pitch
     sheet = Image.new("RGB", (across + 2 * margin, top + bottom + 8 + len(lines) * (unit + 4) + margin - 4), "white")
     draw = ImageDraw.Draw(sheet)
