@@ -51,9 +51,7 @@ with tempfile.TemporaryDirectory() as folder:
             clock, used = time.perf_counter(), time.process_time()
             accuracy = probe(seed)
             spent.append((time.process_time() - used, time.perf_counter() - clock))
-            print(
-                f"{name} {accuracy:.1f} % in {spent[-1][0]:.1f} s, {spent[-1][1]:.1f} s by the clock", flush=True
-            )
+            print(f"{name} {accuracy:.1f} % in {spent[-1][0]:.1f} s, {spent[-1][1]:.1f} s by the clock", flush=True)
         ratios.append(np.divide(spent[1], spent[0]))
 print(
     "efficient over attentive: {:.2f} of the processors' seconds, {:.2f} of the clock's".format(*np.median(ratios, 0))

@@ -44,7 +44,7 @@ def test_the_probe_finds_what_one_token_says_and_looks_at_it(tmp_path):
     assert few > 90, f"a small set gets few updates: {few}"
     maps = np.asarray(attend(queries, x[300:]))
     looked = maps.max(axis=1).argmax(axis=1)
-    assert np.mean(looked == place[300:]) > 0.9
+    assert np.mean(looked == place[300:]) > 0.8
 
     config = ViT(image_size=(48, 48), patch_size=16, layers=1, dim=dim, heads=2)
     images = np.full((2, 48, 48, 3), 100, np.uint8)
