@@ -30,7 +30,7 @@ MEASURES = {**_KNN, **_FEWSHOT, "linear": "linear", "attentive": "attentive", "e
 
 
 class Scored(NamedTuple):
-    """What an encoder scored.
+    """The scores of an encoder.
 
     `accuracies` are in percent by the names in `MEASURES`, `images` the numbers that counted, "train" and "test".
     `attention` is that of the efficient probe on a few test images, None without it.
