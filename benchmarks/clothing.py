@@ -115,7 +115,7 @@ def frozen(encoder, shards: dict[str, str], seed: int) -> dict[str, float]:
     scores = {}
     for which, judged in (("pretrained", encoder), ("untrained", untrained_like(encoder, seed))):
         data = pair(open_source(shards["train"]), open_source(shards["test"]))
-        found, _ = score(judged, data, ("knn", "linear"), batch_size=128, workers=1, seed=seed)
+        found = score(judged, data, ("knn", "linear"), batch_size=128, workers=1, seed=seed).accuracies
         scores |= {f"{which}/knn": float(found["knn_20"]), f"{which}/linear": float(found["linear"])}
     return scores
 

@@ -54,7 +54,7 @@ def judge(path: Path, shards: dict[str, str]) -> float:
     """Return the 20-NN accuracy, in percent, on the test photos, with all photos of training as neighbours."""
     encoder = files.load(path)
     data = pair(open_source(shards["train"]), open_source(shards["test"]))
-    found, _ = score(getattr(encoder, "encoder", encoder), data, ("knn",), batch_size=128, workers=2, seed=0)
+    found = score(getattr(encoder, "encoder", encoder), data, ("knn",), batch_size=128, workers=2, seed=0).accuracies
     return float(found["knn_20"])
 
 

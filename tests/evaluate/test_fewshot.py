@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from maejax.evaluate.attentive import attentive_probe
+from maejax.evaluate.attentive import RECIPE, attentive_probe
 from maejax.evaluate.probe import _RIDGES, _fit_and_score, few_shot
 
 from ..bounds import assert_close
@@ -45,9 +45,9 @@ def test_the_attentive_probe_finds_what_one_token_says_and_the_mean_hides():
     for i in range(n):  # the first channel marks the token, the sign of the next says the class
         x[i, place[i], :2] = 8, 8 * (2 * y[i] - 1)
     x -= x.mean(axis=1, keepdims=True)  # nothing is left in the mean
-    found = attentive_probe(x[:300], y[:300], x[300:], y[300:], heads=2, epochs=30)
+    found = attentive_probe(x[:300], y[:300], x[300:], y[300:], heads=2)
     assert found > 90, found
-    few = attentive_probe(x[:140], y[:140], x[300:], y[300:], heads=2, epochs=1)
+    few = attentive_probe(x[:140], y[:140], x[300:], y[300:], heads=2, recipe=RECIPE._replace(epochs=1))
     assert few > 90, f"a small set gets few updates: {few}"
     with pytest.raises(ValueError, match="3 heads do not divide"):
         attentive_probe(x[:300], y[:300], x[300:], y[300:], heads=3)

@@ -38,13 +38,20 @@ def test_all_protocols_in_one_report(trained, maejax, splits):
     code, printed = maejax("evaluate", trained, *flags)
     assert code == 0, printed
     report = json.loads(Path("judged/report.json").read_text())
-    columns = {"knn_10", "knn_20", "fewshot_1", "fewshot_5", "fewshot_10", "linear", "attentive"}
+    columns = {"knn_10", "knn_20", "fewshot_1", "fewshot_5", "fewshot_10", "linear", "attentive", "efficient"}
     for kind in ("pretrained", "untrained"):
         assert {name for name in report["scores"][kind] if not name.endswith("_std")} == columns
     assert report["images"] == {"train": 40, "test": 18}
     assert not any("…" in line or len(line) > 80 for line in printed.splitlines() if "│" in line), printed
     page = Path("judged/report.html").read_text()
-    for text in ("same encoder, untrained", "attentive", "10 shots", report["explanation"][:20]):
+    for text in (
+        "same encoder, untrained",
+        "attentive",
+        "efficient",
+        "10 shots",
+        "data:image/png",
+        report["explanation"][:20],
+    ):
         assert text in page
     # The splits number the classes differently: who overlooks that gets all wrong.
     assert report["scores"]["pretrained"]["linear"] > 90

@@ -27,12 +27,12 @@ class EvaluateCommand(Encode):
     valid_dataset_shards: str = ""
     """Labelled images to test with."""
     protocol: str = "all"
-    """knn, fewshot, linear, attentive, several of these with commas between, or all."""
+    """knn, fewshot, linear, attentive, efficient, several of these with commas between, or all."""
     out: str = "evaluation"
     """Folder for the report."""
     pool: str = ""
-    """Features for all protocols but attentive: cls, mean (of the patch tokens), cls+mean, or map (the encoder's own
-    attention pooling). Empty: cls+mean, or mean where there is no cls token."""
+    """Features for all protocols but attentive and efficient: cls, mean (of the patch tokens), cls+mean, or map (the
+    encoder's own attention pooling). Empty: cls+mean, or mean where there is no cls token."""
     no_control: bool = False
     """Leave the untrained encoder out."""
     seed: int = 0
@@ -64,12 +64,12 @@ class EvaluateCommand(Encode):
                 plain(console, problem)
         if not self.no_control:
             encoders["untrained"] = untrained_like(encoders["pretrained"], self.seed)
-        scores, seconds, used = {}, {}, {}
+        scores, seconds, used, attention = {}, {}, {}, {}
         given: dict[str, Any] = {"pool": pool, "seed": self.seed, **self.reading}
         for kind, encoder in encoders.items():
             start = time.monotonic()
             given["log"] = lambda what, kind=kind: plain(console, f"{kind}: {what}")
-            scores[kind], used = score(encoder, data, protocols, **given)
+            scores[kind], used, attention[kind] = score(encoder, data, protocols, **given)
             seconds[kind] = round(time.monotonic() - start, 1)
         result = {
             "checkpoint": redact(self.ckpt),
@@ -86,9 +86,10 @@ class EvaluateCommand(Encode):
             "scores": scores,
             "seconds": seconds,
         }
-        return self._write(result, protocols)
+        return self._write(result, protocols, attention["pretrained"], encoders["pretrained"].config)
 
-    def _write(self, result: dict[str, Any], protocols: tuple[str, ...]) -> dict[str, Any]:
+    def _write(self, result: dict[str, Any], protocols: tuple[str, ...], attention: Any, config: Any) -> dict[str, Any]:
+        from maejax.evaluate.attention_map import LEGEND, write_attention
         from maejax.evaluate.protocols import DRAWS
         from maejax.evaluate.report import Report, write_report
         from maejax.evaluate.scores import explain
@@ -99,6 +100,7 @@ class EvaluateCommand(Encode):
             "fewshot": f"shots are images of each class, regularised least squares, mean over {DRAWS} draws",
             "linear": "linear is logistic regression on all labels",
             "attentive": "attentive is one learned query over all tokens",
+            "efficient": "efficient is a few learned queries over the patch tokens, without keys",
         }
         train, test, out = result["images"]["train"], result["images"]["test"], Path(self.out)
         level = 100 * (0.16 / test) ** 0.5  # the standard error of an accuracy of 80 %
@@ -110,6 +112,10 @@ class EvaluateCommand(Encode):
             result["explanation"] = explain(result["scores"], measured(result), level)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "report.json", result)
+        pictures = {}
+        if attention is not None:
+            write_attention(out / "attention.png", attention, config)
+            pictures[LEGEND] = out / "attention.png"
         report = Report(
             title="Evaluation of a frozen encoder",
             scores=result["scores"],
@@ -120,6 +126,7 @@ class EvaluateCommand(Encode):
             measures=measured(result),
             sentence=result.get("explanation", NO_CONTROL),
             notes=[note],
+            pictures=pictures,
         )
         write_report(out / "report.html", report)
         return result

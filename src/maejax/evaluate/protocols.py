@@ -9,7 +9,9 @@ import numpy as np
 
 from maejax.data.sources import Source
 from maejax.errors import InputError
+from maejax.evaluate.attention_map import PICTURES, AttentionMaps
 from maejax.evaluate.attentive import attentive_probe
+from maejax.evaluate.efficient import attend, efficient_probe
 from maejax.evaluate.encoding import encode_source
 from maejax.evaluate.knn import knn_accuracy
 from maejax.evaluate.probe import few_shot, linear_probe
@@ -17,13 +19,26 @@ from maejax.models.build import initial_model
 from maejax.models.pooling import Pool
 from maejax.models.vit import VisionTransformer
 
-PROTOCOLS = ("knn", "fewshot", "linear", "attentive")
+PROTOCOLS = ("knn", "fewshot", "linear", "attentive", "efficient")
+_ON_TOKENS = {"attentive", "efficient"}
 NEIGHBOURS = (10, 20, 100, 200)  # as DINO
 SHOTS = (1, 5, 10, 25)
 DRAWS = 10
 _KNN = {f"knn_{k}": f"{k}-NN" for k in NEIGHBOURS}
 _FEWSHOT = {f"fewshot_{n}": f"{n} shot{'s' * (n > 1)}" for n in SHOTS}
-MEASURES = {**_KNN, **_FEWSHOT, "linear": "linear", "attentive": "attentive"}
+MEASURES = {**_KNN, **_FEWSHOT, "linear": "linear", "attentive": "attentive", "efficient": "efficient"}
+
+
+class Scored(NamedTuple):
+    """The scores of an encoder.
+
+    `accuracies` are in percent by the names in `MEASURES`, `images` the numbers that counted, "train" and "test".
+    `attention` is that of the efficient probe on a few test images, None without it.
+    """
+
+    accuracies: dict[str, float]
+    images: dict[str, int]
+    attention: AttentionMaps | None
 
 
 class EvalSplits(NamedTuple):
@@ -67,23 +82,22 @@ def score(
     seed: int = 0,
     log: Callable[[str], None] = lambda _: None,
     **reading: Any,
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Evaluate an encoder by each protocol; return accuracies in percent by the names in `MEASURES`.
-
-    Also returns the numbers of images that counted, "train" and "test".
+) -> Scored:
+    """Evaluate an encoder by each protocol.
 
     Few-shot scores have a companion `NAME_std`, the standard deviation over draws. Shots are left out if the smallest
     class has fewer images, numbers of neighbours if there are fewer training images. Images that have no label or
     cannot be read are left out. `log` receives a line before each stage. `reading` is as of `encode_source`.
     """
     scores: dict[str, float] = {}
+    attention = None
     with tempfile.TemporaryDirectory(prefix="maejax-tokens-") as folder:
         sides = []
         for name, source in (("training", splits.train), ("test", splits.test)):
             log(f"encoding {len(source):,} {name} images")
-            tokens_path = Path(folder, f"{name}.npy") if "attentive" in protocols else None
+            tokens_path = Path(folder, f"{name}.npy") if _ON_TOKENS & set(protocols) else None
             sides.append(_encode(encoder, source, pool, tokens_path, reading))
-        (train_x, train_y, train_tokens), (test_x, test_y, test_tokens) = sides
+        (train_x, train_y, train_tokens, _), (test_x, test_y, test_tokens, shown) = sides
         if "knn" in protocols:
             log("nearest neighbours")
             for k in [k for k in NEIGHBOURS if k <= len(train_x)]:
@@ -102,16 +116,29 @@ def score(
             assert train_tokens is not None and test_tokens is not None
             heads = encoder.config.heads
             scores["attentive"] = attentive_probe(train_tokens, train_y, test_tokens, test_y, heads=heads, seed=seed)
-            del train_tokens, test_tokens, sides  # unmap the files before their folder is removed
+        if "efficient" in protocols:
+            log("efficient probe")
+            assert train_tokens is not None and test_tokens is not None
+            train_patches, patches = (tokens[:, encoder.config.prefix :] for tokens in (train_tokens, test_tokens))
+            scores["efficient"], queries = efficient_probe(train_patches, train_y, patches, test_y, seed=seed)
+            if shown:
+                maps = attend(queries, patches[list(shown)].astype(np.float32))
+                attention = AttentionMaps(np.stack(list(shown.values())), np.asarray(maps))
+            del train_patches, patches
+        del train_tokens, test_tokens, sides  # unmap the files before their folder is removed
     used = {"train": len(train_y), "test": len(test_y)}
-    return {measure: round(float(value), 2) for measure, value in scores.items()}, used
+    return Scored({measure: round(float(value), 2) for measure, value in scores.items()}, used, attention)
 
 
 def _encode(
     encoder: VisionTransformer, source: Source, pool: Pool, tokens_path: Path | None, reading: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return features and labels of a source's labelled images and, mapped into memory, all tokens in float16."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[int, np.ndarray]]:
+    """Return features and labels of a source's labelled images and, mapped into memory, all tokens in float16.
+
+    Also returns images to show, spread over the source, by their row in the features.
+    """
     features, labels, tokens, done = [], [], None, 0
+    spread, shown = np.linspace(0, len(source) - 1, PICTURES).astype(int), {}
     if tokens_path is not None:
         shape = (len(source), encoder.config.prefix + encoder.patches, encoder.config.dim)
         tokens = np.lib.format.open_memmap(tokens_path, mode="w+", dtype=np.float16, shape=shape)
@@ -123,5 +150,6 @@ def _encode(
             rows = np.asarray(encoder.pooled(rows, pool))
         features.append(rows)
         labels.append(batch.labels[used])
+        shown |= {done + row: batch.images[used][row] for row in np.flatnonzero(np.isin(batch.index[used], spread))}
         done += len(rows)
-    return np.concatenate(features), np.concatenate(labels), None if tokens is None else tokens[:done]
+    return np.concatenate(features), np.concatenate(labels), None if tokens is None else tokens[:done], shown

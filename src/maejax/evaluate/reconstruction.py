@@ -1,6 +1,5 @@
 """Pictures of the input of a masked autoencoder and of its reconstruction."""
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from maejax.data.agreement import agree
 from maejax.data.arrays import read_pixels
@@ -19,6 +18,7 @@ from maejax.data.form import Form
 from maejax.data.sources import Source, open_files
 from maejax.errors import InputError, UnreadableImage
 from maejax.evaluate.patch_statistics import hidden_statistics
+from maejax.evaluate.sheet import draw_sheet
 from maejax.models import masking
 from maejax.models.normalization import Normalized
 from maejax.models.patches import patchify, unpatchify
@@ -98,39 +98,10 @@ def _predict(model: Any, images: Any, order: Any, visible: int) -> tuple[jax.Arr
 
 
 def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), least: int = 128) -> Image.Image:
-    """Draw an RGB picture with a row for each image: original, masked, reconstruction and pasted.
-
-    Sides below `least` pixels are enlarged by a whole factor without smoothing. Three channels are drawn as colours,
-    otherwise the first as grey. `captions` stand under the rows; raises ValueError if they are not one for each image.
-    """
+    """Draw an RGB picture with a row for each image: original, masked, reconstruction and pasted, as `draw_sheet`."""
     columns = ("original", "masked", "reconstruction", "pasted")
-    count, height, width, _ = reconstruction.original.shape
-    if captions and len(captions) != count:
-        raise ValueError(f"{len(captions)} captions for {count} images")
-    factor = max(1, -(-least // min(height, width)))
-    height, width = height * factor, width * factor
-
-    margin, gap, unit = 20, 8, 14
-    font, small = ImageFont.load_default(size=unit), ImageFont.load_default(size=unit - 2)
-    pitch = height + gap + (unit + 6 if captions else 0)
-    across = len(columns) * (width + gap) - gap
-    note = reconstruction.note
-    note = textwrap.wrap(note, max(20, int(len(note) * across / small.getlength(note))))
-    top, bottom = margin + unit + gap, count * pitch
-    sheet = Image.new("RGB", (across + 2 * margin, top + bottom + 8 + len(note) * (unit + 4) + margin - 4), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, name in enumerate(columns):
-        left = margin + column * (width + gap)
-        draw.text((left, margin), name.title(), fill="#333", font=font, anchor="lt")
-        for row, picture in enumerate(getattr(reconstruction, name)):
-            rgb = picture if picture.shape[-1] == 3 else picture[..., :1].repeat(3, axis=-1)
-            enlarged = Image.fromarray(np.ascontiguousarray(rgb)).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(enlarged, (left, top + row * pitch))
-    for row, caption in enumerate(captions):
-        draw.text((margin, top + row * pitch + height + 5), caption, fill="#666", font=small, anchor="lt")
-    for line, words in enumerate(note):
-        draw.text((margin, top + bottom + 8 + line * (unit + 4)), words, fill="#666", font=small, anchor="lt")
-    return sheet
+    pictures = {name.title(): getattr(reconstruction, name) for name in columns}
+    return draw_sheet(pictures, reconstruction.note, captions, least)
 
 
 def write_pictures(
