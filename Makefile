@@ -9,19 +9,19 @@ demo: $(VENV)/.installed
 	$(BIN)/maejax demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The same as other processors compute it, each as wide as this one allows, then beside two busy loops: hours on 2 cores.
 # XLA_FLAGS turns off the quick compiler of tests/conftest.py.
 ISAS = SSE4_2 $(shell grep -qw avx2 /proc/cpuinfo && echo AVX2; grep -qw avx512f /proc/cpuinfo && echo AVX512)
 processors: $(VENV)/.installed-test
-	for isa in $(ISAS); do XLA_FLAGS=--xla_cpu_max_isa=$$isa $(BIN)/python -m pytest -n auto || exit; done
+	for isa in $(ISAS); do XLA_FLAGS=--xla_cpu_max_isa=$$isa $(BIN)/python -m pytest -n auto --dist loadfile || exit; done
 	(while :; do :; done) & first=$$!; (while :; do :; done) & trap "kill $$first $$!" EXIT INT TERM; \
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The same against PyTorch, timm and transformers themselves.
 peers: $(VENV)/.installed-peers
-	$(BIN)/python -m pytest -n auto tests/weights/test_peers.py tests/weights/test_encoders.py \
+	$(BIN)/python -m pytest -n auto --dist loadfile tests/weights/test_peers.py tests/weights/test_encoders.py \
 		tests/weights/test_containers.py tests/data/test_policies.py
 
 lint: $(VENV)/.installed-test

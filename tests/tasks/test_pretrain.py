@@ -137,6 +137,21 @@ def test_a_step_draws_one_of_four_mask_ratios(train, images):
     assert_close(arrays_of("runs/parts"), arrays_of("runs/whole"))
 
 
+def test_a_decoder_of_cross_attention_trains_split_over_devices(train, maejax):
+    flags = "--decoder cross --predict-share 0.5 --optimizer sgd --learning-rate 1".split()
+    assert train(*flags, "--name", "whole")[0] == train(*flags, "--name", "split", "--sharding", "fsdp")[0] == 0
+    assert_close(arrays_of("runs/split"), arrays_of("runs/whole"))
+    assert train(*flags, "--name", "half", "--precision", "bfloat16")[0] == 0
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save("mine.jpg")
+    for command in (
+        ("reconstruct", "runs/half", "mine.jpg", "--mask-ratio", 0.5),
+        ("convert", "runs/half", "encoder.safetensors", "--to", "timm"),
+        ("features", "runs/half", "mine.jpg", "--out", "features.npz"),
+    ):
+        code, printed = maejax(*command)
+        assert code == 0, printed
+
+
 def test_validation_counts_every_image_once_under_fixed_masks(train, images):
     train("--valid-dataset-shards", images, "--valid-batch-size", 16)  # 24 images: the last batch is padded
     model = maejax.load(RUN)
