@@ -21,9 +21,9 @@ from maejax.recipes import recipe
 _DATA = {"channels": 1, "mean": (0.286,), "std": (0.353,), "random_crop": "none", "test_crop_ratio": 1.0}
 _MODEL = {"image_size": "28", "patch_size": 7, "layers": 4, "dim": 128, "heads": 4, "norm_pix_loss": True}
 _DECODER = {"dec_layers": 1, "dec_dim": 64, "dec_heads": 4}
-_STEPS = {"learning_rate": 4.8e-3, "training_steps": 2000, "warmup_steps": 100, "eval_interval": 500}
+_STEPS = {"learning_rate": 4.8e-3, "training_steps": 4000, "warmup_steps": 200, "eval_interval": 1000}
 _BATCHES = {"train_batch_size": 128, "valid_batch_size": 500, "train_loader_workers": 1, "valid_loader_workers": 1}
-RECIPE: dict[str, Any] = {**_DATA, **_MODEL, **_DECODER, **_STEPS, **_BATCHES, "optimizer": "muon"}
+RECIPE: dict[str, Any] = {**_DATA, **_MODEL, **_DECODER, **_STEPS, **_BATCHES}
 FEATURES = "cls+mean"
 DRAWS = 10  # of 100 labels
 
