@@ -36,7 +36,7 @@ def compile_step():
     def rows(shape, dtype):
         return jax.ShapeDtypeStruct((4, *shape), dtype, sharding=split(mesh))
 
-    batch = Masked(rows((16, 16, 3), jnp.uint8), rows((16,), jnp.int32), rows((), bool))
+    batch = Masked(rows((16, 16, 3), jnp.uint8), rows((16,), jnp.int32), rows((), bool), rows((), jnp.int32))
     with jax.set_mesh(mesh):
         return make_step(losses, optimizer, lambda step: 1e-3, sharding="fsdp").lower(state, batch).compile(), state
 
