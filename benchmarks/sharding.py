@@ -36,7 +36,7 @@ def measure(sharding: str) -> dict[str, float]:
     def rows(shape, dtype):
         return jax.ShapeDtypeStruct((IMAGES, *shape), dtype, sharding=split(mesh))
 
-    batch = Masked(rows((224, 224, 3), jnp.uint8), rows((196,), jnp.int32), rows((), bool))
+    batch = Masked(rows((224, 224, 3), jnp.uint8), rows((196,), jnp.int32), rows((), bool), rows((), jnp.int32))
     with jax.set_mesh(mesh):
         step = make_step(_losses, optimizer, rate, sharding=sharding).lower(state, batch)
         found = step.compile().memory_analysis()
