@@ -49,8 +49,17 @@ def test_principal_components_are_those_of_the_patches(train, maejax, images):
     assert all((whole[name] == array).all() for name, array in arrays_of(RUN).items())
     code, printed = maejax("convert", RUN, "out.pth", "--to", "fair")
     assert code == 2 and "predicts components" in printed
-    code, printed = train("--norm-pix-loss", "--target", "pca", "--name", "both")
-    assert code == 2 and "patches are normalised one by one" in printed
+    for flags, said in (
+        (("--norm-pix-loss", "--target", "pca"), "patches are normalised one by one"),
+        (("--target", "runs/none"), "runs/none does not exist"),
+        (("--target-decay", 0.9), "--target-decay 0.9 is for --target ema"),
+        (("--target", "ema", "--target-decay", 1), "give 0 or more, below 1"),
+        (("--dec-inputs", "last"), "--dec-inputs last is for --decoder cross"),
+        (("--predict-share", 0.5), "predicted by a cross-attention decoder alone"),
+        (("--decoder", "cross", "--loss-on", "all"), "has mask tokens of its own"),
+    ):
+        code, printed = train(*flags, "--name", "wrong")
+        assert code == 2 and said in printed, printed
 
 
 def test_a_teacher_is_read_kept_and_left_alone(train, maejax, images):

@@ -19,6 +19,7 @@ from maejax.models.description import MAE, Compute
 from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
 from maejax.models.trees import array_name
+from maejax.options.network import Mae
 from maejax.storage import mirror
 from maejax.tasks.checks import before_images, decoder_config, encoder_config, refuse_ignored
 from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed
@@ -183,6 +184,13 @@ def check_flags(config: Config) -> None:
     for name, given in {"--new-decoder": config.transfer.new_decoder, "--freeze-encoder-steps": frozen}.items():
         if given and not config.run.pretrained_ckpt:
             raise InputError(f"{name} is for the encoder of --pretrained-ckpt: give one")
+    mae, usual = config.mae, Mae()
+    if mae.decoder == "self" and mae.dec_inputs != usual.dec_inputs:
+        raise InputError(f"--dec-inputs {mae.dec_inputs} is for --decoder cross: give that too")
+    if mae.target != "ema" and mae.target_decay != usual.target_decay:
+        raise InputError(f"--target-decay {mae.target_decay} is for --target ema: give that too")
+    if not 0 <= mae.target_decay < 1:
+        raise InputError(f"--target-decay {mae.target_decay}: give 0 or more, below 1, such as 0.999")
     if frozen >= steps:
         raise InputError(f"--freeze-encoder-steps {frozen}: give less than --training-steps {steps}, or 0")
     refuse_ignored(
