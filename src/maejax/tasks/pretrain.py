@@ -145,7 +145,10 @@ class Pretraining(Task[MAE]):
         encoder, mae = self.config.encoder, self.config.mae
         frozen = self.config.optimization.freeze_encoder_steps
         until = f" (frozen up to step {frozen})" if frozen else ""
-        return f"{encoder.layers} x {encoder.dim} encoder{until}, {mae.dec_layers} x {mae.dec_dim} decoder"
+        kind = " of cross-attention" if mae.decoder == "cross" else ""
+        said = {"pixels": "", "components": " for principal components", "features": " for a teacher's features"}
+        decoder = f"{mae.dec_layers} x {mae.dec_dim} decoder{kind}{said[self.model.target]}"
+        return f"{encoder.layers} x {encoder.dim} encoder{until}, {decoder}"
 
     def open_evaluator(self, source: Source, directory: Path, mesh: Mesh, start: int) -> Validation:
         """Prepare the reconstruction of held-out images."""
