@@ -64,6 +64,6 @@ def images_for(wanted: Any, x: Any, own: Any) -> Any:
 
 
 def standardized(tokens: jax.Array) -> jax.Array:
-    """Give each token [..., D] zero mean and unit variance."""
+    """Normalise each token [..., D] to zero mean and unit variance."""
     mean, variance = tokens.mean(axis=-1, keepdims=True), tokens.var(axis=-1, keepdims=True)
     return (tokens - mean) * jax.lax.rsqrt(variance + 1e-6)

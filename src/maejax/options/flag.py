@@ -1,4 +1,4 @@
-"""What can be declared of a flag."""
+"""The declaration of a flag: its smallest value, and whether it may change."""
 
 from dataclasses import field
 from typing import Any
