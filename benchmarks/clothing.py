@@ -75,11 +75,11 @@ def flags(out: Path, mode: str, name: str, seed: int, images: int, epochs: float
     """Resolve the flags of a run; a tenth of it is warm-up."""
     chosen = {**MODEL, **(PRETRAIN if mode == "pretrain" else TUNE), **more}
     steps = max(2, round(epochs * images / chosen["train_batch_size"]))
+    chosen.setdefault("eval_interval", max(1, steps // 10))
     seeds = {f"{which}_seed": seed for which in ("init", "mixup", "dropout", "shuffle", "noise")}
     return with_flags(
         recipe(mode), **chosen, **seeds, output_dir=str(out), name=f"{name}-{seed}", training_steps=steps,
-        warmup_steps=steps // 10, eval_interval=max(1, steps // 10), train_dataset_shards=shards["train"],
-        valid_dataset_shards=shards["validation"],
+        warmup_steps=steps // 10, train_dataset_shards=shards["train"], valid_dataset_shards=shards["validation"],
     )  # fmt: skip
 
 
