@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from maejax.evaluate import knn
-from maejax.evaluate.knn import knn_accuracy
+from maejax.evaluate.knn import knn_accuracy, leave_one_out
 
 
 def at(*degrees):
@@ -41,3 +41,13 @@ def test_chunks_do_not_change_the_answer(monkeypatch):
 def test_labels_must_match_features():
     with pytest.raises(ValueError, match="train 2 and 1"):
         knn_accuracy(at(0, 1), np.array([0]), at(0), np.array([0]))
+
+
+def test_no_feature_votes_for_itself():
+    x, y = at(0, 5, 90, 95, 100), np.array([0, 0, 1, 0, 1])
+    assert leave_one_out(x, y, k=1) == 40  # the two pairs of one label; 90 and 100 are next to 95, it to either
+    assert leave_one_out(x, y, k=9) == np.mean(
+        [knn_accuracy(np.delete(x, i, 0), np.delete(y, i), x[i : i + 1], y[i : i + 1]) for i in range(5)]
+    )
+    with pytest.raises(ValueError, match="no neighbour"):
+        leave_one_out(x[:1], y[:1])

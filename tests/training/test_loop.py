@@ -98,7 +98,7 @@ def test_an_evaluation_that_fails_loses_no_step(tmp_path):
             raise OSError("the validation images are gone")
 
     with pytest.raises(OSError, match="images are gone"):
-        train(tmp_path, good(6), evaluate=evaluate, every={"evaluate": 4})
+        train(tmp_path, good(6), evaluate=evaluate, every={"evaluate": (4,)})
     kernel, step, _ = restored(tmp_path)
     assert step == 4
     np.testing.assert_array_equal(kernel, train(tmp_path / "whole", good(4), stop=4))
@@ -114,7 +114,7 @@ def test_a_stop_in_an_evaluation_ends_it_within_a_batch_and_it_is_made_later(tmp
                 os.kill(os.getpid(), signal.SIGTERM)
         return {"val/loss": 1.0}
 
-    options = {"evaluate": evaluate, "every": {"evaluate": 4}}
+    options = {"evaluate": evaluate, "every": {"evaluate": (4,)}}
     train(tmp_path, good(6), **options)
     assert seen == [(4, 0), (4, 1)] and restored(tmp_path)[1] == 4
     assert not evaluated_at(tmp_path / "metrics.jsonl", 4)

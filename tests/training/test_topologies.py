@@ -95,7 +95,7 @@ def test_four_processes_are_one_run_on_uneven_shards(tmp_path, images, sizes):
     """Streams of unequal shards, and a last validation batch that leaves two processes without an image."""
     shards = write_shards(tmp_path, images, sizes)
     flags = ["--valid-dataset-shards", shards, "--valid-batch-size", 16, "--eval-interval", 4, "--training-steps", 12,
-             "--train-loader-workers", 1, *SGD]  # fmt: skip
+             "--train-loader-workers", 1, "--watch", shards, "--watch-interval", 6, *SGD]  # fmt: skip
     folders = {processes: tmp_path / str(processes) for processes in (1, 4)}
     for processes, folder in folders.items():
         folder.mkdir()
@@ -103,7 +103,7 @@ def test_four_processes_are_one_run_on_uneven_shards(tmp_path, images, sizes):
     assert noted(folders[4], 4) == noted(folders[1], 1)
     runs = [folders[processes] / "runs/pretrain" for processes in (4, 1)]
     # At each of 12 steps, the sums over four devices are taken in another order.
-    names = ("train/loss", "train/grad_norm", "train/param_norm", "val/loss", "val/loss/best")
+    names = ("train/loss", "train/grad_norm", "train/param_norm", "val/loss", "val/loss/best", "watch/rank")
     assert_near(*runs, rounding(4 * 12), *names)
     assert_same_files(*runs)
 

@@ -21,11 +21,18 @@ from maejax.recipes import recipe
 _DATA = {"channels": 1, "mean": (0.286,), "std": (0.353,), "random_crop": "none", "test_crop_ratio": 1.0}
 _MODEL = {"image_size": "28", "patch_size": 7, "layers": 4, "dim": 128, "heads": 4, "norm_pix_loss": True}
 _DECODER = {"dec_layers": 1, "dec_dim": 64, "dec_heads": 4}
-_STEPS = {"learning_rate": 4.8e-3, "training_steps": 4000, "warmup_steps": 200, "eval_interval": 1000}
+_STEPS = {
+    "learning_rate": 4.8e-3,
+    "training_steps": 4000,
+    "warmup_steps": 200,
+    "eval_interval": 1000,
+    "watch_interval": 500,
+}
 _BATCHES = {"train_batch_size": 128, "valid_batch_size": 500, "train_loader_workers": 1, "valid_loader_workers": 1}
 RECIPE: dict[str, Any] = {**_DATA, **_MODEL, **_DECODER, **_STEPS, **_BATCHES}
 FEATURES = "cls+mean"
 DRAWS = 10  # of 100 labels
+WATCHED = {"watch/knn": "nearest neighbours that agree, %", "watch/rank": "effective rank of features"}
 
 
 class Split(NamedTuple):
@@ -70,6 +77,7 @@ class DemoCommand(Command):
             name=self.name,
             train_dataset_shards=f"{data}/train/train-*.tar",
             valid_dataset_shards=f"{data}/test/test-*.tar",
+            watch=f"{data}/test/test-*.tar",
         )
         if self.training_steps is None:
             return config
@@ -191,6 +199,7 @@ def write_results(
         scores=scores,
         seconds=seconds,
         losses=losses,
+        watched={title: read_metrics(metrics, name) for name, title in WATCHED.items()},
         pictures={"Test images after the last step": picture},
         config=written["flags"],
         command="maejax demo",

@@ -18,8 +18,9 @@ class Report:
     """The content of a report. Scores are accuracies in percent; `measures` names their columns.
 
     `seconds` holds the time of each stage in the order to show. `losses` holds the lines of the curve as lists of
-    (`x_label`, loss). `pictures` maps captions to PNG files. `command` reproduces the run with `config`, which JSON can
-    hold. `notes` stand below the scores, `licence` at the foot. `sentence` replaces the one of `explain`.
+    (`x_label`, loss), `watched` what was measured while it trained, each to be drawn alone. `pictures` maps captions to
+    PNG files. `command` reproduces the run with `config`, which JSON can hold. `notes` stand below the scores,
+    `licence` at the foot. `sentence` replaces the one of `explain`.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Report:
     licence: str = ""
     x_label: str = "epoch"
     measures: Mapping[str, str] = field(default_factory=lambda: MEASURES)
+    watched: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     sentence: str | None = None
 
 
@@ -49,6 +51,7 @@ def write_report(path: Path, report: Report) -> None:
     legend = "Test accuracy in percent on frozen features; ± is the standard deviation over draws."
     pictures = "\n".join(_figure(caption, file) for caption, file in report.pictures.items())
     curve = draw_curve(report.losses, report.x_label, "loss") if report.losses else ""
+    quality = "\n".join(draw_curve({"": points}, report.x_label, name) for name, points in report.watched.items())
     stages = {**report.seconds, "all": sum(report.seconds.values())}
     times = "\n".join(f"<tr><th>{escape(stage)}</th><td>{value:,.1f} s</td></tr>" for stage, value in stages.items())
     config = escape(json.dumps(report.config, indent=2, default=str))
@@ -59,6 +62,7 @@ def write_report(path: Path, report: Report) -> None:
         *(f'<p class="quiet">{escape(note)}</p>' for note in (legend, *report.notes)),
         section("Pictures", pictures),
         section("Loss", curve),
+        section("Features while it trained", quality),
         section("Time", f'<table class="times">\n<tbody>\n{times}\n</tbody>\n</table>'),
         section("Do it again", f"{command_line(report.command)}\n{config}"),
     ]

@@ -12,6 +12,11 @@ def stack_flop(stack: Stack, tokens: int) -> int:
     return stack.layers * tokens * (8 * stack.dim**2 + mlp + 4 * tokens * stack.dim)
 
 
+def encode_flop(encoder: ViT) -> int:
+    """Count the FLOP of encoding all patches of one image, forward."""
+    return embed_flop(encoder) + stack_flop(encoder, encoder.prefix + encoder.patches)
+
+
 def embed_flop(encoder: ViT) -> int:
     """Count the FLOP of embedding all patches of one image."""
     return 2 * encoder.patches * encoder.pixels * encoder.dim
@@ -35,9 +40,7 @@ def pretrain_flop(model: MAE, *, frozen: bool = False) -> int:
         embed, predicted = 2 * tokens * encoder.dim * decoder.dim, encoder.patches
         decode = stack_flop(decoder, encoder.prefix + encoder.patches)
     decode += 2 * predicted * decoder.dim * model.values
-    teacher, teach = model.teacher, 0
-    if teacher:
-        teach = embed_flop(teacher) + stack_flop(teacher, teacher.prefix + teacher.patches)
+    teach = encode_flop(model.teacher) if model.teacher else 0
     return teach + (encode + 2 * embed + 3 * decode if frozen else 3 * (encode + embed + decode))
 
 
@@ -56,4 +59,4 @@ def cross_flop(decoder: Stack, queries: int, tokens: int) -> int:
 
 def classify_flop(model: Classifier) -> int:
     """Count the FLOP of the encoder of a classifier on one image, forward."""
-    return embed_flop(model.encoder) + stack_flop(model.encoder, model.encoder.prefix + model.encoder.patches)
+    return encode_flop(model.encoder)

@@ -30,6 +30,11 @@ class Run:
     """Steps between log lines."""
     eval_interval: int = flag(0, least=0, free=True)
     """Steps between validations; 0: only at the end. Each one also draws pictures of reconstructions."""
+    watch: str = flag("", free=True)
+    """Images to judge features on while pre-training, as --train-dataset-shards; 1,000 of them at most. Logged: their
+    effective rank and, where they have labels, how many a vote of their 20 nearest neighbours gets right."""
+    watch_interval: int = flag(0, least=0, free=True)
+    """Steps between two looks at --watch, and one at the end. 0: chosen to cost a hundredth of the training."""
     wandb: bool = flag(False, free=True)
     """Also log to Weights & Biases, in the project --project; WANDB_MODE=offline keeps it in the run directory."""
     tensorboard: bool = flag(False, free=True)

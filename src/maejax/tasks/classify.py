@@ -191,6 +191,7 @@ def check_flags(config: Config) -> None:
     why = f"--mode {config.run.mode} masks and reconstructs nothing and would ignore it; leave it out"
     refuse_ignored(config, "image_mask_ratio norm_pix_loss export_msgpack new_decoder freeze_encoder_steps", why)
     refuse_ignored(config, "mask decoder dec_inputs predict_share target loss_on encoder_mask_tokens", why)
+    refuse_ignored(config, "watch watch_interval", f"--mode {config.run.mode} has its accuracy; leave it out")
     for name in ("mixup", "cutmix", "random_erasing"):
         if not 0 <= getattr(config.augment, name) <= (1 if name == "random_erasing" else np.inf):
             raise InputError(f"--{name.replace('_', '-')} {getattr(config.augment, name)} is out of range")

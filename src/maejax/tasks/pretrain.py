@@ -34,6 +34,7 @@ from maejax.tasks.predicted import (
     read_teacher,
     target_of_flags,
 )
+from maejax.tasks.quality import Quality, open_watched, watch_interval
 from maejax.tasks.run import Finished, train
 from maejax.tasks.task import Phase, Task
 from maejax.tasks.transfer import as_found, as_saved, place_weights, with_weights
@@ -70,6 +71,7 @@ class Pretraining(Task[MAE]):
     def prepare(self) -> None:
         """Prepare as every task, then what the target needs: a teacher, or principal components."""
         super().prepare()
+        self.watched = open_watched(self.config)
         target = self.config.mae.target
         if target == "ema":
             self.model = replace(self.model, teacher=replace(self.model.encoder, attention_pool=False))
@@ -153,6 +155,11 @@ class Pretraining(Task[MAE]):
     def open_evaluator(self, source: Source, directory: Path, mesh: Mesh, start: int) -> Validation:
         """Prepare the reconstruction of held-out images."""
         return Validation(self.config, source, directory, mesh, faults_allowed(self.config), start)
+
+    def open_watch(self, source: Source, mesh: Mesh) -> tuple[int, Quality]:
+        """Prepare neighbours and rank of the features of `--watch`."""
+        interval = watch_interval(self.config, self.model, len(source))
+        return interval, Quality(self.config, source, mesh, faults_allowed(self.config))
 
     def image_flop(self) -> float:
         """Count the FLOP of one step on one image."""

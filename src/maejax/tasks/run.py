@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from rich.console import Console
 
 from maejax.config import Config, flags, with_flags
@@ -35,12 +34,12 @@ from maejax.tasks.checks import (
 )
 from maejax.tasks.configured import configured_rate, run_directory
 from maejax.tasks.fast_forms import choose_forms
-from maejax.tasks.task import Evaluator, Task
+from maejax.tasks.scheduled import evaluate_due, open_evaluations
+from maejax.tasks.task import Task
 from maejax.training.bucket_checkpoints import open_checkpoints
-from maejax.training.checkpoint import Checkpoints, saved_steps
-from maejax.training.ema import as_evaluated
-from maejax.training.log import RunLog, evaluated_at, read_lines
-from maejax.training.loop import Evaluate, Feed, Intervals, RunContext, Watch, fit
+from maejax.training.checkpoint import saved_steps
+from maejax.training.log import RunLog, read_lines
+from maejax.training.loop import Feed, Intervals, RunContext, fit
 from maejax.training.mesh import gather, make_mesh
 from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, open_run, read_config
 from maejax.training.state import TrainState, abstract_state, create_state, with_slots
@@ -137,7 +136,9 @@ def train_prepared(task: Task, console: Console) -> Finished:
             Trace(directory / "profile" / str(jax.process_index()), *traced_steps(config)) as trace,
         ):
             announce(task, log, state, start, forms, loader)
-            evaluate, evaluated = prepare_evaluation(task, mesh, state, start, best, log)
+            evaluations, evaluated = open_evaluations(task, mesh, state, start, best, log)
+            stops = [each.stop for each in (phase, *later)]
+            evaluate = partial(evaluate_due, evaluations, stops, best, log) if evaluations else None
             batches, given = loader.iterate(start, stop, position), config.run
             feed = Feed(
                 map(task.check_batch, batches),
@@ -146,7 +147,8 @@ def train_prepared(task: Task, console: Console) -> Finished:
                 merge_if_any,
                 partial(count_faults, loader),
             )
-            intervals = Intervals(given.save_interval, given.log_interval, given.eval_interval, given.save_minutes)
+            every = tuple(each.interval for each in evaluations)
+            intervals = Intervals(given.save_interval, given.log_interval, every, given.save_minutes)
             explain = partial(task.explain, directory, mesh)
             while True:
                 context = RunContext(start, phase.stop, intervals, checkpoints, log, trace)
@@ -243,34 +245,6 @@ def describe_changes(config: Config, saved: dict[str, Any], start: int) -> list[
         was, now = (f"{float(np.asarray(configured_rate(each)[0](start))):.3g}" for each in (old, config))
         lines.append(f"rate     {', '.join(changed)}: at step {start} {now}, was {was}")
     return lines
-
-
-def prepare_evaluation(
-    task: Task, mesh: Mesh, state: TrainState, start: int, best: Checkpoints, log: RunLog
-) -> tuple[Evaluate | None, bool]:
-    """Prepare the validation of a run; return it, if there is any, and whether the first state needs none."""
-    if task.valid is None:
-        return None, True
-    directory = run_directory(task.config)
-    evaluator = task.open_evaluator(task.valid, directory, mesh, start)
-    # A stop may have come before or in the evaluation of the step at which this run goes on.
-    evaluated = not start or bool(broadcast_from_0(evaluated_at(directory / "metrics.jsonl", start)))
-    if start and evaluator.best_step == start:
-        best.save(as_evaluated(state), start)  # the process before may have ended between the two saves
-    return partial(evaluate_and_keep_best, evaluator, best, log), evaluated
-
-
-def evaluate_and_keep_best(
-    evaluator: Evaluator, best: Checkpoints, log: RunLog, state: TrainState, step: int, watch: Watch
-) -> dict[str, float]:
-    """Evaluate a state, send its pictures to the trackers, and save it where it is the best so far."""
-    metrics, pictures = evaluator(state, step, watch)
-    log.message("valid    " + ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in metrics.items()))
-    if pictures is not None:
-        log.picture(step, pictures)
-    if evaluator.best_step == step:
-        best.save(as_evaluated(state), step)
-    return metrics
 
 
 def open_trackers(config: Config, directory: Path, start: int, written: dict[str, Any]) -> list[Tracker]:

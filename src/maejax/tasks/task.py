@@ -59,7 +59,7 @@ class Task(ABC, Generic[Model]):
 
     `source` has the training images and `valid` those of validation, if any. `model` is the description. `arrays` are
     the weights to start from, by name, and `origin` says where they come from. `saved` is config.json of the run that
-    goes on, None for a new one: its checkpoint takes the place of `arrays`.
+    goes on, None for a new one: its checkpoint takes the place of `arrays`. `watched` are images to judge features on.
     """
 
     source: Source | Stream
@@ -67,6 +67,7 @@ class Task(ABC, Generic[Model]):
     model: Model
     saved: dict[str, Any] | None
     transform: Transform
+    watched: Source | None = None
 
     def __init__(self, config: Config, sources: Sources | None = None):
         self.config, self.sources = config, sources
@@ -139,6 +140,10 @@ class Task(ABC, Generic[Model]):
     @abstractmethod
     def open_evaluator(self, source: Source, directory: Path, mesh: Mesh, start: int) -> Evaluator:
         """Prepare the validation of a run that starts at a step."""
+
+    def open_watch(self, source: Source, mesh: Mesh) -> tuple[int, Evaluator]:
+        """Choose the steps between two judgements of features on images, and prepare their evaluator."""
+        raise NotImplementedError
 
     @abstractmethod
     def image_flop(self) -> float:

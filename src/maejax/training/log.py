@@ -131,9 +131,10 @@ class Lines:
         os.close(self._file)
 
 
-def evaluated_at(path: Path, step: int) -> bool:
-    """Return whether a metrics file holds an evaluation of a step."""
-    return any(line["step"] == step and any(name.startswith("val/") for name in line) for line in read_lines(path))
+def evaluated_at(path: Path, step: int, group: str = "val") -> bool:
+    """Return whether a metrics file holds an evaluation of a step: metrics of a group."""
+    names = (name for line in read_lines(path) if line["step"] == step for name in line)
+    return any(name.startswith(f"{group}/") for name in names)
 
 
 def read_metrics(path: Path, name: str) -> list[tuple[int, float]]:

@@ -34,14 +34,14 @@ Explain = Callable[[TrainState, int, Any], str]
 
 
 class Intervals(NamedTuple):
-    """Steps between saves, log lines and evaluations, and `minutes` between saves.
+    """Steps between saves, log lines and evaluations of each kind, and `minutes` between saves.
 
-    With `evaluate` 0 the last state alone is evaluated; with `minutes` 0 time does not count.
+    With 0 steps the last state alone is evaluated; with `minutes` 0 time does not count.
     """
 
     save: int
     log: int
-    evaluate: int = 0
+    evaluate: tuple[int, ...] = (0,)
     minutes: float = 0
 
 
@@ -57,8 +57,12 @@ class RunContext(NamedTuple):
 
     def evaluates(self, step: int) -> bool:
         """Return whether the state at a step is to be evaluated."""
-        interval = self.intervals.evaluate
-        return step == self.stop or (interval > 0 and step % interval == 0)
+        return any(is_due(step, interval, self.stop) for interval in self.intervals.evaluate)
+
+
+def is_due(step: int, interval: int, *stops: int) -> bool:
+    """Return whether an evaluation every `interval` steps, 0 for none, and at the stops is due at a step."""
+    return step in stops or (interval > 0 and step % interval == 0)
 
 
 class Feed(NamedTuple):

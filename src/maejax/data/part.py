@@ -1,0 +1,29 @@
+"""A part of a source: some of its images, in its order."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from maejax.data.listing import ByteRange
+from maejax.data.sources import Source
+
+
+@dataclass(eq=False)
+class PartSource(Source):
+    """The images of `whole` of the numbers `rows`."""
+
+    whole: Source
+    rows: np.ndarray
+
+    def stored(self, i: int) -> ByteRange | np.ndarray:
+        """Return image i as `whole` does."""
+        return self.whole.stored(int(self.rows[i]))
+
+
+def spread(source: Source, count: int) -> Source:
+    """Return a source of at most `count` images, evenly spread over another one whose form is agreed on."""
+    if len(source) <= count:
+        return source
+    rows = np.linspace(0, len(source) - 1, count).round().astype(int)
+    keys, labels = [source.keys[row] for row in rows], source.labels[rows]
+    return PartSource(keys, labels, source.classes, source.problems, source, rows, form=source.form)
