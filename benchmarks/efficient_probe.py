@@ -30,10 +30,11 @@ args = parser.parse_args()
 
 def tokens(path: Path, source) -> tuple[np.ndarray, np.ndarray]:
     """Encode the labelled images of a source as `maejax evaluate` does: tokens in float16, on the disk, and labels."""
-    found = [(batch, rows) for batch, rows in encode_source(encoder, source, pool=None)]
-    used = [batch.valid & (batch.labels >= 0) for batch, _ in found]
-    np.save(path, np.concatenate([rows[keep] for (_, rows), keep in zip(found, used, strict=True)]).astype(np.float16))
-    labels = np.concatenate([batch.labels[keep] for (batch, _), keep in zip(found, used, strict=True)])
+    found = list(encode_source(encoder, source, pool=None))
+    used = [batch.valid & (batch.labels >= 0) for batch in found]
+    rows = np.concatenate([batch.features[keep] for batch, keep in zip(found, used, strict=True)])
+    np.save(path, rows.astype(np.float16))
+    labels = np.concatenate([batch.labels[keep] for batch, keep in zip(found, used, strict=True)])
     return np.load(path, mmap_mode="r"), labels
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from maejax.errors import printable
 
-EVERY = 10.0  # seconds between lines where no bar can be drawn
+FIRST, EVERY = 10.0, 60.0  # seconds to the first line, and between two, where no bar can be drawn
 
 
 def literal(text: str) -> str:
@@ -35,27 +35,34 @@ def plain(console: Console, text: str) -> None:
 
 
 @contextmanager
-def progress(console: Console, what: str, unit: str, scale: float = 1.0) -> Iterator[Callable[[int, int], None]]:
-    """Show the progress of a job: a bar on a terminal, else a line every ten seconds. Yields `report(done, total)`."""
-    begun = reported = time.monotonic()
+def progress(console: Console, what: str, unit: str, scale: float = 1.0) -> Iterator[Callable[[int, int | None], None]]:
+    """Show the progress of a job: a bar on a terminal, else a line every minute. Yields `report(done, total)`.
+
+    `total` is None where it is not known.
+    """
+    begun = time.monotonic()
+    due = begun + FIRST
     first: int | None = None  # what was done before this call does not count for the speed
 
     if console.is_terminal:
         done = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
         with Progress(*done, _Rate(unit), TimeRemainingColumn(), console=console, transient=True) as bar:
             task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=round(done * scale), total=round(total * scale))
+            yield lambda done, total: bar.update(
+                task, completed=round(done * scale), total=None if total is None else round(total * scale)
+            )
         return
 
-    def report(done: int, total: int) -> None:
+    def report(done: int, total: int | None) -> None:
         """Print a line if it is time."""
-        nonlocal reported, first
+        nonlocal due, first
         first = done if first is None else first
-        if (now := time.monotonic()) - reported >= EVERY:
-            reported = now
+        if (now := time.monotonic()) >= due:
+            due = now + EVERY
             speed = max((done - first) / max(now - begun, 1e-9), 1e-9)
-            count = f"{done * scale:,.0f} of {total * scale:,.0f} {unit}, {speed * scale:,.0f} {unit}/s"
-            plain(console, f"{what} {count}, {timedelta(seconds=round((total - done) / speed))} left")
+            of = "" if total is None else f" of {total * scale:,.0f}"
+            left = "" if total is None else f", {timedelta(seconds=round((total - done) / speed))} left"
+            plain(console, f"{what} {done * scale:,.0f}{of} {unit}, {speed * scale:,.0f} {unit}/s{left}")
 
     yield report
 

@@ -158,3 +158,23 @@ def test_a_slow_process_is_named(tmp_path, images):
         run = folder / "runs/pretrain"
         assert set(harness.losses(run, "hosts/slowest").values()) == {1}
         assert min(harness.losses(run, "hosts/lag").values()) > 0.5
+
+
+@pytest.mark.slow
+def test_processes_and_devices_encode_and_evaluate_as_one_device_does(tmp_path, images, trained_once):
+    """Features to 1e-6 of the largest, in order, and equal scores, on 1 x 1, 1 x 3 and 2 x 2 processes x devices."""
+    shards = ["--train-dataset-shards", images, "--valid-dataset-shards", images, "--protocol", "knn,linear"]
+    for processes, devices in ((1, 1), (1, 3), (2, 2)):
+        name = f"{processes}-{devices}"
+        for command in (
+            ("features", trained_once, images, "--out", f"{name}.npz", "--batch-size", 5),
+            ("evaluate", trained_once, *shards, "--out", name, "--batch-size", 5),
+        ):
+            ended = harness.run_command(tmp_path, command, processes, devices)
+            assert {code for code, _ in ended} == {0}, ended
+    whole, *others = (np.load(tmp_path / f"{name}.npz") for name in ("1-1", "1-3", "2-2"))
+    scores, *found = (json.loads((tmp_path / name / "report.json").read_text())["scores"] for name in ("1-1", "1-3", "2-2"))
+    for other, score in zip(others, found, strict=True):
+        assert list(other["names"]) == list(whole["names"]) and (other["labels"] == whole["labels"]).all()
+        assert np.abs(other["features"] - whole["features"]).max() <= 1e-6 * np.abs(whole["features"]).max()
+        assert score == scores

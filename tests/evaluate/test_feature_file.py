@@ -7,11 +7,13 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from maejax.data.form import form_for
+from maejax.data.pieces import Pieces
 from maejax.data.sources import open_source
 from maejax.evaluate import feature_file
-from maejax.evaluate.feature_file import write_features
 from maejax.models.build import initial_model
 from maejax.models.description import MAE, Decoder, ViT
+from maejax.pixels import Pixels
 
 from ..bounds import assert_close, rounding
 
@@ -33,6 +35,11 @@ def source(images):
     return open_source(str(images))
 
 
+def write_features(model, source, path, **options):
+    pieces, form = Pieces(source, total=len(source)), form_for(model.config.encoder, Pixels())
+    return feature_file.write_features(model, pieces, path, form, **options)
+
+
 def read_safetensors(path):
     raw = path.read_bytes()
     size = int.from_bytes(raw[:8], "little")
@@ -49,7 +56,7 @@ def read_safetensors(path):
 def test_formats_and_batch_sizes_agree_with_the_model(model, source, tmp_path):
     pixels = np.stack([source.read(i) for i in range(len(source))])
     expected = np.asarray(model.encode(model.normalize(pixels)))
-    for batch_size, name in ((7, "f.npz"), (24, "f.safetensors"), (1, "f.parquet")):
+    for batch_size, name in ((7, "f.npz"), (24, "f.safetensors"), (1, "f.parquet"), (9, "g.npy")):
         written = write_features(model, source, tmp_path / name, crop_ratio=1.0, batch_size=batch_size, workers=2)
         assert (written.images, written.unreadable, written.shape) == (24, 0, (16,))
         assert not (tmp_path / f"{name}.part").exists()
@@ -59,6 +66,8 @@ def test_formats_and_batch_sizes_agree_with_the_model(model, source, tmp_path):
     found.append((tensors["features"], tensors["labels"], tensors["names"].tobytes().decode().split("\n")))
     table = pyarrow.parquet.read_table(tmp_path / "f.parquet").to_pydict()
     found.append((np.array(table["features"], np.float32), np.array(table["label"]), table["name"]))
+    beside = pyarrow.parquet.read_table(tmp_path / "g.parquet").to_pydict()
+    found.append((np.load(tmp_path / "g.npy", mmap_mode="r"), np.array(beside["label"]), beside["name"]))
     for features, labels, names in found:
         assert_close(features, expected, rounding(SUMS))
         np.testing.assert_array_equal(labels, np.arange(24) % 3)
@@ -133,7 +142,7 @@ def test_the_command(trained, maejax, images):
     code, printed = maejax("features", trained, images, "--out", "f.npz", "--layers", 0, "--json")
     assert code == 0 and '"images": 24' in printed, printed
     for flags, sentence in (
-        (["--out", "f.csv"], "ends in .npz, .safetensors, .parquet"),
+        (["--out", "f.csv"], "ends in .npz, .safetensors, .parquet, .npy"),
         (["--out", "f.npz", "--pool", "max"], "--pool max: choose"),
         (["--out", "f.npz", "--layers", 2], "there is no layer 2"),
     ):

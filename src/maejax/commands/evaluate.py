@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from maejax.commands.command import check_writable, prepare_devices
+from maejax.commands.command import check_writable
 from maejax.commands.features import Encode
 from maejax.console import plain
 from maejax.errors import InputError
@@ -54,7 +54,8 @@ class EvaluateCommand(Encode):
             remedy = "name labelled images: class folders, tar shards, .npz"
             raise InputError(f"--{name}-dataset-shards is missing; {remedy}")
         check_writable("--out", self.out, folder=True)
-        prepare_devices()
+        first = self.join()
+        console = console if first else Console(quiet=True)
         data = pair(*(sources.open_source(spec, labels=self.labels or None) for spec in shards.values()))
         encoders = {"pretrained": self.load(self.ckpt).encoder}
         pool = self.chosen_pool(self.pool, encoders["pretrained"].config, -1)
@@ -86,6 +87,8 @@ class EvaluateCommand(Encode):
             "scores": scores,
             "seconds": seconds,
         }
+        if not first:
+            return {}
         return self._write(result, protocols, attention["pretrained"], encoders["pretrained"].config)
 
     def _write(self, result: dict[str, Any], protocols: tuple[str, ...], attention: Any, config: Any) -> dict[str, Any]:
@@ -135,6 +138,8 @@ class EvaluateCommand(Encode):
         """Print the scores as a table, what they mean, and the path of the report."""
         from maejax.evaluate.scores import score_table
 
+        if not result:  # the first process has it
+            return
         console.print(score_table(result["scores"], measured(result)))
         console.print(result.get("explanation", NO_CONTROL), highlight=False)
         plain(console, f"report   {Path(self.out) / 'report.html'}")

@@ -1,7 +1,9 @@
 """`maejax features`: features of all images of a source, in a file."""
 
 import os
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ from maejax.commands.command import check_writable, prepare_devices
 from maejax.commands.inspect import Unstated
 from maejax.console import plain, progress
 from maejax.errors import InputError
+from maejax.options.job import Processes
 from maejax.pixels import Pixels
 
 
 @dataclass(frozen=True)
-class Encode(Unstated, Pixels):
+class Encode(Unstated, Pixels, Processes):
     """How images are encoded, as flags of the commands that encode them."""
 
     labels: str = field(default="", kw_only=True)
@@ -37,6 +40,12 @@ class Encode(Unstated, Pixels):
             least = "--batch-size is at least 1, --workers at least 0"
             raise InputError(f"{least}, --test-crop-ratio at least 0 and at most 1")
 
+    def join(self) -> bool:
+        """Join the processes of `--distributed`, and find the devices; return whether this process writes."""
+        from maejax.distributed.processes import join
+
+        return prepare_devices(partial(join, **{field.name: getattr(self, field.name) for field in fields(Processes)}))
+
     @property
     def reading(self) -> dict[str, Any]:
         """The flags as arguments of `encode_source`."""
@@ -55,43 +64,60 @@ class FeaturesCommand(Encode):
     images: str = field(metadata={"positional": "IMAGES"})
     """Anything that --train-dataset-shards takes."""
     out: str
-    """File to write: .npz, .safetensors or .parquet."""
+    """File to write: .npz, .safetensors, .parquet, or .npy, which has names and labels in a .parquet beside it."""
     pool: str = ""
     """cls: the cls token. mean: the mean of the patch tokens. cls+mean: both. map: the encoder's own attention pooling.
     none: all tokens. Empty: map, else cls, else mean, whichever the encoder has."""
     layers: tuple[int, ...] = ()
     """Blocks after which features are taken, 0 the first, -1 the last. Empty: the encoder's output."""
+    part: str = ""
+    """I/N: do part I of N alone, counted from 0; slurm or kubernetes: as the variables of an array or an indexed job
+    say. The file is then NAME-0000I-of-0000N.npy, and a finished part is left as it is."""
+    gather: bool = False
+    """Check that all parts are there and fit, and write NAME.json, their index, and NAME.parquet; encode nothing."""
+    cache_dir: str = ""
+    """Folder that keeps fetched shards. Empty: a shard is removed once it is encoded, and two are here at most."""
 
     def run(self, console: Console) -> dict[str, Any]:
         """Write the features and return what was written; raises InputError before anything is encoded."""
         out = Path(self.out)
+        from maejax.data.pieces import WHOLE, open_pieces, read_part
+
+        part = read_part(self.part) if self.part else None
         check_writable("--out", self.out)
-        prepare_devices()
-        from maejax.data import pipeline, sources
-        from maejax.data.agreement import agree
+        if self.gather:
+            if part is not None:
+                raise InputError("--gather is for all parts: leave --part out")
+            from maejax.evaluate.feature_parts import gather
+
+            return {"out": str(out.with_suffix(".json")), **gather(out)}
+        first = self.join()
+        console = console if first else Console(quiet=True)
         from maejax.data.form import form_for
         from maejax.evaluate import feature_file
         from maejax.storage.lock import held
 
-        feature_file.check_path(out)
+        feature_file.check_path(out, part)
         self.check(self.pool, "none")
-        source = sources.open_source(self.images, labels=self.labels or None)
+        pieces = open_pieces(self.images, labels=self.labels or None, part=part or WHOLE, cache_dir=self.cache_dir)
         model = self.load(self.ckpt)
         try:
             for layer in self.layers:
                 model.layer_number(layer)
         except ValueError as error:
             raise InputError(f"--layers: {error}") from None
-        pipeline.check_readable(source, agree(source, form_for(model.config.encoder, self)).channels)
-        for problem in source.problems:
+        for problem in () if pieces.local is None else pieces.local.problems:
             plain(console, problem)
         pool = None if self.pool == "none" else self.chosen_pool(self.pool, model.config.encoder, 0)
-        chosen: dict[str, Any] = {"pool": pool, "layers": self.layers or None}
-        alone = held(out, str(out), "wait for it, or choose another --out")
-        with alone, progress(console, "encoding", "images") as report:
-            written = feature_file.write_features(model, source, out, progress=report, **chosen, **self.reading)
-        return {"out": str(out), **written._asdict()}
+        chosen: dict[str, Any] = {"pool": pool, "layers": self.layers or None, "part": part}
+        file = out if part is None else feature_file.part_path(out, part)
+        alone = held(file, str(file), "wait for it, or choose another --out") if first else nullcontext()
+        form = form_for(model.config.encoder, self)
+        what = "encoding" if part is None else f"part {part.number} of {part.count}"
+        with alone, progress(console, what, "images") as report:
+            written = feature_file.write_features(model, pieces, out, form, progress=report, **chosen, **self.reading)
+        return {"out": str(file), **written._asdict()}
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
-        """Print in one line what was written."""
-        plain(console, f"{result['images']:,} features of shape {list(result['shape'])} in {self.out}")
+        """Print in one line what was written, or gathered."""
+        plain(console, f"{result['images']:,} features of shape {list(result['shape'])} in {result['out']}")

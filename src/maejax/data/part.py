@@ -24,6 +24,10 @@ def spread(source: Source, count: int) -> Source:
     """Return a source of at most `count` images, evenly spread over another one whose form is agreed on."""
     if len(source) <= count:
         return source
-    rows = np.linspace(0, len(source) - 1, count).round().astype(int)
+    return take(source, np.linspace(0, len(source) - 1, count).round().astype(int))
+
+
+def take(source: Source, rows: np.ndarray) -> Source:
+    """Return a source of the images of these numbers of another one, whose form is agreed on."""
     keys, labels = [source.keys[row] for row in rows], source.labels[rows]
     return PartSource(keys, labels, source.classes, source.problems, source, rows, form=source.form)

@@ -141,9 +141,9 @@ def open_source(
     without any label is used too.
     Raises InputError for what is missing or not supported, and if no image was found.
     """
-    specs, local, addresses, notes = _places(spec)
+    specs, local, addresses, notes = places(spec)
     if not addresses:
-        return _open_local(specs, local, notes, labels)
+        return open_local(specs, local, notes, labels)
     found, stream = _look(local, notes), open_shards(addresses, cache_dir, patience)
     usable = next(first_images(stream, found.problems), None) is not None
     fetched, lost = fetch_all(stream) if usable else ([], {})
@@ -153,15 +153,15 @@ def open_source(
     found.lost |= lost
     if not usable:
         found.samples = []
-    source = _gather(specs, len(local) + len(addresses), found)
-    return _labelled(source, [*local, *(path for path, _ in fetched)], labels)
+    source = gather(specs, len(local) + len(addresses), found)
+    return labelled(source, [*local, *(path for path, _ in fetched)], labels)
 
 
 def open_files(names: Sequence[str]) -> Source:
     """Open single files as images, whatever their suffix; whether they are there is found out by reading them."""
     paths = [Path(name).expanduser() for name in names]
     found = Listing([Sample(str(path), ByteRange(str(path), 0, -1)) for path in paths])
-    source = _gather(list(names), len(paths), found)
+    source = gather(list(names), len(paths), found)
     source.names = next(filter(None, map(read_names, {path.parent: 1 for path in paths})), ())
     return source
 
@@ -171,13 +171,13 @@ def open_stream(spec: Spec, *, cache_dir: str = "", patience: RetryPolicy | None
 
     Local images beside them form shards of `LOCAL_SHARD` images each, drawn at random. Raises as `open_source`.
     """
-    specs, local, addresses, notes = _places(spec)
+    specs, local, addresses, notes = places(spec)
     if not addresses:
-        return _open_local(specs, local, notes)
+        return open_local(specs, local, notes)
     stream = open_shards(addresses, cache_dir, patience)
     stream.total, stream.classes = read_index(addresses)
     if local:
-        source = _open_local(specs, local, notes)
+        source = open_local(specs, local, notes)
         for n, part in enumerate(np.array_split(epoch_order(len(source), 0, 0), -(-len(source) // LOCAL_SHARD))):
             samples = [Sample(source.keys[i], source.stored(i), int(source.labels[i])) for i in part.tolist()]
             stream.shards.append(LocalShard(f"local images, part {n}", samples))
@@ -186,28 +186,35 @@ def open_stream(spec: Spec, *, cache_dir: str = "", patience: RetryPolicy | None
     return stream
 
 
-def _places(spec: Spec) -> tuple[list[str], list[Path], list[str], list[str]]:
+def places(spec: Spec) -> tuple[list[str], list[Path], list[str], list[str]]:
     """Expand specs: the specs without secrets, plain local paths, addresses to fetch or unpack, notes on the rest."""
     specs, notes = [spec] if isinstance(spec, str) else list(spec), []
-    places = [place for each in specs for place in expand(each, notes)]
+    found = [place for each in specs for place in expand(each, notes)]
     specs = [redact(each) for each in specs]
-    local = [place for place in places if isinstance(place, Path) and not PACKED.search(place.name)]
-    if len(places) > 1 and any(path.suffix == ".npz" for path in local):
+    local = [place for place in found if isinstance(place, Path) and not PACKED.search(place.name)]
+    if len(found) > 1 and any(path.suffix == ".npz" for path in local):
         raise InputError(
             f"{' '.join(specs)}: a .npz is a source of its own; give it alone, or pack it into shards first"
         )
-    addresses = [str(place) for place in places if isinstance(place, str) or PACKED.search(place.name)]
+    addresses = [str(place) for place in found if isinstance(place, str) or PACKED.search(place.name)]
     return specs, local, addresses, notes
 
 
-def _open_local(specs: list[str], paths: list[Path], notes: list[str], labels: str | Path | None = None) -> Source:
+def open_local(
+    specs: list[str],
+    paths: list[Path],
+    notes: list[str],
+    labels: str | Path | None = None,
+    titles: Counter[str] | None = None,
+) -> Source:
+    """Open the images of local paths; `titles` counts the names of shards, of which these may be a part."""
     arrays = paths[0].suffix == ".npz"
-    source = _open_arrays(paths[0]) if arrays else _gather(specs, len(paths), _look(paths, notes))
-    return _labelled(source, paths, labels)
+    source = _open_arrays(paths[0]) if arrays else gather(specs, len(paths), _look(paths, notes, titles))
+    return labelled(source, paths, labels)
 
 
-def _look(paths: list[Path], notes: list[str]) -> Listing:
-    titles = Counter(path.name for path in paths)
+def _look(paths: list[Path], notes: list[str], titles: Counter[str] | None = None) -> Listing:
+    titles = titles or Counter(path.name for path in paths)
     found = Listing(problems=notes)
     for path in paths:
         if path.is_dir():
@@ -221,7 +228,7 @@ def _look(paths: list[Path], notes: list[str]) -> Listing:
     return found
 
 
-def _labelled(source: Source, paths: list[Path], labels: str | Path | None) -> Source:
+def labelled(source: Source, paths: list[Path], labels: str | Path | None) -> Source:
     """Take the labels from the label file `labels`, or from one beside images without labels; and names of bands."""
     folders = dict.fromkeys(path if path.is_dir() else path.parent for path in paths)
     source.names = source.names or next(filter(None, map(read_names, folders)), ())
@@ -255,7 +262,7 @@ def read_names(folder: Path) -> tuple[str, ...]:
     return tuple(name.strip() for name in re.split(r"[,\n]", text) if name.strip())
 
 
-def _gather(specs: list[str], paths: int, found: Listing) -> FileSource:
+def gather(specs: list[str], paths: int, found: Listing) -> FileSource:
     """Turn the samples of a listing into columns; raises InputError if there are none in so many paths."""
     samples = found.samples
     if not samples:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maejax.data.part import take
 from maejax.data.sources import Source
 from maejax.errors import InputError
 from maejax.evaluate.attention_map import PICTURES, AttentionMaps
 from maejax.evaluate.attentive import attentive_probe
 from maejax.evaluate.efficient import attend, efficient_probe
-from maejax.evaluate.encoding import encode_source
+from maejax.evaluate.encoding import encode_source, read
 from maejax.evaluate.knn import knn_accuracy
 from maejax.evaluate.probe import few_shot, linear_probe
 from maejax.models.build import initial_model
@@ -135,21 +136,24 @@ def _encode(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[int, np.ndarray]]:
     """Return features and labels of a source's labelled images and, mapped into memory, all tokens in float16.
 
-    Also returns images to show, spread over the source, by their row in the features.
+    With tokens, also returns images to show, spread over the source, by their row in the features.
     """
     features, labels, tokens, done = [], [], None, 0
     spread, shown = np.linspace(0, len(source) - 1, PICTURES).astype(int), {}
     if tokens_path is not None:
         shape = (len(source), encoder.config.prefix + encoder.patches, encoder.config.dim)
         tokens = np.lib.format.open_memmap(tokens_path, mode="w+", dtype=np.float16, shape=shape)
-    for batch, rows in encode_source(encoder, source, pool=pool if tokens is None else None, **reading):
+    for batch in encode_source(encoder, source, pool=pool if tokens is None else None, **reading):
         used = batch.valid & (batch.labels >= 0)
-        rows = rows[used]
+        rows = batch.features[used]
         if tokens is not None:
             tokens[done : done + len(rows)] = rows
             rows = np.asarray(encoder.pooled(rows, pool))
         features.append(rows)
         labels.append(batch.labels[used])
-        shown |= {done + row: batch.images[used][row] for row in np.flatnonzero(np.isin(batch.index[used], spread))}
+        index = batch.index[used]
+        shown |= {done + row: index[row] for row in np.flatnonzero(np.isin(index, spread))}
         done += len(rows)
+    images = read(take(source, np.array(list(shown.values()))), encoder, reading) if tokens is not None else ()
+    shown = dict(zip(shown, images, strict=False))
     return np.concatenate(features), np.concatenate(labels), None if tokens is None else tokens[:done], shown

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from maejax.options.flag import flag
+from maejax.options.job import Processes
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,9 @@ class Seeds:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(Processes):
     """Processes and devices, and what happens when a step goes wrong."""
 
-    distributed: bool = flag(False, free=True)
-    """This is one of several processes that a TPU pod, SLURM, Open MPI or Kubernetes started; fails if it is not."""
-    coordinator: str = flag("", free=True, written=False)
-    """HOST:PORT of process 0, if no launcher starts the processes; also give --num-processes and --process-id."""
-    num_processes: int = flag(0, free=True, written=False)
-    """Number of processes, for --coordinator."""
-    process_id: int = flag(-1, free=True, written=False)
-    """Number of this process, from 0, for --coordinator."""
-    silent_seconds: int = flag(60, least=5, free=True)
-    """Seconds without a sign of life, as of a paused host, after which a process counts as lost and the others end."""
     sharding: Literal["replicated", "fsdp"] = flag("replicated", free=True)
     """replicated: devices hold the whole state. fsdp: parts, gathered layer by layer (ZeRO-3) as with --scan-layers."""
     on_nan: Literal["stop", "skip"] = flag("stop", free=True)

@@ -1,0 +1,155 @@
+"""A source to be read once, from front to back, in pieces: shards elsewhere are fetched one ahead, and removed."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from maejax.data.listing import IMAGE_SUFFIXES, Listing, in_tar
+from maejax.data.part import take
+from maejax.data.sources import Source, gather, labelled, open_local, places
+from maejax.data.stream import RemoteShard, Stream, open_shards, read_index
+from maejax.data.tables import TABLE_SUFFIXES
+from maejax.errors import Failed, FetchError, InputError
+from maejax.storage.redact import redact
+from maejax.storage.spool import Spool, kept_file
+
+ENGINES = {
+    "slurm": ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+    "kubernetes": ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
+}
+
+
+NO_SHARDS = (*IMAGE_SUFFIXES, *TABLE_SUFFIXES, ".npz")
+
+
+class Part(NamedTuple):
+    """Part `number` of `count`, from 0."""
+
+    number: int
+    count: int
+
+    def of(self, items: int) -> range:
+        """Return the numbers of its items: in order, in shares that differ by one at most."""
+        return range(self.number * items // self.count, (self.number + 1) * items // self.count)
+
+
+WHOLE = Part(0, 1)
+
+
+def read_part(text: str) -> Part:
+    """Read `--part`: I/N, counted from 0, or the name of an engine whose variables say both.
+
+    Raises InputError for another form, and where the engine did not start this process.
+    """
+    if text in ENGINES:
+        values = [os.environ.get(name, "") for name in ENGINES[text]]
+        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN") or 0) if text == "slurm" else 0
+        if not all(value.isdecimal() for value in values):
+            names = " and ".join(ENGINES[text])
+            raise InputError(f"--part {text}: {names} are not set here; start an array, or give --part I/N")
+        number, count = int(values[0]) - first, int(values[1])
+    else:
+        parts = text.split("/")
+        if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+            raise InputError(f"--part {text}: give I/N, such as 0/8, or {' or '.join(ENGINES)}")
+        number, count = map(int, parts)
+    if not number < count:
+        raise InputError(f"--part {text}: part {number} of {count} is none; parts count from 0 to {count - 1}")
+    return Part(number, count)
+
+
+@dataclass
+class Pieces:
+    """The pieces of a source, or of a part of it, in order.
+
+    `local` is what lies on this machine, `shards` are those of `stream` that follow. `total` is the number of images,
+    None if it is not known. `identity` tells this source from others, whatever its part.
+    """
+
+    local: Source | None
+    shards: list[RemoteShard] = field(default_factory=list)
+    stream: Stream | None = None
+    labels: str | Path | None = None
+    total: int | None = None
+    identity: str = ""
+
+    def __len__(self) -> int:
+        return (self.local is not None) + len(self.shards)
+
+    @contextmanager
+    def opened(self, first: int = 0) -> Iterator[Iterator[Source]]:
+        """Open the pieces from a number on, within a `with`; a shard is there until the next one is asked for.
+
+        The next raises Failed for a shard that cannot be fetched.
+        """
+        with ExitStack() as stack:
+            yield self._each(first, stack)
+
+    def _each(self, first: int, stack: ExitStack) -> Iterator[Source]:
+        if self.local is not None and first == 0:
+            yield self.local
+        rest = self.shards[max(0, first - (self.local is not None)) :]
+        ahead = [(shard, self._fetch(shard, stack)) for shard in rest[:1]]
+        for following in [*rest[1:], None]:
+            if not ahead:
+                return
+            (shard, spool), ahead = ahead[0], []
+            if following is not None:
+                ahead = [(following, self._fetch(following, stack))]
+            yield self._source(shard, spool)
+            spool.close()
+
+    def _fetch(self, shard: RemoteShard, stack: ExitStack) -> Spool:
+        assert self.stream is not None  # it has the shards
+        spool = Spool(shard.address, self.stream.folder, shard.stem, keep=self.stream.keep, policy=self.stream.patience)
+        stack.callback(spool.close)
+        return spool
+
+    def _source(self, shard: RemoteShard, spool: Spool) -> Source:
+        """Wait for a shard and list it. Raises Failed if it does not come, InputError if it holds no image."""
+        assert self.stream is not None
+        try:
+            spool.wait(1 << 62)
+        except FetchError as error:
+            raise Failed(f"{shard.name}: {error}; start the same command again to go on there") from None
+        found = Listing()
+        found.extend(in_tar(kept_file(self.stream.folder, shard.stem) or spool.path, shard.title, shard.name))
+        return labelled(gather([shard.name], 1, found), [], self.labels)
+
+
+def open_pieces(spec: str, *, labels: str | Path | None = None, part: Part = WHOLE, cache_dir: str = "") -> Pieces:
+    """Open a source in pieces, or a part of it.
+
+    Parts are shares of the shards; where these are fewer, and all on this machine, shares of the images. Only the
+    shards of the part are looked at. Raises InputError as `open_source`.
+    """
+    specs, local, addresses, notes = places(spec)
+    names = [str(path) for path in local] + addresses
+    tars = not any(path.is_dir() or path.suffix.lower() in NO_SHARDS for path in local)
+    shards = part.of(len(names))
+    listed = [redact(name).rpartition("/")[2] for name in names]
+    identity = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
+    if not addresses and not (tars and len(local) >= part.count):
+        source = open_local(specs, local, notes, labels)
+        rows = part.of(len(source))
+        identity += f" of {len(source)}, {source.keys[0]} to {source.keys[-1]}"
+        piece = source if len(rows) == len(source) else take(source, np.arange(rows.start, rows.stop)) if rows else None
+        return Pieces(piece, total=len(rows), identity=identity)
+    titles = Counter(path.name for path in local)
+    here = [local[i] for i in shards if i < len(local)]
+    source = open_local(specs, here, notes, labels, titles) if here else None
+    if not addresses:
+        return Pieces(source, total=0 if source is None else len(source), identity=identity)
+    stream = open_shards(addresses, cache_dir, None)
+    chosen = [shard for i, shard in enumerate(stream.shards) if i + len(local) in shards]
+    total, stream.classes = read_index(addresses)
+    known = total if part.count == 1 and total is not None and source is None else None
+    return Pieces(source, chosen, stream, labels, known, identity)  # type: ignore[arg-type]
