@@ -1,5 +1,6 @@
 """Several processes on loopback: one run, whatever they are, and a clear end when one of them goes."""
 
+import json
 import re
 import signal
 import socket
@@ -173,7 +174,9 @@ def test_processes_and_devices_encode_and_evaluate_as_one_device_does(tmp_path, 
             ended = harness.run_command(tmp_path, command, processes, devices)
             assert {code for code, _ in ended} == {0}, ended
     whole, *others = (np.load(tmp_path / f"{name}.npz") for name in ("1-1", "1-3", "2-2"))
-    scores, *found = (json.loads((tmp_path / name / "report.json").read_text())["scores"] for name in ("1-1", "1-3", "2-2"))
+    scores, *found = (
+        json.loads((tmp_path / name / "report.json").read_text())["scores"] for name in ("1-1", "1-3", "2-2")
+    )
     for other, score in zip(others, found, strict=True):
         assert list(other["names"]) == list(whole["names"]) and (other["labels"] == whole["labels"]).all()
         assert np.abs(other["features"] - whole["features"]).max() <= 1e-6 * np.abs(whole["features"]).max()

@@ -66,6 +66,24 @@ def arrays_of(run):
     return {name: np.asarray(array) for name, array in named_arrays(maejax.load(run)).items()}
 
 
+def run_command(folder, command, processes, devices):
+    """Run a command of `maejax` as one job of several processes; return the exit code and the text of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    together = ("--coordinator", f"localhost:{port}", "--num-processes", processes) if processes > 1 else ()
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "maejax", *map(str, command), *map(str, together),
+             *(("--process-id", str(i)) if together else ())],
+            cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
+        )
+        for i in range(processes)
+    ]  # fmt: skip
+    return [finish(process) for process in started]
+
+
 def finish(process):
     """Wait for a process, and return (exit code, what it printed)."""
     printed = process.communicate(timeout=PATIENCE)[0]
