@@ -30,6 +30,7 @@ from maejax.commands.export import ExportCommand
 from maejax.commands.features import FeaturesCommand
 from maejax.commands.inspect import InspectCommand
 from maejax.commands.pack import PackCommand
+from maejax.commands.placement import run_placed
 from maejax.commands.plan import PlanCommand, preset_flags
 from maejax.commands.reconstruct import ReconstructCommand
 from maejax.commands.train import TrainCommand
@@ -60,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
             print(f"maejax {__version__}")
             return DONE
         command = parse(["plan", *preset_flags(args[1:])] if args[:1] == ["plan"] else args)
-        result = command.run(Console(stderr=command.json or not command.to_stdout))
+        result = run_placed(command, Console(stderr=command.json or not command.to_stdout))
         if command.json:
             print(json.dumps(result, indent=2))
         else:

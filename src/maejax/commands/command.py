@@ -39,6 +39,14 @@ class Command:
         """Do the work and return its result, as JSON can hold it; `console` is for progress."""
         raise NotImplementedError
 
+    def outputs(self) -> dict[str, bool]:
+        """Name the arguments that say where the command writes, each with whether that is a folder."""
+        return {}
+
+    def brings(self) -> tuple[str, ...]:
+        """Name the files, as patterns, that it reads of an earlier output at an address; of others it sees the size."""
+        return ("*.json", "*.jsonl")
+
     def show(self, console: Console, result: Any) -> None:
         """Print a result for people."""
         raise NotImplementedError

@@ -23,6 +23,10 @@ class ConvertCommand(Unstated):
     identity: bool = False
     """For timm's `init_values=` and 1,000 classes: write LayerScale as 1 and the head as zeros."""
 
+    def outputs(self) -> dict[str, bool]:
+        """Name what is written."""
+        return {"dst": self.to == "hf"}
+
     def run(self, console: Console) -> dict[str, Any]:
         """Convert the weights and return what was done."""
         check_writable("OUT", self.dst, folder=self.to == "hf")

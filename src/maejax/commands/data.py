@@ -65,6 +65,10 @@ class DataCommand(Command, Pixels):
     seed: int = 0
     """Seed of the order and of the augmentation, as --shuffle-seed in training."""
 
+    def outputs(self) -> dict[str, bool]:
+        """Name what is written."""
+        return {"out": False, "statistics": False}
+
     def run(self, console: Console) -> dict[str, Any]:
         """Write the contact sheet and return the facts; raises InputError before any image is decoded."""
         size = image_shape(self.image_size)

@@ -38,6 +38,10 @@ class EvaluateCommand(Encode):
     seed: int = 0
     """Seed of the untrained weights, draws and probes."""
 
+    def outputs(self) -> dict[str, bool]:
+        """Name what is written."""
+        return {"out": True}
+
     def run(self, console: Console) -> dict[str, Any]:
         """Evaluate, write the report and return what report.json holds; raises InputError before encoding."""
         from maejax.data import pipeline, sources
@@ -142,7 +146,7 @@ class EvaluateCommand(Encode):
             return
         console.print(score_table(result["scores"], measured(result)))
         console.print(result.get("explanation", NO_CONTROL), highlight=False)
-        plain(console, f"report   {Path(self.out) / 'report.html'}")
+        plain(console, f"report   {self.out.rstrip('/')}/report.html")
 
 
 def measured(result: dict[str, Any]) -> dict[str, str]:

@@ -40,6 +40,10 @@ class ExportCommand(Unstated):
     pool: Literal["", "cls", "mean", "cls+mean", "map", "none"] = ""
     """For stablehlo: as of `maejax features`."""
 
+    def outputs(self) -> dict[str, bool]:
+        """Name what is written."""
+        return {"out": self.to == "hf-hub-folder"}
+
     def run(self, console: Console) -> dict[str, Any]:
         """Write the export and return what was written; raises InputError for input that cannot be read."""
         scores = read_scores(self.report) if self.report else {}

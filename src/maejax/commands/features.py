@@ -78,6 +78,14 @@ class FeaturesCommand(Encode):
     cache_dir: str = ""
     """Folder that keeps fetched shards. Empty: a shard is removed once it is encoded, and two are here at most."""
 
+    def outputs(self) -> dict[str, bool]:
+        """Name what is written."""
+        return {"out": False}
+
+    def brings(self) -> tuple[str, ...]:
+        """Name the manifests of parts, and their keys to gather them."""
+        return (*super().brings(), *(("*.parquet",) if self.gather else ()))
+
     def run(self, console: Console) -> dict[str, Any]:
         """Write the features and return what was written; raises InputError before anything is encoded."""
         out = Path(self.out)

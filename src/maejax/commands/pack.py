@@ -40,6 +40,10 @@ class PackCommand(Command, Pixels):
     deep: bool = False
     """With --verify: decode every image too."""
 
+    def outputs(self) -> dict[str, bool]:
+        """Name what is written."""
+        return {} if self.verify else {"dst": True}
+
     def run(self, console: Console) -> dict[str, Any]:
         """Pack and return the index; with --verify return what was found."""
         if self.verify:

@@ -37,6 +37,10 @@ class PlanCommand(Command):
     images: int = 1_281_167
     """Images of an epoch; ImageNet-1k has 1,281,167."""
 
+    def outputs(self) -> dict[str, bool]:
+        """Name what is written."""
+        return {"out": True}
+
     def run(self, console: Console) -> dict[str, Any]:
         """Compile, count and estimate, write the plan and return its facts."""
         check_writable("--out", self.out, folder=True)

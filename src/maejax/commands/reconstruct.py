@@ -33,6 +33,10 @@ class ReconstructCommand(Unstated, Pixels):
     show_bands: str = ""
     """Three bands for red, green and blue, or one. Empty: the first three of 3 or 4, else the first."""
 
+    def outputs(self) -> dict[str, bool]:
+        """Name what is written."""
+        return {"out": True}
+
     def run(self, console: Console) -> dict[str, Any]:
         """Draw the pictures and return their paths."""
         if not self.images:

@@ -1,0 +1,41 @@
+"""Commands whose outputs belong in a bucket: they write to this machine, and their files are copied there."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+
+from maejax.commands.command import Command
+
+
+def run_placed(command: Command, console: Console) -> Any:
+    """Run a command and return its result, with addresses where it names its outputs."""
+    given = {name: getattr(command, name) for name in command.outputs()}
+    there = {name: value for name, value in given.items() if value and "://" in str(value)}
+    if not there:
+        return command.run(console)
+    from maejax.storage.placed import placed
+
+    with ExitStack() as stack:
+        here = {}
+        for name, address in there.items():
+            flag, folder = f"--{name.replace('_', '-')}", command.outputs()[name]
+            place = placed(flag, address, folder=folder, bring=command.brings())
+            here[name] = stack.enter_context(place)
+        result = replace(command, **{name: str(path) for name, path in here.items()}).run(console)
+    for name, path in here.items():
+        kept, place = str(path), there[name]
+        if not command.outputs()[name]:
+            kept, place = str(path.parent), str(place).rpartition("/")[0]
+        result = named(result, kept, place.rstrip("/"))
+    return result
+
+
+def named(result: Any, path: str, address: str) -> Any:
+    """Return a result with an address in the place of a local path, in all its texts."""
+    if isinstance(result, dict):
+        return {name: named(value, path, address) for name, value in result.items()}
+    if isinstance(result, list | tuple):
+        return [named(value, path, address) for value in result]
+    return result.replace(path, address) if isinstance(result, str) else result

@@ -1,0 +1,102 @@
+"""Files of a command that belong in a bucket: written to this machine, then copied there, the index last."""
+
+import fnmatch
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from maejax.errors import Failed, FetchError, InputError
+from maejax.storage.bucket import open_system, shorten, try_bucket, within
+from maejax.storage.cache import cache_folder
+from maejax.storage.redact import redact
+
+ANSWER_SECONDS, LEAST_RATE = 120.0, 1e6  # of a request, and bytes/s below which a copy counts as stalled
+LAST = (".json", ".html")  # suffixes of what says that the rest is there
+
+_log = logging.getLogger("maejax.storage")
+
+
+@contextmanager
+def placed(flag: str, address: str, *, folder: bool, bring: Sequence[str]) -> Iterator[Path]:
+    """Yield a local path that stands for a file or a folder at an address, and copy what is new to the address.
+
+    Of what is there already, files whose names match a pattern of `bring` are copied here first; of all others a
+    stand-in of the same size, without content and without taking room. The local copies are removed when all is there.
+    After a failure they are kept, so that the same command goes on with them. Raises InputError if nothing can be
+    written at the address, Failed if a copy fails.
+    """
+    place = Place(flag, address, folder)
+    place.fetch(bring)
+    yield place.path
+    place.send()
+
+
+class Place:
+    """A file or folder at an address, and its `path` on this machine."""
+
+    def __init__(self, flag: str, address: str, folder: bool):
+        scheme, _, rest = address.partition("://")
+        if scheme == "file":
+            raise InputError(f"{flag} {address}: write the path as it is, without file://")
+        self.shown, self._folder = redact(address), folder
+        parent = address.rstrip("/") if folder else address.rpartition("/")[0]
+        try:
+            self._system, self._key = open_system(parent)
+            try_bucket(parent)
+        except FetchError as error:
+            raise InputError(f"{flag} {self.shown}: {error}; see that this host may write and delete there") from None
+        parts = [part for part in parent.partition("://")[2].split("/") if part not in ("", ".", "..")]
+        self._local = cache_folder().joinpath("writes", scheme, *parts)
+        self.path = self._local if folder else self._local / rest.rpartition("/")[2]
+        self._known: dict[Path, tuple[int, int]] = {}
+
+    def fetch(self, bring: Sequence[str]) -> None:
+        """Copy what the command reads of what is there, and make stand-ins for the rest."""
+        self._local.mkdir(parents=True, exist_ok=True)
+        found = self._call("listed", lambda: self._system.find(self._key, detail=True))
+        for key, info in found.items():
+            name = str(key).lstrip("/").removeprefix(self._key.strip("/")).lstrip("/")
+            own = self._folder or ("/" not in name and name.startswith(self.path.stem))
+            local = self._local / name
+            if info["type"] != "file" or not name or not own or (local.exists() and local.stat().st_size):
+                continue
+            local.parent.mkdir(parents=True, exist_ok=True)
+            if any(fnmatch.fnmatch(local.name, pattern) for pattern in bring):
+                self._call("read", lambda key=key, local=local: self._system.get_file(key, str(local)), info["size"])
+            else:
+                with local.open("wb") as file:
+                    file.truncate(info["size"])
+            self._known[local] = _state(local)
+
+    def send(self) -> None:
+        """Copy what is new, those files last that tell of others, and remove the local copies."""
+        files = [path for path in self._local.rglob("*") if path.is_file() and path.suffix != ".lock"]
+        own = [path for path in files if self._folder or path.name.startswith(self.path.stem)]
+        for path in sorted(own, key=lambda path: (path.suffix in LAST, path.name == "index.json", path)):
+            if self._known.get(path) != _state(path):
+                key = f"{self._key}/{path.relative_to(self._local).as_posix()}"
+                size = path.stat().st_size
+                self._call("written", lambda key=key, path=path: self._system.put_file(str(path), key), size)
+        for path in own:
+            path.unlink()
+        for path in sorted((path for path in self._local.rglob("*") if path.is_dir()), reverse=True):
+            with suppress(OSError):  # another command's files are in it
+                path.rmdir()
+
+    def _call(self, doing: str, do: Any, size: int = 0) -> Any:
+        try:
+            self._system.invalidate_cache()  # its listings may be old
+            return within(ANSWER_SECONDS + size / LEAST_RATE, Event(), do)
+        except Exception as error:  # every file system raises its own
+            if doing == "listed" and isinstance(error, FileNotFoundError):
+                return {}
+            kept = f"; what was written is in {self._local}: start the same command again" * (doing == "written")
+            raise Failed(f"{self.shown} cannot be {doing}: {shorten(error)}{kept}") from None
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns

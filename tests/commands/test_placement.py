@@ -1,0 +1,89 @@
+"""Commands that write to a bucket: whole, the index last, and nothing stays on this machine."""
+
+import json
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from maejax.storage import placed
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """Make an empty bucket; return a function that lists its files, and note the order in which they came."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    put, order = system.put_file, []
+    monkeypatch.setattr(type(system), "put_file", lambda self, path, key, **_: order.append(key) or put(path, key))
+    monkeypatch.setattr(placed, "try_bucket", lambda address: 0.0)
+    yield order
+    system.store.clear()
+
+
+def there(name):
+    return fsspec.filesystem("memory").cat_file(f"/b/{name}")
+
+
+def left(tmp_path):
+    return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_every_command_that_writes_takes_an_address(trained, maejax, images, bucket, tmp_path):
+    for command, files in (
+        (("features", trained, images, "--out", "memory://b/f.npz"), ["f.npz"]),
+        (("features", trained, images, "--out", "memory://b/d/f.npy"), ["d/f.npy", "d/f.parquet"]),
+        (("convert", trained, "memory://b/encoder.safetensors", "--to", "timm"), ["encoder.safetensors"]),
+        (("export", trained, "--out", "memory://b/hub"), ["hub/config.json", "hub/README.md"]),
+        (("pack", images, "memory://b/packed", "--shard-size", 10), ["packed/packed-0000.tar", "packed/index.json"]),
+        (("data", images, "--out", "memory://b/sheet.png"), ["sheet.png"]),
+        (("evaluate", trained, "--train-dataset-shards", images, "--valid-dataset-shards", images, "--protocol", "knn",
+          "--out", "memory://b/report"), ["report/report.html", "report/report.json"]),
+    ):  # fmt: skip
+        code, printed = maejax(*command)
+        assert code == 0 and "memory://b/" in printed and str(tmp_path / "cache") not in printed, printed
+        assert all(there(name) for name in files)
+        assert left(tmp_path) == []
+    index = json.loads(there("packed/index.json"))
+    assert [len(there(f"packed/{shard['name']}")) for shard in index["shards"]] == [s["bytes"] for s in index["shards"]]
+    assert bucket.index("/b/packed/index.json") > max(i for i, key in enumerate(bucket) if key.endswith(".tar"))
+    code, printed = maejax("features", trained, images, "--out", "f.npz")
+    assert code == 0 and there("f.npz") == Path("f.npz").read_bytes()
+    count = len(bucket)  # a finished pack is left as it is
+    assert maejax("pack", images, "memory://b/packed", "--shard-size", 10)[0] == 0 and len(bucket) == count
+
+
+def test_parts_meet_in_a_bucket(trained, maejax, images, bucket, tmp_path):
+    command = ("features", trained, images, "--out", "memory://b/f.npy")
+    for number in range(3):
+        assert maejax(*command, "--part", f"{number}/3")[0] == 0
+    assert bucket[-1] == "/b/f-00002-of-00003.json"
+    count = len(bucket)
+    assert maejax(*command, "--part", "1/3")[0] == 0 and len(bucket) == count  # it is there
+    code, printed = maejax(*command, "--gather")
+    assert code == 0 and "24 features of shape [16] in memory://b/f.json" in printed, printed
+    assert [part["first"] for part in json.loads(there("f.json"))["parts"]] == [0, 8, 16] and left(tmp_path) == []
+    fsspec.filesystem("memory").rm_file("/b/f-00001-of-00003.npy")
+    code, printed = maejax(*command, "--gather")
+    assert code == 1 and "part 1 of 3 is not there" in printed, printed
+
+
+def test_a_bucket_that_fails_keeps_what_was_written(trained, maejax, images, bucket, tmp_path, monkeypatch):
+    system = type(fsspec.filesystem("memory"))
+    works = system.put_file
+
+    def fail(*_, **__):
+        raise OSError("quota exceeded")
+
+    monkeypatch.setattr(system, "put_file", fail)
+    code, printed = maejax("features", trained, images, "--out", "memory://b/f.npz")
+    assert code == 1 and "memory://b/f.npz cannot be written: quota exceeded; what was written is in" in printed, printed
+    assert [path.name for path in left(tmp_path)] == ["f.npz"]
+    monkeypatch.setattr(system, "put_file", works)
+    assert maejax("features", trained, images, "--out", "memory://b/f.npz")[0] == 0 and there("f.npz")
+    code, printed = maejax("features", trained, images, "--out", "file:///tmp/f.npz")
+    assert code == 2 and "without file://" in printed
+    assert np.load(fsspec.open("memory://b/f.npz").open())["features"].shape == (24, 16)
