@@ -80,7 +80,9 @@ def test_a_bucket_that_fails_keeps_what_was_written(trained, maejax, images, buc
 
     monkeypatch.setattr(system, "put_file", fail)
     code, printed = maejax("features", trained, images, "--out", "memory://b/f.npz")
-    assert code == 1 and "memory://b/f.npz cannot be written: quota exceeded; what was written is in" in printed, printed
+    assert code == 1 and "memory://b/f.npz cannot be written: quota exceeded; what was written is in" in printed, (
+        printed
+    )
     assert [path.name for path in left(tmp_path)] == ["f.npz"]
     monkeypatch.setattr(system, "put_file", works)
     assert maejax("features", trained, images, "--out", "memory://b/f.npz")[0] == 0 and there("f.npz")

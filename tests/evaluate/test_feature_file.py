@@ -36,7 +36,7 @@ def source(images):
 
 
 def write_features(model, source, path, **options):
-    pieces, form = Pieces(source, total=len(source)), form_for(model.config.encoder, Pixels())
+    pieces, form = Pieces([source], total=len(source)), form_for(model.config.encoder, Pixels())
     return feature_file.write_features(model, pieces, path, form, **options)
 
 

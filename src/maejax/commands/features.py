@@ -114,7 +114,7 @@ class FeaturesCommand(Encode):
                 model.layer_number(layer)
         except ValueError as error:
             raise InputError(f"--layers: {error}") from None
-        for problem in () if pieces.local is None else pieces.local.problems:
+        for problem in (problem for source in pieces.local for problem in source.problems):  # type: ignore[union-attr]
             plain(console, problem)
         pool = None if self.pool == "none" else self.chosen_pool(self.pool, model.config.encoder, 0)
         chosen: dict[str, Any] = {"pool": pool, "layers": self.layers or None, "part": part}

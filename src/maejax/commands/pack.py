@@ -1,6 +1,7 @@
 """`maejax pack`: packing images into shards and verifying shards, with progress and what was left out."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -35,6 +36,11 @@ class PackCommand(Command, Pixels):
     """File with the class of each image: csv, tsv or json, file name (or stem) and class."""
     workers: int | None = None
     """Threads; each writes a shard. None: one for each core. Never changes what is written."""
+    part: str = ""
+    """I/N: pack part I of N alone, counted from 0; slurm or kubernetes: as the variables of an array or an indexed job
+    say. Shards of the source are then packed one by one, each shuffled by itself."""
+    gather: bool = False
+    """Check that DST has all parts, and write its index.json; pack nothing."""
     verify: bool = False
     """Read all shards of a folder again and compare them with its index.json; exit code 2 if one is wrong."""
     deep: bool = False
@@ -63,13 +69,22 @@ class PackCommand(Command, Pixels):
             raise InputError("--deep belongs to --verify; packing decodes every image anyway")
         from maejax.data.form import asked_form
         from maejax.data.packing import pack
+        from maejax.data.packing_parts import gather_shards, pack_part
+        from maejax.data.pieces import read_part
+
+        if self.gather and self.part:
+            raise InputError("--gather is for all parts: leave --part out")
+        if self.gather:
+            return gather_shards(self.dst)
+        part = read_part(self.part) if self.part else None
+        do = pack if part is None else partial(pack_part, part=part)
 
         options = ("shard_size", "shuffle_seed", "image_size", "quality", "workers")
         given: dict[str, Any] = {name: getattr(self, name) for name in options}
         asked = asked_form(self, 3)
         try:
             with progress(console, "packing", "images") as report:
-                index = pack(self.src, self.dst, labels=self.labels or None, progress=report, asked=asked, **given)
+                index = do(self.src, self.dst, labels=self.labels or None, progress=report, asked=asked, **given)
         except OSError as error:
             remedy = "make room, or mend it, and start the same command again"
             raise Failed(f"{self.dst}: {error.strerror}; {remedy}") from None

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from maejax.data.arrays import NPY, is_array, is_picture, read_pixels, stored_pi
 from maejax.data.augment import resize
 from maejax.data.decode import decode, is_deep_png, is_tiff, opener_of
 from maejax.data.form import Form
+from maejax.data.keys import key_of
 from maejax.data.order import epoch_order
 from maejax.data.sources import Source, open_source
 from maejax.errors import InputError, Stopped, UnreadableImage
@@ -37,7 +39,7 @@ _SUFFIX = {f: f".{f.lower()}" for f in ("PNG", "WEBP", "AVIF", "GIF", "BMP")} | 
 
 AS_THEY_ARE = Form(image_type="auto", fits=False)  # each of its own type
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int | None], None]
 Encode = Callable[[bytes | np.ndarray], tuple[bytes, str]]
 
 
@@ -68,10 +70,7 @@ def pack(
 
     Raises InputError for a source without readable images, and if `dst` holds other files; OSError on a full disk.
     """
-    numbers = {"--shard-size": shard_size, "--image-size": image_size, "--quality": quality, "--workers": workers}
-    for flag, number in numbers.items():
-        if number is not None and (number < 1 or (flag == "--quality" and number > 100)):
-            raise InputError(f"{flag} {number}: give at least 1" + (" and at most 100" if flag == "--quality" else ""))
+    check_numbers(shard_size, image_size, quality, workers)
     source, folder = open_source(src, labels=labels), Path(dst).expanduser()
     turned = asked.image_type != "auto" or bool(asked.bands)
     if turned or asked.pages == "images":
@@ -82,14 +81,14 @@ def pack(
     given = [list(value) if isinstance(value, tuple) else value for value in asked] if asked != AS_THEY_ARE else None
     later = {"quality": quality, "labels": labels, "form": given}  # packs from before these were known lack them
     arguments |= {"image_size": image_size, **{name: value for name, value in later.items() if value is not None}}
-    index = next(iter(_lines(folder / "index.json", whole=True)), {})
-    if index.get("pack") == arguments and all(_is_there(folder, shard) for shard in index["shards"]):
+    index = next(iter(read_lines(folder / "index.json", whole=True)), {})
+    if index.get("pack") == arguments and all(is_there(folder, shard) for shard in index["shards"]):
         return index  # this very pack is finished
     records = _claim(folder, arguments, index)
     order = np.arange(len(source)) if shuffle_seed is None else epoch_order(len(source), shuffle_seed, 0)
     count = -(-len(source) // shard_size)
     names = [f"{folder.resolve().name}-{n:0{max(4, len(str(count - 1)))}d}.tar" for n in range(count)]
-    run = _Run(folder, workers or os.cpu_count() or 1, len(source), progress)
+    run = ShardWriter(folder, workers or os.cpu_count() or 1, len(source), progress)
     encode = partial(reencode, image_size=image_size, quality=quality, form=form, turned=turned)
     shards = run.write(source, names, np.array_split(order, count), encode, records)
     skipped = {key: reason for shard in shards for key, reason in shard.pop("skipped").items()}
@@ -110,14 +109,23 @@ def pack(
     return index
 
 
-def _is_there(folder: Path, record: dict) -> bool:
+def check_numbers(shard_size: int, image_size: int | None, quality: int | None, workers: int | None) -> None:
+    """Check the numbers of a pack; raises InputError for the first that is out of range."""
+    numbers = {"--shard-size": shard_size, "--image-size": image_size, "--quality": quality, "--workers": workers}
+    for flag, number in numbers.items():
+        if number is not None and (number < 1 or (flag == "--quality" and number > 100)):
+            raise InputError(f"{flag} {number}: give at least 1" + (" and at most 100" if flag == "--quality" else ""))
+
+
+def is_there(folder: Path, record: dict) -> bool:
+    """Return whether the shard of a record is in a folder, of the same size."""
     path = folder / record["name"]
     return path.is_file() and path.stat().st_size == record["bytes"]
 
 
 def _claim(folder: Path, arguments: dict, index: dict) -> dict[str, dict]:
     """Start the journal of a pack in the folder; returns the records of the shards that are done already, by name."""
-    journal = _lines(folder / _JOURNAL)
+    journal = read_lines(folder / _JOURNAL)
     if journal and journal[0].get("pack") == arguments:
         for path in (folder / _UNEVEN).glob("*.tar"):  # the dealing out was interrupted; it starts again
             path.replace(folder / path.name)
@@ -129,7 +137,7 @@ def _claim(folder: Path, arguments: dict, index: dict) -> dict[str, dict]:
         records = []
     else:
         raise InputError(f"{folder}: holds other files, or another pack; choose a new folder, or empty this one")
-    records = [record for record in records if _is_there(folder, record)]
+    records = [record for record in records if is_there(folder, record)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.part"):  # of a pack that was killed
@@ -141,7 +149,7 @@ def _claim(folder: Path, arguments: dict, index: dict) -> dict[str, dict]:
     return {record["name"]: record for record in records}
 
 
-def _lines(path: Path, whole: bool = False) -> list[dict]:
+def read_lines(path: Path, whole: bool = False) -> list[dict]:
     """Read the objects of a JSON file, one a line (or `whole`: one in all), up to one that was cut."""
     found = []
     with contextlib.suppress(OSError, ValueError):
@@ -151,7 +159,7 @@ def _lines(path: Path, whole: bool = False) -> list[dict]:
     return [each for each in found if isinstance(each, dict)]
 
 
-def _level(run: "_Run", shards: list[dict], shard_size: int) -> list[dict]:
+def _level(run: "ShardWriter", shards: list[dict], shard_size: int) -> list[dict]:
     """Deal out the images again after some were left out, so that the shards differ by one at the most."""
     uneven = run.folder / _UNEVEN
     uneven.mkdir(exist_ok=True)
@@ -164,29 +172,44 @@ def _level(run: "_Run", shards: list[dict], shard_size: int) -> list[dict]:
     def copy(data: Any) -> tuple[bytes, str]:
         return data, _suffix(data)  # the images are whole, and of the size they shall have
 
-    shards = _Run(run.folder, run.workers, 0, None).write(source, names, parts, copy, None)
+    shards = ShardWriter(run.folder, run.workers, 0, None).write(source, names, parts, copy, None)
     return [{name: value for name, value in shard.items() if name != "skipped"} for shard in shards]
 
 
 @dataclass
-class _Run:
-    """Writes shards into a folder by several threads, one shard each at a time."""
+class ShardWriter:
+    """Writes shards into a folder by several threads, one shard each at a time.
+
+    Records of finished shards go to the file `journal` there. With `by_folder`, an image whose class has a name lies in
+    a folder of that name: no shard need know the numbers of all classes.
+    """
 
     folder: Path
     workers: int
-    total: int
+    total: int | None
     progress: Progress | None
+    journal: str = _JOURNAL
+    by_folder: bool = False
     done: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     stop: threading.Event = field(default_factory=threading.Event)
 
     def write(
-        self, source: Source, names: list[str], parts: list[np.ndarray], encode: Encode, records: dict | None
+        self,
+        source: Source,
+        names: list[str],
+        parts: list[np.ndarray],
+        encode: Encode,
+        records: dict | None,
+        first: int = 0,
     ) -> list[dict]:
-        """Write shard `names[k]` with the images `parts[k]`, unless it is in `records`; returns all records."""
-        firsts = np.cumsum([0, *map(len, parts)]).tolist()
+        """Write shard `names[k]` with the images `parts[k]`, unless it is in `records`; returns all records.
+
+        Images are numbered from `first` on.
+        """
+        firsts = np.cumsum([first, *map(len, parts)]).tolist()
         keep = [(records or {}).get(name) for name in names]
-        self.done = sum(len(part) for part, record in zip(parts, keep, strict=True) if record)
+        self.done += sum(len(part) for part, record in zip(parts, keep, strict=True) if record)
         # Threads: reading, decoding, resizing and hashing release the GIL.
         executor = ThreadPoolExecutor(min(self.workers, len(names)), thread_name_prefix="maejax-pack")
         try:
@@ -198,7 +221,8 @@ class _Run:
             for future in as_completed(futures):
                 keep[futures[future]] = future.result()
         finally:
-            self.stop.set()  # after an error the other threads need not finish the shards they have begun
+            if sys.exception() is not None:
+                self.stop.set()  # the other threads need not finish the shards they have begun
             executor.shutdown(cancel_futures=True)
         return [record for record in keep if record is not None]
 
@@ -219,9 +243,11 @@ class _Run:
                     except UnreadableImage as error:
                         skipped[source.keys[i]] = str(error)
                     else:
-                        _add(tar, f"{number:08d}{suffix}", data)
-                        if source.labels[i] >= 0:
-                            _add(tar, f"{number:08d}.cls", str(source.labels[i]).encode())
+                        kind = key_of(source, i).kind if self.by_folder else ""
+                        stem = f"{kind}/{number:08d}" if kind else f"{number:08d}"
+                        _add(tar, f"{stem}{suffix}", data)
+                        if source.labels[i] >= 0 and not kind:
+                            _add(tar, f"{stem}.cls", str(source.labels[i]).encode())
                         samples += 1
                     with self.lock:
                         self.done += 1
@@ -234,7 +260,7 @@ class _Run:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         record = {"name": name, "samples": samples, "bytes": size, "sha256": digest, "skipped": skipped}
         if journaled:
-            with self.lock, (self.folder / _JOURNAL).open("a") as journal:
+            with self.lock, (self.folder / self.journal).open("a") as journal:
                 journal.write(json.dumps(record) + "\n")
         return record
 

@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,19 +71,21 @@ def read_part(text: str) -> Part:
 class Pieces:
     """The pieces of a source, or of a part of it, in order.
 
-    `local` is what lies on this machine, `shards` are those of `stream` that follow. `total` is the number of images,
-    None if it is not known. `identity` tells this source from others, whatever its part.
+    `local` is what lies on this machine: sources, or functions that open them. `shards` are those of `stream` that
+    follow. `total` is the number of images, None if it is not known. `identity` tells this source from others, whatever
+    its part. `numbers` are the places among all shards of those that are pieces of their own.
     """
 
-    local: Source | None
+    local: list[Source | Callable[[], Source]]
     shards: list[RemoteShard] = field(default_factory=list)
     stream: Stream | None = None
     labels: str | Path | None = None
     total: int | None = None
     identity: str = ""
+    numbers: range = range(1)
 
     def __len__(self) -> int:
-        return (self.local is not None) + len(self.shards)
+        return len(self.local) + len(self.shards)
 
     @contextmanager
     def opened(self, first: int = 0) -> Iterator[Iterator[Source]]:
@@ -94,9 +97,9 @@ class Pieces:
             yield self._each(first, stack)
 
     def _each(self, first: int, stack: ExitStack) -> Iterator[Source]:
-        if self.local is not None and first == 0:
-            yield self.local
-        rest = self.shards[max(0, first - (self.local is not None)) :]
+        for piece in self.local[first:]:
+            yield piece if isinstance(piece, Source) else piece()
+        rest = self.shards[max(0, first - len(self.local)) :]
         ahead = [(shard, self._fetch(shard, stack)) for shard in rest[:1]]
         for following in [*rest[1:], None]:
             if not ahead:
@@ -132,24 +135,57 @@ def open_pieces(spec: str, *, labels: str | Path | None = None, part: Part = WHO
     shards of the part are looked at. Raises InputError as `open_source`.
     """
     specs, local, addresses, notes = places(spec)
-    names = [str(path) for path in local] + addresses
-    tars = not any(path.is_dir() or path.suffix.lower() in NO_SHARDS for path in local)
-    shards = part.of(len(names))
-    listed = [redact(name).rpartition("/")[2] for name in names]
-    identity = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
-    if not addresses and not (tars and len(local) >= part.count):
-        source = open_local(specs, local, notes, labels)
-        rows = part.of(len(source))
-        identity += f" of {len(source)}, {source.keys[0]} to {source.keys[-1]}"
-        piece = source if len(rows) == len(source) else take(source, np.arange(rows.start, rows.stop)) if rows else None
-        return Pieces(piece, total=len(rows), identity=identity)
-    titles = Counter(path.name for path in local)
-    here = [local[i] for i in shards if i < len(local)]
-    source = open_local(specs, here, notes, labels, titles) if here else None
-    if not addresses:
-        return Pieces(source, total=0 if source is None else len(source), identity=identity)
-    stream = open_shards(addresses, cache_dir, None)
-    chosen = [shard for i, shard in enumerate(stream.shards) if i + len(local) in shards]
-    total, stream.classes = read_index(addresses)
-    known = total if part.count == 1 and total is not None and source is None else None
-    return Pieces(source, chosen, stream, labels, known, identity)  # type: ignore[arg-type]
+    if addresses or (_are_shards(local) and len(local) >= part.count):
+        return _open_shards(specs, local, addresses, notes, labels, part, cache_dir, together=True)
+    source = open_local(specs, local, notes, labels)
+    rows = part.of(len(source))
+    identity = f"{_identity(local, [])} of {len(source)}, {source.keys[0]} to {source.keys[-1]}"
+    piece = source if len(rows) == len(source) else take(source, np.arange(rows.start, rows.stop)) if rows else None
+    return Pieces([piece] if piece else [], total=len(rows), identity=identity)
+
+
+def open_each_shard(spec: str, *, labels: str | Path | None = None, part: Part = WHOLE) -> Pieces | None:
+    """Open each shard of a source as a piece, or those of a part; None for a source that is no shards."""
+    specs, local, addresses, notes = places(spec)
+    if not _are_shards(local):
+        return None
+    return _open_shards(specs, local, addresses, notes, labels, part, "", together=False)
+
+
+def _are_shards(paths: list[Path]) -> bool:
+    return not any(path.is_dir() or path.suffix.lower() in NO_SHARDS for path in paths)
+
+
+def _identity(local: list[Path], addresses: list[str]) -> str:
+    names = [redact(str(place)).rpartition("/")[2] for place in (*local, *addresses)]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+
+
+def _open_shards(
+    specs: list[str],
+    local: list[Path],
+    addresses: list[str],
+    notes: list[str],
+    labels: str | Path | None,
+    part: Part,
+    cache_dir: str,
+    *,
+    together: bool,
+) -> Pieces:
+    """Open the shards of a part: those on this machine `together` as one source, else each in its turn."""
+    titles, chosen = Counter(path.name for path in local), part.of(len(local) + len(addresses))
+    here = [local[i] for i in chosen if i < len(local)]
+    pieces = Pieces([], identity=_identity(local, addresses), numbers=chosen, labels=labels)
+    if here and together:
+        pieces.local = [open_local(specs, here, notes, labels, titles)]
+        pieces.total = None if addresses else len(pieces.local[0])
+    elif not addresses and together:
+        pieces.total = 0
+    else:
+        pieces.local = [partial(open_local, specs, [path], [], labels, titles) for path in here]
+    if addresses:
+        pieces.stream = open_shards(addresses, cache_dir, None)
+        pieces.shards = [shard for i, shard in enumerate(pieces.stream.shards) if i + len(local) in chosen]  # type: ignore[misc]
+        if part.count == 1 and not local:
+            pieces.total, _ = read_index(addresses)
+    return pieces

@@ -15,6 +15,7 @@ import numpy as np
 
 from maejax.data.agreement import agree
 from maejax.data.form import Form
+from maejax.data.keys import Keys, Kind, key_of, kind_of
 from maejax.data.pieces import WHOLE, Part, Pieces
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import Source
@@ -22,7 +23,6 @@ from maejax.distributed.processes import broadcast_from_0
 from maejax.errors import Failed, InputError, install
 from maejax.evaluate.encoding import READING, Encoded, Layers, Pool, encode_source, feature_shape
 from maejax.evaluate.feature_formats import SUFFIXES, write_features_as
-from maejax.evaluate.feature_keys import Keys, Kind, key_of, kind_of
 from maejax.models.trees import named_arrays
 from maejax.training.rundir import write_json
 
@@ -103,7 +103,7 @@ def write_features(
         for number, source in enumerate(opened, rows.piece):
             agree(source, form)
             rows.begin(source)
-            for problem in source.problems if source is not pieces.local else ():
+            for problem in source.problems if source not in pieces.local else ():
                 _log.warning("%s", problem)
             if not number:
                 check_readable(source, source.form.channels)

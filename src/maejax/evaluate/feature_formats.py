@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from maejax.evaluate.feature_keys import Key, Keys
+from maejax.data.keys import Key, Keys
 from maejax.storage.atomic import write_atomically
 
 SUFFIXES = (".npz", ".safetensors", ".parquet", ".npy")

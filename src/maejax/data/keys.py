@@ -1,4 +1,4 @@
-"""Names and labels of features, as they lie in the folder of an unfinished file, and how classes are numbered."""
+"""Names and labels of images from many pieces, and how their classes are numbered once all pieces are known."""
 
 import json
 from collections.abc import Iterator
