@@ -137,9 +137,13 @@ class Cluster:
         words = self.run("scontrol", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def has_ended(self, job):
+        """Return whether a job is done, failed or cancelled, and will not start again."""
+        return self.facts(job)["JobState"] not in RUNNING
+
     def end_of(self, job):
         """Wait for the end of a job, and return its state and exit code, such as ("FAILED", "75:0")."""
-        self.until(lambda: self.facts(job)["JobState"] not in RUNNING)
+        self.until(lambda: self.has_ended(job))
         facts = self.facts(job)
         return facts["JobState"], facts["ExitCode"]
 
