@@ -39,7 +39,7 @@ faults: $(VENV)/.installed-test
 	MAEJAX_KILLS=24 $(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/training tests/distributed \
 		tests/storage/test_mirror.py tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py tests/scripts/test_pod.py
 
-# docs/clusters.md, tried on a SLURM cluster of two nodes on this machine, for root on Debian or Ubuntu: five minutes.
+# docs/clusters.md, tried on a SLURM cluster of two nodes on this machine, for root on Debian or Ubuntu: eight minutes.
 clusters: $(VENV)/.installed-test
 	command -v slurmctld > /dev/null || apt-get install --yes slurm-wlm munge
 	$(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/clusters

@@ -104,8 +104,8 @@ def in_slurm_script() -> bool:
 def own_devices(detected: Sequence[int] | None, processes: int) -> Sequence[int] | None:
     """Return which GPUs a process takes of those it sees, None for all, if `processes` of the run are on its host.
 
-    JAX detects one for each process that SLURM or Open MPI started, also where one process is to have all GPUs of a
-    host, or where the launcher shows each process its own GPU alone. JAX itself reads JAX_LOCAL_DEVICE_IDS.
+    JAX detects one for each process that SLURM or Open MPI started: the one of its number on the host. That is wrong
+    if there is one process for all GPUs, or if each process sees no GPU but its own. JAX reads JAX_LOCAL_DEVICE_IDS.
     """
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     own = "JAX_LOCAL_DEVICE_IDS" in os.environ or processes == 1 or (len(shown) == 1 and shown != [""])

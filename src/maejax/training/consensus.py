@@ -19,7 +19,8 @@ from maejax.training.state import REQUESTS, STOP, Control
 def stop_requests():
     """Turn the first Ctrl-C or SIGTERM into a set event, so that the loop can save; a second Ctrl-C kills.
 
-    A second SIGTERM does nothing: SLURM sends one when it wants the nodes, another before SIGKILL.
+    A second SIGTERM does nothing: SLURM sends one when it wants the nodes, others when a process has ended or the time
+    is up.
     """
     stop = threading.Event()
 
