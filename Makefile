@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; don
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test processors peers lint seeds faults clothing clean
+.PHONY: demo test processors peers lint seeds faults clusters clothing clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maejax demo
@@ -38,6 +38,11 @@ seeds: $(VENV)/.installed
 faults: $(VENV)/.installed-test
 	MAEJAX_KILLS=24 $(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/training tests/distributed \
 		tests/storage/test_mirror.py tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py tests/scripts/test_pod.py
+
+# docs/clusters.md, tried on a SLURM cluster of two nodes on this machine, for root on Debian or Ubuntu: eight minutes.
+clusters: $(VENV)/.installed-test
+	command -v slurmctld > /dev/null || apt-get install --yes slurm-wlm munge
+	$(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/clusters
 
 # The table of docs/clothing.md: pre-trained against untrained and from scratch on real photos, within an hour on 2 cores.
 # DATA names other photos: a tar, or a folder, with train, validation and test in it, each with a folder per class.

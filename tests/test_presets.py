@@ -20,15 +20,18 @@ PRESETS = sorted(set((ROOT / "config").glob("*/*.sh")) - set(ABLATIONS))
 def resolve(preset, tmp_path, capsys):
     """Run a preset with a stand-in for Python that notes its arguments, and let the real one resolve them."""
     fake = tmp_path / "python3"
-    fake.write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@" > "$NOTED"\n')
+    fake.write_text('#!/bin/sh\nshift\nprintf "%s\\n" $$ "$@" > "$NOTED"\n')
     fake.chmod(0o755)
     noted = tmp_path / "arguments"
     environment = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTED": str(noted), "GCS_DATASET_DIR": "gs://bucket",
         "GCS_MODEL_PATH": "gs://bucket/m.msgpack",
     }  # fmt: skip
-    subprocess.run(["bash", preset, "--print-config"], env=environment, check=True)
-    assert main(["train", *noted.read_text().splitlines()]) == 0
+    process = subprocess.Popen(["bash", preset, "--print-config"], env=environment)
+    assert process.wait() == 0
+    number, *flags = noted.read_text().splitlines()
+    assert int(number) == process.pid, "a signal to the recipe is to reach the training, and its exit code the caller"
+    assert main(["train", *flags]) == 0
     return json.loads(capsys.readouterr().out)
 
 

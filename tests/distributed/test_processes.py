@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from maejax.distributed import rendezvous
-from maejax.distributed.processes import join
+from maejax.distributed.processes import join, own_devices
 from maejax.distributed.rendezvous import Peers, meet
 from maejax.errors import Failed, InputError
 from maejax.training.checkpoint import saved_steps
@@ -36,6 +36,26 @@ def test_flags_that_do_not_name_the_processes_are_refused():
             join(distributed=False, **dict(zip(("coordinator", "num_processes", "process_id"), flags, strict=True)))
     with pytest.raises(InputError, match="with --distributed"):
         join(distributed=True, coordinator="localhost:1234", num_processes=2, process_id=0)
+
+
+def test_a_process_takes_the_gpus_that_are_its_own(monkeypatch):
+    """JAX detects [1] for the second process that SLURM started on a host."""
+    for name in ("JAX_LOCAL_DEVICE_IDS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    assert own_devices([0], 1) is None, "one process for all GPUs of the host"
+    assert own_devices([1], 2) == [1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert own_devices([1], 2) == [1]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # as by --gpus-per-task=1: it is the first one that is seen
+    assert own_devices([1], 2) is None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("JAX_LOCAL_DEVICE_IDS", "0,1")
+    assert own_devices([1], 2) is None
+
+
+def test_a_port_that_is_taken_is_named_with_the_way_to_another():
+    with socket.create_server(("", 0)) as taken, pytest.raises(InputError, match="the environment variable JAX_COORD"):
+        meet(f"localhost:{taken.getsockname()[1]}", 2, 0, 1.0, 60.0)
 
 
 @pytest.mark.slow
@@ -97,6 +117,7 @@ def test_who_has_not_come_is_named_to_all_that_have():
     )
     (alone,) = meet_all((1, 2), seconds=0.1)
     assert "process 0 was not found at localhost:" in str(alone) and "by process 1" in str(alone)
+    assert "Connection refused" in str(alone), "else it cannot be told from a name without an address"
     for processes, sentence in (
         (((0, 2), (1, 3)), "--num-processes is 2 for process 0 and 3 for process 1"),
         (((0, 3), (1, 3), (1, 3)), "--process-id 1 was given twice"),
@@ -110,7 +131,7 @@ def test_who_has_gone_is_named_to_all_others():
     zero, one, two = meet_all((0, 3), (1, 3), (2, 3))
     host = socket.gethostname()
     assert zero.names == two.names == [f"process {i} ({host})" for i in range(3)]
-    assert not zero.lost(0.01)
+    assert not zero.lost(0.01) and zero.together == two.together == 3
     two.announce_end(0)
     assert not zero.lost(0.1) and not one.lost(), "it was at its end"
     zero, one, two = meet_all((0, 3), (1, 3), (2, 3))

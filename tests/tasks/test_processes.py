@@ -34,10 +34,20 @@ def test_processes_that_differ_are_refused(train, monkeypatch, change, sentence)
     assert not Path("runs").exists()
 
 
-def test_a_launcher_without_distributed_is_refused(train, monkeypatch):
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    code, printed = train()
-    assert code == 2 and "a launcher started 2 processes, and each would train by itself: give --distributed" in printed
+@pytest.mark.parametrize(
+    ("variables", "flags", "sentence"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": 2}, [], "a launcher started 2 processes, and each would train by itself: give --dis"),
+        ({"SLURM_JOB_ID": 1, "SLURM_JOB_NUM_NODES": 2}, [], "has 2 nodes, and one of them would train: write srun"),
+        ({"SLURM_JOB_ID": 1, "SLURM_JOB_NUM_NODES": 2}, ["--distributed"], "write srun before the command, or give"),
+        ({}, ["--distributed"], "leave it out on a single host, or give --coordinator"),
+    ],
+)
+def test_processes_that_would_train_alone_are_refused(train, monkeypatch, variables, flags, sentence):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+    code, printed = train(*flags)
+    assert code == 2 and sentence in printed, printed
 
 
 def test_a_signal_in_the_loop_is_left_to_the_loop():

@@ -86,6 +86,28 @@ def test_an_input_that_fails_loses_no_step(tmp_path):
     assert len(read_metrics(tmp_path / "metrics.jsonl", "train/loss")) == 4
 
 
+def test_more_signals_do_not_end_the_save_that_the_first_asked_for(tmp_path, monkeypatch):
+    """As SLURM sends SIGTERM when it wants the nodes, and again before it kills."""
+    finish, late = Checkpoints._finish, []
+    before = signal.signal(signal.SIGTERM, lambda *_: late.append(1))
+
+    def ask(batches):
+        for batch in batches:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    def slow(self, saving):
+        os.kill(os.getpid(), signal.SIGTERM)
+        finish(self, saving)
+
+    monkeypatch.setattr(Checkpoints, "_finish", slow)
+    try:
+        train(tmp_path, ask(good(6)))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not late and saved_steps(tmp_path / "checkpoints") == [1]
+
+
 def test_an_input_that_fails_at_once_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="the disk is gone"):
         train(tmp_path, [OSError("the disk is gone")])

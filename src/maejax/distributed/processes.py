@@ -37,6 +37,11 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         wrong = "without " + " and ".join(missing) if missing else "with --distributed"
         raise InputError(f"--coordinator, --num-processes and --process-id belong together: {wrong} they say nothing")
     if missing and not distributed:
+        if in_slurm_script() and (nodes := os.environ.get("SLURM_JOB_NUM_NODES", "1")) != "1":
+            raise InputError(
+                f"this SLURM job has {nodes} nodes, and one of them would train: write srun before the command and "
+                "give --distributed, or write srun --nodes=1 --ntasks=1"
+            )
         count = max(int(os.environ.get(name) or 1) for name in STARTED)
         if count > 1:
             raise InputError(
@@ -55,11 +60,13 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
         try:
             coordinator, num_processes, process_id, local_devices = detect()
         except ValueError as error:
+            remedy = "write srun before the command" if in_slurm_script() else "leave it out on a single host"
             raise InputError(
                 f"--distributed: no TPU pod, SLURM, Open MPI or Kubernetes job was found that started this process "
-                f"({error}); leave it out on a single host, or give --coordinator, --num-processes and --process-id"
+                f"({error}); {remedy}, or give --coordinator, --num-processes and --process-id"
             ) from None
     _peers = meet(coordinator, num_processes, process_id, JOIN_SECONDS, silent_seconds)
+    local_devices = own_devices(local_devices, _peers.together)
     try:
         options: dict[str, Any] = {"cluster_detection_method": "deactivate", "initialization_timeout": JOIN_SECONDS}
         patience = silent_seconds + NAMED_SECONDS
@@ -87,6 +94,22 @@ def detect() -> tuple[str, int, int, Sequence[int] | None]:
     if count < 2:
         raise ValueError("there is one process alone")
     return coordinator, count, process, devices
+
+
+def in_slurm_script() -> bool:
+    """Return whether this process belongs to a SLURM job, but was not started by srun."""
+    return "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ
+
+
+def own_devices(detected: Sequence[int] | None, processes: int) -> Sequence[int] | None:
+    """Return which GPUs a process takes of those it sees, None for all, if `processes` of the run are on its host.
+
+    JAX detects one for each process that SLURM or Open MPI started: the one of its number on the host. That is wrong
+    if there is one process for all GPUs, or if each process sees no GPU but its own. JAX reads JAX_LOCAL_DEVICE_IDS.
+    """
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    own = "JAX_LOCAL_DEVICE_IDS" in os.environ or processes == 1 or (len(shown) == 1 and shown != [""])
+    return None if own else detected
 
 
 def name_of(process: int) -> str:

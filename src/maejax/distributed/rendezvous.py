@@ -49,12 +49,15 @@ class _Line:
 class Peers:
     """The other processes. `names` holds all of them in order, `gone` how each ended that ended before this one.
 
+    `together` is the number of processes on this one's host.
+
     Each sends signs of life; one that is silent for `patience` seconds counts as lost. The machine of such a process
     was paused, as in a live migration, or its network is down.
     """
 
     def __init__(self, process: int, hosts: list[str], lines: dict[int, _Line], patience: float):
         self.names = [f"process {i} ({host})" for i, host in enumerate(hosts)]
+        self.together = hosts.count(hosts[process])
         self.gone: dict[int, str] = {}
         self._process, self._lines, self._patience = process, lines, patience
         self._changed = threading.Event()
@@ -129,10 +132,11 @@ def meet(coordinator: str, count: int, process: int, seconds: float, patience: f
         try:
             connection = socket.create_connection((host, int(port)), timeout=HELLO_SECONDS)
             break
-        except OSError:
+        except OSError as error:
             if time.monotonic() > deadline:
                 raise Failed(
-                    f"process 0 was not found at {coordinator} within {seconds:g} s by process {process} ({name}); "
+                    f"process 0 was not found at {coordinator} within {seconds:g} s by process {process} ({name}): "
+                    f"{error.strerror or error}; "
                     "start the same command on every host, and look at the log of process 0"
                 ) from None
             if time.monotonic() > told:
@@ -166,7 +170,10 @@ def _gather(port: int, count: int, name: str, deadline: float, seconds: float, p
             ("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual, backlog=count
         )
     except OSError as error:
-        raise InputError(f"port {port} of process 0 cannot be opened: {error.strerror}; take another one") from None
+        raise InputError(
+            f"port {port} of process 0 cannot be opened: {error.strerror}; take another one in --coordinator, or with "
+            "--distributed in the environment variable JAX_COORDINATOR_PORT, the same one for all processes"
+        ) from None
     with listener:
         while len(hosts) < count:
             missing = ", ".join(str(i) for i in range(count) if i not in hosts)

@@ -17,13 +17,18 @@ from maejax.training.state import REQUESTS, STOP, Control
 
 @contextmanager
 def stop_requests():
-    """Turn the first Ctrl-C or SIGTERM into a set event, so that the loop can save; a second Ctrl-C kills."""
+    """Turn the first Ctrl-C or SIGTERM into a set event, so that the loop can save; a second Ctrl-C kills.
+
+    A second SIGTERM does nothing: SLURM sends one when it wants the nodes, others when a process has ended or the time
+    is up.
+    """
     stop = threading.Event()
 
     def ask(number, _frame):
         stop.set()
         # Not the handler before: an early stop, see `commands/early_stop.py`, would take this very signal for its own.
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        # Nor SIG_IGN, which processes that are started would inherit.
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
 
     before = {}
     if threading.current_thread() is threading.main_thread():

@@ -155,6 +155,8 @@ def fit(
                 run.checkpoints.wait()
                 run.log.message(f"the evaluation of step {step} failed; {kept(run.checkpoints)}")
                 raise fault
+            if agreement.agreed[STOP]:
+                run.checkpoints.wait()  # here, where another SIGTERM does not end the process
             if last or agreement.agreed[STOP]:
                 return flat.state, last and (not due or found is not None)
             if run.trace is not None and step in run.trace.ends:
