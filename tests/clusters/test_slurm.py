@@ -1,6 +1,7 @@
 """Training on a real SLURM cluster of two nodes, by the scripts of docs/clusters.md as they stand there."""
 
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -28,7 +29,7 @@ def cluster(tmp_path_factory):
     (folder / "bin").mkdir()
     (folder / "bin/maejax").write_text(f'#!/bin/sh\nexec {sys.executable} {harness.DRIVER} "$@"\n')
     (folder / "bin/maejax").chmod(0o755)
-    for name, script in zip(("train.sbatch", "seeds.sbatch"), SCRIPTS, strict=True):
+    for name, script in zip(("train.sbatch", "seeds.sbatch", "parts.sbatch"), SCRIPTS, strict=True):
         (folder / name).write_text(script)
     cluster = slurm.Cluster(
         folder, 2, PATH=f"{folder}/bin:{slurm.SEARCHED}", JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES="1", COLUMNS="300"
@@ -123,3 +124,25 @@ def test_an_array_trains_three_seeds_and_one_goes_on(cluster, images, tmp_path):
     assert code == 0, printed
     assert_same(runs[2], tmp_path / "runs/pretrain")
     assert harness.losses(runs[0]) != harness.losses(runs[1]) != harness.losses(runs[2])
+
+
+def test_an_array_of_parts_of_which_one_is_killed(cluster, trained_once, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "many.npz", images=rng.integers(0, 256, (3000, 16, 16, 3), np.uint8))
+    command = [trained_once, tmp_path / "many.npz", "--out", cluster.folder / "f.npy", "--batch-size", 1]
+    array = cluster.submit("parts.sbatch", *command)
+    cluster.until((cluster.folder / "f-00001-of-00003.npy.part/features.npy").exists)
+    cluster.run("scancel", "--signal=KILL", f"{array}_1")
+    ends = [cluster.end_of(f"{array}_{part}")[0] for part in range(3)]
+    assert ends[0] == ends[2] == "COMPLETED" != ends[1]
+    maejax = [sys.executable, "-m", "maejax", "features", *map(str, command)]
+    gathered = subprocess.run([*maejax, "--gather"], capture_output=True, text=True)
+    assert gathered.returncode == 1 and "part 1 of 3 is not there" in gathered.stderr
+    job = cluster.submit("--array=1", "parts.sbatch", *command, "--part", "slurm/3")
+    assert cluster.end_of(f"{job}_1") == ("COMPLETED", "0:0"), cluster.printed(f"{job}_1")
+    gathered = subprocess.run([*maejax, "--gather"], capture_output=True, text=True)
+    assert gathered.returncode == 0 and "3,000 features" in gathered.stdout, gathered.stderr
+    alone = subprocess.run([*maejax, "--out", str(tmp_path / "alone.npy")], capture_output=True, text=True)
+    assert alone.returncode == 0, alone.stderr
+    parts = [np.load(cluster.folder / f"f-0000{part}-of-00003.npy") for part in range(3)]
+    assert np.concatenate(parts).tobytes() == np.load(tmp_path / "alone.npy").tobytes()

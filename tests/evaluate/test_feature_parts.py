@@ -153,11 +153,17 @@ def test_engines_say_which_part_this_is(monkeypatch):
     assert read_part("2/8") == Part(2, 8)
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")
-    assert read_part("slurm") == Part(3, 4)
+    assert read_part("slurm/5") == Part(4, 5)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "4")
+    with pytest.raises(InputError, match=r"this array is not 0-3; .* for some parts of N, --part slurm/N"):
+        read_part("slurm")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "5")
+    assert read_part("slurm") == Part(4, 5)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
+    assert read_part("kubernetes/3") == Part(2, 3)
     for text, said in (
         ("8/8", "part 8 of 8 is none"), ("1", "give I/N"), ("-1/3", "give I/N"),
-        ("kubernetes", "JOB_COMPLETION_INDEX and JOB_COMPLETIONS are not set"),
+        ("kubernetes", "JOB_COMPLETIONS is not set here"), ("slurm/4", "part 4 of 4 is none"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=said):
             read_part(text)

@@ -71,8 +71,9 @@ class FeaturesCommand(Encode):
     layers: tuple[int, ...] = ()
     """Blocks after which features are taken, 0 the first, -1 the last. Empty: the encoder's output."""
     part: str = ""
-    """I/N: do part I of N alone, counted from 0; slurm or kubernetes: as the variables of an array or an indexed job
-    say. The file is then NAME-0000I-of-0000N.npy, and a finished part is left as it is."""
+    """I/N: do part I of N alone, counted from 0; slurm or kubernetes: as the variables of an array or an indexed
+    job say; slurm/N: where the array has some parts of N alone. The file is then NAME-0000I-of-0000N.npy; a finished
+    part is left as it is."""
     gather: bool = False
     """Check that all parts are there and fit, and write NAME.json, their index, and NAME.parquet; encode nothing."""
     cache_dir: str = ""

@@ -37,8 +37,9 @@ class PackCommand(Command, Pixels):
     workers: int | None = None
     """Threads; each writes a shard. None: one for each core. Never changes what is written."""
     part: str = ""
-    """I/N: pack part I of N alone, counted from 0; slurm or kubernetes: as the variables of an array or an indexed job
-    say. Shards of the source are then packed one by one, each shuffled by itself."""
+    """I/N: pack part I of N alone, counted from 0; slurm or kubernetes: as the variables of an array or an indexed
+    job say; slurm/N: where the array has some parts of N alone. Shards of the source are then
+    packed one by one, each shuffled by itself."""
     gather: bool = False
     """Check that DST has all parts, and write its index.json; pack nothing."""
     verify: bool = False

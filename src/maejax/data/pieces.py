@@ -22,12 +22,11 @@ from maejax.errors import Failed, FetchError, InputError
 from maejax.storage.redact import redact
 from maejax.storage.spool import Spool, kept_file
 
+# The variables of an engine: the number of a part, and how many there are.
 ENGINES = {
     "slurm": ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
     "kubernetes": ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
 }
-
-
 NO_SHARDS = (*IMAGE_SUFFIXES, *TABLE_SUFFIXES, ".npz")
 
 
@@ -46,25 +45,30 @@ WHOLE = Part(0, 1)
 
 
 def read_part(text: str) -> Part:
-    """Read `--part`: I/N, counted from 0, or the name of an engine whose variables say both.
+    """Read `--part`: I/N, counted from 0, or ENGINE/N or ENGINE, whose variables say the rest.
 
-    Raises InputError for another form, and where the engine did not start this process.
+    Raises InputError for another form, where the engine did not start this process, and for an array of some parts that
+    does not say of how many.
     """
-    if text in ENGINES:
-        values = [os.environ.get(name, "") for name in ENGINES[text]]
-        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN") or 0) if text == "slurm" else 0
-        if not all(value.isdecimal() for value in values):
-            names = " and ".join(ENGINES[text])
-            raise InputError(f"--part {text}: {names} are not set here; start an array, or give --part I/N")
-        number, count = int(values[0]) - first, int(values[1])
-    else:
-        parts = text.split("/")
-        if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-            raise InputError(f"--part {text}: give I/N, such as 0/8, or {' or '.join(ENGINES)}")
-        number, count = map(int, parts)
-    if not number < count:
-        raise InputError(f"--part {text}: part {number} of {count} is none; parts count from 0 to {count - 1}")
-    return Part(number, count)
+    first, _, count = text.partition("/")
+    number = first
+    if first in ENGINES:
+        name, names = ENGINES[first][0], ENGINES[first][: 1 if count else 2]
+        number, count = os.environ.get(name, ""), count or os.environ.get(ENGINES[first][1], "")
+        if not (number.isdecimal() and count.isdecimal()):
+            missing = " and ".join(each for each in names if not os.environ.get(each, "").isdecimal()) or "/N"
+            raise InputError(f"--part {text}: {missing} is not set here; start an array of parts, or give --part I/N")
+        last = os.environ.get("SLURM_ARRAY_TASK_MAX", "")
+        if text == "slurm" and last.isdecimal() and int(last) != int(count) - 1:
+            raise InputError(
+                f"--part slurm: this array is not 0-{int(count) - 1}; give --array=0-{int(count) - 1}, or, for some "
+                "parts of N, --part slurm/N"
+            )
+    if not (number.isdecimal() and count.isdecimal()):
+        raise InputError(f"--part {text}: give I/N, such as 0/8, or {' or '.join(ENGINES)}")
+    if not int(number) < int(count):
+        raise InputError(f"--part {text}: part {number} of {count} is none; parts count from 0 to {int(count) - 1}")
+    return Part(int(number), int(count))
 
 
 @dataclass
