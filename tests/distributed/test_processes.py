@@ -3,8 +3,10 @@
 import re
 import signal
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +37,22 @@ def test_flags_that_do_not_name_the_processes_are_refused():
             join(distributed=False, **dict(zip(("coordinator", "num_processes", "process_id"), flags, strict=True)))
     with pytest.raises(InputError, match="with --distributed"):
         join(distributed=True, coordinator="localhost:1234", num_processes=2, process_id=0)
+
+
+@pytest.mark.filterwarnings("ignore:Kubernetes environment detected")
+def test_what_was_looked_for_is_named_where_nothing_joins_the_processes(monkeypatch):
+    alone = {"distributed": True, "coordinator": "", "num_processes": 0, "process_id": -1}
+    with pytest.raises(InputError, match="no TPU VM, GKE TPU pod, SLURM, Open MPI or Kubernetes job .* leave it out"):
+        join(**alone)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'maejax\[k8s\]'"):
+        join(**alone)
+    forbidden = SimpleNamespace(config=SimpleNamespace(load_incluster_config=lambda: 1 / 0))
+    monkeypatch.setitem(sys.modules, "kubernetes", forbidden)
+    with pytest.raises(Failed, match=r"\(division by zero\); in Kubernetes, the service account"):
+        join(**alone)
 
 
 @pytest.mark.slow
