@@ -42,7 +42,7 @@ def test_flags_that_do_not_name_the_processes_are_refused():
 @pytest.mark.filterwarnings("ignore:Kubernetes environment detected")
 def test_what_was_looked_for_is_named_where_nothing_joins_the_processes(monkeypatch):
     alone = {"distributed": True, "coordinator": "", "num_processes": 0, "process_id": -1}
-    with pytest.raises(InputError, match="no TPU VM, GKE TPU pod, SLURM, Open MPI or Kubernetes job .* leave it out"):
+    with pytest.raises(InputError, match=r"no TPU VM, GKE TPU pod, SLURM, Open MPI or Kubernetes job .* leave it out"):
         join(**alone)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setitem(sys.modules, "kubernetes", None)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
 
-import yaml
-
 from maejax.commands.command import FAILED, STOPPED, WRONG_INPUT, Command
 from maejax.errors import InputError
 
@@ -154,7 +152,7 @@ def jobset(job: Job) -> str:
     whole = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
     return _lines(
         "# For `kubectl apply -f`, where JobSet 0.8 or later is installed.",
-        f"# {WRONG_INPUT} (wrong input) ends it. After {STOPPED} (stopped and saved) a pod starts again, uncounted.",
+        f"# Exit code {WRONG_INPUT}, wrong input, ends it; {STOPPED}, stopped after saving, starts again, uncounted.",
         _in_yaml(whole),
     )
 
@@ -171,7 +169,7 @@ def _replicated(
     requests = {"cpu": job.cpus or "", "memory": f"{job.memory}Gi" if job.memory else ""}
     secrets = ({"name": key, "valueFrom": {"secretKeyRef": {"name": job.secret, "key": key}}} for key in job.env)
     places = {f"mount-{i}": mount for i, mount in enumerate(job.mounts)}
-    container = {
+    container: dict[str, Any] = {
         "name": "maejax",
         "image": job.image,
         "command": [word.replace("$(", "$$(") for word in ["maejax", *words]],  # Kubernetes replaces $(NAME)
@@ -179,14 +177,17 @@ def _replicated(
         "resources": {"requests": requests, "limits": limits},
         "volumeMounts": [{"name": key, "mountPath": folder} for key, (_, folder) in places.items()],
     }
-    claims = [{"name": key, "persistentVolumeClaim": {"claimName": claim}} for key, (claim, _) in places.items()]
+    volumes = [{"name": key, "persistentVolumeClaim": {"claimName": claim}} for key, (claim, _) in places.items()]
+    if job.gpus:  # NCCL wants more shared memory than the 64 MB of a container
+        container["volumeMounts"].append({"name": "shared-memory", "mountPath": "/dev/shm"})
+        volumes.append({"name": "shared-memory", "emptyDir": {"medium": "Memory"}})
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "serviceAccountName": job.service_account,
         "nodeSelector": selector,
         "containers": [container],
-        "volumes": claims,
+        "volumes": volumes,
     }
     rules = [
         {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [WRONG_INPUT]}},
@@ -244,7 +245,7 @@ def docker(job: Job) -> str:
     """Return a script that runs a container, and runs it again where it was stopped after saving."""
     options = [
         f"--name {job.name} --init --stop-timeout {GRACE_SECONDS}",
-        f"--gpus {job.gpus}" if job.gpus else "",
+        f"--gpus {job.gpus} --shm-size 1g" if job.gpus else "",
         f"--cpus {job.cpus}" if job.cpus else "",
         f"--memory {job.memory}g" if job.memory else "",
         " ".join(f"--env {name}" for name in job.env),
@@ -274,20 +275,19 @@ def _in_shell(words: Sequence[str]) -> str:
     return "".join((" \\\n    " if word.startswith("--") else " ") + shlex.quote(word) for word in words)[1:]
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes all strings that some reader of YAML takes for a number: 1e-3 is one for Kubernetes, none for PyYAML."""
-
-    def represent_text(self, text: str) -> yaml.Node:
-        style = "|" if "\n" in text else None if re.fullmatch(r"[A-Za-z/][\w./-]*", text) else '"'
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-
-
 def _in_yaml(value: dict[str, Any]) -> str:
-    """Return a dictionary as YAML, without the entries that are empty."""
-    return yaml.dump(_filled(value), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=110)
+    """Return a dictionary as YAML, without what is empty in it."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Quotes what some readers of YAML take for a number: 1e-3 is one for Kubernetes, though not for PyYAML."""
+
+    def text_node(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+        style = "|" if "\n" in text else None if re.fullmatch(r"[A-Za-z/][\w./-]*", text) else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+    Dumper.add_representer(str, text_node)
+    return yaml.dump(_filled(value), Dumper=Dumper, sort_keys=False, default_flow_style=None, width=110)
 
 
 def _filled(value: Any) -> Any:

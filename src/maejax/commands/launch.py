@@ -19,6 +19,7 @@ from maejax.errors import InputError
 from maejax.storage.redact import redact
 
 LAUNCHED = ("train", "features", "pack")
+ADDED = ("--part", "--gather", "--coordinator", "--num-processes", "--process-id")  # by the engine's file, if at all
 # The flags that say something to some engines alone.
 SAYS = {
     "hosts": ("slurm", "jobset", "skypilot"),
@@ -49,7 +50,8 @@ class LaunchCommand(Job):
 
     to: Literal["slurm", "jobset", "xpk", "skypilot", "docker"] = field(kw_only=True)
     """slurm: a script for sbatch. jobset: for kubectl. xpk: its command line. skypilot: a task. docker: a script."""
-    inner: Command | None = field(default=None, kw_only=True, metadata={"hidden": True})  # `command`, as it was read
+    inner: Command | None = field(default=None, kw_only=True, metadata={"hidden": True})
+    """The command as it was read."""
 
     def run(self, console: Console) -> dict[str, Any]:
         """Return the file; raises InputError for the first flag that does not fit the engine or the command."""
@@ -117,8 +119,8 @@ class LaunchCommand(Job):
     def _check_command(self) -> None:
         """Check that nothing of the command is lost or told; raises InputError."""
         for word in self.command:
-            if word.partition("=")[0] in ("--part", "--gather", "--coordinator", "--num-processes", "--process-id"):
-                raise InputError(f"{word}: leave it out; `maejax launch` adds what the engine needs")
+            if word.partition("=")[0].replace("_", "-") in ADDED:
+                raise InputError(f"{word}: leave it out; `maejax launch` adds what the hosts need")
             if "\n" in word:
                 raise InputError(f"{word!r} has more than one line, which not every engine's file can hold")
             if redact(word) != word and "$" not in word:
