@@ -64,7 +64,7 @@ class Job(Command):
 
     @property
     def mounts(self) -> list[tuple[str, str]]:
-        """What is mounted, and the folder where."""
+        """Sources and folders of --mount."""
         return [(text.rpartition(":")[0], text.rpartition(":")[2]) for text in self.mount]
 
     def words(self, *more: str) -> list[str]:
@@ -98,7 +98,7 @@ def slurm(job: Job) -> str:
     """Return a script for sbatch; all hosts see the same files."""
     tasks = max(job.gpu_count, 1) if job.hosts > 1 else 1  # JAX gives each of several processes one GPU of its host
     cpus = f"--cpus-per-task={max(job.cpus // tasks, 1)}" if job.cpus else ""
-    hours, minutes = divmod(round(job.hours * 60), 60)
+    hours, minutes = divmod(max(round(job.hours * 60), 1), 60)  # SLURM takes 0 for no limit
     options = [
         f"--job-name={job.name}",
         f"--array=0-{job.parts - 1}" if job.parts else "",
