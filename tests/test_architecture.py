@@ -13,7 +13,7 @@ ROOMS = [
 ]  # fmt: skip
 ONLY_IN = {
     "tyro": "cli.py", "orbax": "training/checkpoint.py", "wandb": "training/trackers.py",
-    "tensorboardX": "training/trackers.py", "torch": "weights/containers.py",
+    "tensorboardX": "training/trackers.py", "torch": "weights/containers.py", "yaml": "commands/engines.py",
 }  # fmt: skip
 NEVER = {"tensorflow", "timm", "transformers"}
 # All that these may import.

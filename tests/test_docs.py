@@ -6,6 +6,8 @@ import shlex
 
 import pytest
 
+from maejax.commands.launch import split
+
 from .conftest import ROOT
 
 PAGES = {
@@ -28,7 +30,9 @@ def commands(text):
             words = shlex.split(line.removeprefix("$ "), comments=True) if "maejax" in line else []
             for i, word in enumerate(words[:-1]):
                 if word in ("maejax", ".venv/bin/maejax"):
-                    yield words[i + 1 :]
+                    launched = split(words[i + 2 :])[1] if words[i + 1] == "launch" else []
+                    yield words[i + 1 : len(words) - len(launched)]
+                    yield from [launched] if launched else []
 
 
 @pytest.mark.parametrize("page", PAGES)

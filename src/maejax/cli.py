@@ -29,6 +29,7 @@ from maejax.commands.evaluate import EvaluateCommand
 from maejax.commands.export import ExportCommand
 from maejax.commands.features import FeaturesCommand
 from maejax.commands.inspect import InspectCommand
+from maejax.commands.launch import LaunchCommand, split
 from maejax.commands.pack import PackCommand
 from maejax.commands.placement import run_placed
 from maejax.commands.plan import PlanCommand, preset_flags
@@ -42,7 +43,7 @@ from maejax.storage.redact import redact
 # In the order of the help; each class has the name of its command.
 _OF_IMAGES = (TrainCommand, DemoCommand, DataCommand, PackCommand)
 _OF_WEIGHTS = (ReconstructCommand, InspectCommand, ConvertCommand, ExportCommand, FeaturesCommand, EvaluateCommand)
-_KINDS = (*_OF_IMAGES, *_OF_WEIGHTS, PlanCommand, DoctorCommand)
+_KINDS = (*_OF_IMAGES, *_OF_WEIGHTS, PlanCommand, LaunchCommand, DoctorCommand)
 COMMANDS: dict[str, type[Command]] = {kind.__name__.removesuffix("Command").lower(): kind for kind in _KINDS}
 SHARD = re.compile(r"\.(tar|tgz|parquet|arrow)(\.\w+)?$")
 # The system's errors for a path that is not there, or is not what it should be; all others come on the way.
@@ -100,11 +101,14 @@ def parse(args: list[str]) -> Command:
             early.add_argument("--mode", nargs="?", const="", default="pretrain")
             default = kind(recipe(early.parse_known_args(args)[0].mode))  # type: ignore[call-arg]
         about = "\n\n".join(paragraphs(kind))
-        command = read(kind, default=default, prog=f"maejax {args[0]}", description=about, args=args[1:])
+        own, launched = split(args[1:]) if kind is LaunchCommand else (args[1:], [])
+        command = read(kind, default=default, prog=f"maejax {args[0]}", description=about, args=own)
         if isinstance(command, TrainCommand):
             names = (arg.removeprefix("--").partition("=")[0] for arg in args if arg.startswith("--"))
             given = frozenset(name.replace("-", "_").removeprefix("no_") for name in names)
             return dataclasses.replace(command, given=given)
+        if isinstance(command, LaunchCommand):
+            return dataclasses.replace(command, command=tuple(launched), inner=parse(launched))
         return command
     kinds = (
         Annotated[kind, tyro.conf.subcommand(name, description=paragraphs(kind)[0])] for name, kind in COMMANDS.items()

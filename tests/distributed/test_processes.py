@@ -4,8 +4,10 @@ import json
 import re
 import signal
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +58,22 @@ def test_a_process_takes_the_gpus_that_are_its_own(monkeypatch):
 def test_a_port_that_is_taken_is_named_with_the_way_to_another():
     with socket.create_server(("", 0)) as taken, pytest.raises(InputError, match="the environment variable JAX_COORD"):
         meet(f"localhost:{taken.getsockname()[1]}", 2, 0, 1.0, 60.0)
+
+
+@pytest.mark.filterwarnings("ignore:Kubernetes environment detected")
+def test_what_was_looked_for_is_named_where_nothing_joins_the_processes(monkeypatch):
+    alone = {"distributed": True, "coordinator": "", "num_processes": 0, "process_id": -1}
+    with pytest.raises(InputError, match=r"no TPU VM, GKE TPU pod, SLURM, Open MPI or Kubernetes job .* leave it out"):
+        join(**alone)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'maejax\[k8s\]'"):
+        join(**alone)
+    forbidden = SimpleNamespace(config=SimpleNamespace(load_incluster_config=lambda: 1 / 0))
+    monkeypatch.setitem(sys.modules, "kubernetes", forbidden)
+    with pytest.raises(Failed, match=r"\(division by zero\); in Kubernetes, the service account"):
+        join(**alone)
 
 
 @pytest.mark.slow

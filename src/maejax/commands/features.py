@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from maejax.commands.command import check_writable, prepare_devices
+from maejax.commands.early_stop import early_stop
 from maejax.commands.inspect import Unstated
 from maejax.console import plain, progress
 from maejax.errors import InputError
@@ -88,7 +89,15 @@ class FeaturesCommand(Encode):
         return (*super().brings(), *(("*.parquet",) if self.gather else ()))
 
     def run(self, console: Console) -> dict[str, Any]:
-        """Write the features and return what was written; raises InputError before anything is encoded."""
+        """Write the features and return what was written; raises InputError before anything is encoded.
+
+        SIGTERM and Ctrl-C end the process with exit code 75: the same command goes on.
+        """
+        with early_stop():
+            return self._run(console)
+
+    def _run(self, console: Console) -> dict[str, Any]:
+        """Do what `run` says."""
         out = Path(self.out)
         from maejax.data.pieces import WHOLE, open_pieces, read_part
 

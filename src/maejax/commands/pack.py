@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from maejax.commands.command import DONE, WRONG_INPUT, Command, check_writable
+from maejax.commands.early_stop import early_stop
 from maejax.console import plain, progress
 from maejax.errors import Failed, InputError
 from maejax.pixels import Pixels
@@ -52,7 +53,15 @@ class PackCommand(Command, Pixels):
         return {} if self.verify else {"dst": True}
 
     def run(self, console: Console) -> dict[str, Any]:
-        """Pack and return the index; with --verify return what was found."""
+        """Pack and return the index; with --verify return what was found.
+
+        SIGTERM and Ctrl-C end the process with exit code 75: the same command goes on.
+        """
+        with early_stop():
+            return self._run(console)
+
+    def _run(self, console: Console) -> dict[str, Any]:
+        """Do what `run` says."""
         if self.verify:
             if self.dst:
                 raise InputError(f"--verify takes one folder, not {self.src} and {self.dst}; name that of the shards")

@@ -1,6 +1,7 @@
 """Several processes as one run: start, agreement, and the end when one of them is lost."""
 
 import atexit
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from maejax.distributed.rendezvous import Peers, meet
-from maejax.errors import Failed, InputError
+from maejax.errors import Failed, InputError, install
 
 JOIN_SECONDS = 300  # hosts of a pod may start minutes apart
 NAMED_SECONDS = 30  # JAX's service, which names nobody, has that much more patience than `Peers`
@@ -28,7 +29,7 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
     With `distributed`, the TPU pod, SLURM, Open MPI or Kubernetes job names the processes; otherwise `coordinator`
     (HOST:PORT of process 0), `num_processes` and `process_id` do. With none of these ("", 0, -1), the run has one
     process. A process that is silent for `silent_seconds` ends the run. Raises InputError if flags do not fit or there
-    is no such job, Failed with the names of missing processes.
+    is no such job, Failed with the names of missing processes, or if the job does not answer.
     """
     global _peers
     given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id >= 0}
@@ -59,11 +60,12 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
     if missing:
         try:
             coordinator, num_processes, process_id, local_devices = detect()
-        except ValueError as error:
-            remedy = "write srun before the command" if in_slurm_script() else "leave it out on a single host"
-            raise InputError(
-                f"--distributed: no TPU pod, SLURM, Open MPI or Kubernetes job was found that started this process "
-                f"({error}); {remedy}, or give --coordinator, --num-processes and --process-id"
+        except InputError:
+            raise
+        except Exception as error:  # Kubernetes, metadata servers and name servers raise a dozen kinds
+            raise Failed(
+                f"--distributed: JAX could not ask for the processes of this job ({first_line(error)}); in Kubernetes, "
+                "the service account has to be allowed to read pods and jobs"
             ) from None
     _peers = meet(coordinator, num_processes, process_id, JOIN_SECONDS, silent_seconds)
     local_devices = own_devices(local_devices, _peers.together)
@@ -84,16 +86,22 @@ def join(*, distributed: bool, coordinator: str, num_processes: int, process_id:
 
 
 def detect() -> tuple[str, int, int, Sequence[int] | None]:
-    """Return coordinator, number of processes, this one's number and devices; raises ValueError without a cluster."""
+    """Return coordinator, number of processes, this one's number and devices; raises InputError without a cluster."""
     from jax._src.clusters import ClusterEnv  # `jax.distributed.initialize` uses it; it has no public name
 
     found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, JOIN_SECONDS)
     coordinator, count, process, devices = found
-    if coordinator is None or count is None or process is None:
-        raise ValueError("none of the clusters that JAX knows")
-    if count < 2:
-        raise ValueError("there is one process alone")
-    return coordinator, count, process, devices
+    if coordinator is not None and count is not None and process is not None and count > 1:
+        return coordinator, count, process, devices
+    alone = "write srun before the command" if in_slurm_script() else "leave it out on a single host"
+    remedy = f"{alone}, or give --coordinator, --num-processes and --process-id"
+    if "KUBERNETES_SERVICE_HOST" in os.environ and importlib.util.find_spec("kubernetes") is None:
+        remedy = f"JAX asks Kubernetes by its package: {install('k8s')}"
+    why = "it is one process alone" if count == 1 else "none of those that JAX knows"
+    raise InputError(
+        "--distributed: no TPU VM, GKE TPU pod, SLURM, Open MPI or Kubernetes job was found that started this process "
+        f"({why}); {remedy}"
+    )
 
 
 def in_slurm_script() -> bool:

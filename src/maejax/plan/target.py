@@ -80,17 +80,17 @@ def find_target(name: str) -> Target:
     return Target(name, chip, topology.devices)
 
 
-def read_name(name: str) -> tuple[Chip, str, dict[str, Any]]:
+def read_name(name: str, flag: str = "--topology") -> tuple[Chip, str, dict[str, Any]]:
     """Return chip, compiler's name and options of a slice by gcloud's name; raises ValueError if there is none."""
     version, _, count = name.partition("-")
     if version not in FAMILIES or not re.fullmatch(r"\d+", count):
         known = ", ".join(f"{version}-{min(shapes) * per}" for version, (_, per, shapes) in FAMILIES.items())
-        raise ValueError(f"--topology {name} is no TPU slice: give one such as {known}, or cpu or gpu for this machine")
+        raise ValueError(f"{flag} {name} is no TPU slice: give one such as {known}")
     chip_name, per_chip, shapes = FAMILIES[version]
     chips, rest = divmod(int(count), per_chip)
     if rest or chips not in shapes:
         sizes = ", ".join(str(number * per_chip) for number in shapes)
-        raise ValueError(f"--topology {name}: slices of {version} are of {sizes}")
+        raise ValueError(f"{flag} {name}: slices of {version} are of {sizes}")
     options: dict[str, Any] = {}
     if chip_name in ("v4", "v5p"):
         options["chip_config_name"] = "megacore"  # one device a chip, as these versions have; the default is two
