@@ -97,3 +97,10 @@ def test_a_preset_gives_its_flags_and_later_ones_win(maejax):
 def test_bad_flags_get_one_sentence(maejax, flags, sentence):
     code, printed = maejax("plan", *MODEL, *flags)
     assert code == 2 and re.search(sentence, printed), printed
+
+
+def test_recipes_that_start_another_give_its_flags():
+    from maejax.commands.plan import preset_flags
+
+    flags = preset_flags([str(ROOT / "config/ablations/figure5-ratio-90.sh"), "--dim", "8"])
+    assert flags[-2:] == ["--dim", "8"] and "0.9" in flags and "--layers" in flags

@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import dropwhile
@@ -60,17 +61,21 @@ class PlanCommand(Command):
 def preset_flags(args: Sequence[str]) -> list[str]:
     """Return the arguments with a preset (a shell script among them) replaced by its flags, which come first.
 
-    Bash runs the script with `python3`, `python` and `maejax` replaced by a function that prints their arguments.
+    Bash runs the script with `python3`, `python` and `maejax` replaced by programs that print their arguments.
     Raises InputError if it does not exist, cannot be run, or trains nothing.
     """
     given, flags = [arg for arg in args if not arg.endswith(".sh")], []
     for preset in (arg for arg in args if arg.endswith(".sh")):
         if not Path(preset).is_file():
             raise InputError(f"{preset} does not exist: name a preset such as config/pretrain/*.sh")
-        stand_in = """python3() { printf '%s\\0' "$@"; }; python() { python3 "$@"; }; maejax() { python3 "$@"; }
-            : "${GCS_DATASET_DIR:=gs://bucket}"; source """
-        command = ["bash", "-c", stand_in + shlex.quote(str(Path(preset).resolve()))]
-        ended = subprocess.run(command, capture_output=True, text=True)
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("python3", "python", "maejax"):
+                stand_in = Path(folder, name)
+                stand_in.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+                stand_in.chmod(0o755)
+            places = {"GCS_DATASET_DIR": "gs://bucket", **os.environ, "PATH": f"{folder}:{os.environ.get('PATH', '')}"}
+            command = ["bash", str(Path(preset).resolve())]
+            ended = subprocess.run(command, capture_output=True, text=True, env=places)
         found = list(dropwhile(lambda arg: not arg.startswith("-"), filter(None, ended.stdout.split("\0"))))
         if ended.returncode or not found:
             raise InputError(f"{preset} gives training no flags: {ended.stderr.strip() or 'it calls no src/main.py'}")
