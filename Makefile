@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; don
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test processors peers lint seeds faults clusters clothing clean
+.PHONY: demo test processors peers lint seeds faults clusters clothing ablations clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maejax demo
@@ -49,6 +49,12 @@ clusters: $(VENV)/.installed-test
 DATA ?= ../shared/data/clothing-small.tar
 clothing: $(VENV)/.installed
 	$(BIN)/python benchmarks/clothing.py $(DATA)
+
+# The table of docs/ablations.md: the paper's ablations in miniature, on photos, some hours on 2 cores; it goes on where
+# it was stopped.
+PHOTOS ?= ../shared/data/clothing-by-sender.tar
+ablations: $(VENV)/.installed
+	$(BIN)/python benchmarks/ablations.py $(PHOTOS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \

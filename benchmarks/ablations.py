@@ -12,9 +12,11 @@ import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from clothing import PARTIAL, TUNE_EPOCHS, begin, cores, flags, prepare
 from rich.console import Console
 
@@ -45,10 +47,10 @@ class Row(NamedTuple):
 ROWS = {
     "base": Row("", "the base", {}, 73.5),
     "untrained": Row("", "the base, untrained", {"training_steps": 0}),
-    "ratio-25": Row("Figure 5, mask ratio", "25 %", {"image_mask_ratio": 0.25}, 60.3),
+    "ratio-25": Row("Figure 5, mask ratio", "25 %", {"image_mask_ratio": 0.25}),
     "ratio-50": Row("Figure 5, mask ratio", "50 %", {"image_mask_ratio": 0.5}, 69.9),
     "ratio-60": Row("Figure 5, mask ratio", "60 %", {"image_mask_ratio": 0.6}, 71.8),
-    "ratio-85": Row("Figure 5, mask ratio", "85 %", {"image_mask_ratio": 0.85}, 69.0),
+    "ratio-85": Row("Figure 5, mask ratio", "85 %", {"image_mask_ratio": 0.85}),
     "ratio-90": Row("Figure 5, mask ratio", "90 %", {"image_mask_ratio": 0.9}, 66.1),
     "mask-block-50": Row("Table 1f, masks", "block, 50 %", {"mask": "block", "image_mask_ratio": 0.5}, 72.3),
     "mask-block": Row("Table 1f, masks", "block, 75 %", {"mask": "block"}, 63.9),
@@ -76,6 +78,34 @@ ROWS = {
     "blocks-2": Row("Figure 9, blocks tuned", "2 of 4", {"finetune_blocks": "2"}, 84.6, tune=True),
     "blocks-4": Row("Figure 9, blocks tuned", "all 4", {}, 84.9, tune=True),
 }
+
+
+class Claim(NamedTuple):
+    """An order in the paper's linear probing: `better` is ahead of `worse`."""
+
+    better: str
+    worse: str
+    said: str
+
+
+CLAIMS = (
+    Claim("base", "ratio-25", "75 % hidden beats 25 % (Figure 5: 20 and 30 %)"),
+    Claim("base", "ratio-50", "75 % hidden beats 50 % (Figure 5)"),
+    Claim("base", "ratio-90", "75 % hidden beats 90 % (Figure 5)"),
+    Claim("base", "mask-block-50", "random masks beat blocks of 50 % (Table 1f)"),
+    Claim("base", "mask-block", "random masks beat blocks of 75 % (Table 1f)"),
+    Claim("base", "mask-grid", "random masks beat a grid (Table 1f)"),
+    Claim("depth-2", "base", "2 decoder blocks beat 1 (Table 1a)"),
+    Claim("depth-4", "base", "4 decoder blocks beat 1 (Table 1a)"),
+    Claim("base", "width-32", "a decoder of half the width beats a quarter (Table 1b)"),
+    Claim("base", "mask-tokens", "an encoder without mask tokens is better (Table 1c)"),
+    Claim("base", "pixels", "normalised pixels beat pixels (Table 1d)"),
+    Claim("pixels", "pca", "pixels beat principal components (Table 1d)"),
+    Claim("base", "crop-none", "random crops beat none (Table 1e)"),
+    Claim("base", "jitter", "colour jitter does harm (Table 1e)"),
+    Claim("blocks-1", "base", "one block tuned beats a linear probe (Figure 9)"),
+    Claim("blocks-4", "blocks-1", "all blocks tuned beat one (Figure 9)"),
+)
 
 
 def measure(name: str, seed: int, out: Path, shards: dict[str, str], share: float) -> dict[str, Any]:
@@ -152,15 +182,82 @@ def measure_missing(jobs: list[tuple[str, int]], out: Path, shards: dict[str, st
                 print(f"{time.strftime('%H:%M:%S')} {done.result()}", flush=True)
 
 
+Scores = dict[str, dict[int, dict[str, Any]]]  # by row and seed
+
+
+def read_results(out: Path, share: float) -> Scores:
+    """Read all results of a share of the epochs."""
+    found: Scores = {}
+    for path in sorted((out / "results").glob("*.json")):
+        result = json.loads(path.read_text())
+        if result["row"] in ROWS and result["share"] == share:
+            found.setdefault(result["row"], {})[result["seed"]] = result
+    return found
+
+
+def table(found: Scores) -> str:
+    """Format mean and deviation over the seeds, and the paper's number, a line for each row."""
+    lines = ["| | | seeds | 20-NN | linear | fine-tuned | paper |", "|---|---|---|---|---|---|---|"]
+    for name, row in ROWS.items():
+        results = list(found.get(name, {}).values())
+        cells = [row.table or "**base**", row.title, str(len(results) or "")]
+        for measure in ("knn", "linear", "finetuned"):
+            values = [result[measure] for result in results if measure in result]
+            spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.1f}{spread}" if values else "")
+        lines.append(f"| {' | '.join([*cells, '' if row.paper is None else f'{row.paper:.1f}'])} |")
+    return "\n".join(lines)
+
+
+def verdicts(found: Scores) -> str:
+    """Say of each of the paper's orders whether it is seen: the mean difference is beyond two standard errors."""
+    lines = ["| the paper's order | difference here, points | verdict |", "|---|---|---|"]
+    for claim in CLAIMS:
+        one, other = (found.get(name, {}) for name in claim[:2])
+        score = ("finetuned", "linear")
+        pairs = [[next(r[s] for s in score if s in r) for r in (one[seed], other[seed])] for seed in one.keys() & other]
+        if len(pairs) < 2:
+            lines.append(f"| {claim.said} | | not measured |")
+            continue
+        apart = np.subtract(*np.transpose(pairs))
+        mean, error = apart.mean(), apart.std(ddof=1) / len(apart) ** 0.5
+        verdict = "not told apart" if abs(mean) <= 2 * error else "seen" if mean > 0 else "the other way round"
+        lines.append(f"| {claim.said} | {mean:+.1f} ± {error:.1f} | {verdict} |")
+    return "\n".join(lines)
+
+
+def draw(found: Scores, path: Path) -> None:
+    """Draw the linear accuracy of every row that has one: a dot for each seed, a bar at their mean."""
+    from matplotlib import pyplot
+
+    rows = [name for name in ROWS if any("linear" in result for result in found.get(name, {}).values())]
+    figure, axes = pyplot.subplots(figsize=(8, 0.3 * len(rows) + 1), layout="constrained")
+    base = np.mean([result["linear"] for result in found["base"].values()])
+    axes.axvline(base, color="#1f6feb", linewidth=1)
+    for place, name in enumerate(reversed(rows)):
+        values = [result["linear"] for result in found[name].values()]
+        axes.plot(values, [place] * len(values), "o", color="#999999", markersize=4)
+        axes.plot([np.mean(values)], [place], "|", color="black", markersize=12, markeredgewidth=2)
+    titles = [f"{ROWS[name].table.partition(', ')[2] or ROWS[name].table}: {ROWS[name].title}" for name in rows]
+    axes.set_yticks(range(len(rows)), [title.removeprefix(": ") for title in reversed(titles)])
+    axes.set_xlabel("linear probe on the test photos, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
-    """Measure what is missing."""
+    """Measure what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a tar or a folder with train, validation and test, a folder per class")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help=" ".join(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--report", action="store_true", help="measure nothing; print the tables of what is there")
     parser.add_argument("--share", type=float, default=1.0, help="of all epochs, to see it work")
     given = parser.parse_args()
+    if given.report:
+        report(read_results(given.out, given.share), given.out)
+        return
     if not given.data.exists():
         sys.exit(f"{given.data} is not there; name a tar or a folder with train, validation and test in it")
     for folder in ("runs", "results"):
@@ -169,6 +266,14 @@ def main() -> None:
     jobs = missing(given.rows, given.seeds, given.out, given.share)
     print(f"{len(given.rows)} rows, {len(given.seeds)} seeds: {len(jobs)} to measure", flush=True)
     measure_missing(jobs, given.out, shards, given.share)
+    report(read_results(given.out, given.share), given.out)
+
+
+def report(found: Scores, out: Path) -> None:
+    """Print the tables, and write the figure where matplotlib is there."""
+    print(f"{table(found)}\n\n{verdicts(found)}")
+    with suppress(ImportError):
+        draw(found, out / "ablations.png")
 
 
 if __name__ == "__main__":
