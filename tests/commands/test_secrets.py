@@ -75,7 +75,11 @@ def test_every_command_keeps_the_secrets_of_every_address(maejax, trained, addre
     run("export", weights)
     run("export", "runs/finetune", "--out", "tuned-hub")
     run("features", weights, data, "--out", "f.npz")
+    run("features", weights, data, "--out", "f.npy", "--part", "0/1")
+    run("features", weights, data, "--out", "f.npy", "--gather")
+    run("pack", data, "parts", "--part", "0/1")
     run("evaluate", weights, *both, "--protocol", "knn", "--no-control")
+    run("launch", "--to", "docker", "--image", "i", "train", *both, code=2)
     run("plan", *start, "--topology", "cpu")
     # And in errors.
     for command in (["inspect", address("none.safetensors")], ["data", address("none.tar")]):

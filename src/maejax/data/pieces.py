@@ -181,8 +181,8 @@ def _open_shards(
     here = [local[i] for i in chosen if i < len(local)]
     pieces = Pieces([], identity=_identity(local, addresses), numbers=chosen, labels=labels)
     if here and together:
-        pieces.local = [open_local(specs, here, notes, labels, titles)]
-        pieces.total = None if addresses else len(pieces.local[0])
+        source = open_local(specs, here, notes, labels, titles)
+        pieces.local, pieces.total = [source], None if addresses else len(source)
     elif not addresses and together:
         pieces.total = 0
     else:
