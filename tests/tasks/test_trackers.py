@@ -53,8 +53,8 @@ def test_a_run_gives_no_secret_away(tmp_path, images):
         cwd=tmp_path, env={**os.environ, **SECRETS, "WANDB_MODE": "offline"}, text=True, capture_output=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
-    (record,) = tmp_path.rglob("*.wandb")
-    assert b"train/loss" in record.read_bytes()
+    records = list(tmp_path.rglob("*.wandb"))
+    assert len(records) == 1 and b"train/loss" in records[0].read_bytes(), run.stdout + run.stderr
     forbidden = [*SECRETS.values(), HEADER, "203.0.113.9", *addresses()]
     for path in tmp_path.rglob("*"):
         text = path.read_bytes() if path.is_file() else b""

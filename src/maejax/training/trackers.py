@@ -36,6 +36,7 @@ class WandB:
             known.write_text(uuid.uuid4().hex[:8] + "\n")
         off: dict[str, Any] = {f"x_disable_{what}": True for what in ("meta", "stats", "machine_info")}
         off |= {"disable_git": True, "disable_code": True, "save_code": False, "console": "off"}
+        off["x_service_wait"] = 120.0  # its service starts slowly on a busy host
         run: dict[str, Any] = {"project": project or "maejax", "name": name, "id": known.read_text().strip()}
         settings = wandb.Settings(silent=True, host="-", **off)
         self._run = wandb.init(dir=directory, config=config, settings=settings, resume="allow", **run)
