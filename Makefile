@@ -39,9 +39,11 @@ faults: $(VENV)/.installed-test
 	MAEJAX_KILLS=24 $(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/training tests/distributed \
 		tests/storage/test_mirror.py tests/tasks/test_diagnosis.py tests/tasks/test_trackers.py tests/scripts/test_pod.py
 
-# docs/clusters.md, tried on a SLURM cluster of two nodes on this machine, for root on Debian or Ubuntu: eight minutes.
+# docs/clusters.md, tried on a SLURM cluster of two nodes and a Ray cluster on this machine, for root on Debian or Ubuntu: ten
+# minutes.
 clusters: $(VENV)/.installed-test
 	command -v slurmctld > /dev/null || apt-get install --yes slurm-wlm munge
+	$(BIN)/python -m pip install $(PIP) --editable '.[test,ray]'
 	$(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/clusters
 
 # The table of docs/clothing.md: pre-trained against untrained and from scratch on real photos, within an hour on 2 cores.
