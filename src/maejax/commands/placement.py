@@ -1,5 +1,6 @@
 """Commands whose outputs belong in a bucket: they write to this machine, and their files are copied there."""
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ def run_placed(command: Command, console: Console) -> Any:
         here = {}
         for name, address in there.items():
             flag, folder = f"--{name.replace('_', '-')}", command.outputs()[name]
-            place = placed(flag, address, folder=folder, bring=command.brings())
+            place = placed(flag, address, folder=folder, bring=command.brings(), sends=is_first)
             here[name] = stack.enter_context(place)
         result = replace(command, **{name: str(path) for name, path in here.items()}).run(console)
     for name, path in here.items():
@@ -30,6 +31,15 @@ def run_placed(command: Command, console: Console) -> Any:
             kept, place = str(path.parent), str(place).rpartition("/")[0]
         result = named(result, kept, place.rstrip("/"))
     return result
+
+
+def is_first() -> bool:
+    """Return whether this process is the first of its job, which alone writes."""
+    if "jax" not in sys.modules:
+        return True
+    import jax
+
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def named(result: Any, path: str, address: str) -> Any:

@@ -2,7 +2,7 @@
 
 import fnmatch
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
@@ -20,18 +20,22 @@ _log = logging.getLogger("maejax.storage")
 
 
 @contextmanager
-def placed(flag: str, address: str, *, folder: bool, bring: Sequence[str]) -> Iterator[Path]:
+def placed(
+    flag: str, address: str, *, folder: bool, bring: Sequence[str], sends: Callable[[], bool] = lambda: True
+) -> Iterator[Path]:
     """Yield a local path that stands for a file or a folder at an address, and copy what is new to the address.
 
     Of what is there already, files whose names match a pattern of `bring` are copied here first; of all others a
     stand-in of the same size, without content and without taking room. The local copies are removed when all is there.
+    Of several processes, that alone copies of which `sends` is true in the end.
     After a failure they are kept, so that the same command goes on with them. Raises InputError if nothing can be
     written at the address, Failed if a copy fails.
     """
     place = Place(flag, address, folder)
     place.fetch(bring)
     yield place.path
-    place.send()
+    if sends():
+        place.send()
 
 
 class Place:
