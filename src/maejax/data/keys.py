@@ -12,7 +12,7 @@ ROWS = 4096  # read or written at a time
 
 
 class Kind(NamedTuple):
-    """What a piece of a source knows of classes: their names, the one folder of its images, whether numbers alone."""
+    """The classes of a piece of a source: their names, the one folder of its images, whether it has numbers alone."""
 
     classes: tuple[str, ...]
     only: str
