@@ -97,7 +97,7 @@ def test_bad_flags_get_one_sentence(train, images, flags, sentence):
 def test_an_address_that_cannot_be_written_is_refused_at_once(maejax, args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, printed = maejax(*args)
-    assert code == 2 and re.search(r"nowhere://bucket/\S+: .*", printed), printed
+    assert code == 2 and re.search(r"(--\w+(-dir)?|OUT|DST) nowhere://bucket/\S+: .*", printed), printed
     assert not list(tmp_path.iterdir())
 
 

@@ -2,12 +2,13 @@
 
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from rich.console import Console
 
 from maejax.commands.command import Command
+from maejax.storage.redact import redact
 
 
 def run_placed(command: Command, console: Console) -> Any:
@@ -18,17 +19,18 @@ def run_placed(command: Command, console: Console) -> Any:
         return command.run(console)
     from maejax.storage.placed import placed
 
+    flags = {each.name: each.metadata.get("positional", f"--{each.name.replace('_', '-')}") for each in fields(command)}
     with ExitStack() as stack:
         here = {}
         for name, address in there.items():
-            flag, folder = f"--{name.replace('_', '-')}", command.outputs()[name]
+            flag, folder = flags[name], command.outputs()[name]
             place = placed(flag, address, folder=folder, bring=command.brings(), sends=is_first)
             here[name] = stack.enter_context(place)
         result = replace(command, **{name: str(path) for name, path in here.items()}).run(console)
     for name, path in here.items():
-        kept, place = str(path), there[name]
+        kept, place = str(path), redact(str(there[name]))
         if not command.outputs()[name]:
-            kept, place = str(path.parent), str(place).rpartition("/")[0]
+            kept, place = str(path.parent), place.rpartition("/")[0]
         result = named(result, kept, place.rstrip("/"))
     return result
 
