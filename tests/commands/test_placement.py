@@ -84,7 +84,10 @@ def test_a_bucket_that_fails_keeps_what_was_written(trained, maejax, images, buc
         printed
     )
     assert [path.name for path in left(tmp_path)] == ["f.npz"]
+    # Another part is no reason to send or remove it.
     monkeypatch.setattr(system, "put_file", works)
+    assert maejax("features", trained, images, "--out", "memory://b/f.npy", "--part", "0/2")[0] == 0
+    assert [path.name for path in left(tmp_path)] == ["f.npz"] and "/b/f.npz" not in fsspec.filesystem("memory").store
     assert maejax("features", trained, images, "--out", "memory://b/f.npz")[0] == 0 and there("f.npz")
     code, printed = maejax("features", trained, images, "--out", "file:///tmp/f.npz")
     assert code == 2 and "without file://" in printed

@@ -1,5 +1,7 @@
 """Commands whose outputs belong in a bucket: they write to this machine, and their files are copied there."""
 
+import hashlib
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -17,14 +19,18 @@ def run_placed(command: Command, console: Console) -> Any:
     there = {name: value for name, value in given.items() if value and "://" in str(value)}
     if not there:
         return command.run(console)
+    from maejax.data.pieces import ENGINES
     from maejax.storage.placed import placed
 
+    # Tasks of an array are the same command, but for their variables.
+    variables = [os.environ.get(name) for names in ENGINES.values() for name in names]
+    owner = hashlib.sha256(repr((command, variables)).encode()).hexdigest()[:16]
     flags = {each.name: each.metadata.get("positional", f"--{each.name.replace('_', '-')}") for each in fields(command)}
     with ExitStack() as stack:
         here = {}
         for name, address in there.items():
             flag, folder = flags[name], command.outputs()[name]
-            place = placed(flag, address, folder=folder, bring=command.brings(), sends=is_first)
+            place = placed(flag, address, owner, folder=folder, bring=command.brings(), sends=is_first)
             here[name] = stack.enter_context(place)
         result = replace(command, **{name: str(path) for name, path in here.items()}).run(console)
     for name, path in here.items():

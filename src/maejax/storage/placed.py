@@ -21,17 +21,18 @@ _log = logging.getLogger("maejax.storage")
 
 @contextmanager
 def placed(
-    flag: str, address: str, *, folder: bool, bring: Sequence[str], sends: Callable[[], bool] = lambda: True
+    flag: str, address: str, owner: str, *, folder: bool, bring: Sequence[str], sends: Callable[[], bool]
 ) -> Iterator[Path]:
     """Yield a local path that stands for a file or a folder at an address, and copy what is new to the address.
 
     Of what is there already, files whose names match a pattern of `bring` are copied here first; of all others a
     stand-in of the same size, without content and without taking room. The local copies are removed when all is there.
     Of several processes, that alone copies of which `sends` is true in the end.
-    After a failure they are kept, so that the same command goes on with them. Raises InputError if nothing can be
+    After a failure they are kept, so that the same command goes on with them: `owner` is a name that no other command
+    has, for parts of one job may write at the same time. Raises InputError if nothing can be
     written at the address, Failed if a copy fails.
     """
-    place = Place(flag, address, folder)
+    place = Place(flag, address, owner, folder)
     place.fetch(bring)
     yield place.path
     if sends():
@@ -41,7 +42,7 @@ def placed(
 class Place:
     """A file or folder at an address, and its `path` on this machine."""
 
-    def __init__(self, flag: str, address: str, folder: bool):
+    def __init__(self, flag: str, address: str, owner: str, folder: bool):
         scheme, _, rest = address.partition("://")
         if scheme == "file":
             raise InputError(f"{flag} {address}: write the path as it is, without file://")
@@ -53,7 +54,7 @@ class Place:
         except FetchError as error:
             raise InputError(f"{flag} {self.shown}: {error}; see that this host may write and delete there") from None
         parts = [part for part in parent.partition("://")[2].split("/") if part not in ("", ".", "..")]
-        self._local = cache_folder().joinpath("writes", scheme, *parts)
+        self._local = cache_folder().joinpath("writes", owner, scheme, *parts)
         self.path = self._local if folder else self._local / rest.rpartition("/")[2]
         self._known: dict[Path, tuple[int, int]] = {}
 
