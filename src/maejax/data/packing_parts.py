@@ -130,7 +130,7 @@ def gather_shards(dst: str) -> dict[str, Any]:
     if bands := next(filter(None, (each["bands"] for each in manifests)), []):
         write_whole(folder / "bands.txt", "\n".join(bands) + "\n")
     write_whole(folder / "index.json", json.dumps(index, indent=1))
-    for path in folder.glob("part-?????-of-?????.json"):
+    for path in [*folder.glob("part-?????-of-?????.json"), *folder.glob("*.part")]:  # also what killed parts left
         path.unlink()
     return index
 
