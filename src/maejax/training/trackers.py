@@ -39,6 +39,7 @@ class WandB:
         off["x_service_wait"] = 120.0  # its service starts slowly on a busy host
         run: dict[str, Any] = {"project": project or "maejax", "name": name, "id": known.read_text().strip()}
         settings = wandb.Settings(silent=True, host="-", **off)
+        # Whole: a service that a parent of this process started writes from a folder of its own.
         self._run = wandb.init(dir=directory.absolute(), config=config, settings=settings, resume="allow", **run)
         self._run.define_metric("*", step_metric="step")  # its own counter does not go back when a run does
         self._image = wandb.Image
