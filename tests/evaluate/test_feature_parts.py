@@ -155,7 +155,7 @@ def test_engines_say_which_part_this_is(monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "4")
     assert read_part("slurm/5") == Part(4, 5)
     monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "4")
-    with pytest.raises(InputError, match=r"this array is not 0-3; .* for some parts of N, --part slurm/N"):
+    with pytest.raises(InputError, match=r"its last is 4 of 4\); .* or --part slurm/N for some"):
         read_part("slurm")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "5")
     assert read_part("slurm") == Part(4, 5)
@@ -175,7 +175,7 @@ def test_the_command_does_parts_and_gathers_them(trained, maejax, here):
         code, printed = maejax("features", trained, here, "--out", "f.npy", "--part", f"{number}/2")
         assert code == 0 and f"f-0000{number}-of-00002.npy" in printed, printed
     code, printed = maejax("features", trained, here, "--out", "f.npy", "--gather")
-    assert code == 0 and "17 features of shape [16] in f.json" in printed, printed
+    assert code == 0 and "17 features of shape [16] in 2 files that f.json lists" in printed, printed
     assert json.loads(Path("f.json").read_text())["parts"][1]["first"] == 6
     for flags, said in (
         (["--out", "f.npz", "--part", "0/2"], "parts are .npy files beside their keys"),

@@ -138,4 +138,5 @@ class FeaturesCommand(Encode):
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print in one line what was written, or gathered."""
-        plain(console, f"{result['images']:,} features of shape {list(result['shape'])} in {result['out']}")
+        files = f"{len(result['parts'])} files that {result['out']} lists" if self.gather else result["out"]
+        plain(console, f"{result['images']:,} features of shape {list(result['shape'])} in {files}")

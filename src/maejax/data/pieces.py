@@ -61,8 +61,8 @@ def read_part(text: str) -> Part:
         last = os.environ.get("SLURM_ARRAY_TASK_MAX", "")
         if text == "slurm" and last.isdecimal() and int(last) != int(count) - 1:
             raise InputError(
-                f"--part slurm: this array is not 0-{int(count) - 1}; give --array=0-{int(count) - 1}, or, for some "
-                "parts of N, --part slurm/N"
+                f"--part slurm: the array of this job does not run from 0 on without a gap (its last is {last} of "
+                f"{count}); give --array=0-(N - 1) for N parts, or --part slurm/N for some of them"
             )
     if not (number.isdecimal() and count.isdecimal()):
         raise InputError(f"--part {text}: give I/N, such as 0/8, or {' or '.join(ENGINES)}")

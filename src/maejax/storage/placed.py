@@ -48,11 +48,13 @@ class Place:
             raise InputError(f"{flag} {address}: write the path as it is, without file://")
         self.shown, self._folder = redact(address), folder
         parent = address.rstrip("/") if folder else address.rpartition("/")[0]
+        remedy = ""
         try:
             self._system, self._key = open_system(parent)
+            remedy = "; see that this host may write and delete there"
             try_bucket(parent)
         except FetchError as error:
-            raise InputError(f"{flag} {self.shown}: {error}; see that this host may write and delete there") from None
+            raise InputError(f"{flag} {self.shown}: {error}{remedy}") from None
         parts = [part for part in parent.partition("://")[2].split("/") if part not in ("", ".", "..")]
         self._local = cache_folder().joinpath("writes", owner, scheme, *parts)
         self.path = self._local if folder else self._local / rest.rpartition("/")[2]
