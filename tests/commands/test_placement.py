@@ -1,6 +1,7 @@
 """Commands that write to a bucket: whole, the index last, and nothing stays on this machine."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import fsspec
@@ -69,6 +70,34 @@ def test_parts_meet_in_a_bucket(trained, maejax, images, bucket, tmp_path):
     fsspec.filesystem("memory").rm_file("/b/f-00001-of-00003.npy")
     code, printed = maejax(*command, "--gather")
     assert code == 1 and "part 1 of 3 is not there" in printed, printed
+
+
+def test_shards_of_a_part_leave_this_machine_as_they_come(maejax, images, bucket, tmp_path, monkeypatch):
+    assert maejax("pack", images, "photos", "--shard-size", 4)[0] == 0
+    system, held = type(fsspec.filesystem("memory")), []
+    put = system.put_file
+
+    def note(self, path, key, **more):
+        held.append(sum(each.stat().st_blocks > 0 for each in left(tmp_path) if each.suffix == ".tar"))
+        put(self, path, key, **more)
+
+    monkeypatch.setattr(system, "put_file", note)
+    code, printed = maejax("pack", "photos", "memory://b/packed", "--part", "0/1", "--workers", 1)
+    assert code == 0 and bucket[:6] == [f"/b/packed/packed-{s:05d}-0000.tar" for s in range(6)], printed
+    assert max(held) == 1 and left(tmp_path) == []
+    assert maejax("pack", "photos", "memory://b/packed", "--gather")[0] == 0 and bucket[-1] == "/b/packed/index.json"
+    index = json.loads(there("packed/index.json"))
+    assert all(sha256(there(f"packed/{s['name']}")).hexdigest() == s["sha256"] for s in index["shards"])
+
+
+def test_what_a_bucket_has_is_not_sent_by_a_command_that_is_tried_again(trained, maejax, images, bucket, monkeypatch):
+    command = ("features", trained, images, "--out", "memory://b/f.npy", "--part")
+    assert maejax(*command, "0/2")[0] == 0
+    first, system = there("f-00000-of-00002.npy"), type(fsspec.filesystem("memory"))
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "put_file", lambda *_, **__: exec("raise OSError('quota exceeded')"))
+        assert maejax(*command, "1/2")[0] == 1
+    assert maejax(*command, "1/2")[0] == 0 and there("f-00000-of-00002.npy") == first
 
 
 def test_a_bucket_that_fails_keeps_what_was_written(trained, maejax, images, bucket, tmp_path, monkeypatch):

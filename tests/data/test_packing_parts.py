@@ -102,6 +102,23 @@ def test_a_stopped_part_goes_on_and_two_shards_at_most_are_here(shards, server, 
         pack_part(spec, str(tmp_path / "less" / "out"), Part(0, 2), shard_size=3)
 
 
+def test_shards_elsewhere_are_packed_one_by_one(shards, server, tmp_path, maejax):
+    server.files |= {f"/s-{s}.tar": (tmp_path / "in" / f"s-{s}.tar").read_bytes() for s in range(4)}
+    command = ("pack", f"{server.url}/s-{{0..3}}.tar", "out", "--shard-size", 3)
+    code, printed = maejax(*command)
+    assert code == 0 and "17 images in 8 shards in out" in printed, printed
+    before, asked = packed(tmp_path / "out"), len(server.seen)
+    assert maejax(*command)[0] == 0 and packed(tmp_path / "out") == before
+    assert {path for path, *_ in server.seen[asked:]} <= {"/index.json"}  # a finished pack is left as it is
+    pack_part(shards, str(tmp_path / "parts" / "out"), Part(0, 1), shard_size=3)
+    assert {name: digest for name, digest in before.items() if name != "index.json"}.items() <= packed(
+        tmp_path / "parts" / "out"
+    ).items()
+    assert verify(str(tmp_path / "out"), deep=True).wrong == []
+    code, printed = maejax(*command, "--image-size", 4)
+    assert code == 2 and "holds other files, or another pack" in printed
+
+
 def test_parts_that_do_not_fit_are_refused(shards, tmp_path):
     folder = tmp_path / "out"
     with pytest.raises(Failed, match="no part of a pack is there"):

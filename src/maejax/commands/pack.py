@@ -17,7 +17,8 @@ from maejax.pixels import Pixels
 class PackCommand(Command, Pixels):
     """Pack images into balanced, shuffled tar shards with an index and checksums, or verify packed shards.
 
-    The same command continues a pack that was interrupted.
+    The same command continues a pack that was interrupted. Shards at an address are packed one after another, each
+    shuffled by itself.
     """
 
     src: str = field(metadata={"positional": "SRC"})
@@ -79,7 +80,7 @@ class PackCommand(Command, Pixels):
             raise InputError("--deep belongs to --verify; packing decodes every image anyway")
         from maejax.data.form import asked_form
         from maejax.data.packing import pack
-        from maejax.data.packing_parts import gather_shards, pack_part
+        from maejax.data.packing_parts import gather_shards, lie_elsewhere, pack_part, pack_shards
         from maejax.data.pieces import read_part
 
         if self.gather and self.part:
@@ -87,8 +88,8 @@ class PackCommand(Command, Pixels):
         if self.gather:
             return gather_shards(self.dst)
         part = read_part(self.part) if self.part else None
-        do = pack if part is None else partial(pack_part, part=part)
-
+        do = pack_shards if lie_elsewhere(self.src) else pack
+        do = do if part is None else partial(pack_part, part=part)
         options = ("shard_size", "shuffle_seed", "image_size", "quality", "workers")
         given: dict[str, Any] = {name: getattr(self, name) for name in options}
         asked = asked_form(self, 3)

@@ -29,6 +29,7 @@ from maejax.data.order import epoch_order
 from maejax.data.sources import Source, open_source
 from maejax.errors import InputError, Stopped, UnreadableImage
 from maejax.storage.atomic import write_atomically, write_whole
+from maejax.storage.placed import hand_over
 from maejax.storage.redact import redact
 
 _JOURNAL = "pack.jsonl"  # lies in the folder while it is being packed into: for whom, and which shards are done
@@ -262,6 +263,8 @@ class ShardWriter:
         if journaled:
             with self.lock, (self.folder / self.journal).open("a") as journal:
                 journal.write(json.dumps(record) + "\n")
+        if self.by_folder:  # other shards may be dealt out anew in the end
+            hand_over(self.folder / name)
         return record
 
 

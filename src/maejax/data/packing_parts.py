@@ -14,8 +14,8 @@ from maejax.data.form import Form
 from maejax.data.keys import Kind, kind_of, settle
 from maejax.data.order import epoch_order
 from maejax.data.packing import AS_THEY_ARE, Progress, ShardWriter, check_numbers, is_there, read_lines, reencode
-from maejax.data.pieces import WHOLE, Part, open_each_shard
-from maejax.data.sources import Source, open_source
+from maejax.data.pieces import WHOLE, Part, are_shards, open_each_shard
+from maejax.data.sources import Source, open_source, places
 from maejax.errors import Failed, InputError
 from maejax.storage.atomic import write_whole
 from maejax.storage.redact import redact
@@ -40,9 +40,9 @@ def pack_part(
     Each shard of the source becomes shards of its own, FOLDER-00012-0003.tar, of at most `shard_size` images, shuffled
     within it: so no part need see another, and two fetched shards at most are on the disk. Folders, tables and arrays
     are shuffled as a whole, and a part writes its share of the shards. The bytes of a shard depend on no part. Named
-    classes become folders in the shards. Calling it again resumes an interrupted
-    part and leaves a finished one alone. Returns the manifest. Raises as `pack`, and Failed for a shard that does not
-    come.
+    classes become folders in the shards. Calling it again resumes an interrupted part and leaves a finished one alone.
+    Returns the manifest, or the index if all parts are gathered into it. Raises as `pack`, and Failed for a shard that
+    does not come.
     """
     check_numbers(shard_size, image_size, quality, workers)
     folder = Path(dst).expanduser()
@@ -55,9 +55,11 @@ def pack_part(
     arguments |= {"labels": labels, "form": given}
     name = f"{part.number:05d}-of-{part.count:05d}.json"
     manifest, journal = folder / f"part-{name}", f"pack-{name}l"
-    found = next(iter(read_lines(manifest, whole=True)), {})
-    if found.get("pack") == arguments and all(is_there(folder, shard) for shard in found["shards"]):
-        return found
+    same = {key: value for key, value in arguments.items() if key != "part"}
+    for path, done in ((manifest, arguments), (folder / "index.json", same if part == WHOLE else None)):
+        found = next(iter(read_lines(path, whole=True)), {})
+        if found.get("pack", {}) == done and all(is_there(folder, shard) for shard in found["shards"]):
+            return found
     records = _claim(folder, journal, arguments)
     turned = asked.image_type != "auto" or bool(asked.bands)
     writer = ShardWriter(folder, workers or os.cpu_count() or 1, None, progress, journal, by_folder=True)
@@ -94,6 +96,21 @@ def pack_part(
     write_whole(manifest, json.dumps(result, indent=1))
     (folder / journal).unlink()
     return result
+
+
+def pack_shards(src: str, dst: str, **options: Any) -> dict[str, Any]:
+    """Pack shards where they lie, one after another, and write the index; as one part that is gathered at once.
+
+    Options, errors and the returned index are those of `pack_part` and `gather_shards`.
+    """
+    done = pack_part(src, dst, WHOLE, **options)
+    return done if "classes" in done else gather_shards(dst)
+
+
+def lie_elsewhere(src: str) -> bool:
+    """Return whether a source is shards alone, some of which must be fetched; raises InputError as `open_source`."""
+    _, local, addresses, _ = places(src)
+    return bool(addresses) and are_shards(local)
 
 
 def gather_shards(dst: str) -> dict[str, Any]:

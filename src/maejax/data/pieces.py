@@ -139,7 +139,7 @@ def open_pieces(spec: str, *, labels: str | Path | None = None, part: Part = WHO
     shards of the part are looked at. Raises InputError as `open_source`.
     """
     specs, local, addresses, notes = places(spec)
-    if addresses or (_are_shards(local) and len(local) >= part.count):
+    if addresses or (are_shards(local) and len(local) >= part.count):
         return _open_shards(specs, local, addresses, notes, labels, part, cache_dir, together=True)
     source = open_local(specs, local, notes, labels)
     rows = part.of(len(source))
@@ -151,12 +151,13 @@ def open_pieces(spec: str, *, labels: str | Path | None = None, part: Part = WHO
 def open_each_shard(spec: str, *, labels: str | Path | None = None, part: Part = WHOLE) -> Pieces | None:
     """Open each shard of a source as a piece, or those of a part; None for a source that is no shards."""
     specs, local, addresses, notes = places(spec)
-    if not _are_shards(local):
+    if not are_shards(local):
         return None
     return _open_shards(specs, local, addresses, notes, labels, part, "", together=False)
 
 
-def _are_shards(paths: list[Path]) -> bool:
+def are_shards(paths: list[Path]) -> bool:
+    """Return whether each of some local paths is a shard."""
     return not any(path.is_dir() or path.suffix.lower() in NO_SHARDS for path in paths)
 
 

@@ -1,9 +1,14 @@
-"""Files of a command that belong in a bucket: written to this machine, then copied there, the index last."""
+"""Files of a command that belong in a bucket: written to this machine, then copied there, the index last.
+
+Files whose time of change is 0 are what the bucket has: they are fetched anew by each command, and never sent.
+"""
 
 import fnmatch
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -15,8 +20,11 @@ from maejax.storage.redact import redact
 
 ANSWER_SECONDS, LEAST_RATE = 120.0, 1e6  # of a request, and bytes/s below which a copy counts as stalled
 LAST = (".json", ".html")  # suffixes of what says that the rest is there
+FETCHED = ".fetched"  # suffix of what is being fetched
+NEVER_SENT = (".lock", FETCHED)
 
 _log = logging.getLogger("maejax.storage")
+_active: list["Place"] = []  # of the command that runs
 
 
 @contextmanager
@@ -34,9 +42,22 @@ def placed(
     """
     place = Place(flag, address, owner, folder)
     place.fetch(bring)
-    yield place.path
+    _active.append(place)
+    try:
+        yield place.path
+    finally:
+        _active.remove(place)
     if sends():
         place.send()
+
+
+def hand_over(path: Path) -> None:
+    """Copy a finished file to its address at once, and leave a stand-in, if it belongs to a bucket.
+
+    For files that the command does not read again: not all of them need room here. Raises Failed if the copy fails.
+    """
+    for place in _active:
+        place.hand_over(path)
 
 
 class Place:
@@ -58,40 +79,50 @@ class Place:
         parts = [part for part in parent.partition("://")[2].split("/") if part not in ("", ".", "..")]
         self._local = cache_folder().joinpath("writes", owner, scheme, *parts)
         self.path = self._local if folder else self._local / rest.rpartition("/")[2]
-        self._known: dict[Path, tuple[int, int]] = {}
 
     def fetch(self, bring: Sequence[str]) -> None:
         """Copy what the command reads of what is there, and make stand-ins for the rest."""
         self._local.mkdir(parents=True, exist_ok=True)
+        for path in self._local.rglob("*"):
+            if path.is_file() and (not _is_ours(path) or path.suffix == FETCHED):  # of a command that failed
+                path.unlink()
         found = self._call("listed", lambda: self._system.find(self._key, detail=True))
         for key, info in found.items():
             name = str(key).lstrip("/").removeprefix(self._key.strip("/")).lstrip("/")
             own = self._folder or ("/" not in name and name.startswith(self.path.stem))
             local = self._local / name
-            if info["type"] != "file" or not name or not own or (local.exists() and local.stat().st_size):
+            if info["type"] != "file" or not name or not own or (local.exists() and _is_ours(local)):
                 continue
             local.parent.mkdir(parents=True, exist_ok=True)
             if any(fnmatch.fnmatch(local.name, pattern) for pattern in bring):
-                self._call("read", lambda key=key, local=local: self._system.get_file(key, str(local)), info["size"])
+                get = partial(self._system.get_file, key)
+                self._call("read", lambda local=local, get=get: _replace(local, get), info["size"])
             else:
-                with local.open("wb") as file:
-                    file.truncate(info["size"])
-            self._known[local] = _state(local)
+                _stand_in(local, info["size"])
+
+    def hand_over(self, path: Path) -> None:
+        """Send a finished file of this place, and leave a stand-in."""
+        path = path.absolute()
+        if path.is_relative_to(self._local) and _is_ours(path):
+            self._put(path)
+            _stand_in(path, path.stat().st_size)
 
     def send(self) -> None:
         """Copy what is new, those files last that tell of others, and remove the local copies."""
-        files = [path for path in self._local.rglob("*") if path.is_file() and path.suffix != ".lock"]
+        files = [path for path in self._local.rglob("*") if path.is_file() and path.suffix not in NEVER_SENT]
         own = [path for path in files if self._folder or path.name.startswith(self.path.stem)]
         for path in sorted(own, key=lambda path: (path.suffix in LAST, path.name == "index.json", path)):
-            if self._known.get(path) != _state(path):
-                key = f"{self._key}/{path.relative_to(self._local).as_posix()}"
-                size = path.stat().st_size
-                self._call("written", lambda key=key, path=path: self._system.put_file(str(path), key), size)
+            if _is_ours(path):
+                self._put(path)
         for path in own:
             path.unlink()
         for path in sorted((path for path in self._local.rglob("*") if path.is_dir()), reverse=True):
             with suppress(OSError):  # another command's files are in it
                 path.rmdir()
+
+    def _put(self, path: Path) -> None:
+        key = f"{self._key}/{path.relative_to(self._local).as_posix()}"
+        self._call("written", lambda: self._system.put_file(str(path), key), path.stat().st_size)
 
     def _call(self, doing: str, do: Any, size: int = 0) -> Any:
         try:
@@ -104,6 +135,18 @@ class Place:
             raise Failed(f"{self.shown} cannot be {doing}: {shorten(error)}{kept}") from None
 
 
-def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+def _is_ours(path: Path) -> bool:
+    return path.stat().st_mtime_ns != 0
+
+
+def _stand_in(path: Path, size: int) -> None:
+    _replace(path, lambda new: os.truncate(new, size))
+
+
+def _replace(path: Path, write: Callable[[str], None]) -> None:
+    """Replace a file by what the bucket has, in one step: what is cut short would be taken for the command's own."""
+    new = path.with_name(f"{path.name}{FETCHED}")
+    new.touch()
+    write(str(new))
+    os.utime(new, ns=(0, 0))
+    new.replace(path)
