@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from maejax.data import pieces
 from maejax.data.form import form_for
 from maejax.data.pieces import Part, open_pieces, read_part
 from maejax.errors import Failed, InputError
@@ -64,9 +65,8 @@ def there(shards):
 
 
 def write(model, spec, path, part=None, **options):
-    pieces = open_pieces(spec, part=part or Part(0, 1))
-    form = form_for(CONFIG.encoder, Pixels())
-    return write_features(model, pieces, path, form, part=part, batch_size=4, **options)
+    form, opened = form_for(CONFIG.encoder, Pixels()), open_pieces(spec, part=part or Part(0, 1))
+    return write_features(model, opened, path, form, part=part, batch_size=4, **options)
 
 
 def features(path):
@@ -101,6 +101,19 @@ def test_parts_are_the_whole_cut_up(model, here, there, tmp_path, count):
         times = [file.stat().st_mtime_ns for file in files]
         assert write(model, spec, path, Part(0, count)).seconds == 0
         assert times == [file.stat().st_mtime_ns for file in files]
+
+
+def test_many_shards_are_listed_some_at_a_time(model, here, tmp_path, monkeypatch):
+    write(model, here, tmp_path / "whole.npy")
+    monkeypatch.setattr(pieces, "TOGETHER", 2)
+    assert len(opened := open_pieces(here)) == 2 and opened.total is None
+    write(model, here, tmp_path / "some.npy")
+    assert features(tmp_path / "some.npy") == features(tmp_path / "whole.npy")
+    tables = [pyarrow.parquet.read_table(tmp_path / name) for name in ("some.parquet", "whole.parquet")]
+    assert tables[0].equals(tables[1])
+    index = {"shards": [{"name": f"s-{s}.tar", "samples": size} for s, size in enumerate(SIZES)], "classes": []}
+    (tmp_path / "shards" / "index.json").write_text(json.dumps(index))
+    assert open_pieces(here).total == 17 and open_pieces(here, part=Part(1, 2)).total == 11
 
 
 def test_shards_elsewhere_take_the_place_of_two_and_a_stop_inside_one_is_no_loss(model, there, tmp_path, monkeypatch):

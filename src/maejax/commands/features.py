@@ -112,6 +112,7 @@ class FeaturesCommand(Encode):
         first = self.join()
         console = console if first else Console(quiet=True)
         from maejax.data.form import form_for
+        from maejax.data.sources import Source
         from maejax.evaluate import feature_file
         from maejax.storage.lock import held
 
@@ -124,7 +125,7 @@ class FeaturesCommand(Encode):
                 model.layer_number(layer)
         except ValueError as error:
             raise InputError(f"--layers: {error}") from None
-        for problem in (problem for source in pieces.local for problem in source.problems):  # type: ignore[union-attr]
+        for problem in (problem for each in pieces.local if isinstance(each, Source) for problem in each.problems):
             plain(console, problem)
         pool = None if self.pool == "none" else self.chosen_pool(self.pool, model.config.encoder, 0)
         chosen: dict[str, Any] = {"pool": pool, "layers": self.layers or None, "part": part}

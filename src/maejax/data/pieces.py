@@ -27,6 +27,7 @@ ENGINES = {
     "slurm": ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
     "kubernetes": ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
 }
+TOGETHER = 64  # shards on this machine that are listed at a time: their keys lie in memory
 NO_SHARDS = (*IMAGE_SUFFIXES, *TABLE_SUFFIXES, ".npz")
 
 
@@ -177,20 +178,21 @@ def _open_shards(
     *,
     together: bool,
 ) -> Pieces:
-    """Open the shards of a part: those on this machine `together` as one source, else each in its turn."""
+    """Open the shards of a part: those on this machine `together`, as few sources, else each in its turn."""
     titles, chosen = Counter(path.name for path in local), part.of(len(local) + len(addresses))
-    here = [local[i] for i in chosen if i < len(local)]
+    here, size = [local[i] for i in chosen if i < len(local)], TOGETHER if together else 1
     pieces = Pieces([], identity=_identity(local, addresses), numbers=chosen, labels=labels)
-    if here and together:
+    groups = [here[i : i + size] for i in range(0, len(here), size)]
+    pieces.local = [partial(open_local, specs, group, [], labels, titles) for group in groups]
+    if together and len(groups) == 1:
         source = open_local(specs, here, notes, labels, titles)
         pieces.local, pieces.total = [source], None if addresses else len(source)
-    elif not addresses and together:
-        pieces.total = 0
-    else:
-        pieces.local = [partial(open_local, specs, [path], [], labels, titles) for path in here]
+    elif not addresses:
+        pieces.total = read_index([str(path.absolute()) for path in here])[0] if here else 0
     if addresses:
-        pieces.stream = open_shards(addresses, cache_dir, None)
-        pieces.shards = [shard for i, shard in enumerate(pieces.stream.shards) if i + len(local) in chosen]  # type: ignore[misc]
-        if part.count == 1 and not local:
-            pieces.total, _ = read_index(addresses)
+        there = range(max(chosen.start - len(local), 0), max(chosen.stop - len(local), 0))
+        pieces.stream = open_shards(addresses, cache_dir, None, there)
+        pieces.shards = pieces.stream.shards  # type: ignore[assignment]
+        if not here:
+            pieces.total, _ = read_index([shard.address for shard in pieces.stream.shards])  # type: ignore[union-attr]
     return pieces

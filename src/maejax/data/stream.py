@@ -192,8 +192,13 @@ def first_images(stream: Stream, reasons: list[str]) -> Iterator[tuple[str, Byte
             reading.close()
 
 
-def open_shards(addresses: Sequence[str], cache_dir: str, patience: RetryPolicy | None) -> Stream:
-    """Open the tar shards of addresses as a stream, which keeps them in `cache_dir` if that is given."""
+def open_shards(
+    addresses: Sequence[str], cache_dir: str, patience: RetryPolicy | None, chosen: range | None = None
+) -> Stream:
+    """Open the tar shards of addresses, or those of the numbers `chosen`, as a stream.
+
+    It keeps them in `cache_dir` if that is given.
+    """
     names = [redact(address) for address in addresses]
     same = len(set(names)) < len(set(addresses))  # without their secrets: two shards would share a file
     seen = Counter[str]()
@@ -202,9 +207,9 @@ def open_shards(addresses: Sequence[str], cache_dir: str, patience: RetryPolicy 
         names[i] = f"{name} ({seen[name]})" if seen[name] > 1 else name
     titles = [name if name.startswith("pipe:") else name.partition("?")[0].rpartition("/")[2] for name in names]
     count, shards = Counter(titles), []
-    for address, name, title in zip(addresses, names, titles, strict=True):
-        stem = stem_of(address, with_secrets=same)
-        shards.append(RemoteShard(address, name, title if count[title] == 1 else name, stem))
+    for i in range(len(addresses)) if chosen is None else chosen:
+        title = titles[i] if count[titles[i]] == 1 else names[i]
+        shards.append(RemoteShard(addresses[i], names[i], title, stem_of(addresses[i], with_secrets=same)))
     return Stream(shards, _open_folder(cache_dir), keep=bool(cache_dir), patience=patience or RetryPolicy())
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from maejax.data.agreement import agree
 from maejax.data.form import Form
 from maejax.data.keys import Keys, Kind, key_of, kind_of
-from maejax.data.pieces import WHOLE, Part, Pieces
+from maejax.data.pieces import TOGETHER, WHOLE, Part, Pieces
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import Source
 from maejax.distributed.processes import broadcast_from_0
@@ -83,6 +83,7 @@ def write_features(
     recipe = {
         "encoder": fingerprint(model.encoder),
         "source": pieces.identity,
+        "together": TOGETHER,
         "part": list(part or WHOLE),
         "pool": pool,
         "layers": None if layers is None else list(layers),
