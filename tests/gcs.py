@@ -8,6 +8,8 @@ import re
 import threading
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import gcsfs
+
 from .loopback import Loopback, Quiet
 
 OBJECT = re.compile(r"(?:/download)?/storage/v1/b/([^/]+)/o/([^/]+)")
@@ -36,6 +38,15 @@ class Storage(Loopback):
     def names(self, prefix=""):
         """List the objects, without their bucket."""
         return sorted(key for _, key in list(self.objects) if key.startswith(prefix))
+
+    @classmethod
+    def connected(cls, monkeypatch):
+        """Start one that gcsfs comes to."""
+        server = cls()
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        return server
 
 
 class _Handler(Quiet):

@@ -10,6 +10,8 @@ import pytest
 
 from maejax.storage import placed
 
+from ..gcs import Storage
+
 
 @pytest.fixture
 def bucket(tmp_path, monkeypatch):
@@ -88,6 +90,29 @@ def test_shards_of_a_part_leave_this_machine_as_they_come(maejax, images, bucket
     assert maejax("pack", "photos", "memory://b/packed", "--gather")[0] == 0 and bucket[-1] == "/b/packed/index.json"
     index = json.loads(there("packed/index.json"))
     assert all(sha256(there(f"packed/{s['name']}")).hexdigest() == s["sha256"] for s in index["shards"])
+
+
+def test_google_cloud_storage_is_written_and_gathered(trained, maejax, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    storage = Storage.connected(monkeypatch)
+    try:
+        assert maejax("pack", images, "photos", "--shard-size", 8)[0] == 0
+        for number in range(2):
+            assert maejax("pack", "photos", "gs://mine/packed", "--part", f"{number}/2")[0] == 0
+            code, printed = maejax("features", trained, images, "--out", "gs://mine/f.npy", "--part", f"{number}/2")
+            assert code == 0, printed
+        assert maejax("pack", "photos", "gs://mine/packed", "--gather")[0] == 0
+        assert maejax("features", trained, images, "--out", "gs://mine/f.npy", "--gather")[0] == 0
+        shards = [f"packed/packed-{s:05d}-0000.tar" for s in range(3)]
+        assert storage.names("packed") == ["packed/index.json", *shards] and left(tmp_path) == []
+        assert maejax("features", trained, images, "--out", "f.npy")[0] == 0
+        parts = [storage.objects["mine", f"f-0000{n}-of-00002.npy"] for n in range(2)]
+        assert Path("f.npy").read_bytes()[128:] == b"".join(part[128:] for part in parts)
+        storage.refuse = lambda method, key: 403 if method == "WRITE" else 0
+        code, printed = maejax("features", trained, images, "--out", "gs://mine/g.npy")
+        assert code == 2 and "--out gs://mine/g.npy: " in printed and "may write" in printed, printed
+    finally:
+        storage.stop()
 
 
 def test_what_a_bucket_has_is_not_sent_by_a_command_that_is_tried_again(trained, maejax, images, bucket, monkeypatch):

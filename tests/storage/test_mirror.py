@@ -7,7 +7,6 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import gcsfs
 import numpy as np
 import pytest
 
@@ -23,13 +22,11 @@ FLAGS = ["--output-dir", "gs://mine/runs"]
 @pytest.fixture
 def storage(monkeypatch, tmp_path):
     """Give a bucket, and a home to this process."""
-    server = Storage()
-    for name, value in {**server.environment, "HOME": str(tmp_path / "home")}.items():
-        monkeypatch.setenv(name, value)
+    server = Storage.connected(monkeypatch)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(bucket_lock, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(bucket_lock, "STALE_SECONDS", 0.1)  # of processes that a test killed
     monkeypatch.setattr(bucket_lock, "RENEW_SECONDS", 2.0)
-    gcsfs.GCSFileSystem.clear_instance_cache()
     yield server
     server.stop()
 

@@ -79,6 +79,7 @@ class Place:
         parts = [part for part in parent.partition("://")[2].split("/") if part not in ("", ".", "..")]
         self._local = cache_folder().joinpath("writes", owner, scheme, *parts)
         self.path = self._local if folder else self._local / rest.rpartition("/")[2]
+        self._there: list[Path] = []  # of the bucket, as local paths
 
     def fetch(self, bring: Sequence[str]) -> None:
         """Copy what the command reads of what is there, and make stand-ins for the rest."""
@@ -93,6 +94,7 @@ class Place:
             local = self._local / name
             if info["type"] != "file" or not name or not own or (local.exists() and _is_ours(local)):
                 continue
+            self._there.append(local)
             local.parent.mkdir(parents=True, exist_ok=True)
             if any(fnmatch.fnmatch(local.name, pattern) for pattern in bring):
                 get = partial(self._system.get_file, key)
@@ -108,12 +110,15 @@ class Place:
             _stand_in(path, path.stat().st_size)
 
     def send(self) -> None:
-        """Copy what is new, those files last that tell of others, and remove the local copies."""
+        """Copy what is new, those files last that tell of others, and remove what the command did, and all copies."""
         files = [path for path in self._local.rglob("*") if path.is_file() and path.suffix not in NEVER_SENT]
         own = [path for path in files if self._folder or path.name.startswith(self.path.stem)]
         for path in sorted(own, key=lambda path: (path.suffix in LAST, path.name == "index.json", path)):
             if _is_ours(path):
                 self._put(path)
+        for path in self._there:
+            if not path.exists():
+                self._call("removed", lambda path=path: self._system.rm_file(self._key_of(path)))
         for path in own:
             path.unlink()
         for path in sorted((path for path in self._local.rglob("*") if path.is_dir()), reverse=True):
@@ -121,8 +126,10 @@ class Place:
                 path.rmdir()
 
     def _put(self, path: Path) -> None:
-        key = f"{self._key}/{path.relative_to(self._local).as_posix()}"
-        self._call("written", lambda: self._system.put_file(str(path), key), path.stat().st_size)
+        self._call("written", lambda: self._system.put_file(str(path), self._key_of(path)), path.stat().st_size)
+
+    def _key_of(self, path: Path) -> str:
+        return f"{self._key}/{path.relative_to(self._local).as_posix()}"
 
     def _call(self, doing: str, do: Any, size: int = 0) -> Any:
         try:
