@@ -98,8 +98,8 @@ class EvaluateCommand(Encode):
     def _write(self, result: dict[str, Any], protocols: tuple[str, ...], attention: Any, config: Any) -> dict[str, Any]:
         from maejax.evaluate.attention_map import LEGEND, write_attention
         from maejax.evaluate.protocols import DRAWS
-        from maejax.evaluate.report import Report, write_report
         from maejax.evaluate.scores import explain
+        from maejax.pages.report import Report, write_report
         from maejax.training.rundir import write_json
 
         methods = {
