@@ -42,13 +42,13 @@ def read_frames(directory: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def as_urls(pictures: np.ndarray) -> list[str]:
-    """Return pictures [B, H, W, C], uint8, as addresses that hold them: of 224 pixels at most."""
+def as_urls(pictures: np.ndarray, most: int = _SIDE) -> list[str]:
+    """Return pictures [B, H, W, C], uint8, as addresses that hold them, of `most` pixels a side."""
     urls, side = [], min(pictures.shape[1:3])
     kind, options = ("png", {"optimize": True}) if side < _SMALL else ("jpeg", {"quality": 85})
     for picture in pictures:
         image = Image.fromarray(picture if picture.shape[-1] == 3 else picture[..., 0])
-        image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        image.thumbnail((most, most), Image.Resampling.LANCZOS)
         image.save(file := BytesIO(), kind, **options)
         urls.append(f"data:image/{kind};base64,{b64encode(file.getvalue()).decode()}")
     return urls

@@ -53,7 +53,7 @@ def write_report(path: Path, report: Report) -> None:
         f'<p class="lead">{escape(sentence)}</p>',
         table(head, rows),
         *(f'<p class="quiet">{escape(note)}</p>' for note in (legend, *report.notes)),
-        section("Pictures", pictures),
+        section("Attention", pictures),
         *report.more,
         section("Time", f'<table class="times">\n<tbody>\n{times}\n</tbody>\n</table>'),
         section("Do it again", f"{command_line(report.command)}\n{config}"),
