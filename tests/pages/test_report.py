@@ -11,7 +11,7 @@ SCORES = {
     "untrained": {"knn": 70.0, "linear": 78.5, "linear_100": 53.0, "linear_100_std": 2.8},
     "pixels": {"knn": 83.0, "linear": 85.3, "linear_100": 69.0, "linear_100_std": 1.1},
 }
-VOID = {"meta", "circle", "img", "input", "line", "polyline"}
+VOID = {"br", "meta", "circle", "img", "input", "line", "polyline"}
 
 
 class Page(HTMLParser):
