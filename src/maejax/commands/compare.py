@@ -10,6 +10,7 @@ from rich.console import Console
 from maejax.commands.command import Command, check_writable
 from maejax.console import literal, plain
 from maejax.errors import InputError
+from maejax.storage.redact import redact
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CompareCommand(Command):
             history = History.read(folder)
             if not history.curves:
                 raise InputError(f"{run} has nothing to compare yet: its metrics.jsonl has no line")
-            found[run if names[Path(run).name] > 1 else Path(run).name] = folder, history
+            found[redact(run) if names[Path(run).name] > 1 else Path(run).name] = folder, history
         path = Path(self.out)
         path.parent.mkdir(parents=True, exist_ok=True)
         return write_comparison(path, found)
@@ -61,6 +62,9 @@ class CompareCommand(Command):
             table.add_row(literal(name), *(f"[bold]{text}[/]" if best else text for text, best in cells))
         console.print(table)
         plain(console, f"page     {self.out}")
+        plain(
+            console, f"next     maejax evaluate {self.runs[0]} --out {self.runs[0]}/evaluation (needs labelled images)"
+        )
 
 
 def directory_of(run: str) -> Path:

@@ -153,6 +153,8 @@ class EvaluateCommand(Encode):
         console.print(score_table(result["scores"], measured(result)))
         console.print(result.get("explanation", NO_CONTROL), highlight=False)
         plain(console, f"report   {self.out.rstrip('/')}/report.html")
+        ckpt = redact(self.ckpt)
+        plain(console, f"next     maejax features {ckpt} IMAGES --out features.npz, maejax export {ckpt}")
 
 
 def measured(result: dict[str, Any]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from maejax.data.display import as_picture, limits_of, shown_bands
 from maejax.data.part import take
 from maejax.data.sources import Source
 from maejax.evaluate.encoding import read
-from maejax.evaluate.knn import vote
+from maejax.evaluate.knn import Votes, vote
 from maejax.models.vit import VisionTransformer
 
 EXAMPLES = 6  # mistakes, and images whose neighbours are shown
@@ -61,21 +61,10 @@ def look_closely(encoder: VisionTransformer, train: Side, test: Side, seed: int,
     wrong = np.flatnonzero(votes.guess != test.labels)
     wrong = wrong[np.argsort(-votes.share[wrong], kind="stable")][:EXAMPLES]
     shown = np.unique(np.linspace(0, len(test.labels) - 1, EXAMPLES).astype(int))
-
-    def examples(rows: np.ndarray) -> list[Example]:
-        if not len(rows):
-            return []
-        near = votes.nearest[rows, :NEAR]
-        pictures = _pictures(encoder, test, rows, reading)
-        close = _pictures(encoder, train, near.reshape(-1), reading).reshape(*near.shape, *pictures.shape[1:])
-        return [
-            Example(picture, int(test.labels[i]), int(votes.guess[i]), float(votes.share[i]), c, train.labels[n])
-            for picture, i, c, n in zip(pictures, rows, close, near, strict=True)
-        ]
-
     mapped = np.unique(np.linspace(0, len(test.labels) - 1, min(MAPPED, len(test.labels))).astype(int))
     places, why = draw_map(test.features[mapped], seed)
-    return Closeup(confusion, examples(wrong), examples(shown), places, test.labels[mapped], why)
+    mistakes, others = (_examples(encoder, train, test, votes, rows, reading) for rows in (wrong, shown))
+    return Closeup(confusion, mistakes, others, places, test.labels[mapped], why)
 
 
 def draw_map(features: np.ndarray, seed: int) -> tuple[np.ndarray | None, str]:
@@ -87,6 +76,21 @@ def draw_map(features: np.ndarray, seed: int) -> tuple[np.ndarray | None, str]:
     except ImportError:
         return None, "A map of the features needs umap-learn: pip install 'maejax[plots]'."
     return UMAP(metric="cosine", random_state=seed, n_jobs=1).fit_transform(features), ""  # type: ignore[return-value]
+
+
+def _examples(
+    encoder: VisionTransformer, train: Side, test: Side, votes: Votes, rows: np.ndarray, reading: dict[str, Any]
+) -> list[Example]:
+    """Read test images by their rows, and the training images that are nearest to each."""
+    if not len(rows):
+        return []
+    near = votes.nearest[rows, :NEAR]
+    pictures = _pictures(encoder, test, rows, reading)
+    close = _pictures(encoder, train, near.reshape(-1), reading).reshape(*near.shape, *pictures.shape[1:])
+    return [
+        Example(picture, int(test.labels[i]), int(votes.guess[i]), float(votes.share[i]), c, train.labels[n])
+        for picture, i, c, n in zip(pictures, rows, close, near, strict=True)
+    ]
 
 
 def _pictures(encoder: VisionTransformer, side: Side, rows: np.ndarray, reading: dict[str, Any]) -> np.ndarray:
