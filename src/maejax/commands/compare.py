@@ -61,10 +61,9 @@ class CompareCommand(Command):
         for name, *cells in columns:
             table.add_row(literal(name), *(f"[bold]{text}[/]" if best else text for text, best in cells))
         console.print(table)
+        run = redact(self.runs[0])
         plain(console, f"page     {self.out}")
-        plain(
-            console, f"next     maejax evaluate {self.runs[0]} --out {self.runs[0]}/evaluation (needs labelled images)"
-        )
+        plain(console, f"next     maejax evaluate {run} --out {run}/evaluation (needs labelled images)")
 
 
 def directory_of(run: str) -> Path:
