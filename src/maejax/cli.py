@@ -21,6 +21,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from maejax import __version__
 from maejax.commands.command import DONE, FAILED, WRONG_INPUT, Command, help_of
+from maejax.commands.compare import CompareCommand
 from maejax.commands.convert import ConvertCommand
 from maejax.commands.data import DataCommand
 from maejax.commands.demo import DemoCommand
@@ -41,7 +42,7 @@ from maejax.recipes import recipe
 from maejax.storage.redact import redact
 
 # In the order of the help; each class has the name of its command.
-_OF_IMAGES = (TrainCommand, DemoCommand, DataCommand, PackCommand)
+_OF_IMAGES = (TrainCommand, CompareCommand, DemoCommand, DataCommand, PackCommand)
 _OF_WEIGHTS = (ReconstructCommand, InspectCommand, ConvertCommand, ExportCommand, FeaturesCommand, EvaluateCommand)
 _KINDS = (*_OF_IMAGES, *_OF_WEIGHTS, PlanCommand, LaunchCommand, DoctorCommand)
 COMMANDS: dict[str, type[Command]] = {kind.__name__.removesuffix("Command").lower(): kind for kind in _KINDS}

@@ -45,6 +45,10 @@ def test_all_protocols_in_one_report(trained, maejax, splits):
     assert not any("…" in line or len(line) > 80 for line in printed.splitlines() if "│" in line), printed
     page = Path("judged/report.html").read_text()
     for text in (
+        "Confusion",
+        "Worst mistakes",
+        "nearest training images",
+        "A map of the features needs 20 test images",
         "same encoder, untrained",
         "attentive",
         "efficient",

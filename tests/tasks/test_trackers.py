@@ -17,10 +17,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import HistoryItem, HistoryRecord, Record
 
+from maejax.pages.frames import read_frames
+from maejax.pages.history import History
 from maejax.training import trackers
 from maejax.training.log import read_metrics
 
 from .. import conftest
+from ..pages.test_run_page import parsed
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_secretsecretsecret",
@@ -74,6 +77,12 @@ def test_a_killed_run_shows_no_step_twice(train, images, monkeypatch):
     assert "from step 2 of 6" in train(*flags)[1]
     for name, steps in (("train/loss", [1, 2, 3, 4, 5, 6]), ("val/loss", [2, 4, 6]), ("reconstructions", [2, 4, 6])):
         assert [entry["step"] for entry in sent if name in entry] == steps, name
+    folder = Path("runs/pretrain")
+    page, history = parsed(folder / "report.html"), History.read(folder)
+    for text in ("It is done, after 6 steps", "mean squared error of pixels", "--eval-interval", "reconstructed"):
+        assert text in page.text
+    assert [step for step, _ in history.points("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert list(read_frames(folder)["frames"]) == ["2", "4", "6"]
 
 
 def test_offline_records_tell_what_they_hold(tmp_path):

@@ -32,7 +32,6 @@ _BATCHES = {"train_batch_size": 128, "valid_batch_size": 500, "train_loader_work
 RECIPE: dict[str, Any] = {**_DATA, **_MODEL, **_DECODER, **_STEPS, **_BATCHES}
 FEATURES = "cls+mean"
 DRAWS = 10  # of 100 labels
-WATCHED = {"watch/knn": "nearest neighbours that agree, %", "watch/rank": "effective rank of features"}
 
 
 class Split(NamedTuple):
@@ -173,14 +172,15 @@ def write_results(
     config: Config, directory: Path, scores: dict[str, dict[str, float]], seconds: dict[str, float]
 ) -> dict[str, Any]:
     """Write report.json, the pictures and report.html; returns what report.json holds."""
-    from maejax.evaluate.report import Report, write_report
     from maejax.evaluate.scores import explain
-    from maejax.training.log import read_metrics
-    from maejax.training.rundir import read_config, write_json
+    from maejax.pages.frames import draw_slider, read_frames
+    from maejax.pages.history import History
+    from maejax.pages.page import section
+    from maejax.pages.report import Report, write_report
+    from maejax.pages.run_charts import charts, numbers
+    from maejax.training.rundir import write_json
 
-    metrics, written = directory / "metrics.jsonl", read_config(directory)
-    assert written is not None  # the run wrote it
-    losses = {name: read_metrics(metrics, f"{name}/loss") for name in ("train", "val")}
+    history = History.read(directory)
     picture = directory / "reconstructions.png"
     shutil.copy(directory / "images" / f"{config.optimization.training_steps}.png", picture)
     result = {
@@ -190,20 +190,22 @@ def write_results(
         "features": FEATURES,
         "seed": config.seeds.init_seed,
         "training_steps": config.optimization.training_steps,
-        "loss": {name: values[-1][1] for name, values in losses.items()},
+        "loss": {name: history.last(f"{name}/loss")[1] for name in ("train", "val")},
         "explanation": explain(scores),
     }
     write_json(directory / "report.json", result)
+    frames = read_frames(directory), history.step
     report = Report(
         title="A masked autoencoder, pre-trained and evaluated",
         scores=scores,
         seconds=seconds,
-        losses=losses,
-        watched={title: read_metrics(metrics, name) for name, title in WATCHED.items()},
-        pictures={"Test images after the last step": picture},
-        config=written["flags"],
+        more=[
+            section("Reconstructions over time", draw_slider({"reconstructed": frames})),
+            section("Curves", charts(history)),
+            section("Numbers", numbers(history)),
+        ],
+        config=history.config["flags"],
         command="maejax demo",
-        x_label="step",
         licence="Images: a part of Fashion-MNIST, copyright 2017 Zalando SE, MIT licence.",
     )
     write_report(directory / "report.html", report)

@@ -69,12 +69,14 @@ class EvaluateCommand(Encode):
                 plain(console, problem)
         if not self.no_control:
             encoders["untrained"] = untrained_like(encoders["pretrained"], self.seed)
-        scores, seconds, used, attention = {}, {}, {}, {}
+        scores, seconds, used, attention, closeup = {}, {}, {}, {}, None
         given: dict[str, Any] = {"pool": pool, "seed": self.seed, **self.reading}
         for kind, encoder in encoders.items():
             start = time.monotonic()
             given["log"] = lambda what, kind=kind: plain(console, f"{kind}: {what}")
-            scores[kind], used, attention[kind] = score(encoder, data, protocols, **given)
+            closely = first and kind == "pretrained"
+            scores[kind], used, attention[kind], found = score(encoder, data, protocols, closely=closely, **given)
+            closeup = found or closeup
             seconds[kind] = round(time.monotonic() - start, 1)
         result = {
             "checkpoint": redact(self.ckpt),
@@ -93,13 +95,16 @@ class EvaluateCommand(Encode):
         }
         if not first:
             return {}
-        return self._write(result, protocols, attention["pretrained"], encoders["pretrained"].config)
+        return self._write(result, protocols, attention["pretrained"], closeup, encoders["pretrained"].config)
 
-    def _write(self, result: dict[str, Any], protocols: tuple[str, ...], attention: Any, config: Any) -> dict[str, Any]:
+    def _write(
+        self, result: dict[str, Any], protocols: tuple[str, ...], attention: Any, closeup: Any, config: Any
+    ) -> dict[str, Any]:
         from maejax.evaluate.attention_map import LEGEND, write_attention
         from maejax.evaluate.protocols import DRAWS
-        from maejax.evaluate.report import Report, write_report
         from maejax.evaluate.scores import explain
+        from maejax.pages.closeup_parts import closeup_parts
+        from maejax.pages.report import Report, write_report
         from maejax.training.rundir import write_json
 
         methods = {
@@ -134,6 +139,7 @@ class EvaluateCommand(Encode):
             sentence=result.get("explanation", NO_CONTROL),
             notes=[note],
             pictures=pictures,
+            more=closeup_parts(closeup, result["classes"]),
         )
         write_report(out / "report.html", report)
         return result
@@ -147,6 +153,8 @@ class EvaluateCommand(Encode):
         console.print(score_table(result["scores"], measured(result)))
         console.print(result.get("explanation", NO_CONTROL), highlight=False)
         plain(console, f"report   {self.out.rstrip('/')}/report.html")
+        ckpt = redact(self.ckpt)
+        plain(console, f"next     maejax features {ckpt} IMAGES --out features.npz, maejax export {ckpt}")
 
 
 def measured(result: dict[str, Any]) -> dict[str, str]:

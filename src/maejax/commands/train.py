@@ -94,7 +94,9 @@ def say_next(console: Console, directory: str, mode: str) -> None:
     use = f"maejax train --mode {mode} --eval-only --pretrained-ckpt {directory} --valid-dataset-shards IMAGES"
     if mode == "pretrain":
         use = f"maejax reconstruct {directory} PHOTO.jpg, maejax evaluate {directory} (needs labelled images)"
-    plain(console, f"done     {directory}; next: {use}, maejax export {directory}")
+    use += f", maejax export {directory}, maejax compare {directory} OTHER_RUN"
+    plain(console, f"page     {directory}/report.html")
+    plain(console, f"done     {directory}; next: {use}")
 
 
 def say_stopped(console: Console, directory: str) -> None:

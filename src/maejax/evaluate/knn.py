@@ -1,12 +1,13 @@
 """k nearest neighbours: an evaluator without training."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maejax.evaluate.probe import Array, check_labels, padded_accuracy
+from maejax.evaluate.probe import Array, check_labels
 
 _SIMILARITIES = 2**24  # computed at a time: 64 MiB in float32
 
@@ -21,15 +22,34 @@ def knn_accuracy(
     2021, appendix F.1; k = 20, temperature .07). Ties go to the earlier neighbour and the smaller label. Of fewer than
     k training features all vote. Raises ValueError if features and labels differ in number or either side is empty.
     """
+    return 100 * float(np.mean(vote(train_x, train_y, test_x, test_y, k, temperature).guess == test_y))
+
+
+class Votes(NamedTuple):
+    """What neighbours say of m features.
+
+    `guess` [m] are labels, `share` [m] their parts of all votes, `nearest` [m, k] the numbers of the neighbours, the
+    nearest first.
+    """
+
+    guess: np.ndarray
+    share: np.ndarray
+    nearest: np.ndarray
+
+
+def vote(train_x: Array, train_y: Array, test_x: Array, test_y: Array, k: int = 20, temperature: float = 0.07) -> Votes:
+    """Classify features as `knn_accuracy` does, and say how sure the vote is."""
     check_labels(train_x, train_y, test_x, test_y, least_classes=1)
     classes, train_index = np.unique(train_y, return_inverse=True)
-    train, index = _unit(train_x), jnp.asarray(train_index)
-
-    def guess(test: Array) -> Array:
-        similarity = _similarity(train, test)
-        return classes[np.asarray(_vote(similarity, index, min(k, len(train)), temperature, len(classes)))]
-
-    return padded_accuracy(guess, _unit(test_x), test_y, max(1, _SIMILARITIES // len(train)))
+    train, index, test, found = _unit(train_x), jnp.asarray(train_index), _unit(test_x), []
+    rows = min(len(test), max(1, _SIMILARITIES // len(train)))
+    for start in range(0, len(test), rows):
+        part = test[start : start + rows]
+        similarity = _similarity(train, np.pad(part, [(0, rows - len(part)), (0, 0)]))
+        votes = _vote(similarity, index, min(k, len(train)), temperature, len(classes))
+        found.append([np.asarray(each)[: len(part)] for each in votes])
+    guess, share, nearest = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return Votes(classes[guess], share, nearest)
 
 
 def leave_one_out(x: Array, y: Array, k: int = 20, temperature: float = 0.07) -> float:
@@ -43,7 +63,7 @@ def leave_one_out(x: Array, y: Array, k: int = 20, temperature: float = 0.07) ->
     classes, index = np.unique(y, return_inverse=True)
     unit = _unit(x)
     similarity = jnp.fill_diagonal(_similarity(unit, unit), -jnp.inf, inplace=False)
-    guessed = _vote(similarity, jnp.asarray(index), min(k, len(x) - 1), temperature, len(classes))
+    guessed, *_ = _vote(similarity, jnp.asarray(index), min(k, len(x) - 1), temperature, len(classes))
     return float(100 * np.mean(np.asarray(guessed) == index))
 
 
@@ -58,10 +78,10 @@ def _similarity(train: jax.Array, test: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames=("k", "classes"))
-def _vote(similarity: jax.Array, labels: jax.Array, k: int, temperature: float, classes: int) -> jax.Array:
+def _vote(similarity: jax.Array, labels: jax.Array, k: int, temperature: float, classes: int):
     nearest, index = jax.lax.top_k(similarity, k)
     # Subtracting the largest similarity keeps the winner and avoids overflow at low temperatures. It is taken by max:
     # a slice [:, :1] of top_k makes XLA on CPU sort all similarities, 12 times slower.
     weights = jnp.exp((nearest - nearest.max(axis=1, keepdims=True)) / temperature)
     scores = jax.vmap(lambda w, y: jnp.zeros(classes).at[y].add(w))(weights, labels[index])
-    return jnp.argmax(scores, axis=1)
+    return jnp.argmax(scores, axis=1), scores.max(axis=1) / scores.sum(axis=1), index

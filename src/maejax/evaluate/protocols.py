@@ -12,6 +12,7 @@ from maejax.data.sources import Source
 from maejax.errors import InputError
 from maejax.evaluate.attention_map import PICTURES, AttentionMaps
 from maejax.evaluate.attentive import attentive_probe
+from maejax.evaluate.closeup import Closeup, Side, look_closely
 from maejax.evaluate.efficient import attend, efficient_probe
 from maejax.evaluate.encoding import encode_source, read
 from maejax.evaluate.knn import knn_accuracy
@@ -34,12 +35,14 @@ class Scored(NamedTuple):
     """The scores of an encoder.
 
     `accuracies` are in percent by the names in `MEASURES`, `images` the numbers that counted, "train" and "test".
-    `attention` is that of the efficient probe on a few test images, None without it.
+    `attention` is that of the efficient probe on a few test images, None without it, and `closeup` what lies behind
+    the scores, None where nobody asked for it.
     """
 
     accuracies: dict[str, float]
     images: dict[str, int]
     attention: AttentionMaps | None
+    closeup: Closeup | None
 
 
 class EvalSplits(NamedTuple):
@@ -82,13 +85,15 @@ def score(
     pool: Pool = "cls+mean",
     seed: int = 0,
     log: Callable[[str], None] = lambda _: None,
+    closely: bool = False,
     **reading: Any,
 ) -> Scored:
     """Evaluate an encoder by each protocol.
 
     Few-shot scores have a companion `NAME_std`, the standard deviation over draws. Shots are left out if the smallest
     class has fewer images, numbers of neighbours if there are fewer training images. Images that have no label or
-    cannot be read are left out. `log` receives a line before each stage. `reading` is as of `encode_source`.
+    cannot be read are left out. `log` receives a line before each stage. `reading` is as of `encode_source`. With
+    `closely` single images are looked at too.
     """
     scores: dict[str, float] = {}
     attention = None
@@ -98,7 +103,7 @@ def score(
             log(f"encoding {len(source):,} {name} images")
             tokens_path = Path(folder, f"{name}.npy") if _ON_TOKENS & set(protocols) else None
             sides.append(_encode(encoder, source, pool, tokens_path, reading))
-        (train_x, train_y, train_tokens, _), (test_x, test_y, test_tokens, shown) = sides
+        (train_x, train_y, train_tokens, _, _), (test_x, test_y, test_tokens, shown, _) = sides
         if "knn" in protocols:
             log("nearest neighbours")
             for k in [k for k in NEIGHBOURS if k <= len(train_x)]:
@@ -126,34 +131,52 @@ def score(
                 maps = attend(queries, patches[list(shown)].astype(np.float32))
                 attention = AttentionMaps(np.stack(list(shown.values())), np.asarray(maps))
             del train_patches, patches
+        train, test = (
+            Side(source, side.features, side.labels, side.rows)
+            for source, side in zip((splits.train, splits.test), sides, strict=True)
+        )
         del train_tokens, test_tokens, sides  # unmap the files before their folder is removed
+    closeup = None
+    if closely:
+        log("looking at single images")
+        closeup = look_closely(encoder, train, test, seed, reading)
     used = {"train": len(train_y), "test": len(test_y)}
-    return Scored({measure: round(float(value), 2) for measure, value in scores.items()}, used, attention)
+    return Scored({measure: round(float(value), 2) for measure, value in scores.items()}, used, attention, closeup)
+
+
+class _Encoded(NamedTuple):
+    features: np.ndarray
+    labels: np.ndarray
+    tokens: np.ndarray | None
+    shown: dict[int, np.ndarray]
+    rows: np.ndarray
 
 
 def _encode(
     encoder: VisionTransformer, source: Source, pool: Pool, tokens_path: Path | None, reading: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[int, np.ndarray]]:
+) -> _Encoded:
     """Return features and labels of a source's labelled images and, mapped into memory, all tokens in float16.
 
-    With tokens, also returns images to show, spread over the source, by their row in the features.
+    `rows` are their numbers in the source. With tokens, also returns images to show, spread over the source, by their
+    row in the features.
     """
-    features, labels, tokens, done = [], [], None, 0
+    features, labels, rows, tokens, done = [], [], [], None, 0
     spread, shown = np.linspace(0, len(source) - 1, PICTURES).astype(int), {}
     if tokens_path is not None:
         shape = (len(source), encoder.config.prefix + encoder.patches, encoder.config.dim)
         tokens = np.lib.format.open_memmap(tokens_path, mode="w+", dtype=np.float16, shape=shape)
     for batch in encode_source(encoder, source, pool=pool if tokens is None else None, **reading):
         used = batch.valid & (batch.labels >= 0)
-        rows = batch.features[used]
+        found = batch.features[used]
         if tokens is not None:
-            tokens[done : done + len(rows)] = rows
-            rows = np.asarray(encoder.pooled(rows, pool))
-        features.append(rows)
+            tokens[done : done + len(found)] = found
+            found = np.asarray(encoder.pooled(found, pool))
+        features.append(found)
         labels.append(batch.labels[used])
-        index = batch.index[used]
+        rows.append(index := batch.index[used])
         shown |= {done + row: index[row] for row in np.flatnonzero(np.isin(index, spread))}
-        done += len(rows)
+        done += len(found)
     images = read(take(source, np.array(list(shown.values()))), encoder, reading) if tokens is not None else ()
     shown = dict(zip(shown, images, strict=False))
-    return np.concatenate(features), np.concatenate(labels), None if tokens is None else tokens[:done], shown
+    x, y, numbers = (np.concatenate(parts) for parts in (features, labels, rows))
+    return _Encoded(x, y, None if tokens is None else tokens[:done], shown, numbers)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from maejax.evaluate import page
+from maejax.pages import page
 from maejax.plan.compiled import Compiled
 from maejax.plan.hlo import parse
 from maejax.plan.hlo_cost import module_cost

@@ -23,7 +23,12 @@ from maejax.storage.cache import cache_folder, hash_file
 from maejax.storage.lock import held
 
 MARKER = "commit_success.txt"  # Orbax's name for the last file of a checkpoint; without it the checkpoint is incomplete
-RESUMED = ("config.json", "metrics.jsonl", "wandb-run.txt")  # the files that a resumed run needs beside a checkpoint
+RESUMED = (
+    "config.json",
+    "metrics.jsonl",
+    "wandb-run.txt",
+    "reconstructions.json",
+)  # the files that a resumed run needs beside a checkpoint
 CHECKPOINTS = ("checkpoints", "best")  # folders that `publish` leaves to `send`
 ANSWER_SECONDS = 120.0  # timeout of a request to a bucket
 LEAST_RATE = 1e6  # bytes/s; a slower copy counts as stalled

@@ -18,7 +18,6 @@ from maejax.console import progress
 from maejax.data.order import epoch_order
 from maejax.data.pipeline import Loader
 from maejax.errors import InputError
-from maejax.evaluate.curve import write_curve
 from maejax.models.classifier import ImageClassifier
 from maejax.models.trees import combine, partition
 from maejax.tasks.accuracy import Accuracy, score_logits
@@ -168,14 +167,9 @@ def score(model: ImageClassifier, many: Any, evaluator: Accuracy) -> list[dict[s
 
 
 def write_sweep(directory: Path, found: Sweep) -> None:
-    """Write sweep.json and the plot sweep.svg into a run's folder."""
+    """Write sweep.json into a run's folder; the page of the run draws it."""
     rows = [{"learning_rate": rate, **scores} for rate, scores in found.scores.items()]
     write_json(directory / "sweep.json", {"best": found.rate, "rates": rows, "speed": found.speed})
-    points = {
-        title: [(float(np.log10(rate)), scores[name]) for rate, scores in sorted(found.scores.items())]
-        for title, name in (("top-1", "val/acc1"), ("top-5", "val/acc5"))
-    }
-    write_curve(directory / "sweep.svg", points, "log10 of the base learning rate", "validation accuracy, %")
 
 
 def probe(

@@ -20,6 +20,7 @@ from maejax.models.classifier import BATCH_NORM_EPS, ImageClassifier
 from maejax.models.description import POOLED, Classifier, Compute
 from maejax.models.flops import classify_flop
 from maejax.models.normalization import normalize
+from maejax.pages.run_page import RunPage
 from maejax.storage import mirror
 from maejax.tasks import cached_probe
 from maejax.tasks.accuracy import Accuracy
@@ -167,9 +168,9 @@ def probe_prepared(task: Classification, console: Console) -> Finished:
             console.print(f"forms    {line}", highlight=False)
         evaluator = task.open_evaluator(task.valid, directory, mesh, 0)
         found = cached_probe.probe(config, console, state, optimizer, task.open_loader(), evaluator, task.source.total)
-        with RunLog(directory, 0, steps, console) as log:
-            log.write(steps, found.scores[found.rate] | {"val/acc1/best": found.scores[found.rate]["val/acc1"]})
         cached_probe.write_sweep(directory, found)
+        with RunLog(directory, 0, steps, console, trackers=[RunPage(directory, 0)]) as log:
+            log.write(steps, found.scores[found.rate] | {"val/acc1/best": found.scores[found.rate]["val/acc1"]})
         kept = TrainState(jnp.asarray(steps, jnp.int32), found.model, optimizer.init(found.model))  # type: ignore[arg-type]
         best.save(kept, steps)  # of all rates; before the checkpoint, which ends the run
         checkpoints.save(kept, steps)

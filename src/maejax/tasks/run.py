@@ -18,6 +18,7 @@ from maejax.data.sources import Source
 from maejax.data.stream import Stream
 from maejax.distributed.processes import all_processes, broadcast_from_0, name_of
 from maejax.errors import Failed, InputError
+from maejax.pages.run_page import RunPage
 from maejax.recipes import recipe
 from maejax.storage import mirror
 from maejax.storage.bucket_lock import held_in_bucket
@@ -248,7 +249,7 @@ def describe_changes(config: Config, saved: dict[str, Any], start: int) -> list[
 
 
 def open_trackers(config: Config, directory: Path, start: int, written: dict[str, Any]) -> list[Tracker]:
-    """Open what the flags name to log to besides metrics.jsonl."""
+    """Open what a run logs to besides metrics.jsonl: what the flags name, and its page."""
     trackers: list[Tracker] = []
     if config.run.wandb:
         earlier = read_lines(directory / "metrics.jsonl") if (directory / "wandb-run.txt").exists() else []
@@ -258,7 +259,7 @@ def open_trackers(config: Config, directory: Path, start: int, written: dict[str
         trackers.append(WandB(directory, config.run.project, directory.name, written, sent))
     if config.run.tensorboard:
         trackers.append(TensorBoard(directory, start))
-    return trackers
+    return [*trackers, RunPage(directory, start)]
 
 
 def count_faults(loader: Loader) -> dict[str, float]:

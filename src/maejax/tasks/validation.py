@@ -18,6 +18,7 @@ from maejax.distributed.processes import broadcast_from_0
 from maejax.evaluate.reconstruction import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
+from maejax.pages.frames import add_frame
 from maejax.storage.atomic import write_atomically
 from maejax.tasks.task import Evaluation
 from maejax.training.log import read_metrics
@@ -61,7 +62,7 @@ class Validation:
         return fixed_order(self.seed, index, model.config.encoder.grid, self.mask)
 
     def __call__(self, state: TrainState, step: int, watch: Watch = iter) -> Evaluation:
-        """Average the loss over all validation images, each once, and draw `images/<step>.png`."""
+        """Average the loss over all validation images, each once; draw `images/<step>.png`, and a few for the page."""
         total, count, first = 0.0, 0, None
         for batch in watch(self.loader.iterate()):
             first = first_rows(batch, 2 * PICTURES, self.mesh) if first is None else first
@@ -78,8 +79,10 @@ class Validation:
                     rows = np.flatnonzero(first.valid)[:PICTURES]
                     order = np.asarray(self.order(model, jnp.asarray(first.index[rows])))  # type: ignore[arg-type]
                     path.parent.mkdir(exist_ok=True)
+                    drawn = reconstruct(model, first.images[rows], order, self.show)
                     with write_atomically(path) as new:
-                        draw_grid(reconstruct(model, first.images[rows], order, self.show)).save(new, "PNG")
+                        draw_grid(drawn).save(new, "PNG")
+                    add_frame(self.directory, step, drawn.original, drawn.masked, drawn.pasted)
                 pictures = path
             except OSError as error:
                 _log.error("the pictures of step %s were not written: %s", step, error.strerror or error)

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from maejax.errors import InputError, install
 
@@ -117,7 +117,20 @@ class TensorBoard:
         self._writer.close()
 
 
-Tracker = WandB | TensorBoard
+class Tracker(Protocol):
+    """Whatever gets the metrics and the pictures of a run."""
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of a step."""
+        ...
+
+    def picture(self, step: int, path: Path) -> None:
+        """Add a picture of reconstructions, a PNG file."""
+        ...
+
+    def close(self) -> None:
+        """Write the rest."""
+        ...
 
 
 def check_installed(*, wandb: bool, tensorboard: bool) -> None:

@@ -1,4 +1,4 @@
-"""The shell of every HTML page that is written here: one file with inline styles, without scripts or resources."""
+"""The shell of every HTML page that is written here: one file with its styles and script inside; it loads nothing."""
 
 from collections.abc import Iterable
 from html import escape
@@ -24,10 +24,24 @@ def section(heading: str, body: str) -> str:
 def table(head: Iterable[str], rows: Iterable[str]) -> str:
     """Return a table with column titles and rows of HTML; where it is too wide for the page, it scrolls by itself."""
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    body = "\n".join(rows)
-    return f'<div class="wide"><table>\n<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    titles, body = f"<thead><tr>{titles}</tr></thead>\n" if titles else "", "\n".join(rows)
+    return f'<div class="wide"><table>\n{titles}<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
 def command_line(command: str) -> str:
     """Return a command as a block of HTML that wraps."""
     return f'<pre class="wrap">{escape(command)}</pre>'
+
+
+def details(summary: str, body: str) -> str:
+    """Return HTML that is folded away under its summary."""
+    return f"<details>\n<summary>{escape(summary)}</summary>\n{body}\n</details>"
+
+
+def tiles(facts: Iterable[tuple[str, str, str]]) -> str:
+    """Return figures with name, value and remark as boxes beside one another, "" without any."""
+    boxes = [
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(remark)}</small></dd></div>"
+        for name, value, remark in facts
+    ]
+    return f'<dl class="tiles">{"".join(boxes)}</dl>' if boxes else ""

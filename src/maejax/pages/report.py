@@ -8,19 +8,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from maejax.evaluate.curve import draw_curve
-from maejax.evaluate.page import command_line, section, table, write_page
 from maejax.evaluate.scores import FEATURES, MEASURES, Scores, explain, grid
+from maejax.pages.page import command_line, details, section, table, write_page
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """The content of a report. Scores are accuracies in percent; `measures` names their columns.
 
-    `seconds` holds the time of each stage in the order to show. `losses` holds the lines of the curve as lists of
-    (`x_label`, loss), `watched` what was measured while it trained, each to be drawn alone. `pictures` maps captions to
-    PNG files. `command` reproduces the run with `config`, which JSON can hold. `notes` stand below the scores,
-    `licence` at the foot. `sentence` replaces the one of `explain`.
+    `seconds` holds the time of each stage in the order to show. `pictures` maps captions to PNG files. `command`
+    reproduces the run with `config`, which JSON can hold. `notes` stand below the scores, `licence` at the foot.
+    `sentence` replaces the one of `explain`. `more` are parts of HTML below the pictures.
     """
 
     title: str
@@ -28,14 +26,12 @@ class Report:
     seconds: Mapping[str, float]
     config: Mapping[str, Any]
     command: str
-    losses: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     pictures: Mapping[str, str | Path] = field(default_factory=dict)
     notes: Sequence[str] = ()
     licence: str = ""
-    x_label: str = "epoch"
     measures: Mapping[str, str] = field(default_factory=lambda: MEASURES)
-    watched: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     sentence: str | None = None
+    more: Sequence[str] = ()
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -50,19 +46,15 @@ def write_report(path: Path, report: Report) -> None:
         rows.append(f"<tr><th>{escape(name)}</th>{inside}</tr>")
     legend = "Test accuracy in percent on frozen features; ± is the standard deviation over draws."
     pictures = "\n".join(_figure(caption, file) for caption, file in report.pictures.items())
-    curve = draw_curve(report.losses, report.x_label, "loss") if report.losses else ""
-    quality = "\n".join(draw_curve({"": points}, report.x_label, name) for name, points in report.watched.items())
     stages = {**report.seconds, "all": sum(report.seconds.values())}
     times = "\n".join(f"<tr><th>{escape(stage)}</th><td>{value:,.1f} s</td></tr>" for stage, value in stages.items())
-    config = escape(json.dumps(report.config, indent=2, default=str))
-    config = f"<details>\n<summary>Configuration</summary>\n<pre>{config}</pre>\n</details>"
+    config = details("Configuration", f"<pre>{escape(json.dumps(report.config, indent=2, default=str))}</pre>")
     parts = [
         f'<p class="lead">{escape(sentence)}</p>',
         table(head, rows),
         *(f'<p class="quiet">{escape(note)}</p>' for note in (legend, *report.notes)),
-        section("Pictures", pictures),
-        section("Loss", curve),
-        section("Features while it trained", quality),
+        section("Attention", pictures),
+        *report.more,
         section("Time", f'<table class="times">\n<tbody>\n{times}\n</tbody>\n</table>'),
         section("Do it again", f"{command_line(report.command)}\n{config}"),
     ]
