@@ -29,11 +29,11 @@ class TrainCommand(Command):
     config: Config = field(default_factory=Config, metadata={"title": ""})
     json: bool = field(default=False, init=False)  # --print-config prints JSON; a run writes it into its folder
 
-    images: str = field(default="", metadata={"positional": "IMAGES"})
+    images: str = field(default="", metadata={"positional": "[IMAGES]"})
     """Images to train on, as --train-dataset-shards: a folder, or shards. Of a folder with train and validation in it
     these two are used; of other images some are held out to validate on (--hold-out)."""
     model: str = ""
-    """Named sizes: n8, ti8, s16, b16, l16 or h14; or one of these letters with another patch, such as s8. Empty: the
+    """Named sizes: n12, ti8, s16, b16, l16 or h14; or one of these letters with another patch, such as s8. Empty: the
     largest for the images and the budget."""
     budget: str = ""
     """Time to train in, such as 30m, 2h or 3d, for which epochs and sizes are chosen. Empty: 2h."""
@@ -126,9 +126,8 @@ class TrainCommand(Command):
         if opens:
             chooses = run.mode == "pretrain" and bool(self.images or self.model or self.budget)
             known = self.given | ({*FACTS} if run.pretrained_ckpt else set())
-            length = chosen.Length(self.epochs, self.warmup_epochs)
-            asked = Asked(config, known, self.model, self.epochs or 0)
-            config, sources = chosen.fill_in(asked, self.budget if chooses else None, length, saved, console)
+            asked = Asked(config, known, self.model, self.epochs, self.warmup_epochs)
+            config, sources = chosen.fill_in(asked, self.budget if chooses else None, saved, console)
         if run.print_config:
             return printed(config)
         finished = (pretrain if run.mode == "pretrain" else classify).run(config, console, sources=sources)

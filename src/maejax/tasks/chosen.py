@@ -3,7 +3,6 @@
 import math
 import shlex
 import time
-from typing import NamedTuple
 
 import jax
 from rich.console import Console
@@ -19,10 +18,10 @@ from maejax.errors import InputError
 from maejax.models.flops import pretrain_flop
 from maejax.recipes import recipe
 from maejax.storage.redact import redact
-from maejax.tasks.checks import check_data
+from maejax.tasks.checks import check_batch, check_data, check_least
 from maejax.tasks.images import Sources, open_images
 from maejax.tasks.pretrain import model_config
-from maejax.tasks.settings import OF_A_MODEL, Asked, Choice, choose, duration, named, seconds_of
+from maejax.tasks.settings import OF_A_MODEL, Asked, Choice, choose, duration, named, number, seconds_of
 from maejax.tasks.speed import images_per_second, products_per_second
 
 BUDGET = "2h"
@@ -33,23 +32,17 @@ CHOSEN = (  # flags that a run keeps which goes on
 )
 
 
-class Length(NamedTuple):
-    """How long to train, and to warm up, in epochs; None where steps say it."""
-
-    epochs: float | None = None
-    warmup: float | None = None
-
-
-def fill_in(
-    asked: Asked, budget: str | None, length: Length, saved: dict | None, console: Console
-) -> tuple[Config, Sources | None]:
+def fill_in(asked: Asked, budget: str | None, saved: dict | None, console: Console) -> tuple[Config, Sources | None]:
     """Fill in the flags that the user left open, and return the images if they are open already.
 
     With a `budget`, "" for the usual one, they are chosen; without, only epochs become steps. A run that goes on has
     those of `saved`, its config.json. Raises InputError if something is wrong.
     """
     config, sources = asked.config, None
+    check_least(config)
     check_data(config)
+    if budget is None or "train_batch_size" in asked.given:
+        check_batch("--train-batch-size", config.data.train_batch_size, jax.device_count())
     if budget is not None:
         seconds, twice = seconds_of(budget or BUDGET), sorted(OF_A_MODEL & {*asked.given})
         if asked.model and twice:
@@ -62,11 +55,10 @@ def fill_in(
             config = as_begun(config, asked.given, saved)
         else:
             config, sources = choose_here(asked, seconds, console)
-            length = length._replace(epochs=None)
-    if length.epochs is not None or length.warmup is not None:
-        sources = sources or (None if saved else open_images(config)[1:])
+    if sources is None and (asked.epochs is not None or asked.warmup is not None):
+        sources = None if saved else open_images(config)[1:]
         images = saved["images"] if saved else count(sources[0], config)  # type: ignore[index]
-        config = in_steps(config, images, length)
+        config = in_steps(config, images, asked)
     return config, sources if sources and isinstance(sources[0], Source) else None
 
 
@@ -117,7 +109,7 @@ def announce(choice: Choice, images: int, size: tuple[int, int], console: Consol
     plain(
         console,
         f"photos   {images:,} images, median {width} x {height}: {model}{config.encoder.layers} x {config.encoder.dim} "
-        f"at {config.encoder.image_size} px, batch {config.data.train_batch_size}, {choice.epochs:.3g} epochs, about "
+        f"at {config.encoder.image_size} px, batch {config.data.train_batch_size}, {number(choice.epochs)} epochs, about "
         f"{duration(choice.seconds)} on this machine",
     )
     held = config.data.hold_out
@@ -128,7 +120,7 @@ def announce(choice: Choice, images: int, size: tuple[int, int], console: Consol
     if min(size) >= 3 * side and (place := config.data.train_dataset_shards):
         reasons.append(
             f"hint     decoding {min(size)} px for {side} takes time in every epoch; `maejax pack "
-            f"{shlex.quote(redact(place))} shards --image-size {side * 3 // 2}` once takes less"
+            f"{shlex.quote(redact(place))} shards --image-size {side * 4 // 3}` once takes less"
         )
     for reason in [*reasons, f"repeat   {command_of(config)}"]:
         plain(console, reason)
@@ -157,11 +149,11 @@ def count(source: Source | Stream, config: Config) -> int:
     return source.total
 
 
-def in_steps(config: Config, images: int, length: Length) -> Config:
+def in_steps(config: Config, images: int, asked: Asked) -> Config:
     """Return flags with the steps of the epochs that were asked for."""
     each, changes = images * config.augment.augment_repeats / config.data.train_batch_size, {}
-    if length.epochs is not None:
-        changes["training_steps"] = max(1, round(length.epochs * each))
-    if length.warmup is not None:
-        changes["warmup_steps"] = round(length.warmup * each)
+    if asked.epochs is not None:
+        changes["training_steps"] = max(1, round(asked.epochs * each))
+    if asked.warmup is not None:
+        changes["warmup_steps"] = round(asked.warmup * each)
     return with_flags(config, **changes)

@@ -44,8 +44,10 @@ OF_A_MODEL = frozenset({*_ENCODER, *_DECODER, "patch_size"})  # flags that name 
 FEWEST_PATCHES = 8  # along a side
 LEAST_EPOCHS, MOST_EPOCHS = 200, 1600  # for a larger model; the most that the paper has (Figure 7)
 BATCHES, LEAST_STEPS = (128, 4096), 2000
-WARMUP = 1 / 20  # of all steps; 40 of 800 epochs in the paper
-RATE, RATE_DIM, LEAST_RATE = 2.8e-3, 128, 6e-4  # peaks at 256 images: of a width, and the paper's by the root of 4096
+WARMUP, MOST_WARMUP = 1 / 10, 40  # of all steps, as in docs/clothing.md, and at most the epochs of the paper
+# Peaks of the rate and their batches. That of docs/clothing.md is for a width, the paper's (Table 8) the least.
+RATE, RATE_DIM, RATE_BATCH = 2e-3, 128, 128
+LEAST_RATE, LEAST_RATE_BATCH = 2.4e-3, 4096
 EVALUATIONS = 10
 UNITS = {"d": 86400, "h": 3600, "m": 60, "min": 60, "s": 1}
 
@@ -53,13 +55,14 @@ UNITS = {"d": 86400, "h": 3600, "m": 60, "min": 60, "s": 1}
 class Asked(NamedTuple):
     """What the user said: flags, the names of those on the command line, and what stands in the place of others.
 
-    `model` is the name of a setting and `epochs` their number; "" and 0 are chosen.
+    `model` is the name of a setting, `epochs` and `warmup` are numbers of epochs; "" and None are chosen.
     """
 
     config: Config = recipe("pretrain")
     given: Collection[str] = ()
     model: str = ""
-    epochs: float = 0
+    epochs: float | None = None
+    warmup: float | None = None
 
 
 class Choice(NamedTuple):
@@ -91,8 +94,10 @@ def choose(
     steps = max(1, round(epochs * images * repeats / batch))
     steps = config.optimization.training_steps if "training_steps" in asked.given else steps
     epochs, seconds = steps * batch / images / repeats, steps * batch / rate
-    warmup = math.ceil(WARMUP * steps)
-    peak = max(RATE * RATE_DIM / config.encoder.dim, LEAST_RATE) * math.sqrt(batch / IMAGES_PER_RATE)
+    warmup = int(min(steps * WARMUP, steps / epochs * MOST_WARMUP))
+    warmup = warmup if asked.warmup is None else round(steps / epochs * asked.warmup)
+    of_width = RATE * RATE_DIM / config.encoder.dim / math.sqrt(RATE_BATCH)
+    peak = max(of_width, LEAST_RATE / math.sqrt(LEAST_RATE_BATCH)) * math.sqrt(batch)
     chosen = {
         "train_batch_size": batch,
         "training_steps": steps,
@@ -102,21 +107,30 @@ def choose(
         "save_minutes": 10.0,
     }
     config = with_flags(config, **{flag: value for flag, value in chosen.items() if flag not in asked.given})
-    limit = f"the most that the paper has; {duration(budget)} would do for more" if most == MOST_EPOCHS else ""
-    limit = limit or f"as many as {rate:,.0f} images/s make in {duration(budget)}"
     if asked.epochs or "training_steps" in asked.given:
-        limit = f"as asked for; {rate:,.0f} images/s"
-    given, encoder, of_rate = config.optimization, config.encoder, config.optimization.learning_rate
+        limit = f"as asked for, at {rate:,.0f} images/s"
+    elif most == MOST_EPOCHS:
+        limit = f"the most that the paper has, less than {duration(budget)} at {rate:,.0f} images/s"
+    else:
+        limit = f"{duration(budget)} at {rate:,.0f} images/s"
+    given, encoder = config.optimization, config.encoder
     reasons = (
         f"model    {encoder.layers} x {encoder.dim}, {why}",
         f"size     {encoder.image_size} px in patches of {encoder.patch_size}, {model.encoder.patches} of them: the "
         f"shorter sides have {side} px",
-        f"batch    {batch}: a power of 2, a thirtieth of the images or {LEAST_STEPS:,} steps, from {BATCHES[0]} on",
-        f"epochs   {epochs:.3g}: {limit}",
-        f"rate     {of_rate:g} x {batch} / 256, by the width and the root of the batch; {given.warmup_steps} steps of "
-        f"warm-up, a twentieth",
+        f"batch    {batch}: "
+        f"{_unless(asked, 'train_batch_size', 'a thirtieth of the images, for 2,000 steps or more, from 128 on')}",
+        f"epochs   {number(epochs)}: {limit}",
+        f"rate     {given.learning_rate:g} x {batch} / 256: "
+        f"{_unless(asked, 'learning_rate', 'by the width of the model and the root of the batch')}",
+        f"warm-up  {given.warmup_steps} steps: {_unless(asked, 'warmup_steps', 'a tenth, at most 40 epochs')}",
     )
     return Choice(config, name, epochs, seconds, reasons)
+
+
+def _unless(asked: Asked, flag: str, why: str) -> str:
+    given = {*asked.given, *(["warmup_steps"] if asked.warmup is not None else [])}
+    return "as asked for" if flag in given else why
 
 
 def _choose_size(images: int, side: int, speed: float, budget: float, asked: Asked) -> tuple[str, Config, str]:
@@ -135,11 +149,11 @@ def _choose_size(images: int, side: int, speed: float, budget: float, asked: Ask
         # Small images have smaller patches, so that 7 or 8 fit along a side.
         setting = f"{name}{max(1, min(size.patch, round(side / FEWEST_PATCHES)))}"
         config = _with_sizes(asked, named(setting, side))
-        seen = asked.epochs or budget * speed / pretrain_flop(model_config(config)) / images
-        enough = min(LEAST_EPOCHS, _weights(config) / images)
+        seen = budget * speed / pretrain_flop(model_config(config)) / images
+        enough = asked.epochs or min(LEAST_EPOCHS, _weights(config) / images)
         if seen >= enough or not size.images:
             break
-        left_out = f"; {setting} sees each {seen:.2g} times, and needs {enough:.3g}"
+        left_out = f"; {setting} sees each {number(seen)} times, and needs {number(enough)}"
     return setting, config, f"the largest for {images:,} images and {duration(budget)}{left_out}"
 
 
@@ -183,6 +197,11 @@ def seconds_of(budget: str) -> float:
 def duration(seconds: float) -> str:
     """Write a time in seconds as people say it."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
+        if seconds >= 1.99 * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.0f} s"
+
+
+def number(value: float) -> str:
+    """Write a number in three digits, or whole."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -13,7 +13,7 @@ from maejax.tasks.checks import precision
 from maejax.tasks.fast_forms import choose_forms
 from maejax.tasks.images import Sources
 from maejax.tasks.pretrain import Pretraining
-from maejax.training.mesh import make_mesh, put_rows
+from maejax.training.mesh import gather, make_mesh, put_rows
 from maejax.training.state import FlatState, create_state
 
 SECONDS = 4.0  # of steps that count
@@ -32,15 +32,20 @@ def images_per_second(
     phase, mesh = task.phases(compute)[-1], make_mesh()
     with jax.set_mesh(mesh), closing(task.open_loader().iterate()) as batches:
         state = FlatState.of(create_state(phase.init, phase.optimizer, mesh, config.machine.sharding))
-        for _ in range(1 + AHEAD):  # compiles, then takes the batches that the loader has prepared meanwhile
-            state, metrics, _ = phase.step(state, put_rows(next(batches), mesh))
-        jax.block_until_ready(metrics)
-        begun, steps = clock(), 0
-        while not steps or clock() - begun < seconds:
-            state, metrics, _ = phase.step(state, put_rows(next(batches), mesh))
-            jax.block_until_ready(metrics)
-            steps += 1
-        return steps * config.data.train_batch_size / (clock() - begun)
+
+        def run(steps: int) -> None:
+            """Make so many steps."""
+            nonlocal state
+            for _ in range(steps):
+                state, metrics, _ = phase.step(state, put_rows(next(batches), mesh))
+                jax.block_until_ready(metrics)
+
+        run(1 + AHEAD)  # compiles, then takes the batches that the loader has prepared meanwhile
+        begun = clock()
+        run(1)
+        more = max(1, int(gather(seconds / max(clock() - begun, 1e-9), mesh)[0]))  # as many in every process
+        run(more)
+        return (1 + more) * config.data.train_batch_size / (clock() - begun)
 
 
 def products_per_second(config: Config) -> float:
