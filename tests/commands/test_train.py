@@ -37,11 +37,16 @@ def quick(monkeypatch):
 
 @pytest.mark.usefixtures("quick", "photos")
 def test_what_is_chosen_is_said_repeated_and_kept(maejax, monkeypatch):
-    more = "--epochs", 4, "--warmup-epochs", 2, "--log-interval", 1, "--train-loader-workers", 0, "--save-interval", 2
+    more = "--epochs", 4, "--warmup-epochs", 2, "--log-interval", 1, "--save-interval", 2, "--eval-interval", 5
     code, printed = maejax("train", "photos", *more)
     assert code == 0, printed
     assert "photos   42 images, median 16 x 20: n2, 1 x 16 at 16 px, batch 32, 3.81 epochs" in printed, printed
-    for line in ("model    1 x 16, the largest", "epochs   3.81: as asked for; 100", "held out 2 more", "rate     "):
+    for line in (
+        "model    1 x 16, the largest",
+        "epochs   3.81: as asked for, at 100 images/s",
+        "held out 2 more",
+        "rate     ",
+    ):
         assert line in printed, printed
     config, losses = json.loads((RUN / "config.json").read_text()), read_metrics(RUN / "metrics.jsonl", "train/loss")
     assert (config["images"], config["flags"]["training_steps"], config["flags"]["warmup_steps"]) == (42, 5, 3)

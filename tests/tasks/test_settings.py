@@ -2,7 +2,7 @@
 
 import pytest
 
-from maejax.config import with_flags
+from maejax.config import declarations, flags, with_flags
 from maejax.errors import InputError
 from maejax.models.flops import pretrain_flop
 from maejax.recipes import recipe
@@ -46,6 +46,21 @@ def test_the_rate_is_that_of_what_was_tried():
         size = config.data.train_batch_size
         peaks[config.encoder.dim, size] = config.optimization.learning_rate * size / 256
     assert peaks == {(128, 128): pytest.approx(2e-3, rel=1e-6), (768, 4096): pytest.approx(2.4e-3, rel=1e-6)}
+
+
+@pytest.mark.parametrize(("images", "steps"), [(3_068, 1150), (3_873, 1452)])
+def test_photos_of_clothing_get_their_measured_recipe(images, steps):
+    """That of benchmarks/clothing.py, in its time: 48 epochs at the speed of 470 seconds for 3,068 photos."""
+    clothing = {"image_size": "72", "patch_size": 12, "layers": 4, "dim": 128, "heads": 4, "norm_pix_loss": True}
+    clothing |= {"dec_layers": 1, "dec_dim": 64, "dec_heads": 4, "train_batch_size": 128, "learning_rate": 4e-3}
+    flop = pretrain_flop(model_config(with_flags(recipe("pretrain"), **clothing)))
+    found = choose(images, 96, 48 * 3_068 / 470 * flop, 470 * images / 3_068)
+    given = flags(found.config)
+    assert {name: given[name] for name in clothing} == clothing
+    free = {name for name, declared in declarations().items() if declared.get("free")}
+    changed = {name for name, value in flags(recipe("pretrain")).items() if given[name] != value} - free
+    assert changed <= {*clothing, "warmup_steps", "training_steps"}
+    assert (given["training_steps"], given["warmup_steps"]) == (steps, steps // 10)
 
 
 @pytest.mark.parametrize(

@@ -105,39 +105,40 @@ def choose_here(asked: Asked, budget: float, console: Console) -> tuple[Config, 
 def announce(choice: Choice, images: int, size: tuple[int, int], console: Console) -> None:
     """Print a choice, its reasons, and the command that repeats it."""
     config, (height, width) = choice.config, size
-    model = f"{choice.name}, " if choice.name else ""
+    encoder, of_name = config.encoder, f"{choice.name}, " if choice.name else ""
     plain(
         console,
-        f"photos   {images:,} images, median {width} x {height}: {model}{config.encoder.layers} x {config.encoder.dim} "
-        f"at {config.encoder.image_size} px, batch {config.data.train_batch_size}, {number(choice.epochs)} epochs, about "
+        f"photos   {images:,} images, median {width} x {height}: {of_name}{encoder.layers} x {encoder.dim} at "
+        f"{encoder.image_size} px, batch {config.data.train_batch_size}, {number(choice.epochs)} epochs, about "
         f"{duration(choice.seconds)} on this machine",
     )
-    held = config.data.hold_out
-    reasons = [*choice.reasons]
-    if held:
+    reasons, side = [*choice.reasons], config.image_shape[0]
+    if held := config.data.hold_out:
         reasons.append(f"held out {held} more, evenly spread, to validate on: no folder is named validation")
-    side = config.image_shape[0]
-    if min(size) >= 3 * side and (place := config.data.train_dataset_shards):
+    if min(size) >= 3 * side:
+        place = shlex.quote(redact(config.data.train_dataset_shards))
         reasons.append(
-            f"hint     decoding {min(size)} px for {side} takes time in every epoch; `maejax pack "
-            f"{shlex.quote(redact(place))} shards --image-size {side * 4 // 3}` once takes less"
+            f"hint     decoding {min(size)} px for {side} takes time in every epoch; `maejax pack {place} shards "
+            f"--image-size {side * 4 // 3}` once takes less"
         )
     for reason in [*reasons, f"repeat   {command_of(config)}"]:
         plain(console, reason)
 
 
 def command_of(config: Config) -> str:
-    """Return the command of a run by its flags, without secrets."""
-    usual, words = flags(recipe(config.run.mode)), ["maejax", "train"]
+    """Return the command of a pre-training by its flags, without secrets."""
+    usual, words = flags(recipe("pretrain")), ["maejax", "train"]
     for name, value in flags(config).items():
-        flag = name.replace("_", "-")
-        if value == usual[name] and name != "mode":
+        flag = f"--{name.replace('_', '-')}"
+        if value == usual[name]:
             continue
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif name != "mode" or value != "pretrain":
-            many = value if isinstance(value, tuple) else (value,)
-            words += [f"--{flag}", *(redact(each) if isinstance(each, str) else str(each) for each in many)]
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, tuple):
+            words += [flag, *map(str, value)]
+        else:
+            word = redact(str(value))
+            words += [f"{flag}={word}"] if word.startswith("-") else [flag, word]
     return shlex.join(words)
 
 

@@ -113,13 +113,14 @@ def choose(
         limit = f"the most that the paper has, less than {duration(budget)} at {rate:,.0f} images/s"
     else:
         limit = f"{duration(budget)} at {rate:,.0f} images/s"
+    of_batch = f"a thirtieth of the images, for {LEAST_STEPS:,} steps or more, from {BATCHES[0]} on"
+    of_batch = of_batch if batch >= BATCHES[0] else "no more than there are images"
     given, encoder = config.optimization, config.encoder
     reasons = (
         f"model    {encoder.layers} x {encoder.dim}, {why}",
         f"size     {encoder.image_size} px in patches of {encoder.patch_size}, {model.encoder.patches} of them: the "
         f"shorter sides have {side} px",
-        f"batch    {batch}: "
-        f"{_unless(asked, 'train_batch_size', 'a thirtieth of the images, for 2,000 steps or more, from 128 on')}",
+        f"batch    {batch}: {_unless(asked, 'train_batch_size', of_batch)}",
         f"epochs   {number(epochs)}: {limit}",
         f"rate     {given.learning_rate:g} x {batch} / 256: "
         f"{_unless(asked, 'learning_rate', 'by the width of the model and the root of the batch')}",
