@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maejax.cli import parse
+from maejax.commands.train import TrainCommand
 from maejax.data.folder import find_parts
 from maejax.tasks import chosen, settings, speed
 from maejax.tasks.images import open_images
 from maejax.training.log import read_metrics
+
+from ..conftest import TINY
 
 RUN = Path("runs/pretrain")
 
@@ -37,7 +41,7 @@ def quick(monkeypatch):
 
 @pytest.mark.usefixtures("quick", "photos")
 def test_what_is_chosen_is_said_repeated_and_kept(maejax, monkeypatch):
-    more = "--epochs", 4, "--warmup-epochs", 2, "--log-interval", 1, "--save-interval", 2, "--eval-interval", 5
+    more = "--epochs", 4, "--warmup-epochs", 2, "--log-interval", 1, "--eval-interval", 5
     code, printed = maejax("train", "photos", *more)
     assert code == 0, printed
     assert "photos   42 images, median 16 x 20: n2, 1 x 16 at 16 px, batch 32, 3.81 epochs" in printed, printed
@@ -56,9 +60,10 @@ def test_what_is_chosen_is_said_repeated_and_kept(maejax, monkeypatch):
         raise AssertionError("it is chosen again")
 
     monkeypatch.setattr(chosen, "choose", refuse)
-    shutil.rmtree(RUN / "checkpoints" / "5")
-    code, again = maejax("train", "photos", *more, "--budget", "1h")
-    assert code == 0 and "chosen   when the run began" in again and "finished" not in again, again
+    code, again = maejax("train", "photos", *more, "--budget", "1h", "--print-config")
+    assert code == 0 and "chosen   when the run began" in again, again
+    found = json.loads(again[again.index("{") :])
+    assert all(found[name] == config["flags"][name] for name in chosen.CHOSEN)
     shutil.rmtree(RUN)
     (repeat,) = [line for line in printed.splitlines() if line.startswith("repeat   ")]
     code, printed = maejax(*shlex.split(repeat.removeprefix("repeat   "))[1:])
@@ -117,11 +122,9 @@ def test_bad_input_ends_in_one_sentence_before_any_work(maejax, photos, images, 
 
 @pytest.mark.usefixtures("one_step_each")
 def test_the_speed_is_that_of_real_steps(images):
-    from maejax.cli import parse
-
-    from ..conftest import TINY
-
-    config = parse(["train", "--train-dataset-shards", str(images), *TINY]).config
+    read = parse(["train", "--train-dataset-shards", str(images), *TINY])
+    assert isinstance(read, TrainCommand)
+    config = read.config
     seconds = iter(range(0, 1000, 2))  # each look at the clock takes two
     found = speed.images_per_second(config, open_images(config)[1:], 5, lambda: next(seconds))
     assert found == 8 * 3 / 4  # one step of two seconds, so that two more are to take five; they took two

@@ -3,6 +3,7 @@
 import math
 import shlex
 import time
+from collections.abc import Collection
 
 import jax
 from rich.console import Console
@@ -62,7 +63,7 @@ def fill_in(asked: Asked, budget: str | None, saved: dict | None, console: Conso
     return config, sources if sources and isinstance(sources[0], Source) else None
 
 
-def as_begun(config: Config, given: frozenset[str], saved: dict) -> Config:
+def as_begun(config: Config, given: Collection[str], saved: dict) -> Config:
     """Return the flags of a run that goes on: as they were chosen when it began, but for those `given`."""
     before = flags(config) | saved["flags"]
     return with_flags(config, **{name: before[name] for name in CHOSEN if name not in given})
