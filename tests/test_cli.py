@@ -328,13 +328,15 @@ def test_pack_and_train_on_the_shards(maejax, train, images):
 
 def test_what_a_shell_or_a_habit_makes_of_a_command_has_a_remedy(train, maejax, images):
     for args, sentence in (
-        (["--epochs", "3"], "--epochs: give --training-steps"),
+        (["--epochs", "3"], "--epochs 3 and --training-steps say the same; leave one out"),
         (["--train-dataset-shards", images, images], "the shell made several names of one; put it in quotes"),
         (["--image-mask-ratio", "75"], "give a share, such as 0.75"),
         (["--image-size", "17"], "patches of 4 pixels do not divide an image of 17 x 17; take 16x16"),
     ):
         code, printed = train(*args)
         assert code == 2 and sentence in printed, printed
+    code, printed = maejax("plan", "--epochs", "3")
+    assert code == 2 and "--epochs: give --training-steps" in printed, printed
     code, printed = maejax("data", "a-0.tar", "a-1.tar")
     assert code == 2 and "data a-0.tar a-1.tar: the shell made several names of one" in printed, printed
     np.savez("first.npz", images=np.zeros((2, 3, 16, 16), np.uint8))

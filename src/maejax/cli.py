@@ -120,13 +120,14 @@ def parse(args: list[str]) -> Command:
 
 def check_arguments(args: list[str]) -> None:
     """Check a command for the work of a shell or of another code's habits; raises InputError with the remedy."""
-    if any(arg.partition("=")[0] == "--epochs" for arg in args):
+    train = args[:1] == ["train"]  # it takes one word that comes after no flag
+    if args[:1] == ["plan"] and any(arg.partition("=")[0] == "--epochs" for arg in args):
         raise InputError("--epochs: give --training-steps, which is epochs * images / --train-batch-size")
-    train = args[:1] == ["train"]  # it takes no words but after flags
-    for before, *names in zip(args, args[1:], args[2:], strict=False):
-        shards = train and before.replace("_", "-").endswith("-dataset-shards")
+    for at, (before, *names) in enumerate(zip(args, args[1:], args[2:], strict=False)):
+        shards = train and (not at or before.replace("_", "-").endswith("-dataset-shards"))
         if not any(name.startswith("-") for name in names) and (shards or all(map(SHARD.search, names))):
-            raise InputError(f"{before} {' '.join(names)}: the shell made several names of one; put it in quotes")
+            remedy = "put it in quotes" + ", and IMAGES first" * train
+            raise InputError(f"{before} {' '.join(names)}: the shell made several names of one; {remedy}")
 
 
 def paragraphs(kind: type) -> list[str]:

@@ -1,29 +1,46 @@
 """`maejax train`: pre-training, probing, fine-tuning or scoring, by the flags of a configuration."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.console import Console
 
 from maejax.commands.command import DONE, STOPPED, Command, check_writable, prepare_devices
 from maejax.commands.early_stop import early_stop
-from maejax.config import Config, flags
+from maejax.config import Config, flags, with_flags
 from maejax.console import plain
+from maejax.errors import InputError
 
 
 @dataclass(frozen=True)
 class TrainCommand(Command):
     """Train a masked autoencoder on your images, or probe, fine-tune or score one (--mode).
 
-    Results go to OUTPUT_DIR/NAME: config.json, metrics.jsonl, checkpoints, pictures of reconstructions. The same
-    command started again continues where it stopped. Underscores and hyphens in flags mean the same.
+    `maejax train IMAGES` chooses the sizes of the model, batch, epochs and rate for these images, this machine and
+    the time of --budget, and says why; flags that are given stay. With --train-dataset-shards in the place of IMAGES
+    nothing is chosen. Results go to OUTPUT_DIR/NAME: config.json, metrics.jsonl, checkpoints, pictures of
+    reconstructions. The same command started again continues where it stopped. Underscores and hyphens in flags mean
+    the same.
     """
 
     config: Config = field(default_factory=Config, metadata={"title": ""})
     json: bool = field(default=False, init=False)  # --print-config prints JSON; a run writes it into its folder
 
+    images: str = field(default="", metadata={"positional": "[IMAGES]"})
+    """Images to train on, as --train-dataset-shards: a folder, or shards. Of a folder with train and validation in it
+    these two are used; of other images some are held out to validate on (--hold-out)."""
+    model: str = ""
+    """Named sizes: n12, ti8, s16, b16, l16 or h14; or one of these letters with another patch, such as s8. Empty: the
+    largest for the images and the budget."""
+    budget: str = ""
+    """Time to train in, such as 30m, 2h or 3d, for which epochs and sizes are chosen. Empty: 2h."""
+    epochs: float | None = None
+    """Passes over the images, in place of --training-steps."""
+    warmup_epochs: float | None = None
+    """Epochs over which the learning rate rises, in place of --warmup-steps."""
     given: frozenset[str] = field(default=frozenset(), metadata={"hidden": True})
     """Names of the flags on the command line; the file of --pretrained-ckpt decides about some of the others."""
 
@@ -31,14 +48,45 @@ class TrainCommand(Command):
 
     def run(self, console: Console) -> dict[str, Any]:
         """Train, or score with --eval-only; returns the flags with --print-config, else whether the run is done."""
-        run = self.config.run
-        if run.print_config:
-            from maejax.training.schedule import peak_rate
-
-            rate, batch = self.config.optimization.learning_rate, self.config.data.train_batch_size
-            return {**flags(self.config), "peak_learning_rate": peak_rate(rate, batch)}
+        self.check()
+        if self.config.run.print_config and not self.leaves_open:
+            return printed(self.config)
         with early_stop():
-            return self._train(console)
+            return replace(self, config=self._with_images())._train(console)
+
+    @property
+    def leaves_open(self) -> bool:
+        """Whether the images decide about some flags."""
+        return (
+            bool(self.images or self.model or self.budget) or self.epochs is not None or self.warmup_epochs is not None
+        )
+
+    def check(self) -> None:
+        """Check the arguments that are no flags of a run; raises InputError for the first that is wrong."""
+        if self.images and self.config.data.train_dataset_shards:
+            raise InputError(f"{self.images}: --train-dataset-shards names images to train on too; leave one out")
+        for name in ("model", "budget"):
+            if (value := getattr(self, name)) and (mode := self.config.run.mode) != "pretrain":
+                raise InputError(f"--{name} {value} is for pre-training, and this is --mode {mode}; leave it out")
+        for name, steps in (("epochs", "training_steps"), ("warmup_epochs", "warmup_steps")):
+            value, flag = getattr(self, name), f"--{name.replace('_', '-')}"
+            if value is not None and steps in self.given:
+                raise InputError(f"{flag} {value:g} and --{steps.replace('_', '-')} say the same; leave one out")
+            if value is not None and (value < 0 or (name == "epochs" and not value)):
+                raise InputError(f"{flag} {value:g}: give a number above 0")
+
+    def _with_images(self) -> Config:
+        """Return the flags with IMAGES as those to train on, and their part that is named validation."""
+        if not self.images:
+            return self.config
+        from maejax.data.folder import find_parts
+
+        place = Path(self.images).expanduser()
+        train, valid = find_parts(place)
+        places = {"train_dataset_shards": self.images if train == place else str(train)}
+        if valid is not None and not {"valid_dataset_shards", "hold_out"} & self.given:
+            places["valid_dataset_shards"] = str(valid)
+        return with_flags(self.config, **places)
 
     def _train(self, console: Console) -> dict[str, Any]:
         """Train or score in this process, perhaps one of several."""
@@ -59,11 +107,13 @@ class TrainCommand(Command):
         if first and "://" not in run.output_dir:
             check_writable("--output-dir", f"{run.output_dir}/{run.name or run.mode}", folder=True)
         from maejax.storage.mirror import shown
-        from maejax.tasks import classify, pretrain
+        from maejax.tasks import chosen, classify, pretrain
         from maejax.tasks.configured import saved_run
-        from maejax.tasks.transfer import with_facts_of_file
+        from maejax.tasks.settings import Asked
+        from maejax.tasks.transfer import FACTS, with_facts_of_file
 
-        saved = saved_run(self.config) if run.pretrained_ckpt and not run.eval_only else None
+        opens = self.leaves_open and not run.eval_only
+        saved = saved_run(self.config) if opens or (run.pretrained_ckpt and not run.eval_only) else None
         config, lines = with_facts_of_file(self.config, self.given, saved)
         for line in lines:
             console.print(f"weights  {line}", highlight=False)
@@ -72,7 +122,15 @@ class TrainCommand(Command):
 
             eval_only.run(config, console)
             return {"done": True}
-        finished = (pretrain if run.mode == "pretrain" else classify).run(config, console)
+        sources = None
+        if opens:
+            chooses = run.mode == "pretrain" and bool(self.images or self.model or self.budget)
+            known = self.given | ({*FACTS} if run.pretrained_ckpt else set())
+            asked = Asked(config, known, self.model, self.epochs, self.warmup_epochs)
+            config, sources = chosen.fill_in(asked, self.budget if chooses else None, saved, console)
+        if run.print_config:
+            return printed(config)
+        finished = (pretrain if run.mode == "pretrain" else classify).run(config, console, sources=sources)
         if finished.done:
             say_next(console, shown(finished.directory), run.mode)
         else:
@@ -87,6 +145,14 @@ class TrainCommand(Command):
     def exit_code(self, result: dict[str, Any]) -> int:
         """Return 75 for a run that was stopped after saving."""
         return DONE if result.get("done", True) else STOPPED
+
+
+def printed(config: Config) -> dict[str, Any]:
+    """Return all flags, and the peak of the learning rate."""
+    from maejax.training.schedule import peak_rate
+
+    peak = peak_rate(config.optimization.learning_rate, config.data.train_batch_size)
+    return {**flags(config), "peak_learning_rate": peak}
 
 
 def say_next(console: Console, directory: str, mode: str) -> None:

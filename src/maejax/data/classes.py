@@ -10,8 +10,9 @@ import numpy as np
 
 LABEL_NAMES = ("label", "labels", "fine_label", "cls", "class", "class_name", "category", "target", "breed")
 NO_CLASS = "labels that are neither one number nor one name"
-_TRAINING = {"train", "training"}
-_HELD_OUT = {"test", "testing", "val", "valid", "validation", "dev", "eval"}
+TRAINING = {"train", "training"}
+VALIDATION = {"val", "valid", "validation", "dev", "eval"}
+_HELD_OUT = {"test", "testing", *VALIDATION}
 
 
 def read_label(value: object) -> int | str:
@@ -55,8 +56,8 @@ def class_of_folders(folders: Iterable[str]) -> tuple[dict[str, str], str, list[
     levels = zip(*parts.values(), strict=False)
     shared = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
     below = {folder: part[len(shared) :] for folder, part in parts.items()}
-    splits = sorted({part[0] for part in below.values() if part and part[0].lower() in _TRAINING | _HELD_OUT})
-    if {split.lower() for split in splits} & _TRAINING and {split.lower() for split in splits} & _HELD_OUT:
+    splits = sorted({part[0] for part in below.values() if part and part[0].lower() in TRAINING | _HELD_OUT})
+    if {split.lower() for split in splits} & TRAINING and {split.lower() for split in splits} & _HELD_OUT:
         below = {folder: part[1:] if part[:1] and part[0] in splits else part for folder, part in below.items()}
     else:
         splits = []

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from maejax.data.classes import class_of_folders
+from maejax.data.classes import TRAINING, VALIDATION, class_of_folders
 from maejax.data.labels import LABEL_FILES
 from maejax.data.listing import IMAGE_SUFFIXES, ByteRange, Group, Listing, suffix_of
 from maejax.data.tables import TABLE_SUFFIXES, holds_images, table_files
@@ -84,6 +84,23 @@ def in_folder(root: Path) -> Listing:
     if not listing.samples:
         listing.problems.append(f"{root}: holds no image")
     return listing
+
+
+def find_parts(root: Path) -> tuple[Path, Path | None]:
+    """Return the folders of training and validation that a folder holds, by their names; itself and None without them.
+
+    They may lie in a single folder below it, as in an archive that was unpacked.
+    """
+    place = root
+    for _ in range(4):
+        below = {path.name.lower(): path for path in place.iterdir() if path.is_dir()} if place.is_dir() else {}
+        train = [path for name, path in below.items() if name in TRAINING]
+        if train and class_of_folders(below)[2]:
+            return train[0], next((path for name, path in sorted(below.items()) if name in VALIDATION), None)
+        if len(below) != 1:
+            break
+        (place,) = below.values()
+    return root, None
 
 
 def _walk(path: str, below: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[_Folder]:

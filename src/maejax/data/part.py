@@ -1,6 +1,6 @@
 """A part of a source: some of its images, in its order."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,3 +31,10 @@ def take(source: Source, rows: np.ndarray) -> Source:
     """Return a source of the images of these numbers of another one, whose form is agreed on."""
     keys, labels = [source.keys[row] for row in rows], source.labels[rows]
     return PartSource(keys, labels, source.classes, source.problems, source, rows, form=source.form)
+
+
+def hold_out(source: Source, count: int) -> tuple[Source, Source]:
+    """Split a source whose form is agreed on: all but `count` images, and these, evenly spread over it."""
+    held = spread(source, count)
+    rest = take(source, np.setdiff1d(np.arange(len(source)), held.rows))  # type: ignore[attr-defined]
+    return replace(rest, lost=source.lost), replace(held, problems=[])

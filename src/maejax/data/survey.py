@@ -5,18 +5,21 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from maejax.data.arrays import is_picture, look, read_pixels
+from maejax.data.arrays import is_picture, look, read_pixels, size_of
 from maejax.data.decode import opener_of
 from maejax.data.form import Form
+from maejax.data.listing import ByteRange
 from maejax.data.order import epoch_order
 from maejax.data.sources import FileSource, Source
-from maejax.errors import UnreadableImage
+from maejax.data.stream import Stream, first_images
+from maejax.errors import InputError, UnreadableImage
 
 QUANTILES = (0, 5, 50, 95, 100)  # percent
 
@@ -62,6 +65,26 @@ def survey(
         **{name: _quantiles([size[k] for size in sizes]) for k, name in enumerate(("width", "height", "bytes"))},
         "bad": bad,
     }
+
+
+def typical_size(source: Source | Stream, sample: int = 64) -> tuple[int, int]:
+    """Return the median height and width of images spread over a source, or of the first ones of a stream.
+
+    Raises InputError if none of them can be read.
+    """
+    if isinstance(source, Stream):
+        images = (image for _, image in islice(first_images(source, []), sample))
+    else:
+        images = map(source.stored, np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int).tolist())
+    sizes = []
+    for image in images:
+        with suppress(OSError, UnreadableImage):
+            data = image.read() if isinstance(image, ByteRange) else image
+            sizes.append(size_of(data, source.form) or read_pixels(data, source.form).shape[:2])
+    if not sizes:
+        raise InputError("none of the images looked at can be read; check them with `maejax data`")
+    height, width = np.median(sizes, axis=0).astype(int).tolist()
+    return height, width
 
 
 def _look(source: Source, i: int, form: Form) -> tuple[str, str, tuple[int, int, int]] | str:

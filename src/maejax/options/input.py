@@ -18,6 +18,8 @@ class Data(Pixels):
     hf://datasets/..., gs://, s3://, or printed by a command, "pipe:COMMAND". @FILE lists such sources, one a line."""
     valid_dataset_shards: str = flag("", free=True)
     """The same for validation; fetched once, as a whole. Empty: no validation."""
+    hold_out: int = flag(0, least=0)
+    """Images of --train-dataset-shards, evenly spread, to validate on instead of training on them."""
     cache_dir: str = flag("", free=True)
     """Folder that keeps fetched shards for later epochs and runs. Empty: they are removed after use."""
     on_bad_data: Literal["skip", "stop"] = flag("skip", free=True)

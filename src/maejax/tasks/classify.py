@@ -28,6 +28,7 @@ from maejax.tasks.checks import encoder_config, refuse_ignored
 from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed, run_directory
 from maejax.tasks.diagnosis import describe_batch, first_bad_part
 from maejax.tasks.fast_forms import choose_forms
+from maejax.tasks.images import Sources
 from maejax.tasks.run import Finished, open_directory, prepared, train
 from maejax.tasks.task import Task
 from maejax.tasks.transfer import (
@@ -52,12 +53,12 @@ from maejax.training.rundir import BEST, CHECKPOINTS
 from maejax.training.state import Frozen, TrainState, abstract_state, create_state, make_step
 
 
-def run(config: Config, console: Console) -> Finished:
-    """Probe or fine-tune.
+def run(config: Config, console: Console, *, sources: Sources | None = None) -> Finished:
+    """Probe or fine-tune; `sources` are the training and the validation images if they are open already.
 
     Raises InputError if the input is wrong, and Failed if the loss became non-finite.
     """
-    task = Classification(config)
+    task = Classification(config, sources)
     return probe_cached(task, console) if config.run.cache_features else train(task, console)
 
 

@@ -6,6 +6,7 @@ from maejax.config import Config, with_flags
 from maejax.data.agreement import agree
 from maejax.data.display import shown_bands
 from maejax.data.form import asked_form, split_bands
+from maejax.data.part import hold_out
 from maejax.data.pipeline import check_readable
 from maejax.data.sources import Source, open_source, open_stream
 from maejax.data.statistics import read, take
@@ -40,7 +41,9 @@ def open_images(
     check_readable(train, form.channels)
     if data.valid_dataset_shards and sources is None:
         valid = open_source(data.valid_dataset_shards, cache_dir=data.cache_dir)
-    if valid is not None:
+    if data.hold_out and sources is None:
+        train, valid = held_out(train, valid, data.hold_out)
+    elif valid is not None:
         bands = form.chosen if form.order or form.bands else ()
         same = asked._replace(image_type=form.image_type, channels=form.channels, bands=bands or asked.bands)
         check_readable(valid, agree(valid, same).channels)
@@ -58,6 +61,17 @@ def open_images(
             (before.mean, before.std) if before is not None else take(statistics, form, data.statistics)  # type: ignore[arg-type]
         )
     return with_flags(config, **changes), train, valid
+
+
+def held_out(train: Source | Stream, valid: Source | None, count: int) -> tuple[Source, Source]:
+    """Split images for `--hold-out`. Raises InputError if they cannot be split, or none need be."""
+    if valid is not None:
+        raise InputError(f"--hold-out {count}: --valid-dataset-shards names images to validate on; leave one out")
+    if isinstance(train, Stream):
+        raise InputError(f"--hold-out {count}: only images here can be split; give --valid-dataset-shards")
+    if count >= len(train):
+        raise InputError(f"--hold-out {count}: there are {len(train)} images; hold out fewer")
+    return hold_out(train, count)
 
 
 def normalised_as(model: Any, config: Config, found: ViT | None = None) -> Any:
