@@ -72,7 +72,7 @@ class Playground:
             "ratio": getattr(mae, "mask_ratio", 0.75),
             "kinds": KINDS,
             "no_decoder": self.no_decoder,
-            "steps": self.steps.list(),
+            "steps": self.steps.listed(),
             "step": self.steps.step,
             "classes": self.gallery.classes,
             "names": self.gallery.names,
@@ -118,7 +118,7 @@ class Playground:
             "loss": loss if np.isfinite(loss) else None,
             "note": drawn.note,
             "seconds": time.perf_counter() - start,
-            "steps": self.steps.list(),
+            "steps": self.steps.listed(),
         }
 
     def attention(self, pixels: str, layer: int, head: int, step: int | None) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Playground:
         heads = np.asarray(_attend(self.steps.model(step), self._images(pixels), layer))
         weights = (heads.mean(axis=0) if head < 0 else heads[head])[:, encoder.prefix :]
         scaled = np.rint(255 * weights / np.maximum(weights.max(axis=1, keepdims=True), 1e-12)).astype(np.uint8)
-        return {"weights": base64.b64encode(scaled.tobytes()).decode(), "steps": self.steps.list()}
+        return {"weights": base64.b64encode(scaled.tobytes()).decode(), "steps": self.steps.listed()}
 
     def encode_some(self, step: int | None) -> bool:
         """Encode the next pictures of the gallery by the model of a step; return whether more are left."""
@@ -155,7 +155,7 @@ class Playground:
             similarity[number] = -np.inf
         nearest = [int(i) for i in np.argsort(-similarity, kind="stable")[:NEAREST] if similarity[i] > -np.inf]
         found = [{"number": i, "similarity": float(similarity[i])} for i in nearest]
-        return {"neighbours": found, "steps": self.steps.list()}
+        return {"neighbours": found, "steps": self.steps.listed()}
 
     def warm_up(self) -> None:
         """Compile what the page asks for first."""

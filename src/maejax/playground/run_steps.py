@@ -8,6 +8,7 @@ import jax
 
 from maejax.errors import InputError
 from maejax.models.build import initial_model
+from maejax.storage import mirror
 from maejax.training.checkpoint import saved_steps
 from maejax.training.rundir import BEST, CHECKPOINTS, read_config
 from maejax.weights import run_directory
@@ -27,6 +28,7 @@ class RunSteps:
         self.first, self.raw, self.run = model, raw, None
         self.step: int | None = None
         self._seed: int | None = None
+        self._remote: list[int] = []
         self._kept: OrderedDict[int, Any] = OrderedDict()
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
         self._most = max(1, KEPT_BYTES // size)
@@ -36,12 +38,19 @@ class RunSteps:
             if not flags.get("pretrained_ckpt") and flags.get("mode") == "pretrain" and model.components is None:
                 self._seed = flags.get("init_seed", 0)
 
-    def list(self) -> list[int]:
-        """Return the steps that there are now, in order; none for weights that are no run."""
+    def listed(self) -> list[int]:
+        """Return the steps that there are now, in order; none for weights that are no run.
+
+        Those of a run in a bucket are looked up once: that takes as long as several answers.
+        """
         if self.run is None or self.step is None:
             return []
+        if self._remote:
+            return self._remote
         saved = {step for folder in (CHECKPOINTS, BEST) for step in saved_steps(self.run / folder)}
-        return sorted(saved | {self.step} | ({0} if self._seed is not None else set()))
+        found = sorted(saved | {self.step} | ({0} if self._seed is not None else set()))
+        self._remote = found if mirror.address_of(self.run) else []
+        return found
 
     def model(self, step: int | None) -> Any:
         """Return the model of a step, None for the one that was named; raises InputError if there is none any more."""

@@ -91,7 +91,7 @@ def build_app(playground: Playground, host: str = LOOPBACK[0]) -> Starlette:
         return JSONResponse(await compute(playground.neighbours, asked.get("pixels"), whole(asked, "number"), step))
 
     def wrong(request: Request, error: Exception) -> Response:
-        return JSONResponse({"error": str(error), "steps": playground.steps.list()}, 422)
+        return JSONResponse({"error": str(error), "steps": playground.steps.listed()}, 422)
 
     def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
