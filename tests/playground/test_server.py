@@ -240,6 +240,7 @@ def test_what_cannot_be_served_ends_in_a_sentence(maejax, run, monkeypatch):
         assert code == 2 and "give another --port, or --port 0" in printed, printed
     for args, sentence in (
         ((run, "--host", "no such host", "--port", 0), "no address of this machine"),
+        ((run, "--port", 70000), "give a number from 0 to 65535"),
         (("nothing", "--port", 0), "nothing does not exist"),
         ((run, "--images", "nowhere", "--port", 0), "nowhere"),
     ):

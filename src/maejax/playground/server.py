@@ -201,18 +201,21 @@ def is_loopback(host: str) -> bool:
 
 def listen(host: str, port: int) -> socket.socket:
     """Open a socket at an address, port 0 for any free one; raises InputError if that is not possible."""
+    if not 0 <= port < 2**16:  # the system would take the rest of the division
+        raise InputError(f"--port {port}: give a number from 0 to 65535")
     try:
         kind, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        opened = socket.socket(kind, socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError):
+        raise InputError(f"--host {host}: no address of this machine; give 127.0.0.1 or 0.0.0.0") from None
+    opened = socket.socket(kind, socket.SOCK_STREAM)
+    try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(place)
         opened.listen()
-    except (socket.gaierror, UnicodeError):
-        raise InputError(f"--host {host}: no address of this machine; give 127.0.0.1 or 0.0.0.0") from None
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", "") or str(error)
+    except OSError as error:
+        opened.close()
         remedy = "give another --port, or --port 0 for any free one"
-        raise InputError(f"--host {host} --port {port} cannot be used: {reason}; {remedy}") from None
+        raise InputError(f"--host {host} --port {port} cannot be used: {error.strerror}; {remedy}") from None
     return opened
 
 
