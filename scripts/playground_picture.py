@@ -3,9 +3,11 @@
 python scripts/playground_picture.py http://127.0.0.1:6230 docs/playground.png
 """
 
+import io
 import shutil
 import sys
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 address, path = sys.argv[1:]
@@ -16,5 +18,6 @@ with sync_playwright() as driver:
     page.wait_for_selector("#near li")
     page.wait_for_selector("body[data-filled]")
     page.wait_for_timeout(2000)  # thumbnails
-    page.screenshot(path=path)
+    picture = Image.open(io.BytesIO(page.screenshot()))
     browser.close()
+picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)  # a quarter of the bytes

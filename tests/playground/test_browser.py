@@ -120,7 +120,7 @@ def test_hiding_by_mouse_keyboard_and_slider(visit):
 def test_training_attention_and_neighbours(visit):
     page = visit()
     page.wait_for_selector("#near li")
-    assert page.locator("#near li").count() == 8
+    assert page.locator("#near li").count() == 12
     loss = page.text_content("#loss")
     with another_answer(page):
         page.locator("#step").fill("0")

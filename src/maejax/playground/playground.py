@@ -27,7 +27,7 @@ from maejax.playground.upload import read_upload
 
 CHUNK = 32  # pictures encoded between two other answers
 KEPT_STEPS = 32  # whose features stay in memory
-NEAREST = 8
+NEAREST = 12
 KINDS = ("random", "block", "grid", "noise")
 
 
