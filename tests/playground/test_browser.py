@@ -163,6 +163,7 @@ def test_two_people_at_once(visit, tmp_path):
     for i, page in enumerate(people):
         Image.fromarray(np.full((16, 16, 3), 230 * i, np.uint8)).save(tmp_path / f"{i}.png")
         page.set_input_files("#file", tmp_path / f"{i}.png")
+        page.wait_for_selector(f"#name:has-text('{i}.png')")
     for count in range(1, 9):
         for page in people:
             page.locator("#count").fill(str(count))
