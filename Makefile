@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; don
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test processors peers lint seeds faults clusters clothing ablations clean
+.PHONY: demo test processors peers lint seeds faults clusters browser clothing ablations clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maejax demo
@@ -46,6 +46,12 @@ clusters: $(VENV)/.installed-test
 	$(BIN)/python -m pip install $(PIP) --editable '.[test,ray]'
 	$(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/clusters
 
+# The playground in a real browser, for root on Debian or Ubuntu: some minutes.
+browser: $(VENV)/.installed-test
+	command -v chromium chromium-browser google-chrome > /dev/null || apt-get install --yes chromium
+	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable '.[test,browser]'
+	$(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/playground
+
 # The table of docs/clothing.md: pre-trained against untrained and from scratch on real photos, within an hour on 2 cores.
 # DATA names other photos: a tar, or a folder, with train, validation and test in it, each with a folder per class.
 DATA ?= ../shared/data/clothing-small.tar
@@ -70,7 +76,7 @@ PIP = --quiet --disable-pip-version-check --no-compile
 CONSTRAINTS = constraints/python$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
 
 $(VENV)/.installed: pyproject.toml constraints/*.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable .
+	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable '.[serve]'
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints/*.txt | $(VENV)/bin/python

@@ -35,6 +35,7 @@ from maejax.commands.pack import PackCommand
 from maejax.commands.placement import run_placed
 from maejax.commands.plan import PlanCommand, preset_flags
 from maejax.commands.reconstruct import ReconstructCommand
+from maejax.commands.serve import ServeCommand
 from maejax.commands.train import TrainCommand
 from maejax.console import PrintableFormatter
 from maejax.errors import Failed, FetchError, InputError, printable
@@ -43,7 +44,15 @@ from maejax.storage.redact import redact
 
 # In the order of the help; each class has the name of its command.
 _OF_IMAGES = (TrainCommand, CompareCommand, DemoCommand, DataCommand, PackCommand)
-_OF_WEIGHTS = (ReconstructCommand, InspectCommand, ConvertCommand, ExportCommand, FeaturesCommand, EvaluateCommand)
+_OF_WEIGHTS = (
+    ReconstructCommand,
+    ServeCommand,
+    InspectCommand,
+    ConvertCommand,
+    ExportCommand,
+    FeaturesCommand,
+    EvaluateCommand,
+)
 _KINDS = (*_OF_IMAGES, *_OF_WEIGHTS, PlanCommand, LaunchCommand, DoctorCommand)
 COMMANDS: dict[str, type[Command]] = {kind.__name__.removesuffix("Command").lower(): kind for kind in _KINDS}
 SHARD = re.compile(r"\.(tar|tgz|parquet|arrow)(\.\w+)?$")

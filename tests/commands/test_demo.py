@@ -20,6 +20,7 @@ def test_the_demo_does_the_whole_job(maejax, monkeypatch, tmp_path):
     code, printed = maejax("demo", "--training-steps", 3)
     assert code == 0, printed
     assert "same encoder, untrained" in printed and "Pre-training" in printed
+    assert "maejax serve runs/demo" in printed.splitlines()[-1]
     report = json.loads(Path("runs/demo/report.json").read_text())
     for features in ("pretrained", "untrained", "pixels"):
         assert {"knn", "linear", "linear_100", "linear_100_std"} == report["scores"][features].keys()

@@ -27,6 +27,8 @@ _STEPS = {
     "warmup_steps": 200,
     "eval_interval": 1000,
     "watch_interval": 500,
+    "save_interval": 500,  # for the playground, which shows how a run learned
+    "keep_checkpoints": 8,
 }
 _BATCHES = {"train_batch_size": 128, "valid_batch_size": 500, "train_loader_workers": 1, "valid_loader_workers": 1}
 RECIPE: dict[str, Any] = {**_DATA, **_MODEL, **_DECODER, **_STEPS, **_BATCHES}
@@ -121,6 +123,7 @@ class DemoCommand(Command):
         console.print(result["explanation"], highlight=False)
         console.print(f"report   {directory / 'report.html'}", highlight=False)
         console.print(f"pictures {directory / 'reconstructions.png'}", highlight=False)
+        console.print(f"play     maejax serve {directory}", highlight=False)
 
     def exit_code(self, result: dict[str, Any]) -> int:
         """Return 75 for a demo that was stopped after saving."""

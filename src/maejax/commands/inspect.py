@@ -22,6 +22,7 @@ FEATURES = ("features of images", "maejax features {} IMAGES --out features.npz"
 USES = {
     "mae": [
         ("see reconstructions", "maejax reconstruct {} IMAGE ..."),
+        ("play with it in the browser", "maejax serve {}"),
         ("continue pre-training", "maejax train --pretrained-ckpt {}"),
         ("probe or fine-tune the encoder", TUNE),
     ],

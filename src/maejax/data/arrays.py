@@ -8,9 +8,9 @@ import numpy as np
 from numpy.lib import format as npy
 
 from maejax.data.decode import decode, is_deep_png, is_tiff, native, opener_of, size_in_header
-from maejax.data.dicom import is_dicom, look_at_dicom, read_dicom
+from maejax.data.dicom import is_dicom, look_at_dicom, read_dicom, values_of_dicom
 from maejax.data.form import MOST_BANDS, Form
-from maejax.data.tiff import look_at_tiff, picture_in, read_tiff
+from maejax.data.tiff import look_at_tiff, picture_in, read_tiff, values_of_tiff
 from maejax.data.turbojpeg import Box
 from maejax.data.values import as_form
 from maejax.errors import UnreadableImage
@@ -87,6 +87,22 @@ def size_of(data: bytes | np.ndarray, form: Form) -> tuple[int, int] | None:
         return size_in_header(data)
     height, width, _ = channels_last(read_npy(data) if isinstance(data, bytes) else data, form.channels_first).shape
     return height, width
+
+
+def values_of(data: bytes) -> int:
+    """Count the values of an encoded image by its head, before it takes memory; raises UnreadableImage."""
+    if data.startswith(NPY):
+        return read_npy(data).size
+    if is_tiff(data) and picture_in(data) is None:
+        return values_of_tiff(data)
+    if is_dicom(data):
+        return values_of_dicom(data)
+    opener = opener_of(data)
+    try:
+        image = opener(io.BytesIO(data))
+    except Exception as error:  # on broken bytes Pillow's plugins raise nearly anything
+        raise UnreadableImage(f"damaged {opener.format}: {error}") from None
+    return image.width * image.height * len(image.getbands())
 
 
 def is_picture(data: bytes) -> bool:

@@ -1,6 +1,7 @@
 """DICOM files by `pydicom`: grey values in their own units, or seen through the window that the file has."""
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from maejax.errors import UnreadableImage, install
 
 _PREAMBLE, _MAGIC = 128, b"DICM"
 HEAD = _PREAMBLE + len(_MAGIC)  # bytes that tell a DICOM file
+_DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax: all after the head is one compressed part
 
 
 def is_dicom(head: bytes) -> bool:
@@ -57,6 +59,15 @@ def read_dicom(data: bytes, form: Form, frame: int = -1) -> np.ndarray:
         reason = str(error).splitlines()[0]
         raise UnreadableImage(f"a DICOM file that pydicom cannot read here: {reason}") from None
     return pixels[..., None] if pixels.ndim == 2 else np.moveaxis(pixels, 0, -1)
+
+
+def values_of_dicom(data: bytes) -> int:
+    """Count the values of all frames of a DICOM file; raises UnreadableImage if it is packed as a whole."""
+    if _DEFLATED in data:
+        raise UnreadableImage("a DICOM file that is deflated as a whole; save it as explicit VR little endian")
+    dataset = _opened(data)
+    sides = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
+    return math.prod(int(dataset.get(side) or 1) for side in sides)
 
 
 def look_at_dicom(data: bytes, form: Form) -> tuple[str, int, tuple[str, ...], int, str]:

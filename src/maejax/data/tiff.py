@@ -3,6 +3,8 @@
 import io
 import logging
 import re
+import zlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ _SUBFILE, _BITS, _COMPRESSION, _PHOTOMETRIC, _BANDS, _FORMAT = 254, 258, 259, 26
 _ORIENTATION, _GDAL = 274, 42112
 _REDUCED, _MASK = 1, 4  # bits of the tag _SUBFILE: smaller copies and masks of the page before
 _WHITE_IS_ZERO = 0
+_PLAIN, _DEFLATE = 1, (8, 32946)  # values of the tag _COMPRESSION
 _NAME = re.compile(r'<Item name="DESCRIPTION" sample="(\d+)" role="description">([^<]*)</Item>')
 _CHANNEL = re.compile(r'<Channel [^>]*Name="([^"]*)"')
 _NEEDS = "needs the package imagecodecs (pip install imagecodecs); or save it without compression or with DEFLATE"
@@ -98,6 +101,27 @@ def look_at_tiff(data: bytes, form: Form) -> tuple[str, int, tuple[str, ...], in
         bands = sizes.get("S", 1) * (len(pages) if form.pages == "bands" else 1)
         names = _names(tif, pages)
         return str(pages[0].dtype), bands, names if len(names) == bands else (), len(pages), "TIFF"
+
+
+def values_of_tiff(data: bytes) -> int:
+    """Count the values of all pages of a TIFF by its tags.
+
+    Raises UnreadableImage if a part unpacks to more than the tags say, and for other compression than DEFLATE.
+    """
+    with _opened(data) as tif:
+        pages = _pages(tif)
+        for page in pages:
+            if page.compression == _PLAIN:
+                continue
+            if page.compression not in _DEFLATE:
+                raise UnreadableImage("a TIFF with compression; save it without, or with DEFLATE")
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+                with suppress(zlib.error):  # reading it says what is wrong
+                    # The parts at the border may be whole tiles.
+                    most = page.nbytes + page.tilewidth * page.tilelength * page.samplesperpixel * 8 + 1
+                    if len(zlib.decompressobj().decompress(data[offset : offset + count], most)) == most:
+                        raise UnreadableImage("damaged TIFF: a part holds more than its page")
+        return sum(page.size for page in pages)
 
 
 def picture_in(data: bytes) -> TiffImageFile | None:

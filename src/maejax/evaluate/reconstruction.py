@@ -1,6 +1,6 @@
 """Pictures of the input of a masked autoencoder and of its reconstruction."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ class Reconstruction:
     """Four pictures of each image, uint8 [B, H, W, C], and a `note` on the predicted pixels to print below.
 
     `masked` shows the visible patches on grey, `reconstruction` the predicted, hidden ones, `pasted` both together.
+    `loss` [B] is that of the model on the hidden patches.
     """
 
     original: np.ndarray
@@ -44,10 +45,30 @@ class Reconstruction:
     reconstruction: np.ndarray
     pasted: np.ndarray
     note: str
+    loss: np.ndarray
+
+
+@partial(jax.jit, static_argnames="visible")
+def predict_hidden(model: Any, images: Any, order: Any, visible: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return images [B, H, W, C] normalised, the prediction of the patches after the first K of the order, the loss."""
+    x = model.normalize(images)
+    loss, prediction = model(x, order, visible=visible, every=True)
+    return *pixels_of(model, x, prediction), loss
+
+
+def pixels_of(model: Any, x: Any, prediction: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return normalised images and predicted patches as pixels, where the model may know other forms of both."""
+    pixels = prediction if model.components is None else model.components.patches(prediction)
+    return x.images if isinstance(x, Normalized) else x, pixels
 
 
 def reconstruct(
-    model: Any, images: np.ndarray, order: np.ndarray, show: tuple[int, ...] | None = None, visible: int | None = None
+    model: Any,
+    images: np.ndarray,
+    order: np.ndarray,
+    show: tuple[int, ...] | None = None,
+    visible: int | None = None,
+    predict: Callable[..., Any] = predict_hidden,
 ) -> Reconstruction:
     """Predict hidden patches of images and draw them.
 
@@ -55,7 +76,8 @@ def reconstruct(
     the first K stay visible: as many as the model says, or `visible`. `show` are the numbers of the bands that are
     drawn, None for all of uint8 and for the first of other types, which are stretched by `limits_of` the images. For a
     model trained on normalised patches, mean and standard deviation come from `hidden_statistics`: only `original`
-    shows hidden pixels. Raises ValueError if `order` is no permutation, or for a model that predicts features.
+    shows hidden pixels. `predict` is `predict_hidden`, or does the same. Raises ValueError if `order` is no
+    permutation, or for a model that predicts features.
     """
     config, encoder = model.config, model.config.encoder
     if config.target == "features":
@@ -65,7 +87,7 @@ def reconstruct(
         raise ValueError(f"order is a permutation of {rows * columns} patches for each of {len(images)} images")
     kept = visible or config.visible
     seen, guessed = np.split(np.asarray(order), [kept], axis=1)
-    x, prediction = _predict(model, images, order.astype(np.int32), kept)
+    x, prediction, loss = predict(model, images, order.astype(np.int32), kept)
 
     patches = np.array(patchify(x, size))
     np.put_along_axis(patches, guessed[..., None], np.asarray(prediction, patches.dtype), axis=1)
@@ -86,15 +108,7 @@ def reconstruct(
     shown = seen_here.reshape(-1, rows, columns, 1).repeat(size, axis=1).repeat(size, axis=2)
     masked, hidden = np.where(shown, original, _GREY), np.where(shown, _GREY, pixels)
     note = _NORM_PIX_NOTE if config.norm_pix_loss else _RAW_NOTE
-    return Reconstruction(original, masked, hidden, np.where(shown, original, pixels), note)
-
-
-@partial(jax.jit, static_argnames="visible")
-def _predict(model: Any, images: Any, order: Any, visible: int) -> tuple[jax.Array, jax.Array]:
-    x = model.normalize(images)
-    prediction = model(x, order, visible=visible, every=True).prediction
-    pixels = prediction if model.components is None else model.components.patches(prediction)
-    return x.images if isinstance(x, Normalized) else x, pixels
+    return Reconstruction(original, masked, hidden, np.where(shown, original, pixels), note, np.asarray(loss))
 
 
 def draw_grid(reconstruction: Reconstruction, captions: Sequence[str] = (), least: int = 128) -> Image.Image:

@@ -65,10 +65,13 @@ def by_head(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:2], heads, -1)
 
 
-def attention_weights(q: jax.Array, k: jax.Array, heads: int) -> jax.Array:
-    """Compute how much each query q [B, Q, D] attends to each key k [B, T, D]: float32 [B, heads, Q, T], sums 1."""
+def attention_weights(q: jax.Array, k: jax.Array, heads: int, seen: jax.Array | None = None) -> jax.Array:
+    """Compute how much each query q [B, Q, D] attends to each key k [B, T, D]: float32 [B, heads, Q, T], sums 1.
+
+    Keys that are not `seen` [B, T] get 0.
+    """
     q, k = by_head(q * (q.shape[-1] // heads) ** -0.5, heads), by_head(k, heads)
-    return jax.nn.softmax(product("bqhd,bkhd->bhqk", q, k))
+    return jax.nn.softmax(product("bqhd,bkhd->bhqk", q, k), where=None if seen is None else seen[:, None, None])
 
 
 @jax.custom_vjp
