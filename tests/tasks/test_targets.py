@@ -62,8 +62,9 @@ def test_principal_components_are_those_of_the_patches(train, maejax, images):
         assert code == 2 and said in printed, printed
 
 
-def test_a_teacher_is_read_kept_and_left_alone(train, maejax, images):
-    assert train("--name", "teacher", "--layers", 1, "--dim", 24, "--registers", 1)[0] == 0
+def test_a_teacher_is_read_kept_and_left_alone(train, maejax, images, idle):
+    with idle():
+        assert train("--name", "teacher", "--layers", 1, "--dim", 24, "--registers", 1)[0] == 0
     flags = ("--target", "runs/teacher", "--valid-dataset-shards", images)
     code, printed = train(*flags)
     assert code == 0, printed
