@@ -148,24 +148,40 @@ def one_step_each():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def idle(one_step_each):
-    """Let the steps of runs in a `with` count and change nothing: for what a run starts from, and what it leaves."""
-    from maejax.tasks import classify, pretrain
-    from maejax.training.state import Control, TrainState, compile_step
+    """Let the steps of runs in a `with` count and change nothing, for what a run starts from and what it leaves.
 
-    def count(state, batch, before, requests):
-        no, names = jnp.zeros((), bool), ("loss", "grad_norm", "param_norm", "learning_rate")
-        metrics = {f"train/{name}": jnp.ones(()) for name in names}
-        return TrainState(state.step + 1, state.model, state.opt_state), metrics, Control(requests.max(axis=0), no, no)
+    Neither the step nor a fresh state is compiled for the run.
+    """
+    from maejax.tasks import classify, pretrain, run
+    from maejax.training.mesh import state_sharding
+    from maejax.training.state import Control, FlatState, TrainState
+
+    @jax.jit
+    def count(step, requests):
+        no, one = jnp.zeros((), bool), jnp.ones(())
+        names = ("loss", "grad_norm", "param_norm", "learning_rate")
+        return step + 1, {f"train/{name}": one for name in names}, Control(requests.max(axis=0), no, no)
+
+    def take_step(flat, batch, before, requests):
+        step, metrics, control = count(flat.state.step, requests)
+        return FlatState.of(TrainState(step, flat.state.model, flat.state.opt_state)), metrics, control
 
     def build(built, *args, **more):
         init, optimizer, _ = built(*args, **more)
-        return init, optimizer, compile_step(count)
+        return init, optimizer, take_step
+
+    def create_state(init, optimizer, mesh, sharding="replicated"):
+        model = init()
+        slots = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(optimizer.init, model))
+        state = TrainState(np.int32(0), model, slots)
+        return jax.device_put(state, state_sharding(state, mesh, sharding))
 
     @contextmanager
     def idling():
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "create_state", create_state)
             for task in (classify, pretrain):
                 patch.setattr(task, "build_step", functools.partial(build, task.build_step))
             yield

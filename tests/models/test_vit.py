@@ -119,7 +119,7 @@ def test_rotary_positions_are_turned_in_fast_forms_too(monkeypatch, form):
     keep = jnp.asarray([[5, 0, 23], [7, 1, 2]])
 
     def outcomes(*kept):
-        return jax.jit(lambda model: [model(x, keep) for keep in kept])(model)
+        return jax.jit(lambda model: tuple(model(x, keep) for keep in kept))(model)
 
     plain = outcomes(None, keep)
     product = jax.nn.dot_product_attention
@@ -129,6 +129,6 @@ def test_rotary_positions_are_turned_in_fast_forms_too(monkeypatch, form):
     stand_in = lambda *qkv, implementation, **masks: product(*qkv, implementation="xla", **masks)  # noqa: E731
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
     *found, turned = outcomes(None, keep, keep[:, ::-1])
-    assert_close(found, plain)
+    assert_close(tuple(found), plain)
     # A patch is where it stands in the image, not in the order in which it enters.
     assert_close(turned[:, :3], plain[1][:, :3])
