@@ -3,13 +3,17 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; don
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test processors peers lint seeds faults clusters browser clothing ablations clean
+.PHONY: demo test thorough processors peers lint seeds faults clusters browser clothing ablations clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maejax demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# All tests, also those marked slow, but for the clusters of `make clusters`: hours on 2 cores.
+thorough: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'slow or not slow' --ignore tests/clusters
 
 # The same as other processors compute it, each as wide as this one allows, then beside two busy loops: hours on 2 cores.
 # XLA_FLAGS turns off the quick compiler of tests/conftest.py.

@@ -1,8 +1,13 @@
 """Shared by all tests: CPU devices, strictness, golden files."""
 
+import functools
+import gc
 import os
 import shutil
+import sys
 import tempfile
+import typing
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +21,7 @@ os.environ.setdefault(
 )
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,8 +41,28 @@ for _name, _value in {
     jax.config.update(_name, _value)
     os.environ[_name.upper()] = str(_value)
 
+# Looking for garbage took a tenth of the time in which a step is compiled. What Python 3.12 remembers of a protocol by
+# itself took a sixth of a run without that: Orbax asks a thousand times.
+gc.set_threshold(50_000, 20, 100)
+if sys.version_info < (3, 12):
+    typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
+
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
+
+
+# By what they cost, from minutes down to ten seconds: begun last, such a file is all that one worker has at the end.
+LONG = """tasks/test_pretrain tasks/test_classify test_cli models/test_mae weights/test_training_on tasks/test_images
+tasks/test_new_decoder commands/test_demo tasks/test_targets models/test_cross weights/test_commands tasks/test_going_on
+commands/test_secrets storage/test_mirror weights/test_peers weights/test_encoders weights/test_files
+training/test_state training/test_optim tasks/test_trackers tasks/test_quality models/test_vit training/test_checkpoint
+models/test_normalization tasks/test_fast_forms weights/test_earlier commands/test_plan""".split()
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files."""
+    place = {ROOT / "tests" / f"{name}.py": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 def pytest_sessionfinish():
@@ -120,6 +146,47 @@ def one_step_each():
         for task in (classify, pretrain):
             patch.setattr(task, "build_step", once(task.build_step))
         yield
+
+
+@pytest.fixture(scope="session")
+def idle(one_step_each):
+    """Let the steps of runs in a `with` count and change nothing, for what a run starts from and what it leaves.
+
+    Neither the step nor a fresh state is compiled for the run.
+    """
+    from maejax.tasks import classify, pretrain, run
+    from maejax.training.mesh import state_sharding
+    from maejax.training.state import Control, FlatState, TrainState
+
+    @jax.jit
+    def count(step, requests):
+        no, one = jnp.zeros((), bool), jnp.ones(())
+        names = ("loss", "grad_norm", "param_norm", "learning_rate")
+        return step + 1, {f"train/{name}": one for name in names}, Control(requests.max(axis=0), no, no)
+
+    def take_step(flat, batch, before, requests):
+        step, metrics, control = count(flat.state.step, requests)
+        return FlatState.of(TrainState(step, flat.state.model, flat.state.opt_state)), metrics, control
+
+    def build(built, *args, **more):
+        init, optimizer, _ = built(*args, **more)
+        return init, optimizer, take_step
+
+    def create_state(init, optimizer, mesh, sharding="replicated"):
+        model = init()
+        slots = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(optimizer.init, model))
+        state = TrainState(np.int32(0), model, slots)
+        return jax.device_put(state, state_sharding(state, mesh, sharding))
+
+    @contextmanager
+    def idling():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "create_state", create_state)
+            for task in (classify, pretrain):
+                patch.setattr(task, "build_step", functools.partial(build, task.build_step))
+            yield
+
+    return idling
 
 
 @pytest.fixture

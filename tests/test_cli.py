@@ -285,7 +285,10 @@ def test_wandb_without_a_login_is_wrong_input(train, tmp_path, monkeypatch):
     assert code == 2 and "--wandb has no login: run `wandb login`" in printed, printed
 
 
-@pytest.mark.parametrize("preset", ["pretrain-vit-b16-224-in1k-1600ep", "pretrain-vit-l16-224-in1k-800ep"])
+@pytest.mark.parametrize(
+    "preset",
+    ["pretrain-vit-b16-224-in1k-1600ep", pytest.param("pretrain-vit-l16-224-in1k-800ep", marks=pytest.mark.slow)],
+)
 def test_presets_run_with_tiny_overrides(tmp_path, images, preset):
     script = ROOT / "config/pretrain" / f"{preset}.sh"
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # as in an activated environment
@@ -298,8 +301,9 @@ def test_presets_run_with_tiny_overrides(tmp_path, images, preset):
     assert (tmp_path / "CKPT" / preset / "checkpoints" / "2").is_dir()
 
 
-def test_reconstruct_draws_the_users_images(train, maejax, images):
-    train("--norm-pix-loss")
+def test_reconstruct_draws_the_users_images(train, maejax, images, idle):
+    with idle():
+        train("--norm-pix-loss")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)).save("mine.jpg")
     for mask, ratio in (("random", 0.75), ("block", 0.5), ("grid", 0.75), ("noise", 0.9)):
         args = ("runs/pretrain", "mine.jpg", "--out", mask, "--mask", mask, "--mask-ratio", ratio)
@@ -346,9 +350,10 @@ def test_what_a_shell_or_a_habit_makes_of_a_command_has_a_remedy(train, maejax, 
     )
 
 
-def test_what_is_seldom_meant_is_said_and_what_comes_next(train):
+def test_what_is_seldom_meant_is_said_and_what_comes_next(train, idle):
     flags = ["--warmup-steps", 9, "--train-batch-size", 32, "--learning-rate", 1.5e-4]
-    code, printed = train(*flags)
+    with idle():
+        code, printed = train(*flags)
     assert code == 0, printed
     for part in ("--warmup-steps 9 is no less than", "--train-batch-size 32 holds", "is that of ViT-B", "next: maejax"):
         assert part in printed, printed

@@ -17,6 +17,7 @@ def test_the_demo_does_the_whole_job(maejax, monkeypatch, tmp_path):
             np.savez(tmp_path / f"{split}.npz", **{name: file[name][:count] for name in file.files})
     monkeypatch.setattr(fashion_mnist, "path", lambda split: tmp_path / f"{split}.npz")
     monkeypatch.setattr(demo, "DRAWS", 2)
+    monkeypatch.setitem(demo.RECIPE, "layers", 1)
     code, printed = maejax("demo", "--training-steps", 3)
     assert code == 0, printed
     assert "same encoder, untrained" in printed and "Pre-training" in printed

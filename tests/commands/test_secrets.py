@@ -46,7 +46,7 @@ def png(picture):
     return buffer.getvalue()
 
 
-def test_every_command_keeps_the_secrets_of_every_address(maejax, trained, address, tmp_path, monkeypatch):
+def test_every_command_keeps_the_secrets_of_every_address(maejax, trained, address, tmp_path, monkeypatch, idle):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("sys.argv", ["maejax", address("i.tar")])  # `plan` writes its own command
     data, printed = address("i.tar"), []
@@ -61,7 +61,8 @@ def test_every_command_keeps_the_secrets_of_every_address(maejax, trained, addre
     weights = address("w.safetensors", tmp_path / "w.safetensors")
     start = [*TINY, *both, "--pretrained-ckpt", weights, "--tensorboard", "--cache-dir", "shards"]
     start += ["--training-steps", 1, "--warmup-steps", 0]
-    run("train", *start, "--mode", "finetune", "--labels", 3, "--auto-augment", "none")
+    with idle():
+        run("train", *start, "--mode", "finetune", "--labels", 3, "--auto-augment", "none")
     run("convert", "runs/finetune", "c.safetensors", "--to", "maejax")
     scored = address("c.safetensors", tmp_path / "c.safetensors")
     run("train", "--mode", "finetune", "--eval-only", "--pretrained-ckpt", scored, *both[2:], "--valid-batch-size", 8)

@@ -45,7 +45,7 @@ def test_logits_equal_the_authors(golden, pooling):
 def step_by_step(g, targets, model, step, optimizer, weights):
     """Train on the golden batches; return losses, the arrays after them, and the model."""
     state = TrainState(jnp.zeros((), jnp.int32), with_arrays(model, weights), None)
-    state = TrainState(state.step, state.model, optimizer.init(state.model))
+    state = TrainState(state.step, state.model, jax.jit(optimizer.init)(state.model))
     losses = []
     for images, wanted in zip(g["images"], targets, strict=True):
         batch = Drawn(images.transpose(0, 2, 3, 1), wanted, np.ones(6, bool))
@@ -79,7 +79,7 @@ def test_fine_tuning_equals_the_authors(golden, pooling):
     assert_close(found, list(g["losses"]))
     close(arrays, torch_names.to_ours(g["after"]))
     x = jnp.asarray(g["images"][0].transpose(0, 2, 3, 1))
-    assert_close(after(x), g["eval_logits_after"])
+    assert_close(jax.jit(ImageClassifier.__call__)(after, x), g["eval_logits_after"])
 
 
 def linear_names(weights):

@@ -1,5 +1,6 @@
 """Images of every type on the device, and pixels that are missing in them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def test_a_model_takes_images_of_its_type_and_normalised_ones(kind):
     found = x.images if isinstance(x, Normalized) else x
     assert found.dtype == jnp.float32
     assert_close(found, expected)
-    assert_close(model.encode(images), model.encode(x))
+    assert_close(*jax.jit(lambda model: (model.encode(images), model.encode(x)))(model))
     other = "int16" if kind != "int16" else "uint16"
     with pytest.raises(ValueError, match=f"images are {kind}, or normalised by `normalize`, not {other}"):
         model.encode(images.astype(other))
@@ -51,8 +52,8 @@ def test_missing_pixels_are_the_mean_and_enter_no_loss(kind, no_data, norm_pix_l
     x = model.normalize(holes)
     normal = np.asarray(x.images if isinstance(x, Normalized) else x)
     assert (normal[gone] == 0).all() and (normal[~gone] != 0).mean() > 0.9
-    out = model(holes, order)
-    target = np.asarray(model.target(holes, order[:, model.visible :]))
+    out, target = jax.jit(lambda model: (model(holes, order), model.target(holes, order[:, model.visible :])))(model)
+    target = np.asarray(target)
     assert np.isfinite(out.loss).all() and np.isnan(target).sum() == gone_in_hidden(gone, order)
     assert_close(out.loss, np.nanmean((np.asarray(out.prediction) - target) ** 2, axis=(1, 2)))
     if norm_pix_loss:  # every patch by the pixels that exist
@@ -60,7 +61,7 @@ def test_missing_pixels_are_the_mean_and_enter_no_loss(kind, no_data, norm_pix_l
         assert_close(np.nanstd(target[1], axis=-1, ddof=1), np.ones(3), 1e-4)
     whole = model_of(norm_pix_loss, image_type="uint16", mean=(50.0, 70.0), std=(5.0, 9.0))
     if kind == "uint16":
-        assert_close(model(images, order).loss, whole(images, order).loss)
+        assert_close(*(jax.jit(lambda model: model(images, order).loss)(each) for each in (model, whole)))
 
 
 def gone_in_hidden(gone, order):
@@ -70,8 +71,8 @@ def gone_in_hidden(gone, order):
 
 def test_a_patch_without_any_pixel_costs_nothing():
     model = model_of(True, image_type="float32", mean=(0.0, 0.0), std=(1.0, 1.0))
-    out = model(np.full((1, 8, 8, 2), np.nan, np.float32), np.arange(4, dtype=np.int32)[None])
-    assert out.loss.tolist() == [0.0]
+    images, order = np.full((1, 8, 8, 2), np.nan, np.float32), np.arange(4, dtype=np.int32)[None]
+    assert jax.jit(lambda model: model(images, order).loss)(model).tolist() == [0.0]
 
 
 def test_descriptions_of_earlier_versions_are_of_bytes():

@@ -79,7 +79,7 @@ def test_fine_tuning_starts_from_the_encoder_and_goes_on_bit_for_bit(tune, train
     assert foreign["images"] == 24
 
 
-def test_a_probe_trains_its_head_alone_and_is_loaded_with_its_statistics(tune, trained, images):
+def test_a_probe_trains_its_head_alone_and_is_loaded_with_its_statistics(tune, trained, images, idle):
     code, printed = tune("linear", "--name", "probe", "--pretrained-ckpt", trained, "--learning-rate", 5)
     assert code == 0, printed
     before, after = files.read(trained).arrays, files.read("runs/probe").arrays
@@ -91,15 +91,16 @@ def test_a_probe_trains_its_head_alone_and_is_loaded_with_its_statistics(tune, t
     hits = np.asarray(model(model.normalize(jnp.asarray(pictures)))).argmax(1) == labels
     assert metrics("runs/probe", "val/acc1")[6] == pytest.approx(100 * hits.mean())
     # Its head, on the cls token, is nothing for another pooling.
-    on = ["--pretrained-ckpt", "runs/probe", "--learning-rate", 0, "--training-steps", 1]
-    assert "its head is left out: it is for --pooling cls" in tune("finetune", "--name", "gap", *on)[1]
-    # Fine-tuned, the probe begins with its BatchNorm in its head: the same logits.
-    code, printed = tune("finetune", "--name", "on", "--pooling", "cls", *on)
+    on = ["--pretrained-ckpt", "runs/probe", "--training-steps", 1]
+    with idle():
+        assert "its head is left out: it is for --pooling cls" in tune("finetune", "--name", "gap", *on)[1]
+        # Fine-tuned, the probe begins with its BatchNorm in its head: the same logits.
+        code, printed = tune("finetune", "--name", "on", "--pooling", "cls", *on)
     assert code == 0 and "its head of 3 classes is taken over" in printed, printed
     assert_close(metrics("runs/on", "val/loss")[1], metrics("runs/probe", "val/loss")[6])
 
 
-def test_heads_are_taken_over_mapped_or_left_out(tune, trained, tmp_path):
+def test_heads_are_taken_over_mapped_or_left_out(tune, trained, idle):
     # Half a block is the MLP of the last one: nothing else of the encoder moves.
     assert tune("finetune", "--name", "first", "--pretrained-ckpt", trained, "--finetune-blocks", 0.5)[0] == 0
     before, after = files.read(trained).arrays, files.read("runs/first").arrays
@@ -110,18 +111,19 @@ def test_heads_are_taken_over_mapped_or_left_out(tune, trained, tmp_path):
     assert all((before[name][0] == after[name][0]).all() for name in moved)
 
     head = after["head.kernel"]
-    still = ["--pretrained-ckpt", "runs/first", "--learning-rate", 0, "--training-steps", 1]
-    assert "its head of 3 classes is taken over" in tune("finetune", "--name", "same", *still)[1]
-    np.testing.assert_array_equal(files.read("runs/same").arrays["head.kernel"], head)
-    assert "its head of 3 classes is left out" in tune("finetune", "--name", "more", "--labels", 4, *still)[1]
+    still = ["--pretrained-ckpt", "runs/first", "--training-steps", 1]
     Path("map.json").write_text("[2, -1, 0, 1]")
     mapped = ["--labels", 4, "--label-mapping", "map.json"]
-    assert "3 of 4 classes start from its head" in tune("finetune", "--name", "mapped", *mapped, *still)[1]
+    larger = ["--name", "larger", "--image-size", 32, "--pooling", "cls", "--training-steps", 1]
+    with idle():
+        assert "its head of 3 classes is taken over" in tune("finetune", "--name", "same", *still)[1]
+        assert "its head of 3 classes is left out" in tune("finetune", "--name", "more", "--labels", 4, *still)[1]
+        assert "3 of 4 classes start from its head" in tune("finetune", "--name", "mapped", *mapped, *still)[1]
+        # Another image size, and the cls token, whose norm only the autoencoder has.
+        assert tune("finetune", "--pretrained-ckpt", trained, *larger)[0] == 0
+    np.testing.assert_array_equal(files.read("runs/same").arrays["head.kernel"], head)
     found = files.read("runs/mapped").arrays["head.kernel"]
     np.testing.assert_array_equal(found, np.stack([head[:, 2], 0 * head[:, 0], head[:, 0], head[:, 1]], 1))
-    # Another image size, and the cls token, whose norm only the autoencoder has.
-    larger = ["--name", "larger", "--image-size", 32, "--pooling", "cls", "--training-steps", 1]
-    assert tune("finetune", "--pretrained-ckpt", trained, *larger)[0] == 0
     code, printed = tune("finetune", "--name", "cls", "--pooling", "cls", *still)
     assert code == 2 and "has no final norm: give --pooling gap" in printed
 

@@ -57,9 +57,10 @@ def test_the_encoder_is_frozen_at_first_and_a_stopped_run_goes_on_bit_for_bit(tr
         assert all((again[name] == whole[name]).all() for name in whole)
 
 
-def test_the_decoder_is_that_of_a_new_run(train, maejax, trained, encoder):
+def test_the_decoder_is_that_of_a_new_run(train, maejax, trained, encoder, idle):
     """Also where the file has one; what the file says of the encoder alone holds."""
-    code, printed = train("--pretrained-ckpt", trained, "--new-decoder", "--name", "anew", "--learning-rate", 0)
+    with idle():
+        code, printed = train("--pretrained-ckpt", trained, "--new-decoder", "--name", "anew")
     assert code == 0, printed
     found, fresh = arrays_at("anew", 6), initial_model(from_json(read_config(Path("runs/anew"))["model"]))
     assert all((found[name] == encoder[name]).all() for name in encoder)
@@ -67,20 +68,11 @@ def test_the_decoder_is_that_of_a_new_run(train, maejax, trained, encoder):
         if not name.startswith("encoder."):
             assert_close(found[name], array)  # compiled apart
     # A classifier on the patches' mean has no final norm.
-    tune = [
-        "--mode",
-        "finetune",
-        "--pooling",
-        "gap",
-        "--auto-augment",
-        "none",
-        "--training-steps",
-        1,
-        "--warmup-steps",
-        0,
-    ]
-    assert train(*tune, "--name", "gap")[0] == 0
-    code, printed = train("--pretrained-ckpt", "runs/gap", "--new-decoder", "--name", "on", "--posemb", "learnable")
+    tune = "--mode finetune --pooling gap --auto-augment none --training-steps 1 --warmup-steps 0".split()
+    on = "--pretrained-ckpt runs/gap --new-decoder --name on --posemb learnable".split()
+    with idle():
+        assert train(*tune, "--name", "gap")[0] == 0
+        code, printed = train(*on)
     assert code == 0 and "it has no final norm: that starts as the identity" in printed, printed
     code, printed = maejax("inspect", "encoder.safetensors")
     assert "--pretrained-ckpt encoder.safetensors --new-decoder --freeze-encoder-steps STEPS" in printed

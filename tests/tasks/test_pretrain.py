@@ -120,7 +120,7 @@ def test_parts_of_a_batch_give_the_run_of_the_whole(train):
 
 def test_a_step_draws_one_of_four_mask_ratios(train, images):
     flags = "--decoder cross --predict-share 0.5 --image-mask-ratio 0.5 0.9 --mask noise --optimizer sgd".split()
-    flags += ["--learning-rate", 1, "--valid-dataset-shards", images]
+    flags += ["--learning-rate", 1, "--layers", 1, "--valid-dataset-shards", images]
     code, printed = train(*flags, "--name", "whole")
     assert code == 0, printed
     config = json.loads(Path("runs/whole/config.json").read_text())
@@ -139,7 +139,7 @@ def test_a_step_draws_one_of_four_mask_ratios(train, images):
 
 
 def test_a_decoder_of_cross_attention_trains_split_over_devices(train, maejax):
-    flags = "--decoder cross --predict-share 0.5 --optimizer sgd --learning-rate 1".split()
+    flags = "--decoder cross --predict-share 0.5 --optimizer sgd --learning-rate 1 --layers 1".split()
     assert train(*flags, "--name", "whole")[0] == train(*flags, "--name", "split", "--sharding", "fsdp")[0] == 0
     assert_close(arrays_of("runs/split"), arrays_of("runs/whole"))
     assert train(*flags, "--name", "half", "--precision", "bfloat16")[0] == 0
@@ -169,8 +169,9 @@ def test_validation_counts_every_image_once_under_fixed_masks(train, images):
     assert len(np.unique(np.sort(order[:, :4], axis=1), axis=0)) > 12  # every image has its own mask
 
 
-def test_weights_of_another_run_can_be_the_start(train, trained):
-    code, printed = train("--name", "second", "--pretrained-ckpt", trained, "--learning-rate", 0)
+def test_weights_of_another_run_can_be_the_start(train, trained, idle):
+    with idle():
+        code, printed = train("--name", "second", "--pretrained-ckpt", trained)
     assert code == 0, printed
     first, second = arrays_of(trained), arrays_of("runs/second")
     assert all((first[name] == second[name]).all() for name in first)
