@@ -98,19 +98,20 @@ def learn(loss, model, optimizer):
     return loss.item()
 
 
-def training_step(sizes, batch, dtype):
+def training_step(sizes, batch, dtype, device="cpu", *, compiled=False):
     """Make a function that takes one step on the same random batch, and returns the loss."""
     torch.manual_seed(0)
-    model = Peer(**sizes)
+    model = Peer(**sizes).to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed, rest = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim < 2]
     groups = [{"params": decayed}, {"params": rest, "weight_decay": 0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
-    images = torch.randn(batch, 3, *sizes["image_size"])
+    images = torch.randn(batch, 3, *sizes["image_size"], device=device)
+    forward = torch.compile(model) if compiled else model
 
     def step():
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss = model(images)
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = forward(images)
         return learn(loss, model, optimizer)
 
     return step

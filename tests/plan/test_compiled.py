@@ -90,7 +90,7 @@ def test_a_product_split_over_many_chips_is_no_loop_of_messages(monkeypatch):
         step = make_step(losses, optimizer, lambda step: 1e-3, sharding="fsdp")
     compiled = compile_for(mesh, step, (abstract_state(init, optimizer, mesh, "fsdp"), batch))
     kinds = {kind for kind, _ in module_cost(parse(compiled.text)).messages}
-    assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}  # 520 permutations without `TPU_OPTIONS`
+    assert kinds <= {"all-gather", "all-reduce", "reduce-scatter"}  # 520 permutations without `OPTIONS`
 
 
 def test_libtpu_says_nothing_where_there_is_no_tpu():

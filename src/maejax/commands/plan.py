@@ -24,15 +24,18 @@ class PlanCommand(Command):
     """Plan a training command on devices that need not be here: memory, traffic, messages, days.
 
     Takes the flags of `maejax train`, or a preset and flags: `maejax plan config/pretrain/NAME.sh --topology v4-64`.
-    The training step is compiled for the devices, and nothing is run; a TPU's compiler is in the extra `tpu`. Writes
-    OUT/plan.json, OUT/plan.html and the compiled module, OUT/module.hlo.gz.
+    The training step is compiled for the devices, and nothing is run; a TPU's compiler is in the extra `tpu`, that of
+    GPUs in `cuda`. Writes OUT/plan.json, OUT/plan.html and the compiled module, OUT/module.hlo.gz.
     """
 
     config: Config = field(default_factory=Config, metadata={"title": ""})
     topology: str = "v4-8"
-    """TPU slice by gcloud's name, such as v3-8, v4-64, v5litepod-16, v5p-32, v6e-64; cpu or gpu: devices here."""
+    """TPU slice by gcloud's name, such as v3-8, v4-64, v5litepod-16, v5p-32, v6e-64; GPUs and their number, such as
+    h100-8, h200-8, b200-8, a100-40-1, a100-80-8, l4-1, l40s-4, rtx4090-1; cpu or gpu: devices here."""
     sweep: bool = False
     """Also compare unrolled and scanned layers, --grad-ckpt, --sharding and other batch sizes in one table."""
+    largest_batch: bool = False
+    """Also find the largest --train-batch-size that fits: two or three more compilations."""
     out: str = "plan"
     """Folder for the plan."""
     images: int = 1_281_167

@@ -52,7 +52,10 @@ class Planner:
         except ValueError as error:
             raise InputError(str(error)) from None
         self.config = checked(command.config, self.target)
-        self.console, self.sweep, self.images, self.out = console, command.sweep, command.images, Path(command.out)
+        self.console, self.images, self.out = console, command.images, Path(command.out)
+        self.sweep, self.largest = command.sweep, command.largest_batch
+        if self.largest and not self.target.memory:
+            raise InputError(f"--largest-batch: the memory of {command.topology} is not known; name a slice or GPUs")
 
     def plan(self, command: str) -> dict[str, Any]:
         """Compile the step, or those of a sweep, find a remedy if it does not fit, and write the plan to the folder."""
@@ -60,6 +63,8 @@ class Planner:
         facts = facts or self._plan(self.config, keep=True)
         if not facts["fits"]:
             facts["remedy"] = self._remedy()
+        if self.largest:
+            facts["largest"] = self._largest(facts)
         summary.write(self.out, facts, rows, command)
         return {**facts, "sweep": rows} if rows else facts
 
@@ -119,6 +124,23 @@ class Planner:
         remedy = f"--train-batch-size {batch // 2} or less"
         return remedy, summary.ESTIMATE, f"none of these is enough: {'; '.join(tried)}"
 
+    def _largest(self, facts: dict[str, Any]) -> tuple[str, str, str]:
+        """Find the largest batch that fits: on a line through two compiled ones, and then compiled itself."""
+        size, memory = facts["batch_size"], self.target.memory or 0.0
+        unit = 8 * len(self.target.devices) * self.config.optimization.grad_accum
+        other = size // 2 // unit * unit or size + unit
+        peaks = [
+            each["memory"].get("peak") or each["memory"]["needed_at_least"]
+            for each in (facts, self._plan(with_flags(self.config, train_batch_size=other)))
+        ]
+        of_image = (peaks[0] - peaks[1]) / (size - other)
+        largest = int(other + (memory - peaks[1]) / of_image) // unit * unit if of_image > 0 else 0
+        for batch in (largest, largest * 15 // 16 // unit * unit):
+            self.console.print(f"trying --train-batch-size {batch}", highlight=False)
+            if batch > 0 and (found := self._plan(with_flags(self.config, train_batch_size=batch)))["fits"]:
+                return f"{batch:,} images", summary.FIRM, f"compiled: peak {summary.size(found['memory']['peak'])}"
+        return f"about {max(largest, 0):,} images", summary.ESTIMATE, f"{summary.size(of_image)} an image"
+
 
 def checked(config: Config, target: Target) -> Config:
     """Check the flags as for a run on those devices, and resolve --precision for them.
@@ -162,7 +184,7 @@ def compile_step(config: Config, target: Target) -> Compiled:
     """Compile the step that training would run on the target."""
     mesh = target.mesh
     compute = compute_of(config)
-    if target.name == "gpu" and compute.attention == "auto":
+    if target.devices[0].platform == "gpu" and compute.attention == "auto":
         compute = replace(compute, attention="cudnn")  # as a run chooses, if the form passes its comparison there
     with jax.set_mesh(mesh):
         init, optimizer, step = task_of(config).build_step(config, model_config(config), compute)  # type: ignore[arg-type]
@@ -173,7 +195,7 @@ def compile_step(config: Config, target: Target) -> Compiled:
 
 
 def compile_apart(config: Config, target: Target) -> Compiled:
-    """Compile in a process of its own: the TPU's compiler ends its process on a step that it cannot compile.
+    """Compile in a process of its own: a compiler may end its process on a step that it cannot compile.
 
     Raises Failed if it does.
     """
@@ -182,9 +204,8 @@ def compile_apart(config: Config, target: Target) -> Compiled:
             return pool.submit(compile_for_name, config, target.name).result()
         except BrokenProcessPool:
             raise Failed(
-                f"the TPU's compiler broke off on this step for {target.name}, which is a fault of its own (or of too "
-                "little memory on this machine); its message is above; another slice, --sharding or version of libtpu "
-                "may do"
+                f"the compiler broke off on this step for {target.name}, which is a fault of its own (or of too little "
+                "memory on this machine); its message is above; another topology, --sharding or version of it may do"
             ) from None
 
 

@@ -16,7 +16,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from maejax.models.description import Compute, Decoder, Stack
-from maejax.ops.attention import attend, attend_packed, attention_weights, by_head, check_form
+from maejax.ops.attention import (
+    attend,
+    attend_packed,
+    attention_weights,
+    by_head,
+    check_form,
+    chosen_form,
+    padded_to_even,
+)
 from maejax.ops.dense import dropout, layer_norm, linear, mlp
 
 LAYERSCALE_INIT = 1e-4  # as in the original
@@ -43,6 +51,11 @@ class Attention(nnx.Module):
 
         Queries and keys are turned by `angles` [B or 1, T, D / heads], if there are any.
         """
+        shape = jax.ShapeDtypeStruct(x.shape, self.qkv.dtype)
+        if chosen_form(self.form, shape, shape, self.heads) == "cudnn":
+            lengths = last or x.shape[1], x.shape[1]
+            attended = attend(*self.project(x, last, angles, even=True), self.heads, self.form, lengths)
+            return self.proj(checkpoint_name(attended, "attended"))[:, : lengths[0]]
         if last is not None:
             attended = attend(*self.project(x, last, angles), self.heads, self.form)
         elif self.q_norm is None and angles is None:
@@ -51,15 +64,26 @@ class Attention(nnx.Module):
             attended = attend_packed(jnp.concatenate(self.project(x, None, angles), axis=-1), self.heads, self.form)
         return self.proj(checkpoint_name(attended, "attended"))
 
-    def project(self, x: jax.Array, last: int | None = None, angles: jax.Array | None = None) -> Projected:
-        """Compute the queries of all or the last `last` tokens of x [B, T, D], and the keys and values of all."""
+    def project(self, x: jax.Array, last: int | None = None, angles=None, *, even: bool = False) -> Projected:
+        """Compute the queries of all or the last `last` tokens of x [B, T, D], and the keys and values of all.
+
+        If `even`, three products write them with an even number of tokens, as cuDNN reads them: to cut and pad would
+        copy.
+        """
         dim = x.shape[-1]
-        q = checkpoint_name(self.qkv(x if last is None else x[:, -last:], slice(dim)), "qkv")
-        k, v = jnp.split(checkpoint_name(self.qkv(x, slice(dim, None)), "qkv"), 2, axis=-1)
+        asking, turns = (x, angles) if last is None else (x[:, -last:], None if angles is None else angles[:, -last:])
+        if even:
+            asking, x = padded_to_even(asking), padded_to_even(x)
+            turns, angles = (None if each is None else padded_to_even(each) for each in (turns, angles))
+        q = checkpoint_name(self.qkv(asking, slice(dim)), "qkv")
+        if even:
+            k, v = (checkpoint_name(self.qkv(x, slice(i * dim, (i + 1) * dim)), "qkv") for i in (1, 2))
+        else:
+            k, v = jnp.split(checkpoint_name(self.qkv(x, slice(dim, None)), "qkv"), 2, axis=-1)
         q, k = self.normalize_heads(q, self.q_norm), self.normalize_heads(k, self.k_norm)
-        if angles is None:
+        if angles is None or turns is None:
             return q, k, v
-        return turn(q, angles[:, -q.shape[1] :], self.heads), turn(k, angles, self.heads), v
+        return turn(q, turns, self.heads), turn(k, angles, self.heads), v
 
     def normalize_heads(self, x: jax.Array, norm: nnx.LayerNorm | None) -> jax.Array:
         """Apply a layer norm to each head of queries or keys x [B, T, D]; identity without one."""
@@ -94,10 +118,17 @@ class CrossAttention(nnx.Module):
 
     def __call__(self, x: jax.Array, source: jax.Array) -> jax.Array:
         """Attend with x [B, Q, D] over a source [B, T, E]: [B, Q, D]."""
-        q, kv = checkpoint_name(self.q(x), "qkv"), checkpoint_name(self.kv(source), "qkv")
-        k, v = jnp.split(kv, 2, axis=-1)
-        attended = attend(q, k, v, self.heads, self.form)
-        return self.proj(checkpoint_name(attended, "attended"))
+        lengths, dim = (x.shape[1], source.shape[1]), x.shape[-1]
+        shape = jax.ShapeDtypeStruct(x.shape, self.q.dtype)
+        if even := chosen_form(self.form, shape, shape, self.heads) == "cudnn":
+            x, source = padded_to_even(x), padded_to_even(source)
+        q = checkpoint_name(self.q(x), "qkv")
+        if even:  # as in `Attention.project`
+            k, v = (checkpoint_name(self.kv(source, part), "qkv") for part in (slice(dim), slice(dim, None)))
+        else:
+            k, v = jnp.split(checkpoint_name(self.kv(source), "qkv"), 2, axis=-1)
+        attended = attend(q, k, v, self.heads, self.form, lengths)
+        return self.proj(checkpoint_name(attended, "attended"))[:, : lengths[0]]
 
 
 class Block(nnx.Module):

@@ -29,19 +29,20 @@ def check_form(form: str) -> None:
         raise ValueError(f"attention is one of {', '.join(get_args(Form))}, not {form}")
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, form: str = "auto") -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, form: str = "auto", lengths=None) -> jax.Array:
     """Attend with queries q [B, Q, D] over keys and values k, v [B, T, D], split into `heads`: [B, Q, D].
 
     All forms compute the same, with the softmax in float32. "xla" is plain matrix products, "pallas" the TPU kernel of
     `attention_tpu`, "cudnn" the fused attention of NVIDIA's library. Where a form does not support the device or the
     sizes, plain products run. "auto" is the kernel on TPU from v4 on and plain products elsewhere; a training run
-    replaces it by the fast form that passed `check.compare` on its devices.
+    replaces it by the fast form that passed `check.compare` on its devices. `lengths` as in `attend_by_cudnn`; no
+    other form takes padded arrays.
     """
     chosen = chosen_form(form, q, k, heads)
     if chosen == "pallas":
         return on_every_device(functools.partial(attend_on_chip, heads=heads))(q, k, v)
     if chosen == "cudnn":
-        return on_every_device(functools.partial(attend_by_cudnn, heads=heads))(q, k, v)
+        return on_every_device(functools.partial(attend_by_cudnn, heads=heads, lengths=lengths))(q, k, v)
     pieces = pieces_of(q, k, heads)
     if pieces == 1:
         return attend_plainly(q, k, v, heads)
@@ -108,17 +109,26 @@ def _swap(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, 1, 2)
 
 
-def attend_by_cudnn(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
+def attend_by_cudnn(
+    q: jax.Array, k: jax.Array, v: jax.Array, heads: int, lengths: tuple[int, int] | None = None
+) -> jax.Array:
     """Attend as `attend` does, by cuDNN's fused kernel; half precision only.
 
-    JAX refuses the gradient for an odd number of tokens, so an odd number is padded by one masked token.
+    JAX refuses the gradient for an odd number of tokens, so an odd number is padded by one masked token. Arrays that
+    are padded already keep their size; `lengths` are their numbers of queries and tokens.
     """
-    lengths = [jnp.full(q.shape[0], x.shape[1], jnp.int32) for x in (q, k)]
-    even = [by_head(jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0))), heads) for x in (q, k, v)]
-    masked = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), lengths, strict=True))
-    padded = q.shape[1] % 2 or k.shape[1] % 2
+    lengths = lengths or (q.shape[1], k.shape[1])
+    even = [by_head(padded_to_even(x), heads) for x in (q, k, v)]
+    rows = [jnp.full(q.shape[0], length, jnp.int32) for length in lengths]
+    masked = dict(zip(("query_seq_lengths", "key_value_seq_lengths"), rows, strict=True))
+    padded = (even[0].shape[1], even[1].shape[1]) != lengths
     out = jax.nn.dot_product_attention(*even, implementation="cudnn", **masked if padded else {})
     return out[:, : q.shape[1]].reshape(q.shape)
+
+
+def padded_to_even(x: jax.Array) -> jax.Array:
+    """Append a token of zeros to x [B, T, D] if T is odd."""
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0)))
 
 
 def chosen_form(form: str, q: Shaped, k: Shaped, heads: int) -> str:

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, D and E width. Parameters are float32; `dtype` is the
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +30,22 @@ def affine(x: jax.Array, weights: jax.Array, bias: jax.Array) -> jax.Array:
     from the samples to the optimizer, across devices too. The backward pass is written out, since autodiff would round
     that gradient. XLA on CPU multiplies in half precision, twice as fast, only if sums are requested in float32.
     """
-    return (product("btd,de->bte", x, weights.astype(x.dtype)) + bias.reshape(1, 1, -1)).astype(x.dtype)
+    weights, bias = weights.astype(x.dtype), bias.reshape(1, 1, -1)
+    if target_platform() == "gpu":  # one call of cuBLAS, which adds the bias before it rounds
+        return rounded_product("btd,de->bte", x, weights) + bias.astype(x.dtype)
+    return (product("btd,de->bte", x, weights) + bias).astype(x.dtype)
 
 
 def product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """Compute an einsum of two arrays with products in their type and float32 sums: float32."""
     return jnp.einsum(axes, a, b, preferred_element_type=jnp.float32)
+
+
+def rounded_product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Compute `product` rounded to the arrays' type. On a GPU, cuBLAS rounds its float32 sums as it writes them."""
+    if target_platform() == "gpu":
+        return jnp.einsum(axes, a, b, preferred_element_type=a.dtype)
+    return product(axes, a, b).astype(a.dtype)
 
 
 def _affine_forward(x, weights, bias):
@@ -43,7 +54,7 @@ def _affine_forward(x, weights, bias):
 
 def _affine_backward(kept, g):
     x, weights = kept
-    dx = product("bte,de->btd", g, weights.astype(x.dtype)).astype(x.dtype)
+    dx = rounded_product("bte,de->btd", g, weights.astype(x.dtype))
     if x.shape[-1] > g.shape[-1] and target_platform() == "cpu":
         # XLA on CPU would transpose both axes value by value, which for a wide x takes as long as the product.
         dweights = product("td,te->de", x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1]))
@@ -61,7 +72,7 @@ def mixed(x: jax.Array, weights: jax.Array) -> jax.Array:
 
     As in `affine`, sums are float32, and the gradient of the weights stays so.
     """
-    return product("sl,sbtd->lbtd", weights.astype(x.dtype), x).astype(x.dtype)
+    return rounded_product("sl,sbtd->lbtd", weights.astype(x.dtype), x)
 
 
 def _mixed_forward(x, weights):
@@ -70,7 +81,7 @@ def _mixed_forward(x, weights):
 
 def _mixed_backward(kept, g):
     x, weights = kept
-    dx = product("sl,lbtd->sbtd", weights.astype(x.dtype), g).astype(x.dtype)
+    dx = rounded_product("sl,lbtd->sbtd", weights.astype(x.dtype), g)
     return dx, product("sbtd,lbtd->sl", x, g)
 
 
@@ -93,9 +104,55 @@ def linear(inputs: int, outputs: int, dtype: Dtype, rngs: nnx.Rngs, *, bias: boo
     return Linear(inputs, outputs, kernel_init=init, use_bias=bias, dtype=dtype, rngs=rngs)
 
 
-def layer_norm(dim: int, rngs: nnx.Rngs, eps: float = 1e-6) -> nnx.LayerNorm:
-    """Make a float32 layer norm with the exact (two-pass) variance."""
-    return nnx.LayerNorm(dim, epsilon=eps, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
+class LayerNorm(nnx.LayerNorm):
+    """Layer norm in float32 with the exact (two-pass) variance."""
+
+    def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Normalise x [..., D]: float32, on a GPU of x's type."""
+        if target_platform() != "gpu" or mask is not None:
+            return super().__call__(x, mask=mask)
+        assert self.scale is not None and self.bias is not None
+        return normalized(x, self.scale[...], self.bias[...], self.epsilon)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalized(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """Normalise x [..., D] in float32 and apply scale and bias [D]: of x's type.
+
+    The backward pass is written out for GPUs: with that of autodiff, XLA writes float32 arrays as large as x.
+    """
+    return _normalized_forward(x, scale, bias, eps)[0]
+
+
+def _normalized_forward(x, scale, bias, eps):
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(-1, keepdims=True)
+    rate = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + eps)
+    return ((wide - mean) * (rate * _across(scale, x)) + _across(bias, x)).astype(x.dtype), (x, scale, mean, rate)
+
+
+def _normalized_backward(eps, kept, g):
+    x, scale, mean, rate = kept
+    # Behind a barrier, or XLA keeps in float32 what these sums have in common with the gradient of x.
+    y, h = jax.lax.optimization_barrier((x, g))
+    rows, h = tuple(range(x.ndim - 1)), h.astype(jnp.float32)
+    dscale, dbias = (h * (y - mean) * rate).sum(rows), h.sum(rows)
+    unit, g = (x - mean) * rate, g * _across(scale, x)
+    dx = rate * (g - g.mean(-1, keepdims=True) - unit * (g * unit).mean(-1, keepdims=True))
+    return dx.astype(x.dtype), dscale, dbias
+
+
+normalized.defvjp(_normalized_forward, _normalized_backward)
+
+
+def _across(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """Give a vector [D] the axes of x [..., D]."""
+    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
+
+
+def layer_norm(dim: int, rngs: nnx.Rngs, eps: float = 1e-6) -> LayerNorm:
+    """Make a float32 layer norm."""
+    return LayerNorm(dim, epsilon=eps, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
 
 
 @jax.custom_vjp

@@ -17,6 +17,8 @@ from maejax.data.pipeline import Batch
 from maejax.training.mesh import replicated, split
 from maejax.training.state import REQUESTS, Control
 
+# Without a card no product can be tried, so all are calls of cuBLAS; Triton's, which a card may prefer, need trials.
+GPU_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -64,10 +66,11 @@ def abstract_inputs(
 def compile_for(mesh: Mesh, step: Any, inputs: tuple[Any, ...]) -> Compiled:
     """Compile a jitted function for the devices of a mesh and abstract inputs."""
     begun = time.monotonic()
+    absent = mesh.devices.flat[0].platform == "gpu" and mesh.devices.flat[0] not in jax.devices()
     with jax.set_mesh(mesh):
         lowered = step.lower(*inputs)
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=GPU_OPTIONS if absent else None)
         except jax.errors.JaxRuntimeError as error:
             shortage = read_shortage(str(error))
             if shortage is None:

@@ -9,6 +9,8 @@ XLA's own `cost_analysis` counts a loop's body once, and copies that stay on the
 - The body of a loop counts as often as its condition allows. A conditional counts as its most expensive branch.
 - FLOP are those of matrix products (`dot`, `convolution`): two for each multiplication that does not meet padding. A
   kernel has the FLOP of its `cost_estimate` (Pallas), and the bytes of its operands and results.
+- A call of cuBLAS is a product with the FLOP of its description. One of cuDNN's attention has two products of scores
+  forward and five backward, all of them. The room that such a call gets to work in counts as no traffic.
 - A collective that runs beside several fusions appears in each of them; it counts where it starts.
 """
 
@@ -168,11 +170,15 @@ def _traffic(instruction: Instruction) -> int:
         return _padded(instruction.shapes) * _in_hbm(operands[0]) + _hbm(instruction.shapes)
     if opcode == "dynamic-update-slice":
         return _hbm(operands[1].shapes) + operands[1].shapes[0].padded * (instruction.shapes[0].space == 0)
-    if opcode.endswith("-start"):  # a collective: its result holds its operands too
-        return _hbm(instruction.shapes)
+    if opcode.endswith("-start"):  # a collective: its result mostly holds its operands too
+        held = len(instruction.shapes) > len(operands)
+        return _hbm(instruction.shapes) + (0 if held else sum(_hbm(operand.shapes) for operand in operands))
     if opcode != "fusion":
         # A kernel with one array as several operands reads a different part through each.
-        return sum(_hbm(operand.shapes) for operand in set(operands)) + _hbm(instruction.shapes)
+        shapes = (
+            instruction.shapes[:-1] if _library(instruction) and len(instruction.shapes) > 1 else instruction.shapes
+        )
+        return sum(_hbm(operand.shapes) for operand in set(operands)) + _hbm(shapes)
     called, first, last = instruction.called[0], 0, len(operands)
     results = range(len(instruction.shapes))
     passing = instruction.number("operand_original_start"), instruction.number("operand_original_end")
@@ -265,9 +271,10 @@ def _collectives(instruction: Instruction, times: int) -> Iterator[Collective]:
 
 def _messages(kind: str, found: Instruction, times: int) -> Iterator[Collective]:
     """Yield the messages of a collective, one for each element type; the compiler combines many arrays."""
-    results = found.shapes
-    if found.opcode.endswith("-start") and len(results) > 1:  # the result also holds operands and signals
-        results = (max(results, key=lambda shape: shape.nbytes),)
+    results, given = found.shapes, len(found.operands)
+    if found.opcode.endswith("-start") and len(results) > 1:  # the result may also hold operands and signals
+        single = (max(results, key=lambda shape: shape.nbytes),)
+        results = single if given == 1 else results[-given:]
     sides = [results, [shape for operand in found.operands for shape in operand.shapes]]
     for dtype in sorted({shape.dtype for shape in results}):
         sizes = [sum(shape.nbytes for shape in side if shape.dtype == dtype) for side in sides]
@@ -281,11 +288,34 @@ def _matmuls(instruction: Instruction) -> Iterator[tuple[str, int]]:
         types = sorted({shape.dtype for shape in shapes}, key=bits, reverse=True)
         flop = _dot_flop if instruction.opcode == "dot" else convolution_flop
         yield " x ".join(types), flop(instruction, *shapes)
-    elif instruction.opcode == "custom-call" and (declared := instruction.number("flops")):
+    elif instruction.opcode == "custom-call" and (
+        declared := instruction.number("flops") or _library_flop(instruction)
+    ):
         yield instruction.operands[0].shapes[0].dtype, declared
     elif instruction.opcode == "fusion":
         for inner in instruction.called[0].instructions.values():
             yield from _matmuls(inner)
+
+
+def _library(instruction: Instruction) -> str:
+    """Return the function of cuBLAS or cuDNN that an instruction calls, empty if it calls none."""
+    found = re.search(r'custom_call_target="__(cublas|cudnn)\$([^"]*)"', instruction.attributes)
+    return f"{found[1]} {found[2]}" if found else ""
+
+
+def _library_flop(call: Instruction) -> int:
+    """Return the FLOP of a call of cuBLAS, or of cuDNN's attention, from its description; 0 for other calls."""
+    library = _library(call)
+    if library.startswith("cublas"):
+        axes = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', call.attributes)
+        left = call.operands[0].shapes[0].sizes
+        contracted = math.prod(left[int(axis)] for axis in re.findall(r"\d+", axes[1])) if axes else 1
+        return 2 * math.prod(call.shapes[0].sizes) * contracted
+    scores = re.search(r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\]]*)\]', call.attributes)
+    if scores is None or "fmha" not in library:
+        return 0
+    head = call.operands[0].shapes[0].sizes[-1]
+    return 2 * (5 if "Backward" in library else 2) * math.prod(map(int, re.findall(r"\d+", scores[1]))) * head
 
 
 def _dot_flop(dot: Instruction, left: Shape, right: Shape) -> int:

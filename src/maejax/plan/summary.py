@@ -13,7 +13,7 @@ from maejax.pages import page
 from maejax.plan.compiled import Compiled
 from maejax.plan.hlo import parse
 from maejax.plan.hlo_cost import module_cost
-from maejax.plan.roofline import ASSUMPTIONS, step_time
+from maejax.plan.roofline import GPU_ASSUMPTIONS, TPU_ASSUMPTIONS, step_time
 from maejax.plan.target import Target
 from maejax.storage.atomic import write_whole
 
@@ -51,8 +51,9 @@ def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
         "batch_size": work.batch_size,
         "batch_per_device": work.batch_size / devices,
         "compile_seconds": compiled.seconds,
-        "memory_available": chip.memory if chip else None,
-        "fits": compiled.memory is not None and (chip is None or compiled.memory.peak <= chip.memory),
+        "memory_available": target.memory,
+        "memory_share": target.share,
+        "fits": compiled.memory is not None and (not target.memory or compiled.memory.peak <= target.memory),
         "model_flop": work.image_flop * work.batch_size,
     }
     if compiled.memory is None:
@@ -70,7 +71,7 @@ def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
             for (kind, dtype), (count, nbytes) in cost.messages.items()
         ],
     }
-    if chip is None or not chip.clock:
+    if chip is None:
         return facts | {"step_seconds": None}
     times = step_time(cost, chip, devices)
     slow, fast = times.mix + times.messages, max(times.roof, times.messages)
@@ -87,7 +88,7 @@ def facts_of(compiled: Compiled, target: Target, work: Work) -> dict[str, Any]:
         "chip_hours": [devices * work.steps * s / 3600 for s in (fast, slow)],
         "input_images_per_second_per_host": work.batch_size / fast / target.hosts,
         "input_bytes_per_second_per_host": work.batch_size / fast / target.hosts * work.image_bytes,
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": list(TPU_ASSUMPTIONS if chip.clock else GPU_ASSUMPTIONS),
     }
 
 
@@ -116,13 +117,14 @@ def rows_of(facts: Mapping[str, Any]) -> list[PlanRow]:
 def _memory_rows(facts: Mapping[str, Any]) -> list[PlanRow]:
     memory, has = facts["memory"], facts["memory_available"]
     of = f" of {size(has)}" if has else ""
+    share = f"{facts['memory_share']:.0%} of the card is JAX's; " if facts.get("memory_share", 1) < 1 else ""
     if "peak" in memory:
         verdict = "fits" if facts["fits"] else "does not fit"
         spare = f"{100 * (1 - memory['peak'] / has):.0f} % to spare; " if has and facts["fits"] else ""
         parts = "the sum of the next lines and the program, the part in place counted once"
         in_place = f"{size(memory['output'])}, of which {size(memory['given_back'])} in place"
         rows = [
-            PlanRow("memory per device", f"peak {size(memory['peak'])}{of}: {verdict}", spare + parts),
+            PlanRow("memory per device", f"peak {size(memory['peak'])}{of}: {verdict}", spare + share + parts),
             PlanRow("  arguments", size(memory["arguments"]), "weights, optimizer state, batch"),
             PlanRow("  temporaries", size(memory["temporaries"]), "activations, buffers of the compiler"),
             PlanRow("  output", in_place, "in place: written over the arguments"),
@@ -134,6 +136,9 @@ def _memory_rows(facts: Mapping[str, Any]) -> list[PlanRow]:
     if "remedy" in facts:
         value, certainty, remark = facts["remedy"]
         rows.append(PlanRow("  to make it fit", value, remark, certainty))
+    if "largest" in facts:
+        value, certainty, remark = facts["largest"]
+        rows.append(PlanRow("  largest batch", value, remark, certainty))
     return rows
 
 

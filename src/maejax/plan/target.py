@@ -1,4 +1,4 @@
-"""The devices that a plan is for: a slice of a TPU pod, which need not exist, or this machine's."""
+"""The devices that a plan is for: a slice of a TPU pod or GPUs, which need not exist, or this machine's."""
 
 import importlib.util
 import os
@@ -12,6 +12,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
 from maejax.errors import install
+from maejax.plan.gpus import GPUS, HOST, Gpu, describe, linked, read_gpus
 from maejax.training.chips import CHIPS, Chip, chip_of
 
 # Chips along the axes of a slice, by their number (docs.cloud.google.com/tpu/docs, the pages of each version).
@@ -37,6 +38,8 @@ ALONE = {
     "TPU_WORKER_ID": "0",
     "TPU_ACCELERATOR_TYPE": "v4-8",
 }
+# CUDA's compiler shall look for no card and no driver, and leave alone those that are there.
+NO_CARD = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
 
 
 class Target(NamedTuple):
@@ -52,19 +55,39 @@ class Target(NamedTuple):
         return len({device.process_index for device in self.devices})
 
     @property
+    def memory(self) -> float | None:
+        """The bytes of a device that a program may use; None if they are not known."""
+        return self.chip and self.chip.memory * self.share
+
+    @property
+    def share(self) -> float:
+        """The share of a device's memory that JAX takes: of a GPU its default, or what its variable says."""
+        gpu = self.devices[0].platform == "gpu"
+        return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75)) if gpu else 1.0
+
+    @property
     def mesh(self) -> Mesh:
         """The mesh that training makes of these devices."""
         return Mesh(np.array(self.devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def find_target(name: str) -> Target:
-    """Return the devices of a slice by gcloud's name, or this machine's ("cpu", "gpu"); raises ValueError if none."""
+    """Return the devices of a slice by gcloud's name, of GPUs such as h100-8, or this machine's ("cpu", "gpu").
+
+    Raises ValueError if there are none.
+    """
     if name in ("cpu", "gpu"):
         try:
             devices = jax.devices(name)
         except RuntimeError as error:
             raise ValueError(f"--topology {name}: JAX finds none on this machine ({error})") from None
         return Target(name, chip_of(devices[0].device_kind), devices)
+    if (found := read_gpus(name)) is not None:
+        return find_gpus(name, *found)
+    if name.partition("-")[0] not in FAMILIES:
+        raise ValueError(
+            f"--topology {name} is no TPU slice and no GPU: give v4-8, {', '.join(f'{g}-1' for g in GPUS)} or cpu"
+        )
     chip, described, options = read_name(name)
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise ValueError(
@@ -78,6 +101,24 @@ def find_target(name: str) -> Target:
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"--topology {name}: the installed libtpu cannot compile for it: {error}") from None
     return Target(name, chip, topology.devices)
+
+
+def find_gpus(name: str, gpu: Gpu, count: int) -> Target:
+    """Return so many GPUs of a kind, which need not be here; raises ValueError without their compiler."""
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        raise ValueError(
+            f"--topology {name}: planning for GPUs needs their compiler: {install('cuda')} (5.3 GB on disk; it needs "
+            "no GPU and no driver, and runs on Linux)"
+        )
+    os.environ.update(NO_CARD)
+    on_each = min(count, HOST)
+    try:
+        topology = topologies.get_topology_desc(
+            platform="cuda", target_config=describe(gpu), topology=f"1x{count // on_each}x{on_each}"
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(f"--topology {name}: the installed jax-cuda12-plugin cannot compile for it: {error}") from None
+    return Target(name, linked(gpu, count), topology.devices)
 
 
 def read_name(name: str, flag: str = "--topology") -> tuple[Chip, str, dict[str, Any]]:

@@ -3,9 +3,13 @@
 Sources: memory, its bandwidth and peak from the pages "TPU v3" to "TPU v6e" at docs.cloud.google.com/tpu/docs; so are
 the links of v5e, v5p and v6e (published per chip and for both directions: divided by 2 and by the number of links).
 Links of v3: Jouppi et al. 2020, doi:10.1145/3360307; of v4: Jouppi et al. 2023, arXiv 2304.01433. A v3
-chip is two JAX devices, so these have half of its memory, bandwidth and peak. GPUs: NVIDIA's data sheets of A100 80GB
-SXM, H100 SXM and H200 SXM, bfloat16 without sparsity. The clock is not published everywhere: it is peak / (FLOP of all
-matrix units in a cycle). Their number and size are on the same pages; the clock of v6e is that of v5p.
+chip is two JAX devices, so these have half of its memory, bandwidth and peak. The clock is not published everywhere:
+it is peak / (FLOP of all matrix units in a cycle). Their number and size are on the same pages; the clock of v6e is
+that of v5p.
+
+GPUs: bandwidth, peak (bfloat16 without sparsity, sums in float32) and link in one direction are from NVIDIA's data
+sheets of A100 SXM, H100 SXM, H200 SXM, DGX B200, L4 and L40S, and for RTX 4090 from the whitepaper of the Ada
+architecture, appendix A. Links of the last three are PCI Express 4.0. Memory is what a card itself reports.
 """
 
 from typing import NamedTuple
@@ -36,9 +40,14 @@ CHIPS = (
     Chip("v5e", "TPU v5 lite", 16 * GIB, 819e9, 197e12, 1.50e9, 50e9, 4),
     Chip("v5p", "TPU v5", 95 * GIB, 2765e9, 459e12, 1.75e9, 100e9, 6),
     Chip("v6e", "TPU v6 lite", 32 * GIB, 1638e9, 918e12, 1.75e9, 100e9, 4),
-    Chip("A100", "NVIDIA A100-SXM4-80GB", 80 * GIB, 2039e9, 312e12, link=300e9, links=1),
-    Chip("H100", "NVIDIA H100 80GB HBM3", 80 * GIB, 3350e9, 989e12, link=450e9, links=1),
-    Chip("H200", "NVIDIA H200", 141 * GIB, 4800e9, 989e12, link=450e9, links=1),
+    Chip("A100 40GB", "NVIDIA A100-SXM4-40GB", 42_331_013_120, 1555e9, 312e12, link=300e9, links=1),
+    Chip("A100", "NVIDIA A100-SXM4-80GB", 85_100_068_864, 2039e9, 312e12, link=300e9, links=1),
+    Chip("H100", "NVIDIA H100 80GB HBM3", 84_942_979_072, 3350e9, 989e12, link=450e9, links=1),
+    Chip("H200", "NVIDIA H200", 151_397_597_184, 4800e9, 989e12, link=450e9, links=1),
+    Chip("B200", "NVIDIA B200", 191_514_411_008, 8000e9, 2250e12, link=900e9, links=1),
+    Chip("L4", "NVIDIA L4", 23_034 * 2**20, 300e9, 121e12, link=32e9, links=1),
+    Chip("L40S", "NVIDIA L40S", 46_068 * 2**20, 864e9, 362e12, link=32e9, links=1),
+    Chip("RTX 4090", "NVIDIA GeForce RTX 4090", 24_564 * 2**20, 1008e9, 165e12, link=32e9, links=1),
 )
 
 

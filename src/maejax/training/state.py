@@ -22,9 +22,12 @@ Optimizer = optax.GradientTransformation
 STOP, SAVE, HALT = 0, 1, 2  # what a process may request of all; HALT: it has no batch, so this step must not count
 REQUESTS = 3
 
-# Without it, the compiler turns a product that is split over many chips into a loop of small messages
-# (docs/notes/plan.md).
-TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+# Without the first, the compiler turns a product that is split over many chips into a loop of small messages
+# (docs/notes/plan.md). Without the second, it makes one product of those of queries, keys and values, and copies each.
+OPTIONS = {
+    "tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"},
+    "gpu": {"xla_gpu_dot_merger_threshold_mb": "0"},
+}
 
 
 @jax.tree_util.register_dataclass
@@ -197,4 +200,4 @@ def compile_step(update: Callable):
         new, metrics, control = update(state.state, *more)
         return FlatState.of(new), metrics, control
 
-    return jax.jit(step, donate_argnums=0, compiler_options=TPU_OPTIONS if target_platform() == "tpu" else None)
+    return jax.jit(step, donate_argnums=0, compiler_options=OPTIONS.get(target_platform()))
