@@ -33,6 +33,7 @@ from maejax.commands.launch import LaunchCommand, split
 from maejax.commands.pack import PackCommand
 from maejax.commands.placement import run_placed
 from maejax.commands.plan import PlanCommand, preset_flags
+from maejax.commands.push import PushCommand
 from maejax.commands.reconstruct import ReconstructCommand
 from maejax.commands.train import TrainCommand
 from maejax.console import PrintableFormatter
@@ -43,7 +44,7 @@ from maejax.storage.redact import redact
 # In the order of the help; each class has the name of its command.
 _OF_IMAGES = (TrainCommand, DemoCommand, DataCommand, PackCommand)
 _OF_WEIGHTS = (ReconstructCommand, InspectCommand, ConvertCommand, ExportCommand, FeaturesCommand, EvaluateCommand)
-_KINDS = (*_OF_IMAGES, *_OF_WEIGHTS, PlanCommand, LaunchCommand, DoctorCommand)
+_KINDS = (*_OF_IMAGES, *_OF_WEIGHTS, PushCommand, PlanCommand, LaunchCommand, DoctorCommand)
 COMMANDS: dict[str, type[Command]] = {kind.__name__.removesuffix("Command").lower(): kind for kind in _KINDS}
 SHARD = re.compile(r"\.(tar|tgz|parquet|arrow)(\.\w+)?$")
 # The system's errors for a path that is not there, or is not what it should be; all others come on the way.

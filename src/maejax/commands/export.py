@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,23 @@ DATA_FLAGS = ("train_dataset_shards", "valid_dataset_shards")
 
 
 @dataclass(frozen=True)
-class ExportCommand(Unstated):
+class ForHub(Unstated):
+    """Flags of the commands that make a folder for the Hugging Face hub."""
+
+    onnx: bool = field(default=False, kw_only=True)
+    """Put onnx/model.onnx into the folder for the hub too, and the lines that run it on its card."""
+    report: str = field(default="", kw_only=True)
+    """report.json of `maejax evaluate`: its scores go on the card, and the file into the folder."""
+    licence: str = field(default="", kw_only=True)
+    """Licence of the weights, which depends on that of the data: the hub's word for it, such as apache-2.0 or
+    cc-by-nc-4.0, for the card; or a file with its text, which goes into the folder."""
+    pool: Literal["", "cls", "mean", "cls+mean", "map", "none"] = field(default="", kw_only=True)
+    """Of the features in a file of onnx or stablehlo, as of `maejax features`. Empty: for onnx the logits of a
+    classifier, else the first of the poolings that the encoder has."""
+
+
+@dataclass(frozen=True)
+class ExportCommand(ForHub):
     """Write an encoder for use elsewhere: a folder for the Hugging Face hub, or one file that runs without maejax."""
 
     ckpt: str = field(metadata={"positional": "CKPT"})
@@ -37,15 +54,8 @@ class ExportCommand(Unstated):
     weights within; onnxruntime and others run it. stablehlo: as onnx, features alone; any JAX runs it."""
     out: str = ""
     """Folder or file to write. Empty: NAME-hub, NAME.onnx or NAME.stablehlo, after the checkpoint."""
-    onnx: bool = False
-    """Put onnx/model.onnx into the folder for the hub too, and the lines that run it on its card."""
     name: str = ""
     """Name of the folder on the hub, OWNER/MODEL, for the commands on the card. Empty: the folder."""
-    report: str = ""
-    """report.json of `maejax evaluate`, whose scores go on the card."""
-    pool: Literal["", "cls", "mean", "cls+mean", "map", "none"] = ""
-    """Of the features in a file of onnx or stablehlo, as of `maejax features`. Empty: for onnx the logits of a
-    classifier, else the first of the poolings that the encoder has."""
 
     def outputs(self) -> dict[str, bool]:
         """Name what is written."""
@@ -53,7 +63,7 @@ class ExportCommand(Unstated):
 
     def run(self, console: Console) -> dict[str, Any]:
         """Write the export and return what was written; raises InputError for input that cannot be read."""
-        scores = read_scores(self.report) if self.report else {}
+        scores, licence = read_scores(self.report) if self.report else {}, licence_of(self.licence)
         folder = self.to == "hf-hub-folder"
         flag = "--onnx" if self.onnx else f"--to {self.to}"
         if not folder and self.onnx:
@@ -67,7 +77,7 @@ class ExportCommand(Unstated):
         if self.out:
             check_writable("--out", self.out, folder=folder)
         from maejax.weights import hub, run_directory
-        from maejax.weights.addresses import local
+        from maejax.weights.addresses import local, named_in
 
         weights, fetched = self.read(self.ckpt)
         here, kind = local(self.ckpt)[0], weights.config.encoder.image_type
@@ -77,7 +87,7 @@ class ExportCommand(Unstated):
                 "pictures alone: give --to onnx or stablehlo, or `maejax convert --to timm` for the weights"
             )
         is_run = weights.layout == "maejax" and here.is_dir()
-        stem = run_directory.locate(here)[0].absolute().name if is_run else here.stem
+        stem = run_directory.locate(here)[0].absolute().name if is_run else named_in(self.ckpt) or here.stem
         target = Path(self.out or (f"{stem}-hub" if folder else f"{stem}.{self.to}")).expanduser()
         check_writable("--out", target, folder=folder)
         notices, use = [*([fetched] if fetched else []), *weights.notices], ""
@@ -88,9 +98,13 @@ class ExportCommand(Unstated):
             facts["numbers"] |= scores
             target.mkdir(parents=True, exist_ok=True)
             files = write_onnx(weights, target / hub.ONNX_FILE, pool, logits=logits)[0] if self.onnx else []
-            card = hub.describe(weights, self.name or target.name, onnx=files, **facts)
+            card = hub.describe(weights, self.name or target.name, onnx=files, licence=licence, **facts)
             notices += hub.write_folder(weights, target, card)
-            notices.append("add to README.md the licence of the weights, which depends on that of the data")
+            for given, name in ((self.report, "report.json"), (self.licence * (licence == "other"), "LICENSE")):
+                if given:
+                    write_whole(target / name, Path(given).expanduser().read_bytes())
+            if not licence:
+                notices.append("no --licence: what others may do with the weights depends on that of the data")
             written = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
         elif self.to == "onnx":
             written, said = write_onnx(weights, target, pool, logits=logits)
@@ -183,6 +197,15 @@ def read_scores(path: str) -> dict[str, str]:
         return {"judged on": f"{images['test']:,} images of {len(report['classes'])} classes", **row}
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"--report {path} is no report.json of `maejax evaluate`") from None
+
+
+def licence_of(given: str) -> str:
+    """Return the hub's word for a licence, "other" if its text is in a file; raises InputError if it is neither."""
+    if given and Path(given).expanduser().is_file():
+        return "other"
+    if given and not re.fullmatch(r"[a-z][a-z0-9.-]*", given):
+        raise InputError(f"--licence {given}: give the hub's word for it, such as apache-2.0, or a file with its text")
+    return given
 
 
 def run_facts(path: Path) -> dict[str, dict[str, Any]]:

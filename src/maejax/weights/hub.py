@@ -8,11 +8,13 @@ from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier
 from maejax.storage.atomic import write_whole
 from maejax.weights import huggingface, native
+from maejax.weights.containers import TIMM_FILE
 from maejax.weights.families import family_of
+from maejax.weights.statement import KEY, statement_of
 from maejax.weights.torch_export import timm_model, to_timm
 from maejax.weights.weights import Weights
 
-TIMM_FILE, ONNX_FILE = "timm.safetensors", "onnx/model.onnx"
+ONNX_FILE = "onnx/model.onnx"
 
 
 def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
@@ -26,7 +28,7 @@ def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
     except WeightsError as error:
         notices = [f"the folder is for timm alone: {error}"]
     state, _ = to_timm(weights)
-    native.write_safetensors(state, path / TIMM_FILE)
+    native.write_safetensors(state, path / TIMM_FILE, {KEY: statement_of(weights)})
     write_whole(path / "README.md", card)
     return notices
 
@@ -48,11 +50,12 @@ def describe(
     recipe: Mapping[str, Any],
     numbers: Mapping[str, Any],
     onnx: Sequence[str] = (),
+    licence: str = "",
 ) -> str:
     """Write a model card: the model, its data, recipe and numbers, and the code that loads it from folder `name`.
 
     `data`, `recipe` and `numbers` are rows of the card's tables, as text; the card says so if one is empty. `onnx` has
-    the names of the files that an ONNX model is in, if the folder holds one.
+    the names of the files that an ONNX model is in, if the folder holds one; `licence` is the hub's word for one.
     """
     config, encoder = weights.config, weights.config.encoder
     kind = "masked autoencoder (encoder and decoder)" if isinstance(config, MAE) else "vision transformer"
@@ -76,7 +79,7 @@ def describe(
     task = "image-classification" if isinstance(config, Classifier) else "image-feature-extraction"
     parts = [
         f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- masked-autoencoder\n- vision-transformer\n"
-        f"- timm\n- maejax\n---\n\n# {name}\n",
+        f"- timm\n- maejax\n{f'license: {licence}{chr(10)}' * bool(licence)}---\n\n# {name}\n",
         "Pre-trained as a masked autoencoder ([He et al. 2022](https://arxiv.org/abs/2111.06377)).\n",
         table(facts),
         "## Data\n",
