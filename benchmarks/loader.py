@@ -123,9 +123,10 @@ class Peer:
         self.name = hello["name"]
         print(f"{self.name}: {hello['version']}, {python}")
 
-    def ask(self, shard: Path, images: int, stages: bool):
-        """Return CPU seconds per image of the whole, or of each stage."""
-        task = {"shard": str(shard), "images": images, "batch": BATCH, "size": SIZE[0], "stages": stages}
+    def ask(self, shard: Path, images: int, stages: bool = False, **changes):
+        """Return CPU seconds per image of the whole, or of each stage; `changes` of the task, see loader_peer.py."""
+        task = {"shard": str(shard), "images": images, "batch": BATCH, "size": SIZE[0]}
+        task |= changes or {"stages": stages}
         print(json.dumps(task), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 

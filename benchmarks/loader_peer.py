@@ -1,9 +1,11 @@
-"""The original's input pipeline, for benchmarks/loader.py: webdataset, PIL, torchvision, one process.
+"""Peers' input pipelines in PyTorch: the original's for benchmarks/loader.py, one of arrays for small_images.py.
 
-Written from the description of the system: samples from tar shards, decoded by PIL, copied once per repeat (of which
-there is one), RandomResizedCrop bicubic and flip by torchvision, batches by torch's collate. It runs in a Python of its
-own, with `torch torchvision webdataset`, and Pillow or Pillow-SIMD. Answers one line of JSON for each line of JSON:
-{"shard": path, "images": n, "batch": n, "size": n, "stages": bool} -> CPU seconds per image, whole or stage by stage.
+The original's is webdataset, PIL, torchvision, one process, written from the description of the system: samples from
+tar shards, decoded by PIL, copied once per repeat (of which there is one), RandomResizedCrop bicubic and flip by
+torchvision, batches by torch's collate. It runs in a Python of its own, with `torch torchvision webdataset`, and Pillow
+or Pillow-SIMD. Answers one line of JSON for each line of JSON: {"shard": path, "images": n, "batch": n, "size": n,
+"stages": bool} -> CPU seconds per image, whole or stage by stage. An .npz for a shard, with "crop" for "stages", is
+read as torchvision reads CIFAR-10: a picture of PIL from each array.
 """
 
 import copy
@@ -13,11 +15,37 @@ import time
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import PIL
 import torch
-import webdataset as wds
-from torch.utils.data import default_collate
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
+
+
+class Arrays(Dataset):
+    """Images and labels of an .npz file."""
+
+    def __init__(self, path: str, augment):
+        with np.load(path) as file:
+            self.images, self.labels, self.augment = file["images"], file["labels"], augment
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.augment(Image.fromarray(self.images[i])), int(self.labels[i])
+
+
+def small(shard: str, images: int, batch: int, size: int, crop: str) -> float:
+    padded = [v2.RandomCrop(size, 4, padding_mode="reflect"), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+    augment = transform(size) if crop == "rrc" else v2.Compose(padded if crop == "src" else padded[1:])
+    batches = iter(DataLoader(Arrays(shard, augment), batch, shuffle=True))
+    next(batches)
+    start = time.process_time()
+    for _ in range(images // batch):
+        next(batches)
+    return (time.process_time() - start) / images
 
 
 def transform(size: int):
@@ -36,10 +64,14 @@ def repeat(samples):
 
 
 def raw(shard: str):
+    import webdataset as wds
+
     return wds.DataPipeline(wds.SimpleShardList(shard), wds.tarfile_to_samples())
 
 
 def whole(shard: str, images: int, batch: int, size: int) -> float:
+    import webdataset as wds
+
     augment = transform(size)
     samples = wds.DataPipeline(
         raw(shard), wds.decode("pil"), repeat, wds.map(lambda sample: (augment(sample["jpg"]), sample["cls"]))
@@ -52,6 +84,8 @@ def whole(shard: str, images: int, batch: int, size: int) -> float:
 
 
 def stages(shard: str, images: int, batch: int, size: int) -> dict[str, float]:
+    import webdataset as wds
+
     seconds = Counter()
 
     def timed(name, function, *arguments):
@@ -80,6 +114,9 @@ def main() -> None:
     print(json.dumps({"name": "K+simd" if simd else "K", "version": f"Pillow {PIL.__version__}"}), flush=True)
     for line in sys.stdin:
         task = json.loads(line)
+        if "crop" in task:
+            print(json.dumps(small(**task)), flush=True)
+            continue
         function = stages if task.pop("stages") else whole
         print(json.dumps(function(**task)), flush=True)
 

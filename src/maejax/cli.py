@@ -34,6 +34,7 @@ from maejax.commands.launch import LaunchCommand, split
 from maejax.commands.pack import PackCommand
 from maejax.commands.placement import run_placed
 from maejax.commands.plan import PlanCommand, preset_flags
+from maejax.commands.push import PushCommand
 from maejax.commands.reconstruct import ReconstructCommand
 from maejax.commands.serve import ServeCommand
 from maejax.commands.train import TrainCommand
@@ -44,16 +45,9 @@ from maejax.storage.redact import redact
 
 # In the order of the help; each class has the name of its command.
 _OF_IMAGES = (TrainCommand, CompareCommand, DemoCommand, DataCommand, PackCommand)
-_OF_WEIGHTS = (
-    ReconstructCommand,
-    ServeCommand,
-    InspectCommand,
-    ConvertCommand,
-    ExportCommand,
-    FeaturesCommand,
-    EvaluateCommand,
-)
-_KINDS = (*_OF_IMAGES, *_OF_WEIGHTS, PlanCommand, LaunchCommand, DoctorCommand)
+_SHOWN = (ReconstructCommand, ServeCommand, InspectCommand, FeaturesCommand, EvaluateCommand)
+_PASSED_ON = (ConvertCommand, ExportCommand, PushCommand, PlanCommand, LaunchCommand, DoctorCommand)
+_KINDS = (*_OF_IMAGES, *_SHOWN, *_PASSED_ON)
 COMMANDS: dict[str, type[Command]] = {kind.__name__.removesuffix("Command").lower(): kind for kind in _KINDS}
 SHARD = re.compile(r"\.(tar|tgz|parquet|arrow)(\.\w+)?$")
 # The system's errors for a path that is not there, or is not what it should be; all others come on the way.

@@ -5,6 +5,7 @@ For W&B, `tests/tasks/test_trackers.py` looks.
 
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from maejax.cli import COMMANDS
 
 from ..conftest import TINY
 from ..data.server import Server
+from ..hub import Hub
 
-SECRETS = ("passwordpassword", "signaturesignature")
+SECRETS = ("passwordpassword", "signaturesignature", "tokentokentoken")
 NO_ADDRESS = {"demo", "doctor"}  # commands without a flag that takes one
 
 
@@ -75,6 +77,15 @@ def test_every_command_keeps_the_secrets_of_every_address(maejax, trained, addre
     run("convert", weights, "t.safetensors", "--to", "timm")
     run("export", weights)
     run("export", "runs/finetune", "--out", "tuned-hub")
+    hub = Hub()
+    hub.roles["tokentokentoken"] = "write"
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", hub.url)
+        patch.setenv("HF_TOKEN", "tokentokentoken")
+        run("push", weights, "me/it")
+    hub.stop()
+    for name, pushed in hub.repositories["me/it"][-1].items():
+        Path(name).write_bytes(pushed)
     run("features", weights, data, "--out", "f.npz")
     run("features", weights, data, "--out", "f.npy", "--part", "0/1")
     run("features", weights, data, "--out", "f.npy", "--gather")

@@ -51,7 +51,7 @@ class Run:
     """Augmented epochs that --mode linear encodes once, to train heads of several rates and keep the best; 0: none."""
     pretrained_ckpt: str = ""
     """Weights to start from: run directory or checkpoint, .safetensors, .msgpack, .pth, a Hugging Face directory, or
-    the address of a file, such as hf://OWNER/NAME/FILE. Strict; positions are interpolated to --image-size."""
+    an address, such as hf://OWNER/NAME. Strict; positions are interpolated to --image-size."""
     export_msgpack: bool = flag(False, free=True)
     """At the end, also write OUTPUT_DIR/NAME/NAME-last.msgpack and NAME-best.msgpack, in the original's layout."""
     ipaddr: str = flag("", free=True, written=False)

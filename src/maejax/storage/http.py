@@ -85,14 +85,14 @@ def identify_on_web(address: str, policy: RetryPolicy) -> str:
 
 
 def list_hf(pattern: str, policy: RetryPolicy) -> list[str]:
-    """List the files in the folder of an hf://datasets/ address, as hf:// addresses, sorted. Raises FetchError."""
-    _, repo, revision, path = _split_hf(pattern)
+    """List the files in the folder of an hf:// address, as hf:// addresses, sorted. Raises FetchError."""
+    kind, repo, revision, path = _split_hf(pattern)
     folder = re.split(r"[^/]*[*?\[]", path, maxsplit=1)[0].rstrip("/")
     tree = "/".join(filter(None, [quote(revision, safe=""), quote(folder)]))
-    url: str | None = f"{_endpoint()}/api/datasets/{repo}/tree/{tree}?recursive=true"
-    head = f"hf://datasets/{repo}" + (f"@{revision}" if revision != "main" else "")
+    url: str | None = f"{hub_endpoint()}/api/{kind or 'models/'}{repo}/tree/{tree}?recursive=true"
+    head = f"hf://{kind}{repo}" + ("" if revision == "main" else f"@{revision.replace('/', '~')}")
     found: list[str] = []
-    with _pool(_endpoint(), policy) as pool:
+    with _pool(hub_endpoint(), policy) as pool:
         while url:
             response = _request(pool, url, _token_header(), Retry(policy, threading.Event()), preload=True)
             found += [f"{head}/{entry['path']}" for entry in json.loads(response.data) if entry["type"] == "file"]
@@ -110,12 +110,12 @@ def resolve(address: str) -> tuple[str, dict[str, str]]:
     headers = {"Accept-Encoding": "identity", "User-Agent": "maejax"}
     if address.startswith("hf://"):
         kind, repo, revision, path = _split_hf(address)
-        address = f"{_endpoint()}/{kind}{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
+        address = f"{hub_endpoint()}/{kind}{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
     parts = urlsplit(address)
     if parts.username is not None:
         headers |= urllib3.make_headers(basic_auth=unquote(f"{parts.username}:{parts.password or ''}"))
         return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), headers
-    if (parts.scheme, parts.netloc) == urlsplit(_endpoint())[:2]:
+    if (parts.scheme, parts.netloc) == urlsplit(hub_endpoint())[:2]:
         headers |= _token_header()
     return address, headers
 
@@ -128,7 +128,8 @@ def _split_hf(address: str) -> tuple[str, str, str, str]:
     return match[1] or "", match[2], (match[3] or "main").replace("~", "/"), match[4]
 
 
-def _endpoint() -> str:
+def hub_endpoint() -> str:
+    """Return the URL of the hub."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 

@@ -13,14 +13,17 @@ from maejax.errors import Failed, FetchError, WeightsError
 from maejax.storage import mirror
 from maejax.storage.atomic import write_atomically, write_whole
 from maejax.storage.cache import cache_folder, hash_file
+from maejax.storage.http import list_hf
 from maejax.storage.lock import held
 from maejax.storage.read import identify, read_address
 from maejax.storage.redact import redact
 from maejax.storage.retry import RetryPolicy
-from maejax.weights.containers import weight_map
+from maejax.weights.containers import FILES as MODEL_FILES
+from maejax.weights.containers import TIMM_FILE, weight_map
 
 FILES = (".safetensors", ".msgpack", ".pth", ".pt", ".bin", ".index.json")  # else, in a bucket, it is a run
 PIN = "#sha256="
+REPOSITORY = re.compile(r"hf://(?!datasets/)(?:models/)?[^/@]+/([^/@]+)(?:@[^/]+)?/?")
 ASKING = RetryPolicy(connect=5, stall=5, total=5)  # whether a file that is here has changed
 
 
@@ -46,7 +49,7 @@ def fetch_weights(address: str, cache_dir: str = "") -> Fetched:
     content. Raises WeightsError if it cannot be had, and Failed if it cannot be kept.
     """
     address, pin = split_pin(address)
-    path = place_of(address, Path(cache_dir).expanduser() if cache_dir else cache_folder() / "weights")
+    path = place_of(address, place_for(cache_dir))
     try:
         with held(path, redact(address)):
             return fetch_alone(address, path, pin)
@@ -114,6 +117,40 @@ def read_kept(path: Path) -> Fetched | None:
     return Fetched(path, path.stat().st_size, digest, record["identity"]) if digest == record["sha256"] else None
 
 
+def place_for(cache_dir: str) -> Path:
+    """Return the folder that keeps what is fetched."""
+    return Path(cache_dir).expanduser() if cache_dir else cache_folder() / "weights"
+
+
+def file_in_repository(address: str, folder: Path) -> str:
+    """Return the address of the weights in a repository of the hub, hf://OWNER/NAME or hf://OWNER/NAME@REVISION.
+
+    They are those that transformers or timm loads, else the only file of weights. Without an answer they are those that
+    were fetched to `folder` before. Raises WeightsError if there are none, or several.
+    """
+    usual = [f"{address}/{name}" for name in (*MODEL_FILES, TIMM_FILE)]
+    kept = [file for file in usual if place_of(file, folder).is_file()]
+    try:
+        listed = list_hf(f"{address}/*", ASKING if kept else RetryPolicy())
+    except FetchError as error:
+        if kept:
+            return kept[0]
+        raise WeightsError(f"{redact(address)}: {error}") from None
+    names = [match[1] for file in listed if (match := re.fullmatch(r"hf://[^/]+/[^/]+/([^/]+)", file))]
+    if found := next((file for file in usual if file.rpartition("/")[2] in names), None):
+        return found
+    if len(others := [name for name in names if name.endswith(FILES)]) == 1:
+        return f"{address}/{others[0]}"
+    said = f"several files of weights: name one, {address}/{others[0]}" if others else "no weights: correct the name"
+    raise WeightsError(f"{address} holds {said}")
+
+
+def named_in(path: str) -> str:
+    """Return the name of the repository of the hub that an address names, empty for another path."""
+    found = REPOSITORY.fullmatch(path.partition("#")[0])
+    return found[1] if found else ""
+
+
 def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
     """Return a path on this host for a path or address, and a line on the file that was fetched, empty if none was.
 
@@ -121,7 +158,10 @@ def local(path: str, cache_dir: str = "") -> tuple[Path, str]:
     """
     if "://" not in str(path):
         return Path(path).expanduser(), ""
-    address, _ = split_pin(str(path))
+    address, pin = split_pin(str(path))
+    if REPOSITORY.fullmatch(address):
+        address = file_in_repository(address.rstrip("/"), place_for(cache_dir))
+        path = address + (PIN + pin if pin else "")
     if not address.startswith(("http://", "https://", "hf://")) and not address.endswith(FILES):
         return mirror.read_folder(address, jax.process_index()), ""
     fetched, folder = fetch_weights(str(path), cache_dir), address.rpartition("/")[0]

@@ -19,6 +19,7 @@ from maejax.weights.statement import KEY
 
 # Files of a folder with a config.json, the preferred ones first.
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+TIMM_FILE = "timm.safetensors"  # of an export that transformers has no place for
 NESTS = ("model", "state_dict", "model_state_dict", "model_state", "net")  # where training codes keep the weights
 WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 PATCHES = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")

@@ -58,10 +58,13 @@ def read(path: str | Path, *, raw: bool = False, prefix: str = "", **facts: Any)
         if path.is_dir():
             if huggingface.is_directory(path):
                 return huggingface.read(path, prefix, known)
-            if timm_card.read_card(path) is None:
+            if (path / containers.TIMM_FILE).is_file():
+                path = path / containers.TIMM_FILE
+            elif timm_card.read_card(path) is None:
                 refuse_prefix(prefix, path)
                 return run_directory.read(path, raw=raw)
-            path = containers.file_in(path)
+            else:
+                path = containers.file_in(path)
         with path.open("rb") as file:
             start = file.read(64)
         if containers.holds_tensors(path, start):

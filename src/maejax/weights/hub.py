@@ -1,6 +1,6 @@
 """A folder for the Hugging Face hub: weights for transformers and for timm, and a model card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,13 @@ from maejax.errors import WeightsError
 from maejax.models.description import MAE, Classifier
 from maejax.storage.atomic import write_whole
 from maejax.weights import huggingface, native
+from maejax.weights.containers import TIMM_FILE
 from maejax.weights.families import family_of
+from maejax.weights.statement import KEY, statement_of
 from maejax.weights.torch_export import timm_model, to_timm
 from maejax.weights.weights import Weights
 
-TIMM_FILE = "timm.safetensors"
+ONNX_FILE = "onnx/model.onnx"
 
 
 def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
@@ -26,7 +28,7 @@ def write_folder(weights: Weights, path: Path, card: str) -> list[str]:
     except WeightsError as error:
         notices = [f"the folder is for timm alone: {error}"]
     state, _ = to_timm(weights)
-    native.write_safetensors(state, path / TIMM_FILE)
+    native.write_safetensors(state, path / TIMM_FILE, {KEY: statement_of(weights)})
     write_whole(path / "README.md", card)
     return notices
 
@@ -41,11 +43,19 @@ def for_transformers(weights: Weights) -> bool:
 
 
 def describe(
-    weights: Weights, name: str, *, data: Mapping[str, Any], recipe: Mapping[str, Any], numbers: Mapping[str, Any]
+    weights: Weights,
+    name: str,
+    *,
+    data: Mapping[str, Any],
+    recipe: Mapping[str, Any],
+    numbers: Mapping[str, Any],
+    onnx: Sequence[str] = (),
+    licence: str = "",
 ) -> str:
     """Write a model card: the model, its data, recipe and numbers, and the code that loads it from folder `name`.
 
-    `data`, `recipe` and `numbers` are rows of the card's tables, as text; the card says so if one is empty.
+    `data`, `recipe` and `numbers` are rows of the card's tables, as text; the card says so if one is empty. `onnx` has
+    the names of the files that an ONNX model is in, if the folder holds one; `licence` is the hub's word for one.
     """
     config, encoder = weights.config, weights.config.encoder
     kind = "masked autoencoder (encoder and decoder)" if isinstance(config, MAE) else "vision transformer"
@@ -69,7 +79,7 @@ def describe(
     task = "image-classification" if isinstance(config, Classifier) else "image-feature-extraction"
     parts = [
         f"---\nlibrary_name: {library}\npipeline_tag: {task}\ntags:\n- masked-autoencoder\n- vision-transformer\n"
-        f"- timm\n- maejax\n---\n\n# {name}\n",
+        f"- timm\n- maejax\n{f'license: {licence}{chr(10)}' * bool(licence)}---\n\n# {name}\n",
         "Pre-trained as a masked autoencoder ([He et al. 2022](https://arxiv.org/abs/2111.06377)).\n",
         table(facts),
         "## Data\n",
@@ -81,6 +91,10 @@ def describe(
         "## Use\n",
         *(f"```python\n{code}```\n" for code in loading(weights, name)),
     ]
+    if onnx:
+        fetched = ", ".join(f'hf_hub_download("{name}", "onnx/{file}")' for file in onnx)
+        code = running_onnx(weights, fetched if len(onnx) == 1 else f"({fetched})[-1]")
+        parts.append(f"```python\nfrom huggingface_hub import hf_hub_download\n{code}```\n")
     return "\n".join(parts)
 
 
@@ -138,6 +152,29 @@ def loading(weights: Weights, name: str) -> list[str]:
             'out = model(processor(photo, return_tensors="pt")["pixel_values"])\n'
         )
     return [transformers, timm]
+
+
+def running_onnx(weights: Weights, path: str) -> str:
+    """Write the code that runs an ONNX file on a photo; `path` is code for its path."""
+    (height, width), channels = weights.config.encoder.image_size, weights.config.encoder.channels
+    photo = opening(weights)
+    images = f"numpy.asarray(photo).reshape(1, {height}, {width}, {channels})"
+    if photo:
+        wide, high = (int(side / weights.crop_ratio) for side in (width, height))
+        photo += (
+            f"size = max({wide}, {high} * photo.width // photo.height), "
+            f"max({high}, {wide} * photo.height // photo.width)\n"
+            f"left, top = round((size[0] - {width}) / 2), round((size[1] - {height}) / 2)\n"
+            "photo = photo.resize(size, Image.Resampling.BICUBIC)"
+            f".crop((left, top, left + {width}, top + {height}))\n"
+        )
+    else:
+        images = 'numpy.load("images.npy")'
+    return (
+        f"import numpy\nimport onnxruntime\n{photo}"
+        f"session = onnxruntime.InferenceSession({path})\n"
+        f'(out,) = session.run(None, {{"images": {images}}})\n'
+    )
 
 
 def rounded(values: Any) -> str:
