@@ -12,6 +12,7 @@ import sys
 import typing
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from typing import Annotated, Any, Union
 
 import tyro
@@ -21,34 +22,22 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from maejax import __version__
 from maejax.commands.command import DONE, FAILED, WRONG_INPUT, Command, help_of
-from maejax.commands.compare import CompareCommand
-from maejax.commands.convert import ConvertCommand
-from maejax.commands.data import DataCommand
-from maejax.commands.demo import DemoCommand
-from maejax.commands.doctor import DoctorCommand
-from maejax.commands.evaluate import EvaluateCommand
-from maejax.commands.export import ExportCommand
-from maejax.commands.features import FeaturesCommand
-from maejax.commands.inspect import InspectCommand
 from maejax.commands.launch import LaunchCommand, split
-from maejax.commands.pack import PackCommand
 from maejax.commands.placement import run_placed
 from maejax.commands.plan import PlanCommand, preset_flags
-from maejax.commands.push import PushCommand
-from maejax.commands.reconstruct import ReconstructCommand
-from maejax.commands.serve import ServeCommand
 from maejax.commands.train import TrainCommand
 from maejax.console import PrintableFormatter
 from maejax.errors import Failed, FetchError, InputError, printable
 from maejax.recipes import recipe
 from maejax.storage.redact import redact
 
-# In the order of the help; each class has the name of its command.
-_OF_IMAGES = (TrainCommand, CompareCommand, DemoCommand, DataCommand, PackCommand)
-_SHOWN = (ReconstructCommand, ServeCommand, InspectCommand, FeaturesCommand, EvaluateCommand)
-_PASSED_ON = (ConvertCommand, ExportCommand, PushCommand, PlanCommand, LaunchCommand, DoctorCommand)
-_KINDS = (*_OF_IMAGES, *_SHOWN, *_PASSED_ON)
-COMMANDS: dict[str, type[Command]] = {kind.__name__.removesuffix("Command").lower(): kind for kind in _KINDS}
+# In the order of the help; `train` is TrainCommand of maejax.commands.train.
+_NAMES = (
+    "train compare demo data pack reconstruct serve inspect features evaluate convert export push plan launch doctor"
+)
+COMMANDS: dict[str, type[Command]] = {
+    name: getattr(import_module(f"maejax.commands.{name}"), f"{name.capitalize()}Command") for name in _NAMES.split()
+}
 SHARD = re.compile(r"\.(tar|tgz|parquet|arrow)(\.\w+)?$")
 # The system's errors for a path that is not there, or is not what it should be; all others come on the way.
 WRONG_PATH = {"EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP"}
