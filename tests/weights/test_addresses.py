@@ -93,7 +93,7 @@ def test_a_branch_of_the_hub_is_renewed(server, weights, same, tmp_path):
     assert read(f"@{revision}").config.kind == "encoder", "a commit never changes"
 
 
-def test_all_parts_of_an_index_are_fetched(server, weights, same):
+def test_all_parts_of_an_index_are_fetched(server, weights, same, tmp_path):
     made, where = weights("encoder", "learnable", image_size=(16, 16)), "/owner/name/resolve/main/"
     state, _ = huggingface.state_of(made)
     for i, names in enumerate((sorted(state)[:9], sorted(state)[9:])):
@@ -107,7 +107,7 @@ def test_all_parts_of_an_index_are_fetched(server, weights, same):
     same(files.read(path).arrays, made.arrays)
     del server.files[f"{where}model-1.safetensors"]
     with pytest.raises(WeightsError, match=r"model-1.safetensors: a copy|HTTP 404"):
-        local("hf://owner/name/model.safetensors.index.json", "elsewhere")
+        local("hf://owner/name/model.safetensors.index.json", str(tmp_path))
 
 
 def test_one_of_several_at_once_fetches(server):

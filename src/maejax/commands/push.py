@@ -122,7 +122,12 @@ def try_name(name: str, *, private: bool) -> str:
 @contextmanager
 def asking(name: str) -> Iterator[None]:
     """Say in one sentence why the hub does not do what it is asked; raises InputError, or Failed where it may pass."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage]
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     from maejax.storage.http import hub_endpoint
 

@@ -56,7 +56,7 @@ class TrainCommand(Command):
 
     @property
     def leaves_open(self) -> bool:
-        """Whether the images decide about some flags."""
+        """Return whether the images decide about some flags."""
         return (
             bool(self.images or self.model or self.budget) or self.epochs is not None or self.warmup_epochs is not None
         )

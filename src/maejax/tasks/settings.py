@@ -53,7 +53,7 @@ UNITS = {"d": 86400, "h": 3600, "m": 60, "min": 60, "s": 1}
 
 
 class Asked(NamedTuple):
-    """What the user said: flags, the names of those on the command line, and what stands in the place of others.
+    """The flags of the user, the names of those on the command line, and what stands in the place of others.
 
     `model` is the name of a setting, `epochs` and `warmup` are numbers of epochs; "" and None are chosen.
     """
