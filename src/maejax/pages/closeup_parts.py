@@ -49,7 +49,7 @@ def _matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
 
 def _pairs(confusion: np.ndarray, names: Sequence[str]) -> str:
     off = confusion * (1 - np.eye(len(confusion), dtype=int))
-    worst = [np.unravel_index(i, off.shape) for i in np.argsort(-off, axis=None, kind="stable")[:_WORST]]
+    worst = [divmod(int(i), len(off)) for i in np.argsort(-off, axis=None, kind="stable")[:_WORST]]
     rows = [
         f"<tr><td>{escape(names[a])}</td><td>{escape(names[b])}</td>"
         f"<td>{off[a, b]:,} of {confusion[a].sum():,}</td></tr>"
@@ -65,7 +65,7 @@ def _rows(examples: Sequence[Example], names: Sequence[str]) -> str:
         kind = "right" if example.guess == example.label else "wrong"
         vote = f'vote: <span class="{kind}">{escape(names[example.guess])}</span>, {example.share:.0%}'
         tiles = [_tile(example.picture, f"<b>{escape(names[example.label])}</b><br>{vote}", " query")]
-        for picture, label in zip(example.near, example.near_labels, strict=True):
+        for picture, label in zip(example.near, example.near_labels.tolist(), strict=True):
             kind = "right" if label == example.label else "wrong"
             tiles.append(_tile(picture, f'<span class="{kind}">{escape(names[label])}</span>'))
         rows.append(f'<div class="row">{"".join(tiles)}</div>')
@@ -85,7 +85,7 @@ def _map(closeup: Closeup, names: Sequence[str]) -> str:
     spots = _MARGIN + (places - low) / np.maximum(high - low, 1e-9) * [_WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN]
     largest = sorted(np.argsort(-np.bincount(labels, minlength=len(names)), kind="stable")[:_COLOURS])
     groups, keys = [], []
-    for label in np.unique(labels):
+    for label in np.unique(labels).tolist():
         colour = f"line-{largest.index(label)}" if label in largest else "other"
         dots = "".join(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4"/>' for x, y in spots[labels == label])
         groups.append(f'<g class="{colour}"><title>{escape(names[label])}</title>{dots}</g>')
