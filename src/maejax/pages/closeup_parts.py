@@ -67,7 +67,7 @@ def _rows(examples: Sequence[Example], names: Sequence[str]) -> str:
         tiles = [_tile(example.picture, f"<b>{escape(names[example.label])}</b><br>{vote}", " query")]
         for picture, label in zip(example.near, example.near_labels.tolist(), strict=True):
             kind = "right" if label == example.label else "wrong"
-            tiles.append(_tile(picture, f'<span class="{kind}">{escape(names[label])}</span>'))
+            tiles.append(_tile(picture, f'<span class="{kind}">{escape(names[int(label)])}</span>'))
         rows.append(f'<div class="row">{"".join(tiles)}</div>')
     small = " small" * bool(examples and min(examples[0].picture.shape[:2]) < 100)
     return f'<div class="rows{small}">{"".join(rows)}</div>'
@@ -88,9 +88,9 @@ def _map(closeup: Closeup, names: Sequence[str]) -> str:
     for label in np.unique(labels).tolist():
         colour = f"line-{largest.index(label)}" if label in largest else "other"
         dots = "".join(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4"/>' for x, y in spots[labels == label])
-        groups.append(f'<g class="{colour}"><title>{escape(names[label])}</title>{dots}</g>')
+        groups.append(f'<g class="{colour}"><title>{escape(names[int(label)])}</title>{dots}</g>')
         if label in largest:
-            keys.append(f'<span class="key {colour}"><i></i>{escape(names[label])}</span>')
+            keys.append(f'<span class="key {colour}"><i></i>{escape(names[int(label)])}</span>')
     note = f"UMAP of the features of {len(labels):,} test images: what is near looks alike to the encoder. "
     note += "Axes and distances between far groups mean nothing. Under a pointer a dot shows its class."
     svg = f'<svg class="map" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{note}">{"".join(groups)}</svg>'
