@@ -72,7 +72,7 @@ def draw_map(features: np.ndarray, seed: int) -> tuple[np.ndarray | None, str]:
     if len(features) < _LEAST:
         return None, f"A map of the features needs {_LEAST} test images."
     try:
-        from umap import UMAP
+        from umap import UMAP  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None, "A map of the features needs umap-learn: pip install 'maejax[plots]'."
     return UMAP(metric="cosine", random_state=seed, n_jobs=1).fit_transform(features), ""  # type: ignore[return-value]

@@ -49,7 +49,7 @@ def _matrix(confusion: np.ndarray, names: Sequence[str]) -> str:
 
 def _pairs(confusion: np.ndarray, names: Sequence[str]) -> str:
     off = confusion * (1 - np.eye(len(confusion), dtype=int))
-    worst = [np.unravel_index(i, off.shape) for i in np.argsort(-off, axis=None, kind="stable")[:_WORST]]
+    worst = [divmod(int(i), len(off)) for i in np.argsort(-off, axis=None, kind="stable")[:_WORST]]
     rows = [
         f"<tr><td>{escape(names[a])}</td><td>{escape(names[b])}</td>"
         f"<td>{off[a, b]:,} of {confusion[a].sum():,}</td></tr>"
@@ -65,9 +65,9 @@ def _rows(examples: Sequence[Example], names: Sequence[str]) -> str:
         kind = "right" if example.guess == example.label else "wrong"
         vote = f'vote: <span class="{kind}">{escape(names[example.guess])}</span>, {example.share:.0%}'
         tiles = [_tile(example.picture, f"<b>{escape(names[example.label])}</b><br>{vote}", " query")]
-        for picture, label in zip(example.near, example.near_labels, strict=True):
+        for picture, label in zip(example.near, example.near_labels.tolist(), strict=True):
             kind = "right" if label == example.label else "wrong"
-            tiles.append(_tile(picture, f'<span class="{kind}">{escape(names[label])}</span>'))
+            tiles.append(_tile(picture, f'<span class="{kind}">{escape(names[int(label)])}</span>'))
         rows.append(f'<div class="row">{"".join(tiles)}</div>')
     small = " small" * bool(examples and min(examples[0].picture.shape[:2]) < 100)
     return f'<div class="rows{small}">{"".join(rows)}</div>'
@@ -85,12 +85,12 @@ def _map(closeup: Closeup, names: Sequence[str]) -> str:
     spots = _MARGIN + (places - low) / np.maximum(high - low, 1e-9) * [_WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN]
     largest = sorted(np.argsort(-np.bincount(labels, minlength=len(names)), kind="stable")[:_COLOURS])
     groups, keys = [], []
-    for label in np.unique(labels):
+    for label in np.unique(labels).tolist():
         colour = f"line-{largest.index(label)}" if label in largest else "other"
         dots = "".join(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="4"/>' for x, y in spots[labels == label])
-        groups.append(f'<g class="{colour}"><title>{escape(names[label])}</title>{dots}</g>')
+        groups.append(f'<g class="{colour}"><title>{escape(names[int(label)])}</title>{dots}</g>')
         if label in largest:
-            keys.append(f'<span class="key {colour}"><i></i>{escape(names[label])}</span>')
+            keys.append(f'<span class="key {colour}"><i></i>{escape(names[int(label)])}</span>')
     note = f"UMAP of the features of {len(labels):,} test images: what is near looks alike to the encoder. "
     note += "Axes and distances between far groups mean nothing. Under a pointer a dot shows its class."
     svg = f'<svg class="map" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{note}">{"".join(groups)}</svg>'
