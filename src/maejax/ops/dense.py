@@ -148,7 +148,7 @@ normalized.defvjp(_normalized_forward, _normalized_backward)
 
 
 def _across(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """Give a vector [D] the axes of x [..., D]."""
+    """Return a vector [D] with the axes of x [..., D]."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
