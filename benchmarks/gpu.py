@@ -91,7 +91,7 @@ def measure_steps(name: str, args, left) -> dict:
                 found["failed"][side] = "it ended; its message is above"
                 sides.pop(side).wait()
         for number in range(args.rounds):
-            if left() < 10:
+            if number and left() < 10:
                 break
             order = list(sides)[number % max(1, len(sides)) :] + list(sides)[: number % max(1, len(sides))]
             rounds.append({side: turn(side, args.steps) for side in order})

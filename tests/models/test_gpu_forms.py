@@ -42,7 +42,14 @@ def outcome(config, dtype):
     return loss, gradient
 
 
-@pytest.mark.parametrize(("decoder", "dtype"), [(SELF, "float32"), (SELF, "bfloat16"), (CROSS, "bfloat16")])
+@pytest.mark.parametrize(
+    ("decoder", "dtype"),
+    [
+        (SELF, "bfloat16"),
+        pytest.param(SELF, "float32", marks=pytest.mark.slow),
+        pytest.param(CROSS, "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_forms_of_gpus_compute_what_plain_ones_do(gpu, decoder, dtype):
     config = MAE(encoder=ENCODER, decoder=decoder)
     plain = outcome(config, dtype)

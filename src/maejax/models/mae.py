@@ -49,7 +49,7 @@ class MaskedAutoencoder(Model):
         block = partial(CrossBlock, width=encoder.dim) if crosses else Block
         self.decoder = Transformer(decoder, compute, rngs, block)
         self.dec_mix = mixing_weights(encoder.layers + (decoder.inputs == "all"), decoder.layers, rngs, decoder.mixes)
-        self.dec_norm = layer_norm(decoder.dim, rngs, decoder.norm_eps)
+        self.dec_norm = layer_norm(decoder.dim, rngs, decoder.norm_eps, rounded=True)
         self.predict = linear(decoder.dim, config.values, dtype, rngs)
         self.components = Components(encoder.pixels, config.values) if config.target == "components" else None
         self.teacher = VisionTransformer(config.teacher, compute, rngs) if config.teacher else None

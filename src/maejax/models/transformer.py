@@ -137,9 +137,9 @@ class Block(nnx.Module):
     def __init__(self, config: Stack, compute: Compute, rngs: nnx.Rngs, attention: Callable[..., Any] = Attention):
         dim, dtype = config.dim, jnp.dtype(compute.dtype)
         self.dropout, self.activation, self.pieces = config.dropout, config.activation, compute.pieces
-        self.norm1 = layer_norm(dim, rngs, config.norm_eps)
+        self.norm1 = layer_norm(dim, rngs, config.norm_eps, rounded=True)
         self.attention = attention(config, compute, rngs)
-        self.norm2 = layer_norm(dim, rngs, config.norm_eps)
+        self.norm2 = layer_norm(dim, rngs, config.norm_eps, rounded=True)
         self.fc1 = linear(dim, config.fc1_dim, dtype, rngs)
         self.fc2 = linear(config.mlp_dim, dim, dtype, rngs)
         scaled = config.layerscale
@@ -169,7 +169,7 @@ class CrossBlock(Block):
 
     def __init__(self, config: Decoder, compute: Compute, rngs: nnx.Rngs, width: int):
         super().__init__(config, compute, rngs, partial(CrossAttention, width=width))
-        self.source_norm = layer_norm(width, rngs, config.norm_eps) if config.mixes else None
+        self.source_norm = layer_norm(width, rngs, config.norm_eps, rounded=True) if config.mixes else None
 
     def attend(self, x: jax.Array, last: int | None, beside: jax.Array | None) -> jax.Array:
         """Attend with the normalised x [B, Q, D] over the source `beside` [B, T, E]."""

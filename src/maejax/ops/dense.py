@@ -105,33 +105,35 @@ def linear(inputs: int, outputs: int, dtype: Dtype, rngs: nnx.Rngs, *, bias: boo
 
 
 class LayerNorm(nnx.LayerNorm):
-    """Layer norm in float32 with the exact (two-pass) variance."""
+    """Layer norm in float32 with the exact (two-pass) variance; `rounded` if only a linear layer reads it."""
+
+    rounded = False
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalise x [..., D]: float32, on a GPU of x's type."""
+        """Normalise x [..., D]: float32, or of x's type on a GPU if it is `rounded`."""
         if target_platform() != "gpu" or mask is not None:
             return super().__call__(x, mask=mask)
         assert self.scale is not None and self.bias is not None
-        return normalized(x, self.scale[...], self.bias[...], self.epsilon)
+        return normalized(x, self.scale[...], self.bias[...], self.epsilon, x.dtype if self.rounded else jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalized(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
-    """Normalise x [..., D] in float32 and apply scale and bias [D]: of x's type.
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def normalized(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float, dtype: Dtype) -> jax.Array:
+    """Normalise x [..., D] in float32 and apply scale and bias [D]: of type `dtype`.
 
     The backward pass is written out for GPUs: with that of autodiff, XLA writes float32 arrays as large as x.
     """
-    return _normalized_forward(x, scale, bias, eps)[0]
+    return _normalized_forward(x, scale, bias, eps, dtype)[0]
 
 
-def _normalized_forward(x, scale, bias, eps):
+def _normalized_forward(x, scale, bias, eps, dtype):
     wide = x.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
     rate = jax.lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + eps)
-    return ((wide - mean) * (rate * _across(scale, x)) + _across(bias, x)).astype(x.dtype), (x, scale, mean, rate)
+    return ((wide - mean) * (rate * _across(scale, x)) + _across(bias, x)).astype(dtype), (x, scale, mean, rate)
 
 
-def _normalized_backward(eps, kept, g):
+def _normalized_backward(eps, dtype, kept, g):
     x, scale, mean, rate = kept
     # Behind a barrier, or XLA keeps in float32 what these sums have in common with the gradient of x.
     y, h = jax.lax.optimization_barrier((x, g))
@@ -146,13 +148,15 @@ normalized.defvjp(_normalized_forward, _normalized_backward)
 
 
 def _across(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """Give a vector [D] the axes of x [..., D]."""
+    """Return a vector [D] with the axes of x [..., D]."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-def layer_norm(dim: int, rngs: nnx.Rngs, eps: float = 1e-6) -> LayerNorm:
-    """Make a float32 layer norm."""
-    return LayerNorm(dim, epsilon=eps, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
+def layer_norm(dim: int, rngs: nnx.Rngs, eps: float = 1e-6, *, rounded: bool = False) -> LayerNorm:
+    """Make a float32 layer norm, `rounded` as in `LayerNorm`."""
+    norm = LayerNorm(dim, epsilon=eps, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
+    norm.rounded = rounded
+    return norm
 
 
 @jax.custom_vjp
