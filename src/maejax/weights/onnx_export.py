@@ -134,7 +134,7 @@ def normalized(graph: Graph, images: str, encoder: ViT) -> str:
     """Scale images [B, H, W, C] by mean and deviation; missing pixels become 0."""
     values = graph.op("Cast", images, to=TensorProto.FLOAT)
     x = graph.op("Div", values, 255.0) if encoder.image_type == "uint8" else values
-    x = graph.op("Div", graph.op("Sub", x, np.float32(encoder.mean)), np.float32(encoder.std))
+    x = graph.op("Div", graph.op("Sub", x, np.asarray(encoder.mean, np.float32)), np.asarray(encoder.std, np.float32))
     gone = [graph.op("IsNaN", values)] if encoder.may_miss else []
     if encoder.no_data is not None:
         gone.append(graph.op("Equal", values, np.float32(encoder.no_data)))
