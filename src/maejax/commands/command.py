@@ -73,10 +73,14 @@ def docstrings(owner: type) -> dict[str, str]:
     }
 
 
-def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:
-    """Set up memory and devices before JAX computes; return what `join` does. Raises InputError without a device."""
+def prepare_devices(join: Callable[[], bool] = lambda: True, *, keep: bool = True) -> bool:
+    """Set up memory and devices before JAX computes; return what `join` does. Raises InputError without a device.
+
+    If `keep`, compiled programs are kept for the next command.
+    """
     import jax
 
+    from maejax.training.compile_cache import keep_compiled
     from maejax.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -84,6 +88,8 @@ def prepare_devices(join: Callable[[], bool] = lambda: True) -> bool:
         first = join()
         with quiet_libtpu():
             jax.devices()
+        if keep:
+            keep_compiled()
     except (InputError, Failed):
         raise
     except (RuntimeError, AssertionError) as error:  # JAX asserts where a known platform has no plugin

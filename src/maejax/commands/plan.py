@@ -49,7 +49,7 @@ class PlanCommand(Command):
         """Compile, count and estimate, write the plan and return its facts."""
         check_writable("--out", self.out, folder=True)
         os.environ.setdefault("JAX_PLATFORMS", "" if self.topology == "gpu" else "cpu")
-        prepare_devices()
+        prepare_devices(keep=False)
         from maejax.commands.planner import Planner
 
         return Planner(console, self).plan(redact(shlex.join(["maejax", *sys.argv[1:]])))
