@@ -144,7 +144,8 @@ def arguments_of(info: StructTypeInfo) -> StructConstructorSpec | None:
         if "title" in field.metadata:
             marks.append(tyro.conf.arg(name=field.metadata["title"]))
         elif default is None or default is False or default in ("", ()):  # their help says what they mean
-            marks.append(tyro.conf.arg(help_behavior_hint=""))
+            kinds = [each.__name__.upper() for each in typing.get_args(types[field.name]) if default is None]
+            marks.append(tyro.conf.arg(help_behavior_hint="", metavar=kinds[0] if kinds else None))
         if issubclass(kind, Command) and types[field.name] is bool:
             marks.append(tyro.conf.FlagCreatePairsOff)
         if field.init and "hidden" not in field.metadata:

@@ -91,10 +91,12 @@ def test_every_command_keeps_the_secrets_of_every_address(maejax, trained, addre
     run("features", weights, data, "--out", "f.npy", "--gather")
     run("pack", data, "parts", "--part", "0/1")
     run("evaluate", weights, *both, "--protocol", "knn", "--no-control")
+    run("compare", "runs/finetune", trained)
     run("launch", "--to", "docker", "--image", "i", "train", *both, code=2)
     run("plan", *start, "--topology", "cpu")
     # And in errors.
-    for command in (["inspect", address("none.safetensors")], ["data", address("none.tar")]):
+    gone = address("none.safetensors")
+    for command in (["inspect", gone], ["data", address("none.tar")], ["serve", gone, "--images", data]):
         run(*command, code=2)
 
     assert {command for command, _ in printed} | NO_ADDRESS == set(COMMANDS)
