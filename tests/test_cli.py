@@ -355,7 +355,12 @@ def test_what_is_seldom_meant_is_said_and_what_comes_next(train, idle):
     with idle():
         code, printed = train(*flags)
     assert code == 0, printed
-    for part in ("--warmup-steps 9 is no less than", "--train-batch-size 32 holds", "is that of ViT-B", "next: maejax"):
+    for part in (
+        "--warmup-steps 9 is no less than",
+        "--train-batch-size 32 holds",
+        "is that of ViT-B",
+        "next     maejax",
+    ):
         assert part in printed, printed
     code, printed = train(*flags)
     assert code == 0 and "runs/pretrain is finished, at step 6" in printed and "warning" not in printed, printed
