@@ -10,6 +10,7 @@ import os
 import sys
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import Annotated, Any, Union
@@ -24,7 +25,7 @@ from maejax.commands.command import DONE, FAILED, WRONG_INPUT, Command, help_of
 from maejax.commands.launch import LaunchCommand, split
 from maejax.commands.placement import run_placed
 from maejax.commands.plan import PlanCommand, preset_flags
-from maejax.commands.shell import check_arguments, completion, description, paragraphs, print_overview
+from maejax.commands.shell import SHELLS, check_arguments, completion, description, paragraphs, print_overview
 from maejax.commands.train import TrainCommand
 from maejax.console import PrintableFormatter, Terminal, plain
 from maejax.errors import Failed, FetchError, InputError, printable
@@ -57,7 +58,10 @@ def main(args: Sequence[str] | None = None) -> int:
             print_overview(Console(), COMMANDS)
             return DONE
         if args[:1] == ["--completion"]:
-            args = completion(args[1:])
+            with suppress(SystemExit):
+                parse(completion(args[1:]))
+            print(SHELLS[args[1]], end="")
+            return DONE
         command = parse(["plan", *preset_flags(args[1:])] if args[:1] == ["plan"] else args)
         result = run_placed(command, Terminal(stderr=command.json or not command.to_stdout))
         if command.json:

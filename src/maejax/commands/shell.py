@@ -14,12 +14,17 @@ from rich.table import Table
 from maejax.errors import InputError
 
 SHARD = re.compile(r"\.(tar|tgz|parquet|arrow)(\.\w+)?$")
-SHELLS = ("bash", "zsh", "fish")
+# What follows tyro's script for a shell: names of files where it finds nothing else.
+SHELLS = {
+    "bash": "complete -o default -F _tyro_maejax maejax\n",
+    "zsh": "",  # it has them
+    "fish": "complete --command maejax --force-files\n",
+}
 OPTIONS = {
     "COMMAND --help": "Say what a command does, and all its flags.",
     "--version": "Print the version.",
     "--completion SHELL": "Print the script with which bash, zsh or fish completes commands and flags: "
-    'eval "$(maejax --completion bash)", for example.',
+    'eval "$(maejax --completion bash)"; for zsh it is a file _maejax in a folder of $fpath.',
 }
 
 
