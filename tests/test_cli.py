@@ -172,6 +172,21 @@ def test_help_reads_like_documentation(maejax):
         assert code == 2 and re.search(missing, printed, re.DOTALL), printed
 
 
+@pytest.mark.parametrize("args", ["", "train", "train --mode finetune", "evaluate"])
+def test_help_fits_80_columns(maejax, monkeypatch, args):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, printed = maejax(*args.split(), "--help")
+    assert code == 0 and max(map(len, printed.splitlines())) <= 80 and "{None}|" not in printed, printed
+
+
+def test_completion_knows_commands_and_flags(maejax):
+    code, printed = maejax("--completion", "bash")
+    assert not code and printed.endswith("complete -o default -F _tyro_maejax maejax\n")  # else no path is completed
+    assert all(re.search(rf"\b{name}\b", printed) for name in (*COMMANDS, "training-steps"))
+    code, printed = maejax("--completion", "tcsh")
+    assert code == 2 and "--completion tcsh: name one of bash, zsh, fish" in printed
+
+
 def test_every_flag_of_every_command_has_help():
     for name, kind in COMMANDS.items():
         for owner in (kind, *(field.default_factory for field in fields(Config) if name in ("train", "plan"))):
@@ -326,7 +341,11 @@ def test_reconstruct_draws_the_users_images(train, maejax, images, idle):
 
 def test_pack_and_train_on_the_shards(maejax, train, images):
     code, printed = maejax("pack", images, "shards", "--shard-size", 10)
-    assert code == 0 and "24 images in 3 shards in shards" in printed
+    assert code == 0 and "24 images in 3 shards in shards\nnext     maejax train shards\n" in printed
+    code, printed = maejax("pack", "shards", "--verify", "--json")
+    assert code == 0 and "next" not in printed
+    code, printed = maejax("data", "shards", "--channels", 1, "--image-size", 16, "--channels-first")
+    assert "next     maejax train shards --channels-first --image-size 16 --channels 1\n" in printed
     assert train("--train-dataset-shards", "shards/shards-{0000..0002}.tar")[0] == 0
 
 
@@ -355,7 +374,12 @@ def test_what_is_seldom_meant_is_said_and_what_comes_next(train, idle):
     with idle():
         code, printed = train(*flags)
     assert code == 0, printed
-    for part in ("--warmup-steps 9 is no less than", "--train-batch-size 32 holds", "is that of ViT-B", "next: maejax"):
+    for part in (
+        "--warmup-steps 9 is no less than",
+        "--train-batch-size 32 holds",
+        "is that of ViT-B",
+        "next     maejax",
+    ):
         assert part in printed, printed
     code, printed = train(*flags)
     assert code == 0 and "runs/pretrain is finished, at step 6" in printed and "warning" not in printed, printed

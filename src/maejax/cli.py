@@ -7,10 +7,10 @@ import inspect
 import json
 import logging
 import os
-import re
 import sys
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import Annotated, Any, Union
@@ -25,20 +25,20 @@ from maejax.commands.command import DONE, FAILED, WRONG_INPUT, Command, help_of
 from maejax.commands.launch import LaunchCommand, split
 from maejax.commands.placement import run_placed
 from maejax.commands.plan import PlanCommand, preset_flags
+from maejax.commands.shell import SHELLS, check_arguments, completion, description, paragraphs, print_overview
 from maejax.commands.train import TrainCommand
-from maejax.console import PrintableFormatter
+from maejax.console import PrintableFormatter, Terminal, plain
 from maejax.errors import Failed, FetchError, InputError, printable
 from maejax.recipes import recipe
 from maejax.storage.redact import redact
 
 # In the order of the help; `train` is TrainCommand of maejax.commands.train.
 _NAMES = (
-    "train compare demo data pack reconstruct serve inspect features evaluate convert export push plan launch doctor"
+    "demo data pack train compare reconstruct serve evaluate features inspect convert export push plan launch doctor"
 )
 COMMANDS: dict[str, type[Command]] = {
     name: getattr(import_module(f"maejax.commands.{name}"), f"{name.capitalize()}Command") for name in _NAMES.split()
 }
-SHARD = re.compile(r"\.(tar|tgz|parquet|arrow)(\.\w+)?$")
 # The system's errors for a path that is not there, or is not what it should be; all others come on the way.
 WRONG_PATH = {"EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP"}
 
@@ -54,12 +54,22 @@ def main(args: Sequence[str] | None = None) -> int:
         if args == ["--version"]:
             print(f"maejax {__version__}")
             return DONE
+        if args in (["-h"], ["--help"]):
+            print_overview(Console(), COMMANDS)
+            return DONE
+        if args[:1] == ["--completion"]:
+            with suppress(SystemExit):
+                parse(completion(args[1:]))
+            print(SHELLS[args[1]], end="")
+            return DONE
         command = parse(["plan", *preset_flags(args[1:])] if args[:1] == ["plan"] else args)
-        result = run_placed(command, Console(stderr=command.json or not command.to_stdout))
+        result = run_placed(command, Terminal(stderr=command.json or not command.to_stdout))
         if command.json:
             print(json.dumps(result, indent=2))
         else:
             command.show(Console(), result)
+            if command.exit_code(result) == DONE and (following := command.following(result)):
+                plain(errors, f"next     {redact(following)}")
         return command.exit_code(result)
     except (InputError, FetchError, Failed) as error:
         code, sentence = FAILED if isinstance(error, Failed) else WRONG_INPUT, str(error)
@@ -93,9 +103,8 @@ def parse(args: list[str]) -> Command:
             early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
             early.add_argument("--mode", nargs="?", const="", default="pretrain")
             default = kind(recipe(early.parse_known_args(args)[0].mode))  # type: ignore[call-arg]
-        about = "\n\n".join(paragraphs(kind))
         own, launched = split(args[1:]) if kind is LaunchCommand else (args[1:], [])
-        command = read(kind, default=default, prog=f"maejax {args[0]}", description=about, args=own)
+        command = read(kind, default=default, prog=f"maejax {args[0]}", description=description(kind), args=own)
         if isinstance(command, TrainCommand):
             names = (arg.removeprefix("--").partition("=")[0] for arg in args if arg.startswith("--"))
             given = frozenset(name.replace("-", "_").removeprefix("no_") for name in names)
@@ -106,25 +115,7 @@ def parse(args: list[str]) -> Command:
     kinds = (
         Annotated[kind, tyro.conf.subcommand(name, description=paragraphs(kind)[0])] for name, kind in COMMANDS.items()
     )
-    about = "Masked-autoencoder pre-training in JAX."
-    return read(Union[tuple(kinds)], prog="maejax", description=about, args=args)  # type: ignore[arg-type]  # noqa: UP007
-
-
-def check_arguments(args: list[str]) -> None:
-    """Check a command for the work of a shell or of another code's habits; raises InputError with the remedy."""
-    train = args[:1] == ["train"]  # it takes one word that comes after no flag
-    if args[:1] == ["plan"] and any(arg.partition("=")[0] == "--epochs" for arg in args):
-        raise InputError("--epochs: give --training-steps, which is epochs * images / --train-batch-size")
-    for at, (before, *names) in enumerate(zip(args, args[1:], args[2:], strict=False)):
-        shards = train and (not at or before.replace("_", "-").endswith("-dataset-shards"))
-        if not any(name.startswith("-") for name in names) and (shards or all(map(SHARD.search, names))):
-            remedy = "put it in quotes" + ", and IMAGES first" * train
-            raise InputError(f"{before} {' '.join(names)}: the shell made several names of one; {remedy}")
-
-
-def paragraphs(kind: type) -> list[str]:
-    """Return the paragraphs of a docstring, each as one line."""
-    return [" ".join(text.split()) for text in inspect.cleandoc(kind.__doc__ or "").split("\n\n")]
+    return read(Union[tuple(kinds)], prog="maejax", args=args)  # type: ignore[arg-type]  # noqa: UP007
 
 
 def arguments_of(info: StructTypeInfo) -> StructConstructorSpec | None:
@@ -144,8 +135,9 @@ def arguments_of(info: StructTypeInfo) -> StructConstructorSpec | None:
         if "title" in field.metadata:
             marks.append(tyro.conf.arg(name=field.metadata["title"]))
         elif default is None or default is False or default in ("", ()):  # their help says what they mean
-            kinds = [each.__name__.upper() for each in typing.get_args(types[field.name]) if default is None]
-            marks.append(tyro.conf.arg(help_behavior_hint="", metavar=kinds[0] if kinds else None))
+            marks.append(tyro.conf.arg(help_behavior_hint=""))
+        if len(of := typing.get_args(types[field.name])) == 2 and of[0] in (int, float) and of[1] is type(None):
+            marks.append(tyro.conf.arg(metavar=of[0].__name__.upper()))
         if issubclass(kind, Command) and types[field.name] is bool:
             marks.append(tyro.conf.FlagCreatePairsOff)
         if field.init and "hidden" not in field.metadata:

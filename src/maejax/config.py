@@ -48,6 +48,16 @@ def flags(config: Config) -> dict[str, Any]:
     return {name: value for group in dataclasses.asdict(config).values() for name, value in group.items()}
 
 
+def flag_words(name: str, value: Any) -> list[str]:
+    """Return the words of a command line that give a flag its value."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("--", "--no-", 1)]
+    if isinstance(value, tuple):
+        return [flag, *map(str, value)]
+    return [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
+
+
 def declarations() -> dict[str, Any]:
     """List what `flag` declares of each flag, by name; nothing for most."""
     groups: Any = (group.default_factory for group in dataclasses.fields(Config))

@@ -16,6 +16,22 @@ from maejax.errors import printable
 FIRST, EVERY = 10.0, 60.0  # seconds to the first line, and between two, where no bar can be drawn
 
 
+class Terminal(Console):
+    """The console of a command's progress: a terminal only where lines can be drawn again, else as a file.
+
+    The cursor is never hidden: a process that a signal ends could not show it again.
+    """
+
+    def __init__(self, *, stderr: bool = False):
+        seen = Console(stderr=stderr)
+        steady = seen.no_color or seen.is_dumb_terminal or not seen.file.isatty()
+        super().__init__(stderr=stderr, force_terminal=False if steady else None)
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Leave the cursor as it is."""
+        return False
+
+
 def literal(text: str) -> str:
     """Escape what a table would read as markup, and control characters."""
     return escape(printable(text))

@@ -42,9 +42,16 @@ def launched(maejax, monkeypatch):
     def file_of(name):
         code, printed = maejax("launch", *FILES[name].split())
         assert code == 0, printed
-        return printed
+        return file_in(printed)
 
     return file_of
+
+
+def file_in(printed):
+    """Return the file that was printed, without the line for people on the error stream."""
+    file, _, following = printed.rpartition("next     ")
+    assert following.startswith("save this as FILE, then ")
+    return file
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -158,6 +165,6 @@ def test_a_preset_is_a_training(maejax, monkeypatch):
         "launch", "--to", "xpk", "--tpu", "v4-64", "--cluster", "c", *IMAGE.split(), preset, "--wandb"
     )
     assert code == 0, printed
-    command = shlex.split(shlex.split(printed)[-1])
+    command = shlex.split(shlex.split(file_in(printed))[-1])
     assert command[:3] == ["exec", "maejax", "train"] and command[-2:] == ["--wandb", "--distributed"]
     assert "gs://b/sets/imagenet-1k-wds/imagenet1k-train-{0000..1023}.tar" in command

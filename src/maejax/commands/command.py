@@ -4,11 +4,12 @@ import ast
 import errno
 import inspect
 import os
+import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
@@ -17,6 +18,7 @@ from typing import Any, ClassVar, get_type_hints
 
 from rich.console import Console
 
+from maejax.config import flag_words
 from maejax.errors import Failed, InputError
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 75  # exit codes
@@ -51,6 +53,10 @@ class Command:
         """Print a result for people."""
         raise NotImplementedError
 
+    def following(self, result: Any) -> str:
+        """Return the command that comes next, with real arguments; empty if there is none."""
+        return ""
+
     def exit_code(self, result: Any) -> int:
         """Return the exit code that goes with a result."""
         return DONE
@@ -71,6 +77,18 @@ def docstrings(owner: type) -> dict[str, str]:
         for field, below in pairwise(body)
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
     }
+
+
+def command_line(*words: Any) -> str:
+    """Return `maejax WORDS`, quoted for a shell."""
+    return shlex.join(["maejax", *map(str, words)])
+
+
+def given(command: Command, names: Iterable[str]) -> list[str]:
+    """Return those of a command's flags that are not at their defaults, as words."""
+    usual = {each.name: each.default for each in fields(command)}
+    values = {name: getattr(command, name) for name in names}
+    return [word for name, value in values.items() if value != usual[name] for word in flag_words(name, value)]
 
 
 def prepare_devices(join: Callable[[], bool] = lambda: True, *, keep: bool = True) -> bool:

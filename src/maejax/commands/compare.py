@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from maejax.commands.command import Command, check_writable
+from maejax.commands.command import Command, check_writable, command_line
 from maejax.console import literal, plain
 from maejax.errors import InputError
 from maejax.storage.redact import redact
@@ -61,9 +61,12 @@ class CompareCommand(Command):
         for name, *cells in columns:
             table.add_row(literal(name), *(f"[bold]{text}[/]" if best else text for text, best in cells))
         console.print(table)
-        run = redact(self.runs[0])
         plain(console, f"page     {self.out}")
-        plain(console, f"next     maejax evaluate {run} --out {run}/evaluation (needs labelled images)")
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return the evaluation of the first run."""
+        run = self.runs[0]
+        return f"{command_line('evaluate', run, '--out', f'{run}/evaluation')} (needs labelled images)"
 
 
 def directory_of(run: str) -> Path:

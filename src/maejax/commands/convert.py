@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from maejax.commands.command import check_writable
+from maejax.commands.command import check_writable, command_line
 from maejax.commands.inspect import Unstated
 from maejax.console import plain
 
@@ -50,3 +50,7 @@ class ConvertCommand(Unstated):
             if line:
                 plain(Console(stderr=True), line)
         plain(console, f"{result['kind']} from {result['from']} written to {self.dst} for {self.to}")
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return the look at what was written."""
+        return command_line("inspect", self.dst)

@@ -1,7 +1,7 @@
 """`maejax data`: a look at images before training on them: facts, contact sheet, and the loader's speed."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from rich.filesize import decimal
 from rich.panel import Panel
 from rich.table import Table
 
-from maejax.commands.command import Command, check_writable
+from maejax.commands.command import Command, check_writable, command_line, given
 from maejax.config import image_shape
 from maejax.console import literal, plain, progress
 from maejax.errors import InputError
@@ -20,6 +20,8 @@ from maejax.storage.redact import redact
 HEAD, TAIL = 5, 3  # classes that are shown
 LISTED = 5  # bad images, problems and duplicates that are shown
 SHEET = 64  # images
+# Flags of `train` too, beside those of `Pixels`.
+AS_IN_TRAINING = "image_size channels statistics random_crop crop_scale flip rotate color_jitter show_bands".split()
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,12 @@ class DataCommand(Command, Pixels):
         scale = "; mean and deviation on the 0..1 scale" if result["image_type"] == "uint8" else ""
         lost = f", {result['unreadable']:,} more could not be read" if result["unreadable"] else ""
         plain(console, f"{result['images']:,} images of {result['image_type']}{lost}{scale}")
-        plain(console, f"written  {self.statistics}; next: maejax train --statistics {self.statistics}")
+        plain(console, f"written  {self.statistics}")
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return the training on these images, read in the same way."""
+        pixels = given(self, (*(each.name for each in fields(Pixels)), *AS_IN_TRAINING))
+        return command_line("train", self.shards, *pixels)
 
 
 def keeps_up(loader: dict[str, Any], consume: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from maejax.commands.command import DONE, FAILED, Command
+from maejax.commands.command import DONE, FAILED, Command, command_line
 from maejax.commands.data import keeps_up
 from maejax.errors import FetchError, InputError, install
 
@@ -100,6 +100,11 @@ class DoctorCommand(Command):
             if check["advice"]:
                 table.add_row("", "", "[dim]" + escape(check["advice"]))
         console.print(table)
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return the training on the images that were named, or what needs none of one's own."""
+        shards = self.train_dataset_shards
+        return command_line("train", shards) if shards else f"{command_line('demo')}, {command_line('data', 'IMAGES')}"
 
     def exit_code(self, result: dict[str, Any]) -> int:
         """Return 1 if a check fails."""

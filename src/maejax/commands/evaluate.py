@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from maejax.commands.command import check_writable
+from maejax.commands.command import check_writable, command_line
 from maejax.commands.features import Encode
 from maejax.console import plain
 from maejax.errors import InputError
@@ -153,8 +153,11 @@ class EvaluateCommand(Encode):
         console.print(score_table(result["scores"], measured(result)))
         console.print(result.get("explanation", NO_CONTROL), highlight=False)
         plain(console, f"report   {self.out.rstrip('/')}/report.html")
-        ckpt = redact(self.ckpt)
-        plain(console, f"next     maejax features {ckpt} IMAGES --out features.npz, maejax export {ckpt}")
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return what makes use of the encoder."""
+        features = command_line("features", self.ckpt, "IMAGES", "--out", "features.npz", *self.stated())
+        return f"{features}, {command_line('export', self.ckpt, *self.stated())}" if result else ""
 
 
 def measured(result: dict[str, Any]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from maejax.commands.command import check_writable
+from maejax.commands.command import check_writable, command_line
 from maejax.commands.inspect import Unstated
 from maejax.config import declarations, flags
 from maejax.console import plain
@@ -123,6 +123,10 @@ class ExportCommand(ForHub):
         plain(console, f"{result['kind']} written to {result['out']}: {', '.join(result['files'])}")
         if result["use"]:
             plain(console, f"\n{result['use']}")
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return how a folder gets to the hub."""
+        return command_line("push", result["out"], self.name or "OWNER/NAME") if self.to == "hf-hub-folder" else ""
 
 
 def write_compiled(weights: Any, path: Path, pool: Any) -> str:

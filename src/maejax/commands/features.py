@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from maejax.commands.command import check_writable, prepare_devices
+from maejax.commands.command import check_writable, command_line, prepare_devices
 from maejax.commands.early_stop import early_stop
 from maejax.commands.inspect import Unstated
 from maejax.console import plain, progress
@@ -141,3 +141,10 @@ class FeaturesCommand(Encode):
         """Print in one line what was written, or gathered."""
         files = f"{len(result['parts'])} files that {result['out']} lists" if self.gather else result["out"]
         plain(console, f"{result['images']:,} features of shape {list(result['shape'])} in {files}")
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return how good the features are; of a part, what is to be done after the last."""
+        if self.part:
+            words = "features", self.ckpt, self.images, "--out", self.out, "--gather"
+            return f"{command_line(*words)} (after the last part)"
+        return f"{command_line('evaluate', self.ckpt, *self.stated())} (needs labelled images)"

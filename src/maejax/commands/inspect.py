@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from rich.console import Console
 from rich.table import Table
 
-from maejax.commands.command import Command, prepare_devices
+from maejax.commands.command import Command, given, prepare_devices
 from maejax.config import image_shape
 from maejax.console import literal, plain
 from maejax.errors import InputError
@@ -99,6 +99,10 @@ class Unstated(Command):
             raise InputError(f"--pool {pool}: this encoder has {', '.join(known)}")
         return pool or pools(encoder)[which]
 
+    def stated(self) -> list[str]:
+        """Return the given facts as flags, for another command that reads the same file."""
+        return given(self, (each.name for each in fields(Unstated) if each.name not in ("json", *self.overrides)))
+
     def load(self, path: str) -> Any:
         """Load a model from a path or address, and print on the error stream what a user of it must know."""
         weights, fetched = self.read(path)
@@ -139,6 +143,10 @@ class InspectCommand(Unstated):
         console.print(table)
         for notice in result["notices"]:
             plain(console, f"note: {notice}")
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return the first of the uses."""
+        return result["uses"][0]["command"]
 
 
 def describe(path: str, weights: "Weights") -> dict[str, Any]:

@@ -20,6 +20,7 @@ from maejax.storage.redact import redact
 
 LAUNCHED = ("train", "features", "pack")
 ADDED = ("--part", "--gather", "--coordinator", "--num-processes", "--process-id")  # by the engine's file, if at all
+SUBMIT = {"slurm": "sbatch", "jobset": "kubectl apply -f", "xpk": "sh", "skypilot": "sky jobs launch", "docker": "sh"}
 # The flags that say something to some engines alone.
 SAYS = {
     "hosts": ("slurm", "jobset", "skypilot"),
@@ -69,7 +70,11 @@ class LaunchCommand(Job):
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print the file as it is."""
-        print(result["file"], end="")
+        print(result["file"], end="", flush=True)
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return how the engine takes the file."""
+        return f"save this as FILE, then {SUBMIT[self.to]} FILE"
 
     def check(self) -> None:
         """Check the flags with the engine and with one another; raises InputError for the first that is wrong."""

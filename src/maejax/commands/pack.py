@@ -1,12 +1,12 @@
 """`maejax pack`: packing images into shards and verifying shards, with progress and what was left out."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
 from rich.console import Console
 
-from maejax.commands.command import DONE, WRONG_INPUT, Command, check_writable
+from maejax.commands.command import DONE, WRONG_INPUT, Command, check_writable, command_line, given
 from maejax.commands.early_stop import early_stop
 from maejax.console import plain, progress
 from maejax.errors import Failed, InputError
@@ -116,6 +116,16 @@ class PackCommand(Command, Pixels):
         wrong = result["wrong"]
         verdict = f"[bold red]{len(wrong):,} wrong[/bold red] in" if wrong else "[green]all right:[/green]"
         console.print(f"{verdict} {seen}", highlight=False)
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return the training on the shards; of a part, what is to be done after the last."""
+        if self.part:
+            return f"{command_line('pack', self.src, self.dst, '--gather')} (after the last part)"
+        place = self.src if self.verify else self.dst
+        if "://" in place and not self.verify:  # no folder can be listed there
+            name = place.rstrip("/").rpartition("/")[2]
+            place = f"{place.rstrip('/')}/{name}-{{0000..{len(result['shards']) - 1:04}}}.tar"
+        return command_line("train", place, *given(self, (each.name for each in fields(Pixels))))
 
     def exit_code(self, result: dict[str, Any]) -> int:
         """Return 2 if a shard is wrong."""

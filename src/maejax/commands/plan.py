@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from maejax.commands.command import Command, check_writable, prepare_devices
-from maejax.config import Config
+from maejax.config import Config, with_flags
 from maejax.errors import InputError
 from maejax.storage.redact import redact
 
@@ -59,6 +59,13 @@ class PlanCommand(Command):
         from maejax.plan import summary
 
         summary.show(console, result)
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return the training that was planned, if it fits."""
+        from maejax.tasks.chosen import command_of
+
+        images = self.config.data.train_dataset_shards or "IMAGES"
+        return command_of(with_flags(self.config, train_dataset_shards=images)) if result["fits"] else ""
 
 
 def preset_flags(args: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from maejax.commands.command import command_line
 from maejax.commands.export import ExportCommand, ForHub, licence_of
 from maejax.console import plain
 from maejax.errors import Failed, InputError, install
@@ -74,6 +75,10 @@ class PushCommand(ForHub):
             plain(console, f"{result['repository']}, commit {result['commit']}: {', '.join(result['files'])}")
         else:
             plain(console, f"{result['repository']} has these files already: nothing changed")
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return the look at what is there now."""
+        return command_line("inspect", f"hf://{self.name}")
 
 
 def is_export(path: Path) -> bool:

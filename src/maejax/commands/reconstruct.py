@@ -1,12 +1,12 @@
 """`maejax reconstruct`: pictures of what a model makes of the user's own images."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from rich.console import Console
 
-from maejax.commands.command import check_writable, prepare_devices
+from maejax.commands.command import check_writable, command_line, given, prepare_devices
 from maejax.commands.inspect import Unstated
 from maejax.console import plain
 from maejax.errors import InputError
@@ -62,3 +62,7 @@ class ReconstructCommand(Unstated, Pixels):
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print the paths of the pictures, one a line."""
         plain(console, "\n".join(result["pictures"]))
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return the same in the browser."""
+        return command_line("serve", self.ckpt, *self.stated(), *given(self, (each.name for each in fields(Pixels))))

@@ -162,7 +162,8 @@ def say_next(console: Console, directory: str, mode: str) -> None:
         use = f"maejax reconstruct {directory} PHOTO.jpg, maejax evaluate {directory} (needs labelled images)"
     use += f", maejax export {directory}, maejax compare {directory} OTHER_RUN"
     plain(console, f"page     {directory}/report.html")
-    plain(console, f"done     {directory}; next: {use}")
+    plain(console, f"done     {directory}")
+    plain(console, f"next     {use}")
 
 
 def say_stopped(console: Console, directory: str) -> None:

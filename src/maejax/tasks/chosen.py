@@ -8,7 +8,7 @@ from collections.abc import Collection
 import jax
 from rich.console import Console
 
-from maejax.config import Config, flags, with_flags
+from maejax.config import Config, flag_words, flags, with_flags
 from maejax.console import plain
 from maejax.data.part import hold_out
 from maejax.data.sources import Source
@@ -130,16 +130,8 @@ def command_of(config: Config) -> str:
     """Return the command of a pre-training by its flags, without secrets."""
     usual, words = flags(recipe("pretrain")), ["maejax", "train"]
     for name, value in flags(config).items():
-        flag = f"--{name.replace('_', '-')}"
-        if value == usual[name]:
-            continue
-        if isinstance(value, bool):
-            words.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, tuple):
-            words += [flag, *map(str, value)]
-        else:
-            word = redact(str(value))
-            words += [f"{flag}={word}"] if word.startswith("-") else [flag, word]
+        if value != usual[name]:
+            words += flag_words(name, redact(value) if isinstance(value, str) else value)
     return shlex.join(words)
 
 

@@ -1,4 +1,4 @@
-"""Log of a run: metrics.jsonl, a progress bar on a terminal, plain lines elsewhere."""
+"""Log of a run: metrics.jsonl, a live table on a terminal, plain lines elsewhere."""
 
 import contextlib
 import json
@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from maejax.errors import printable
 from maejax.storage.atomic import write_atomically
 from maejax.storage.redact import redact
+from maejax.training.live_table import LiveTable
 from maejax.training.trackers import Tracker, guarded
 
 _log = logging.getLogger("maejax.training")
@@ -47,20 +47,16 @@ class RunLog:
                 with write_atomically(path) as new:
                     new.write_text("".join(old))
             self._lines = Lines(path)
-        done = TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn()
-        left = TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False)
-        columns = *done, TextColumn("{task.fields[now]}"), TimeElapsedColumn(), *left
-        hidden = not console.is_terminal
-        self._bar = Progress(*columns, console=console, disable=hidden, speed_estimate_period=60)
-        self._task = self._bar.add_task("training", total=stop, completed=start, now="compiling")
-        self.stop, self._begun = stop, False
+        self.stop, self._table = stop, LiveTable(console, start, stop) if first and console.is_terminal else None
 
     def __enter__(self):
-        self._bar.start()
+        if self._table is not None:
+            self._table.start()
         return self
 
     def __exit__(self, *_):
-        self._bar.stop()
+        if self._table is not None:
+            self._table.stop()
         if self._lines is not None:
             self._lines.close()
         for tracker in self._trackers:
@@ -68,6 +64,8 @@ class RunLog:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Append metrics of a step to metrics.jsonl, but for those that are not finite: JSON has no such numbers."""
+        if self._table is not None:
+            self._table.update(metrics)
         if self._lines is not None:
             finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
             self._lines.append(json.dumps({"step": step, **finite}) + "\n")
@@ -82,21 +80,17 @@ class RunLog:
     def report(self, step: int, metrics: dict[str, float]) -> None:
         """Write the training metrics of a step and show them."""
         self.write(step, metrics)
-        rate = metrics.get("train/images_per_second")
-        loss = f"loss {metrics['train/loss']:.4f}"
-        now = f"{loss}  {rate:,.0f} images/s" if rate else loss
-        self._bar.update(self._task, completed=step, now=now)
-        if not self.console.is_terminal:
-            seconds = metrics.get("train/eta_seconds")
+        if self._table is None:
+            rate, seconds = metrics.get("train/images_per_second"), metrics.get("train/eta_seconds")
+            speed = f"  {rate:,.0f} images/s" if rate else ""
             eta = "" if seconds is None else f"  ETA {timedelta(seconds=round(seconds))}"
-            self.console.print(f"step {step}/{self.stop}  {now}{eta}", highlight=False)
+            now = f"loss {metrics['train/loss']:.4f}{speed}{eta}"
+            self.console.print(f"step {step}/{self.stop}  {now}", highlight=False)
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
-        if not self._begun:
-            self._bar.reset(self._task, completed=step, now="")  # the first step compiled: no measure of speed
-            self._begun = True
-        self._bar.update(self._task, completed=step)
+        """Show that a step was handed to the device."""
+        if self._table is not None:
+            self._table.advance(step)
 
     def message(self, text: str) -> None:
         """Print a line."""
