@@ -47,6 +47,6 @@ def test_issue_forms_have_what_the_forge_wants():
 def test_the_image_gets_all_that_the_build_reads():
     lines = re.findall(r"^COPY (.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     copied = {name for line in lines for name in line.split()}
-    wheel = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = {"pyproject.toml", "src", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
-    assert needed | wheel["force-include"].keys() <= copied and all((ROOT / name).exists() for name in copied)
+    needed = {"pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
+    needed |= PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["sources"].keys()
+    assert needed <= copied and all((ROOT / name).exists() for name in copied)
