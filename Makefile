@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; don
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test thorough processors peers lint seeds faults clusters browser clothing ablations clean
+.PHONY: demo test thorough processors peers lint release seeds faults clusters browser clothing ablations clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maejax demo
@@ -32,6 +32,11 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Wheel and sdist in dist/, checked, installed and run in clean environments of all Pythons that are here: ten minutes.
+release: $(VENV)/bin/python
+	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) build twine
+	PYTHON=$(BIN)/python scripts/release
 
 # The table of docs/demo.md: the demo over three seeds, half an hour on 2 cores.
 seeds: $(VENV)/.installed

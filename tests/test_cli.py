@@ -206,7 +206,7 @@ def test_help_and_version_wait_for_no_library():
         "assert main(['--version']) == 0"
     )
     run = subprocess.run([sys.executable, "-c", program], text=True, capture_output=True)
-    assert run.returncode == 0 and run.stdout.endswith("\nmaejax 0.1.0\n"), run.stdout + run.stderr
+    assert run.returncode == 0 and re.search(r"\nmaejax [\d.]+( \(.*\))?\n\Z", run.stdout), run.stdout + run.stderr
 
 
 # Every command that writes, with OUT in the place of what it writes.

@@ -18,8 +18,8 @@ PRESETS = sorted(set((ROOT / "config").glob("*/*.sh")) - set(ABLATIONS))
 
 
 def resolve(preset, tmp_path, capsys):
-    """Run a preset with a stand-in for Python that notes its arguments, and let the real one resolve them."""
-    fake = tmp_path / "python3"
+    """Run a preset with a stand-in for maejax that notes its arguments, and let the real one resolve them."""
+    fake = tmp_path / "maejax"
     fake.write_text('#!/bin/sh\nshift\nprintf "%s\\n" $$ "$@" > "$NOTED"\n')
     fake.chmod(0o755)
     noted = tmp_path / "arguments"

@@ -3,7 +3,7 @@
 # The paper's Table 9 differs: append --learning-rate 1e-3 --lr-decay 0.75 --random-erasing 0.
 # Starts from $GCS_MODEL_PATH (any weights that maejax reads), reads $GCS_DATASET_DIR/imagenet-1k-wds, writes
 # to $OUTPUT_DIR (default: $GCS_DATASET_DIR/CKPT). Flags given to this script come last and win.
-exec python3 src/main.py --mode finetune \
+exec maejax train --mode finetune \
     --name "$(basename "$0" .sh)" \
     --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \
     --pretrained-ckpt "$GCS_MODEL_PATH" \

@@ -3,7 +3,7 @@
 # The authors' code uses 50 epochs: append --training-steps $((1281167 * 50 / 16384)).
 # Starts from $GCS_MODEL_PATH (any weights that maejax reads), reads $GCS_DATASET_DIR/imagenet-1k-wds, writes
 # to $OUTPUT_DIR (default: $GCS_DATASET_DIR/CKPT). Flags given to this script come last and win.
-exec python3 src/main.py --mode linear \
+exec maejax train --mode linear \
     --name "$(basename "$0" .sh)" \
     --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \
     --pretrained-ckpt "$GCS_MODEL_PATH" \

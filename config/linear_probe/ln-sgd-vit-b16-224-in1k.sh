@@ -3,7 +3,7 @@
 # Its base rate 3 is per 256 images, as every rate here; no warm-up.
 # Starts from $GCS_MODEL_PATH (any weights that maejax reads), reads $GCS_DATASET_DIR/imagenet-1k-wds, writes
 # to $OUTPUT_DIR (default: $GCS_DATASET_DIR/CKPT). Flags given to this script come last and win.
-exec python3 src/main.py --mode linear \
+exec maejax train --mode linear \
     --name "$(basename "$0" .sh)" \
     --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \
     --pretrained-ckpt "$GCS_MODEL_PATH" \

@@ -3,7 +3,7 @@
 # The paper's B/L/H models of Table 3 predict normalised pixels: add --norm-pix-loss for those.
 # Reads $GCS_DATASET_DIR/imagenet-1k-wds, writes to $OUTPUT_DIR (default: $GCS_DATASET_DIR/CKPT).
 # Flags given to this script come last and win.
-exec python3 src/main.py --mode pretrain \
+exec maejax train --mode pretrain \
     --name "$(basename "$0" .sh)" \
     --output-dir "${OUTPUT_DIR:-$GCS_DATASET_DIR/CKPT}" \
     --train-dataset-shards "$GCS_DATASET_DIR/imagenet-1k-wds/imagenet1k-train-{0000..1023}.tar" \

@@ -11,7 +11,7 @@ def main(*before: str) -> int:
     A signal ends a training with the code of a stop from here on, while Python imports; see `commands/early_stop.py`.
     """
     args = [*before, *sys.argv[1:]]
-    if args[:1] == ["train"]:
+    if args[:1] == ["train"] or args[:2] == ["recipe", "run"]:
         for number in (signal.SIGTERM, signal.SIGINT):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, lambda *_: os._exit(75))

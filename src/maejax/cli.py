@@ -20,21 +20,23 @@ from rich.console import Console
 from rich.logging import RichHandler
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from maejax import __version__
 from maejax.commands.command import DONE, FAILED, WRONG_INPUT, Command, help_of
 from maejax.commands.launch import LaunchCommand, split
 from maejax.commands.placement import run_placed
 from maejax.commands.plan import PlanCommand, preset_flags
+from maejax.commands.recipe import RecipeCommand, divide
 from maejax.commands.shell import SHELLS, check_arguments, completion, description, paragraphs, print_overview
 from maejax.commands.train import TrainCommand
 from maejax.console import PrintableFormatter, Terminal, plain
 from maejax.errors import Failed, FetchError, InputError, printable
 from maejax.recipes import recipe
 from maejax.storage.redact import redact
+from maejax.version import name_version
 
 # In the order of the help; `train` is TrainCommand of maejax.commands.train.
 _NAMES = (
-    "demo data pack train compare reconstruct serve evaluate features inspect convert export push plan launch doctor"
+    "demo data pack train recipe compare reconstruct serve evaluate features inspect convert export push "
+    "plan launch doctor"
 )
 COMMANDS: dict[str, type[Command]] = {
     name: getattr(import_module(f"maejax.commands.{name}"), f"{name.capitalize()}Command") for name in _NAMES.split()
@@ -52,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         if args == ["--version"]:
-            print(f"maejax {__version__}")
+            print(f"maejax {name_version()}")
             return DONE
         if args in (["-h"], ["--help"]):
             print_overview(Console(), COMMANDS)
@@ -103,14 +105,17 @@ def parse(args: list[str]) -> Command:
             early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
             early.add_argument("--mode", nargs="?", const="", default="pretrain")
             default = kind(recipe(early.parse_known_args(args)[0].mode))  # type: ignore[call-arg]
-        own, launched = split(args[1:]) if kind is LaunchCommand else (args[1:], [])
+        cut = {LaunchCommand: split, RecipeCommand: divide}.get(kind)
+        own, further = cut(args[1:]) if cut else (args[1:], [])
         command = read(kind, default=default, prog=f"maejax {args[0]}", description=description(kind), args=own)
         if isinstance(command, TrainCommand):
             names = (arg.removeprefix("--").partition("=")[0] for arg in args if arg.startswith("--"))
             given = frozenset(name.replace("-", "_").removeprefix("no_") for name in names)
             return dataclasses.replace(command, given=given)
         if isinstance(command, LaunchCommand):
-            return dataclasses.replace(command, command=tuple(launched), inner=parse(launched))
+            return dataclasses.replace(command, command=tuple(further), inner=parse(further))
+        if isinstance(command, RecipeCommand):
+            return dataclasses.replace(command, flags=tuple(further))
         return command
     kinds = (
         Annotated[kind, tyro.conf.subcommand(name, description=paragraphs(kind)[0])] for name, kind in COMMANDS.items()

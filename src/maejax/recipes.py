@@ -1,4 +1,7 @@
-"""The published recipes (the original's flags; paper, Tables 8-10): what differs from pre-training in each mode."""
+"""The published recipes (the original's flags; paper, Tables 8-10): what differs from pre-training in each mode.
+
+The whole recipes, for each size of the paper, are the scripts of `config/`, see `commands/recipe.py`.
+"""
 
 from typing import Any
 

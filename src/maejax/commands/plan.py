@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from maejax.commands.command import Command, check_writable, prepare_devices
+from maejax.commands.recipe import find_script, scripts
 from maejax.config import Config, with_flags
 from maejax.errors import InputError
 from maejax.storage.redact import redact
@@ -23,7 +24,8 @@ from maejax.storage.redact import redact
 class PlanCommand(Command):
     """Plan a training command on devices that need not be here: memory, traffic, messages, days.
 
-    Takes the flags of `maejax train`, or a preset and flags: `maejax plan config/pretrain/NAME.sh --topology v4-64`.
+    Takes the flags of `maejax train`, or a preset and flags: `maejax plan config/pretrain/NAME.sh --topology v4-64`;
+    NAME.sh alone is one of `maejax recipe list`.
     The training step is compiled for the devices, and nothing is run; a TPU's compiler is in the extra `tpu`, that of
     GPUs in `cuda`. Writes OUT/plan.json, OUT/plan.html and the compiled module, OUT/module.hlo.gz.
     """
@@ -76,18 +78,21 @@ def preset_flags(args: Sequence[str]) -> list[str]:
     """
     given, flags = [arg for arg in args if not arg.endswith(".sh")], []
     for preset in (arg for arg in args if arg.endswith(".sh")):
-        if not Path(preset).is_file():
-            raise InputError(f"{preset} does not exist: name a preset such as config/pretrain/*.sh")
+        path = Path(preset).resolve()
+        if not path.is_file():
+            if preset.removesuffix(".sh") not in scripts():
+                raise InputError(f"{preset} does not exist: name a script, or NAME.sh of `maejax recipe list`")
+            path = find_script(preset)
         with tempfile.TemporaryDirectory() as folder:
             for name in ("python3", "python", "maejax"):
                 stand_in = Path(folder, name)
                 stand_in.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
                 stand_in.chmod(0o755)
             places = {"GCS_DATASET_DIR": "gs://bucket", **os.environ, "PATH": f"{folder}:{os.environ.get('PATH', '')}"}
-            command = ["bash", str(Path(preset).resolve())]
+            command = ["bash", str(path)]
             ended = subprocess.run(command, capture_output=True, text=True, env=places)
         found = list(dropwhile(lambda arg: not arg.startswith("-"), filter(None, ended.stdout.split("\0"))))
         if ended.returncode or not found:
-            raise InputError(f"{preset} gives training no flags: {ended.stderr.strip() or 'it calls no src/main.py'}")
+            raise InputError(f"{preset} gives training no flags: {ended.stderr.strip() or 'it trains nothing'}")
         flags += found
     return flags + given
