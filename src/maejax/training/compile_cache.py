@@ -19,7 +19,9 @@ def keep_compiled() -> None:
     several processes nothing is kept, so that all of them compile the same program. Where the folder cannot be written,
     nothing is kept either.
     """
-    if not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir or jax.process_count() > 1:
+    known = jax.config.values
+    off, elsewhere = not known["jax_enable_compilation_cache"], known["jax_compilation_cache_dir"]
+    if off or elsewhere or jax.process_count() > 1:
         return
     folder = cache_folder() / "compiled" / _processor()
     try:
