@@ -3,7 +3,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; don
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test thorough processors peers lint release seeds faults clusters browser clothing ablations clean
+.PHONY: demo test thorough processors peers lint release seeds faults clusters browser first-hour clothing ablations clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maejax demo
@@ -60,6 +60,10 @@ browser: $(VENV)/.installed-test
 	command -v chromium chromium-browser google-chrome > /dev/null || apt-get install --yes chromium
 	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable '.[test,browser]'
 	$(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/playground
+
+# What a newcomer does, against the built wheel in a clean environment, with the seconds of each step: ten minutes.
+first-hour: $(VENV)/bin/python
+	$(BIN)/python tests/first_hour.py
 
 # The table of docs/clothing.md: pre-trained against untrained and from scratch on real photos, within an hour on 2 cores.
 # DATA names other photos: a tar, or a folder, with train, validation and test in it, each with a folder per class.
