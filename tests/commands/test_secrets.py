@@ -18,7 +18,7 @@ from ..data.server import Server
 from ..hub import Hub
 
 SECRETS = ("passwordpassword", "signaturesignature", "tokentokentoken")
-NO_ADDRESS = {"demo", "doctor"}  # commands without a flag that takes one
+NO_ADDRESS = {"demo", "doctor", "recipe"}  # commands without a flag that takes one
 
 
 @pytest.fixture
