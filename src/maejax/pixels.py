@@ -1,6 +1,6 @@
 """The flags of every command that reads images, on how files become pixels; the docstrings are their help text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 
@@ -23,3 +23,6 @@ class Pixels:
     """Bands to take, in this order: names or numbers from 0 on, with commas between (B04,B03,B02). Empty: all."""
     no_data: str = ""
     """Value of missing pixels, which enter neither statistics nor loss; nor do floats that are NaN. Empty: none."""
+
+
+PIXEL_FLAGS = tuple(each.name for each in fields(Pixels))

@@ -49,6 +49,7 @@ def test_every_command_that_writes_takes_an_address(trained, maejax, images, buc
         code, printed = maejax(*command)
         assert code == 0 and "memory://b/" in printed and str(tmp_path / "cache") not in printed, printed
         assert all(there(name) for name in files)
+        assert command[0] != "pack" or "next     maejax train memory://b/packed\n" in printed
         assert left(tmp_path) == []
     index = json.loads(there("packed/index.json"))
     assert [len(there(f"packed/{shard['name']}")) for shard in index["shards"]] == [s["bytes"] for s in index["shards"]]

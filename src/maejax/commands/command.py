@@ -84,7 +84,7 @@ def command_line(*words: Any) -> str:
     return shlex.join(["maejax", *map(str, words)])
 
 
-def given(command: Command, names: Iterable[str]) -> list[str]:
+def flags_given(command: Command, names: Iterable[str]) -> list[str]:
     """Return those of a command's flags that are not at their defaults, as words."""
     usual = {each.name: each.default for each in fields(command)}
     values = {name: getattr(command, name) for name in names}

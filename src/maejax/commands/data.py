@@ -1,7 +1,7 @@
 """`maejax data`: a look at images before training on them: facts, contact sheet, and the loader's speed."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +10,11 @@ from rich.filesize import decimal
 from rich.panel import Panel
 from rich.table import Table
 
-from maejax.commands.command import Command, check_writable, command_line, given
+from maejax.commands.command import Command, check_writable, command_line, flags_given
 from maejax.config import image_shape
 from maejax.console import literal, plain, progress
 from maejax.errors import InputError
-from maejax.pixels import Pixels
+from maejax.pixels import PIXEL_FLAGS, Pixels
 from maejax.storage.redact import redact
 
 HEAD, TAIL = 5, 3  # classes that are shown
@@ -203,7 +203,7 @@ class DataCommand(Command, Pixels):
 
     def following(self, result: dict[str, Any]) -> str:
         """Return the training on these images, read in the same way."""
-        pixels = given(self, (*(each.name for each in fields(Pixels)), *AS_IN_TRAINING))
+        pixels = flags_given(self, (*PIXEL_FLAGS, *AS_IN_TRAINING))
         return command_line("train", self.shards, *pixels)
 
 

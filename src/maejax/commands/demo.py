@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from rich.console import Console
 
-from maejax.commands.command import DONE, STOPPED, Command, check_writable, prepare_devices
+from maejax.commands.command import DONE, STOPPED, Command, check_writable, command_line, prepare_devices
 from maejax.commands.train import say_stopped
 from maejax.config import Config, with_flags
 from maejax.errors import InputError
@@ -123,7 +123,10 @@ class DemoCommand(Command):
         console.print(result["explanation"], highlight=False)
         console.print(f"report   {directory / 'report.html'}", highlight=False)
         console.print(f"pictures {directory / 'reconstructions.png'}", highlight=False)
-        console.print(f"play     maejax serve {directory}", highlight=False)
+
+    def following(self, result: dict[str, Any]) -> str:
+        """Return the playground, which shows how the model learned."""
+        return command_line("serve", Path(self.output_dir) / self.name)
 
     def exit_code(self, result: dict[str, Any]) -> int:
         """Return 75 for a demo that was stopped after saving."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from rich.console import Console
 from rich.table import Table
 
-from maejax.commands.command import Command, given, prepare_devices
+from maejax.commands.command import Command, flags_given, prepare_devices
 from maejax.config import image_shape
 from maejax.console import literal, plain
 from maejax.errors import InputError
@@ -101,7 +101,7 @@ class Unstated(Command):
 
     def stated(self) -> list[str]:
         """Return the given facts as flags, for another command that reads the same file."""
-        return given(self, (each.name for each in fields(Unstated) if each.name not in ("json", *self.overrides)))
+        return flags_given(self, (each.name for each in fields(Unstated) if each.name not in ("json", *self.overrides)))
 
     def load(self, path: str) -> Any:
         """Load a model from a path or address, and print on the error stream what a user of it must know."""

@@ -1,16 +1,16 @@
 """`maejax pack`: packing images into shards and verifying shards, with progress and what was left out."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from rich.console import Console
 
-from maejax.commands.command import DONE, WRONG_INPUT, Command, check_writable, command_line, given
+from maejax.commands.command import DONE, WRONG_INPUT, Command, check_writable, command_line, flags_given
 from maejax.commands.early_stop import early_stop
 from maejax.console import plain, progress
 from maejax.errors import Failed, InputError
-from maejax.pixels import Pixels
+from maejax.pixels import PIXEL_FLAGS, Pixels
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,7 @@ class PackCommand(Command, Pixels):
         if self.part:
             return f"{command_line('pack', self.src, self.dst, '--gather')} (after the last part)"
         place = self.src if self.verify else self.dst
-        if "://" in place and not self.verify:  # no folder can be listed there
-            name = place.rstrip("/").rpartition("/")[2]
-            place = f"{place.rstrip('/')}/{name}-{{0000..{len(result['shards']) - 1:04}}}.tar"
-        return command_line("train", place, *given(self, (each.name for each in fields(Pixels))))
+        return command_line("train", place, *flags_given(self, PIXEL_FLAGS))
 
     def exit_code(self, result: dict[str, Any]) -> int:
         """Return 2 if a shard is wrong."""

@@ -23,7 +23,7 @@ LOGIN = "run `hf auth login`, or set HF_TOKEN to a token with the right to write
 
 @dataclass(frozen=True)
 class PushCommand(ForHub):
-    """Put an export on the Hugging Face hub, in one commit: weights for transformers and timm, with a model card."""
+    """Push an export to the Hugging Face hub, in one commit: weights for transformers and timm, with a model card."""
 
     ckpt: str = field(metadata={"positional": "CKPT"})
     """Anything that `maejax inspect` takes; or a folder that `maejax export` wrote, which is pushed as it is."""
@@ -126,7 +126,7 @@ def try_name(name: str, *, private: bool) -> str:
 
 @contextmanager
 def asking(name: str) -> Iterator[None]:
-    """Say in one sentence why the hub does not do what it is asked; raises InputError, or Failed where it may pass."""
+    """Turn errors of the hub into one sentence: InputError, or Failed where it may pass by itself."""
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HTTPError,  # pyright: ignore[reportPrivateImportUsage]

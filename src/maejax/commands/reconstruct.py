@@ -1,16 +1,16 @@
 """`maejax reconstruct`: pictures of what a model makes of the user's own images."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from rich.console import Console
 
-from maejax.commands.command import check_writable, command_line, given, prepare_devices
+from maejax.commands.command import check_writable, command_line, flags_given, prepare_devices
 from maejax.commands.inspect import Unstated
 from maejax.console import plain
 from maejax.errors import InputError
-from maejax.pixels import Pixels
+from maejax.pixels import PIXEL_FLAGS, Pixels
 
 
 @dataclass(frozen=True)
@@ -65,4 +65,4 @@ class ReconstructCommand(Unstated, Pixels):
 
     def following(self, result: dict[str, Any]) -> str:
         """Return the same in the browser."""
-        return command_line("serve", self.ckpt, *self.stated(), *given(self, (each.name for each in fields(Pixels))))
+        return command_line("serve", self.ckpt, *self.stated(), *flags_given(self, PIXEL_FLAGS))

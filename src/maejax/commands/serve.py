@@ -112,5 +112,5 @@ class ServeCommand(Unstated, Pixels):
         return playground, notes
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
-        """Say that the page is closed."""
+        """Print that the page is closed."""
         plain(console, f"closed {result['address']}")

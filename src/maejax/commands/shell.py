@@ -1,4 +1,4 @@
-"""What a shell has to do with `maejax`: the overview of its commands, completion, and names made of patterns."""
+"""The shell's side of `maejax`: the overview of its commands, completion, and names made of patterns."""
 
 import inspect
 import re

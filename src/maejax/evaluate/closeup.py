@@ -1,4 +1,4 @@
-"""What lies behind a score: which classes are confused, the worst mistakes, neighbours of images, a map of features."""
+"""Single images behind a score: confused classes, the worst mistakes, neighbours of images, a map of features."""
 
 from typing import Any, NamedTuple
 

@@ -26,7 +26,7 @@ def knn_accuracy(
 
 
 class Votes(NamedTuple):
-    """What neighbours say of m features.
+    """Votes of the nearest neighbours of m features.
 
     `guess` [m] are labels, `share` [m] their parts of all votes, `nearest` [m, k] the numbers of the neighbours, the
     nearest first.

@@ -1,4 +1,4 @@
-"""What the curves of a run show, and what to do with the run."""
+"""Remarks on the curves of a run, and the commands that come next."""
 
 import shlex
 

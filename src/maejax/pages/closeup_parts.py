@@ -1,4 +1,4 @@
-"""What lies behind a score, as parts of a page."""
+"""Single images behind a score, as parts of a page."""
 
 from collections.abc import Sequence
 from html import escape

@@ -1,4 +1,4 @@
-"""What a run has measured so far, as curves that stay small however long it trains."""
+"""The metrics of a run so far, as curves that stay small however long it trains."""
 
 import json
 from collections.abc import Mapping

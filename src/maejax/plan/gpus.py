@@ -39,7 +39,7 @@ class Gpu(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What a core has: KiB of shared memory, KiB of it for one block, threads, units for float32."""
+    """Limits of a core: KiB of shared memory, KiB of it for one block, threads, units for float32."""
 
     shared: int
     block: int

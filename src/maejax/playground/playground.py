@@ -1,4 +1,4 @@
-"""What the page asks for: a masked picture filled in, attention, and the nearest pictures. Every answer is JSON."""
+"""Answers to the page: a masked picture filled in, attention, and the nearest pictures. Every answer is JSON."""
 
 import base64
 import io

@@ -7,9 +7,10 @@ chip is two JAX devices, so these have half of its memory, bandwidth and peak. T
 it is peak / (FLOP of all matrix units in a cycle). Their number and size are on the same pages; the clock of v6e is
 that of v5p.
 
-GPUs: bandwidth, peak (bfloat16 without sparsity, sums in float32) and link in one direction are from NVIDIA's data
-sheets of A100 SXM, H100 SXM, H200 SXM, DGX B200, L4 and L40S, and for RTX 4090 from the whitepaper of the Ada
-architecture, appendix A. Links of the last three are PCI Express 4.0. Memory is what a card itself reports.
+GPUs: bandwidth, peak and link are those of NVIDIA's data sheets of A100 SXM, H100 SXM, H200 SXM, DGX B200, L4 and
+L40S. For RTX 4090 they are those of the whitepaper of the Ada architecture, appendix A. A peak is that of bfloat16
+without sparsity, with sums in float32; a link counts in one direction. Links of the last three are PCI Express 4.0.
+Memory is what a card itself reports.
 """
 
 from typing import NamedTuple

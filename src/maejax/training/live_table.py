@@ -1,4 +1,4 @@
-"""What a person sees of a run on a terminal: a bar, and below it the newest numbers."""
+"""The view of a run on a terminal: a bar, and below it the newest numbers."""
 
 from datetime import timedelta
 
