@@ -33,6 +33,14 @@ def test_axes_begin_where_they_should():
     assert line[1][1] - line[0][1] == pytest.approx(line[2][1] - line[1][1])
 
 
+def test_no_label_is_cut_at_the_edge():
+    root = ElementTree.fromstring(draw_chart("", {"a": [(1, 0.5), (4000, 0.4)]}, "step", "loss"))
+    width = float(next(root.iter("svg")).get("viewBox").split()[2])
+    (label,) = (each for each in root.iter("text") if each.text == "4,000")
+    parts = {"middle": 0.5, "end": 0.0}[label.get("text-anchor")]
+    assert float(label.get("x")) + parts * 7 * len(label.text) <= width  # a digit has 7 units in the page's font
+
+
 def test_gaps_are_left_out_one_point_is_drawn_and_none_is_no_chart():
     assert "circle" in draw_chart("", {"train": [(3, 0.7), (4, math.nan)]}, "step", "loss")
     assert draw_chart("", {"train": [(3, math.nan)], "val": []}, "step", "loss") == ""

@@ -19,6 +19,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 30, 40
 _COLOURS = 10  # of the page
 _LOGARITHMIC = 20  # times the smallest value, from which positive values are drawn so where that is asked for
 _ROWS = 24  # of a table
+_DIGIT = 8  # width at most
 
 
 def draw_chart(title: str, lines: Mapping[str, Points], x_label: str, y_label: str, axis: Axis = "fit") -> str:
@@ -62,7 +63,9 @@ def draw_chart(title: str, lines: Mapping[str, Points], x_label: str, y_label: s
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
     for tick in [tick for tick in _ticks(x_low, x_high, 4) if x_low <= tick <= x_high]:
-        parts.append(f'<text x="{across(tick):.1f}" y="{_HEIGHT - 20}" text-anchor="middle">{_number(tick)}</text>')
+        text, x = _number(tick), across(tick)
+        x, anchor = (_WIDTH, "end") if x + _DIGIT / 2 * len(text) > _WIDTH else (x, "middle")  # else it would be cut
+        parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 20}" text-anchor="{anchor}">{text}</text>')
     parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 3}" text-anchor="end">{escape(x_label)}</text>')
     parts.append(f'<line class="cursor" x1="0" x2="0" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
     for k, points in enumerate(drawn.values()):
