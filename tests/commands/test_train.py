@@ -88,7 +88,18 @@ def test_a_part_named_validation_is_used(maejax, photos):
 
 
 def test_epochs_become_steps_in_every_mode(maejax, images):
-    flags = ["--mode", "finetune", "--train-dataset-shards", images, "--train-batch-size", 8, "--augment-repeats", 2]
+    flags = [
+        "--mode",
+        "finetune",
+        "--train-dataset-shards",
+        images,
+        "--train-batch-size",
+        8,
+        "--augment-repeats",
+        2,
+        "--auto-augment",
+        "none",
+    ]
     code, printed = maejax("train", *flags, "--hold-out", 4, "--epochs", 3, "--warmup-epochs", 0.5, "--print-config")
     found = json.loads(printed)
     assert (code, found["training_steps"], found["warmup_steps"]) == (0, 15, 2), printed  # 20 images, each twice
