@@ -83,9 +83,8 @@ def main(args: Sequence[str] | None = None) -> int:
         sentence = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         code, sentence = FAILED, "interrupted"
-    errors.print(
-        f"maejax: {printable(redact(sentence))}", style="bold red", highlight=False, markup=False, soft_wrap=True
-    )
+    sentence = f"maejax: {printable(redact(sentence))}"
+    errors.print(sentence, style="bold red", highlight=False, markup=False, soft_wrap=True)
     if "jax" not in sys.modules:
         return code
     from maejax.distributed.processes import leave
