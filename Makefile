@@ -3,6 +3,9 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v && break; don
 VENV ?= .venv
 BIN = $(VENV)/bin
 
+# Where it is set, as in some images, each process compiles all of JAX anew: four seconds of its processor's time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test thorough processors peers lint release seeds faults clusters browser first-hour clothing ablations clean
 
 demo: $(VENV)/.installed

@@ -119,11 +119,11 @@ TINY = """--image-size 16 --patch-size 4 --layers 2 --dim 16 --heads 2 --dec-lay
 
 @pytest.fixture(scope="session")
 def one_step_each():
-    """Build the step of a configuration once for all runs of this process: to trace it takes seconds."""
+    """Build the step of a configuration once for all runs of this process, and no state: to trace one takes seconds."""
     from maejax.options.input import Data
     from maejax.options.network import Transfer
     from maejax.options.results import Run
-    from maejax.tasks import classify, pretrain
+    from maejax.tasks import classify, pretrain, run
 
     def once(build):
         built = {}
@@ -143,19 +143,28 @@ def one_step_each():
         return build_once
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "create_state", create_state)
         for task in (classify, pretrain):
             patch.setattr(task, "build_step", once(task.build_step))
         yield
+
+
+def create_state(init, optimizer, mesh, sharding="replicated"):
+    """Build a state as `training.state` does, operation by operation: what one model compiled, the next need not."""
+    from maejax.training.mesh import state_sharding
+    from maejax.training.state import new_state
+
+    state = new_state(init, optimizer)
+    return jax.device_put(state, state_sharding(state, mesh, sharding))
 
 
 @pytest.fixture(scope="session")
 def idle(one_step_each):
     """Let the steps of runs in a `with` count and change nothing, for what a run starts from and what it leaves.
 
-    Neither the step nor a fresh state is compiled for the run.
+    The step is not compiled for the run.
     """
-    from maejax.tasks import classify, pretrain, run
-    from maejax.training.mesh import state_sharding
+    from maejax.tasks import classify, pretrain
     from maejax.training.state import Control, FlatState, TrainState
 
     @jax.jit
@@ -172,16 +181,9 @@ def idle(one_step_each):
         init, optimizer, _ = built(*args, **more)
         return init, optimizer, take_step
 
-    def create_state(init, optimizer, mesh, sharding="replicated"):
-        model = init()
-        slots = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(optimizer.init, model))
-        state = TrainState(np.int32(0), model, slots)
-        return jax.device_put(state, state_sharding(state, mesh, sharding))
-
     @contextmanager
     def idling():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "create_state", create_state)
             for task in (classify, pretrain):
                 patch.setattr(task, "build_step", functools.partial(build, task.build_step))
             yield

@@ -14,7 +14,7 @@ from maejax.models.trees import named_arrays
 from maejax.training.checkpoint import Checkpoints, read_model_arrays, saved_steps
 from maejax.training.mesh import make_mesh
 from maejax.training.optim import build_optimizer
-from maejax.training.state import TrainState, abstract_state, create_state
+from maejax.training.state import TrainState, abstract_state
 
 
 def model(dim=16):
