@@ -191,6 +191,15 @@ class VisionTransformer(Model):
         own = (self.mean * pixels, self.std * pixels, config.image_type, config.no_data, missing)
         return patches if done else normalize(patches, *own)
 
+    def normalized(self, x: Any) -> jax.Array:
+        """Return images x [B, H, W, C], of this encoder's type or normalised, as normalised float32."""
+        self.check_images(x)
+        if isinstance(x, Normalized):
+            return x.images
+        config = self.config
+        done = x.dtype != config.image_type
+        return x if done else normalize(x, self.mean, self.std, config.image_type, config.no_data)
+
     def check_images(self, x: Any) -> None:
         """Raise ValueError if images are not [B, H, W, C] of this encoder, or neither of its type nor normalised."""
         wanted, found = (*self.config.image_size, self.config.channels), tuple(x.shape)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from maejax.evaluate.probe import Array, check_labels, padded_accuracy
+from maejax.evaluation.probe import Array, check_labels, padded_accuracy
 
 DECAY = 0.05  # of kernels
 WARMUP = 0.1  # fraction of the steps

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from maejax.evaluate.attention_map import AttentionMaps, write_attention
-from maejax.evaluate.attentive import Recipe
-from maejax.evaluate.efficient import attend, efficient_probe, normalise, pool
+from maejax.evaluation.attention_map import AttentionMaps, write_attention
+from maejax.evaluation.attentive import Recipe
+from maejax.evaluation.efficient import attend, efficient_probe, normalise, pool
 from maejax.models.description import ViT
 
 from ..bounds import assert_close

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from maejax.evaluate.attentive import RECIPE, attentive_probe
-from maejax.evaluate.probe import _RIDGES, _fit_and_score, few_shot
+from maejax.evaluation.attentive import RECIPE, attentive_probe
+from maejax.evaluation.probe import _RIDGES, _fit_and_score, few_shot
 
 from ..bounds import assert_close
 

@@ -21,8 +21,8 @@ from maejax.data.pipeline import check_readable
 from maejax.data.sources import Source
 from maejax.distributed.processes import broadcast_from_0
 from maejax.errors import Failed, InputError, install
-from maejax.evaluate.encoding import READING, Encoded, Layers, Pool, encode_source, feature_shape
-from maejax.evaluate.feature_formats import SUFFIXES, write_features_as
+from maejax.evaluation.encoding import READING, Encoded, Layers, Pool, encode_source, feature_shape
+from maejax.evaluation.feature_formats import SUFFIXES, write_features_as
 from maejax.models.trees import named_arrays
 from maejax.training.rundir import write_json
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maejax.evaluate.probe import Array, check_labels
+from maejax.evaluation.probe import Array, check_labels
 
 _SIMILARITIES = 2**24  # computed at a time: 64 MiB in float32
 

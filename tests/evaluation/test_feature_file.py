@@ -10,7 +10,7 @@ import pytest
 from maejax.data.form import form_for
 from maejax.data.pieces import Pieces
 from maejax.data.sources import open_source
-from maejax.evaluate import feature_file
+from maejax.evaluation import feature_file
 from maejax.models.build import initial_model
 from maejax.models.description import MAE, Decoder, ViT
 from maejax.pixels import Pixels

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from maejax.evaluate import knn
-from maejax.evaluate.knn import knn_accuracy, leave_one_out
+from maejax.evaluation import knn
+from maejax.evaluation.knn import knn_accuracy, leave_one_out
 
 
 def at(*degrees):

@@ -4,7 +4,7 @@ from copy import deepcopy
 import pytest
 from rich.console import Console
 
-from maejax.evaluate.scores import explain, score_table
+from maejax.evaluation.scores import explain, score_table
 
 SCORES = {
     "pretrained": {"knn": 83.7, "linear": 86.7, "linear_100": 75.0, "linear_100_std": 1.2},

@@ -11,7 +11,7 @@ from PIL import Image
 
 from maejax.data.sources import open_source
 from maejax.errors import InputError
-from maejax.evaluate.protocols import pair, untrained_like
+from maejax.evaluation.protocols import pair, untrained_like
 from maejax.models.build import initial_model
 from maejax.models.description import Compute, ViT
 from maejax.models.trees import named_arrays

@@ -7,8 +7,8 @@ import numpy as np
 from maejax.data.display import as_picture, limits_of, shown_bands
 from maejax.data.part import take
 from maejax.data.sources import Source
-from maejax.evaluate.encoding import read
-from maejax.evaluate.knn import Votes, vote
+from maejax.evaluation.encoding import read
+from maejax.evaluation.knn import Votes, vote
 from maejax.models.vit import VisionTransformer
 
 EXAMPLES = 6  # mistakes, and images whose neighbours are shown

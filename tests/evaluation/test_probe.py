@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from maejax.evaluate import probe
-from maejax.evaluate.probe import _solutions, few_label_probe, linear_probe
+from maejax.evaluation import probe
+from maejax.evaluation.probe import _solutions, few_label_probe, linear_probe
 
 
 def clusters(n, spread, dimensions=20, seed=0):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maejax.evaluate.attentive import Recipe, Weights, train_probe, xavier
-from maejax.evaluate.probe import Array
+from maejax.evaluation.attentive import Recipe, Weights, train_probe, xavier
+from maejax.evaluation.probe import Array
 
 QUERIES = 8  # at most; 16 add less than a point on held-out photos, the authors take 32
 # Chosen on images held out of the training data of two sets. On photos, 1e-2 and 2e-2 were four and two points behind

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maejax.evaluate.encoding import extract
+from maejax.evaluation.encoding import extract
 from maejax.models.description import ViT
 from maejax.models.pooling import pooled
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maejax.evaluate.reconstruction import draw_grid, reconstruct
+from maejax.evaluation.reconstruction import draw_grid, reconstruct
 from maejax.models.description import MAE, ViT
 from maejax.models.mae import Output
 from maejax.models.patches import patchify

@@ -7,8 +7,8 @@ from typing import Any
 from maejax.data.keys import ROWS, Key, Keys, Kind
 from maejax.data.pieces import Part
 from maejax.errors import Failed, InputError
-from maejax.evaluate.feature_file import part_path, read_manifest
-from maejax.evaluate.feature_formats import open_keys
+from maejax.evaluation.feature_file import part_path, read_manifest
+from maejax.evaluation.feature_formats import open_keys
 from maejax.storage.atomic import write_atomically
 from maejax.training.rundir import write_json
 

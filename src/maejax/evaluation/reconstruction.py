@@ -17,8 +17,8 @@ from maejax.data.display import as_picture, limits_of, shown_bands
 from maejax.data.form import Form
 from maejax.data.sources import Source, open_files
 from maejax.errors import InputError, UnreadableImage
-from maejax.evaluate.patch_statistics import hidden_statistics
-from maejax.evaluate.sheet import draw_sheet
+from maejax.evaluation.patch_statistics import hidden_statistics
+from maejax.evaluation.sheet import draw_sheet
 from maejax.models import masking
 from maejax.models.normalization import Normalized
 from maejax.models.patches import patchify, unpatchify
@@ -77,11 +77,11 @@ def reconstruct(
     drawn, None for all of uint8 and for the first of other types, which are stretched by `limits_of` the images. For a
     model trained on normalised patches, mean and standard deviation come from `hidden_statistics`: only `original`
     shows hidden pixels. `predict` is `predict_hidden`, or does the same. Raises ValueError if `order` is no
-    permutation, or for a model that predicts features.
+    permutation, or for a model that predicts neither pixels nor their components.
     """
     config, encoder = model.config, model.config.encoder
-    if config.target == "features":
-        raise ValueError("this model predicts features, and no pixels that could be drawn")
+    if not config.drawable:
+        raise ValueError("this model predicts other values than pixels, which cannot be drawn")
     (rows, columns), size = encoder.grid, encoder.patch_size
     if order.shape != (len(images), rows * columns) or np.any(np.sort(order, axis=1) != np.arange(rows * columns)):
         raise ValueError(f"order is a permutation of {rows * columns} patches for each of {len(images)} images")

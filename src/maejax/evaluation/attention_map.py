@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from maejax.data.display import as_picture, limits_of, shown_bands
-from maejax.evaluate.sheet import draw_sheet
+from maejax.evaluation.sheet import draw_sheet
 from maejax.models.description import ViT
 from maejax.storage.atomic import write_atomically
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from maejax.evaluate.patch_statistics import hidden_statistics, interpolated_statistics
+from maejax.evaluation.patch_statistics import hidden_statistics, interpolated_statistics
 
 GRID, SIZE = (4, 5), 6
 

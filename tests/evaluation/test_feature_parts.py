@@ -15,9 +15,9 @@ from maejax.data import pieces
 from maejax.data.form import form_for
 from maejax.data.pieces import Part, open_pieces, read_part
 from maejax.errors import Failed, InputError
-from maejax.evaluate import feature_file
-from maejax.evaluate.feature_file import part_path, write_features
-from maejax.evaluate.feature_parts import gather
+from maejax.evaluation import feature_file
+from maejax.evaluation.feature_file import part_path, write_features
+from maejax.evaluation.feature_parts import gather
 from maejax.models.build import initial_model
 from maejax.models.description import MAE, Decoder, ViT
 from maejax.pixels import Pixels

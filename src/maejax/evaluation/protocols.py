@@ -10,13 +10,13 @@ import numpy as np
 from maejax.data.part import take
 from maejax.data.sources import Source
 from maejax.errors import InputError
-from maejax.evaluate.attention_map import PICTURES, AttentionMaps
-from maejax.evaluate.attentive import attentive_probe
-from maejax.evaluate.closeup import Closeup, Side, look_closely
-from maejax.evaluate.efficient import attend, efficient_probe
-from maejax.evaluate.encoding import encode_source, read
-from maejax.evaluate.knn import knn_accuracy
-from maejax.evaluate.probe import few_shot, linear_probe
+from maejax.evaluation.attention_map import PICTURES, AttentionMaps
+from maejax.evaluation.attentive import attentive_probe
+from maejax.evaluation.closeup import Closeup, Side, look_closely
+from maejax.evaluation.efficient import attend, efficient_probe
+from maejax.evaluation.encoding import encode_source, read
+from maejax.evaluation.knn import knn_accuracy
+from maejax.evaluation.probe import few_shot, linear_probe
 from maejax.models.build import initial_model
 from maejax.models.pooling import Pool
 from maejax.models.vit import VisionTransformer
