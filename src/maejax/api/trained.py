@@ -27,6 +27,7 @@ from maejax.tasks import resolved
 from maejax.tasks.configured import run_directory, saved_run
 from maejax.tasks.images import Sources, held_out, open_images
 from maejax.tasks.settings import Asked
+from maejax.tasks.transfer import SIZES
 from maejax.training.log import Callback, read_lines
 from maejax.weights import files
 from maejax.weights.weights import weights_of
@@ -137,9 +138,8 @@ def train(
         join(**{field.name: getattr(machine, field.name) for field in dataclasses.fields(Processes)})
     first = jax.process_index() == 0
     console = Terminal() if first and not quiet else Console(quiet=True)
-    config, sources = with_sources(
-        command, sets["images"] or sets["train_dataset_shards"], sets["valid_dataset_shards"]
-    )
+    of_training = sets["train_dataset_shards"] if sets["images"] is None else sets["images"]
+    config, sources = with_sources(command, of_training, sets["valid_dataset_shards"])
     run = config.run
     if first and "://" not in run.output_dir:
         check_writable("output_dir", f"{run.output_dir}/{run.name or run.mode}", folder=True)
@@ -185,10 +185,11 @@ def started_from(model: Model, config: Config) -> Config:
 
 
 def flags_of(model: Model, mode: str) -> dict[str, Any]:
-    """Return the flags that no file of weights gives where none is named: channels, dropout, and all of a decoder."""
+    """Return the flags of a model: the sizes and dropout of its encoder and, to pre-train, all of its decoder."""
     config = model.config
-    found: dict[str, Any] = {"channels": config.encoder.channels}
-    found |= {name: getattr(config.encoder, name) for name in ("dropout", "droppath")}
+    encoder = config.encoder
+    found: dict[str, Any] = {name: getattr(encoder, name) for name in (*SIZES, "channels", "dropout", "droppath")}
+    found["image_size"] = "x".join(map(str, dict.fromkeys(encoder.image_size)))
     if mode != "pretrain" or not isinstance(config, MAE):
         return found
     found |= {

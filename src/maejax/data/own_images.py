@@ -66,6 +66,11 @@ class OwnStream(Stream):
 
     images: Repeatable | None = field(default=None, kw_only=True)
 
+    @property
+    def size(self) -> str:
+        """How much it holds, in words, where the number of images is not known."""
+        return f"images of {self.shards[0].name}"
+
     def open(self, number: int, patience: RetryPolicy | None = None) -> OpenShard:
         """Begin with the first image."""
         assert self.images is not None
@@ -170,7 +175,7 @@ def number_of_class(label: str, classes: Sequence[str], name: str) -> int:
 
 
 def images_of(item: Any, key: str) -> list[tuple[np.ndarray, int | str]]:
-    """Return the images and labels of an item, which may be a batch [B, H, W, C]; raises InputError if it is neither."""
+    """Return the images and labels of an item, which may be a batch [B, H, W, C]; raises InputError if it is none."""
     pixels, label = parts(item, key)
     if pixels.ndim != 4:
         return [(check_image(pixels, key), label_of(label, key))]

@@ -233,6 +233,8 @@ def model_config(config: Config, saved: Mapping[str, Any] | None = None) -> MAE:
         for ratio in ratios:
             MAE(**parts, mask_ratio=ratio)
         return MAE(**parts, mask_ratio=round(sum(ratios) / len(ratios), 6))
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"the model's flags do not fit together: {error}") from None
 
