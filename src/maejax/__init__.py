@@ -14,6 +14,8 @@ from maejax.version import __version__ as __version__
 __all__ = [
     "Dataset",
     "InputError",
+    "MaskedAutoencoder",
+    "VisionTransformer",
     "create",
     "evaluate",
     "load",
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from maejax.errors import InputError
     from maejax.evaluation.reconstruction import reconstruct
     from maejax.models import masking
+    from maejax.models.mae import MaskedAutoencoder
     from maejax.models.normalization import normalize
+    from maejax.models.vit import VisionTransformer
     from maejax.weights.files import load
 
 
@@ -43,6 +47,10 @@ def __getattr__(name: str):
             from maejax.api.dataset import Dataset as value
         case "InputError":
             from maejax.errors import InputError as value
+        case "MaskedAutoencoder":
+            from maejax.models.mae import MaskedAutoencoder as value
+        case "VisionTransformer":
+            from maejax.models.vit import VisionTransformer as value
         case "create":
             from maejax.api.creation import create as value
         case "evaluate":

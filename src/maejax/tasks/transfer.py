@@ -105,14 +105,14 @@ def with_facts_of_file(
         kept = {name: saved["flags"][name] for name in FACTS if name in saved["flags"] and name not in given}
         return with_flags(config, **{n: tuple(v) if isinstance(v, list) else v for n, v in kept.items()}), []
     from maejax.weights.addresses import local
-    from maejax.weights.custom_code import Code
+    from maejax.weights.custom_code import CustomCode
     from maejax.weights.files import read
 
     here, _ = local(path, config.data.cache_dir)
     known: dict[str, Any] = {"image_size": config.image_shape, "prefix": config.transfer.prefix}
     if not config.transfer.new_decoder:
         code: Any = config.mae.decoder, config.mae.target
-        known["code"] = Code(*(each if callable(each) else None for each in code))
+        known["code"] = CustomCode(*(each if callable(each) else None for each in code))
     if "heads" in given:
         known["heads"] = config.encoder.heads
     try:

@@ -10,7 +10,7 @@ from maejax.models.description import MAE
 from maejax.weights.weights import Weights
 
 
-class Code(NamedTuple):
+class CustomCode(NamedTuple):
     """Code of the user that a file has by name alone: what builds a decoder, and what computes a target."""
 
     decoder: Callable[..., Any] | None = None
@@ -39,4 +39,4 @@ class Code(NamedTuple):
         return replace(weights, arrays=arrays, config=config.encoder, notices=(*weights.notices, notice))
 
 
-NO_CODE = Code()
+NO_CODE = CustomCode()

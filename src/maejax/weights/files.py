@@ -17,7 +17,7 @@ from maejax.weights import (
     torch_names,
 )
 from maejax.weights.addresses import local
-from maejax.weights.custom_code import NO_CODE, Code
+from maejax.weights.custom_code import NO_CODE, CustomCode
 from maejax.weights.statement import KEY, read_beside, read_statement, statement_of, write_beside
 from maejax.weights.weights import Facts, Weights, model_of
 
@@ -42,10 +42,10 @@ def load(
     `decoder` and `target` are the user's code that the model was trained with; without its code a custom decoder is
     left out. Raises InputError as `read` does.
     """
-    return model_of(read(local(str(path))[0], code=Code(decoder, target), **known))
+    return model_of(read(local(str(path))[0], code=CustomCode(decoder, target), **known))
 
 
-def read(path: str | Path, *, raw: bool = False, prefix: str = "", code: Code = NO_CODE, **facts: Any) -> Weights:
+def read(path: str | Path, *, raw: bool = False, prefix: str = "", code: CustomCode = NO_CODE, **facts: Any) -> Weights:
     """Read weights in any known layout, recognised by the content.
 
     Raises InputError, with every wrong tensor, if it is none of these or incomplete.

@@ -12,7 +12,7 @@ from maejax.errors import Failed, WeightsError
 from maejax.models.stored import from_json
 from maejax.storage.atomic import write_atomically
 from maejax.version import __version__
-from maejax.weights.custom_code import NO_CODE, Code
+from maejax.weights.custom_code import NO_CODE, CustomCode
 from maejax.weights.weights import Weights, blank_arrays, check
 
 
@@ -25,7 +25,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         raise WeightsError(f"{path} cannot be read as safetensors: {error}") from None
 
 
-def from_neutral(arrays: dict[str, np.ndarray], metadata: dict[str, str], path: Path, code: Code = NO_CODE) -> Weights:
+def from_neutral(
+    arrays: dict[str, np.ndarray], metadata: dict[str, str], path: Path, code: CustomCode = NO_CODE
+) -> Weights:
     """Read a neutral file; raises WeightsError, with every difference, if it is incomplete."""
     meta = json.loads(metadata["maejax"])
     config = from_json(meta["model"])

@@ -11,7 +11,7 @@ from maejax.models.description import MAE, Classifier, change_encoder
 from maejax.models.stack import Stack
 from maejax.weights import files
 from maejax.weights.addresses import local
-from maejax.weights.custom_code import Code
+from maejax.weights.custom_code import CustomCode
 from maejax.weights.weights import Weights
 
 _log = logging.getLogger("maejax.weights")
@@ -66,9 +66,9 @@ def load_pretrained(
     return weights, fetched
 
 
-def code_of(model: MAE, *, new_decoder: bool = False) -> Code:
+def code_of(model: MAE, *, new_decoder: bool = False) -> CustomCode:
     """Return the user's code in a model that starts from weights, but for that of a new decoder."""
-    return Code() if new_decoder else Code(model.decoder.custom, model.custom_target)  # type: ignore[arg-type]
+    return CustomCode() if new_decoder else CustomCode(model.decoder.custom, model.custom_target)  # type: ignore[arg-type]
 
 
 def fetch_pretrained(

@@ -9,7 +9,7 @@ from maejax.models.stored import from_json
 from maejax.storage import mirror
 from maejax.training.checkpoint import read_model_arrays, saved_steps
 from maejax.training.rundir import BEST, CHECKPOINTS, read_config
-from maejax.weights.custom_code import NO_CODE, Code
+from maejax.weights.custom_code import NO_CODE, CustomCode
 from maejax.weights.weights import Weights, blank_arrays, check
 
 
@@ -39,7 +39,7 @@ def locate(path: str | Path) -> tuple[Path, Path]:
     return run, folder / str(steps[-1])
 
 
-def read(path: str | Path, *, raw: bool = False, code: Code = NO_CODE) -> Weights:
+def read(path: str | Path, *, raw: bool = False, code: CustomCode = NO_CODE) -> Weights:
     """Read the weights of a run directory, or of one of its checkpoints: their average if it keeps one, unless `raw`.
 
     `code` is that of the user in the model. Raises InputError if there is no such checkpoint, or if its arrays are not
