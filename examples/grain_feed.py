@@ -17,7 +17,7 @@ def main(steps: int = 400, count: int = 2000) -> list[maejax.MaskedAutoencoder]:
     """Pre-train twice: on images by number, which maejax shuffles, and on what Grain shuffles and batches."""
     train = np.load(fashion_mnist.path("train"))
     by_number = pipeline(train["images"][:count], train["labels"][:count])
-    in_order = by_number.seed(0).shuffle().batch(32).to_iter_dataset()
+    in_order = by_number.seed(0).shuffle().repeat().batch(32).to_iter_dataset()  # shuffled anew in each epoch
     models = []
     for name, images in {"by-number": by_number, "in-order": in_order}.items():
         trained = maejax.train(

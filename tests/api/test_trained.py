@@ -73,7 +73,7 @@ def test_a_model_is_created_started_from_and_saved(pixels, idle):
         fresh = maejax.train(train_dataset_shards=pixels, name="fresh", init_seed=3, norm_pix_loss=True, **TINY)
         changed = jax.tree.map(lambda array: array + 1, model)
         run = maejax.train(train_dataset_shards=pixels, model=changed, name="from", quiet=True, **RUN)
-    assert all((array == arrays(model)[name]).all() for name, array in arrays(fresh.model).items())
+    assert all(np.allclose(array, arrays(model)[name], atol=1e-6) for name, array in arrays(fresh.model).items())
     assert run.model.config == model.config
     assert all((array == arrays(changed)[name]).all() for name, array in arrays(run.model).items())
     assert maejax.save(changed, "x.safetensors") == []

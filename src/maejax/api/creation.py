@@ -1,8 +1,11 @@
 """Models made in Python and written to files."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Unpack
+
+import jax
 
 from maejax.api.flags import NetworkFlags, config_of
 from maejax.config import with_flags
@@ -42,7 +45,8 @@ def create(
     if size:
         side = min(config.image_shape) if "image_size" in flags else 224
         config = with_flags(config, **{name: value for name, value in named(size, side).items() if name not in flags})
-    return initial_model(model_config(config), seed=config.seeds.init_seed)
+    build = partial(initial_model, model_config(config), seed=config.seeds.init_seed)
+    return jax.jit(build)()  # one by one, the hundred arrays take longer
 
 
 def save(model: Model, path: str | Path, to: Layout = "maejax") -> list[str]:
