@@ -13,7 +13,8 @@ PATCH = 7
 def slopes(images: jax.Array) -> jax.Array:
     """Return values of every patch, [B, N, P], for normalised images float32 [B, H, W, C]; here P is 2 * 7 * 7."""
     grey = images.mean(axis=-1)
-    both = jnp.stack([jnp.gradient(grey, axis=1), jnp.gradient(grey, axis=2)], axis=-1)  # [B, H, W, 2]
+    down, across = jnp.gradient(grey, axis=(1, 2))
+    both = jnp.stack([down, across], axis=-1)  # [B, H, W, 2]
     rows, columns = grey.shape[1] // PATCH, grey.shape[2] // PATCH
     tiles = both.reshape(-1, rows, PATCH, columns, PATCH, 2).transpose(0, 1, 3, 2, 4, 5)
     return tiles.reshape(-1, rows * columns, 2 * PATCH**2)

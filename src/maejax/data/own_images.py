@@ -137,10 +137,11 @@ def beginnings(images: Any, name: str) -> Callable[[], Iterator[Any]]:
             f"{name}: a {kind} is gone through once, and training takes each image many times: give the function that "
             "makes it, such as Dataset(lambda: images())"
         )
+    make: Any = images
     if isinstance(images, Iterable):
-        return lambda: iter(images)
+        return lambda: iter(make)
     if callable(images):
-        return lambda: iter(images())
+        return lambda: iter(make())
     raise InputError(
         f"{name}: {type(images).__name__} is no source of images: give a place, an array [n, H, W, C], an object with "
         "len() and items by number, one to go through, or a function that returns such a one"
@@ -203,10 +204,11 @@ def parts(item: Any, key: str) -> tuple[np.ndarray, Any]:
         item = item[name]
     elif isinstance(item, tuple | list) and len(item) == 2:
         item, label = item
-    if getattr(item, "mode", "") in ("P", "CMYK", "LA", "PA"):  # a picture of Pillow whose bands are no colours
-        item = item.convert("RGB")
+    picture: Any = item
+    if getattr(picture, "mode", "") in ("P", "CMYK", "LA", "PA"):  # of Pillow, with bands that are no colours
+        picture = picture.convert("RGB")
     try:
-        pixels = np.asarray(item)
+        pixels = np.asarray(picture)
     except (TypeError, ValueError, RuntimeError) as error:  # a tensor of PyTorch on a GPU, or one with a gradient
         raise InputError(f"{key}: {type(item).__name__} cannot be read as an array: {error}") from None
     return pixels, label

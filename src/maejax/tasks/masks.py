@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -62,9 +62,9 @@ class Masks(NamedTuple):
 
 def check_custom(kind: Any, grid: tuple[int, int]) -> None:
     """Check the orders that the user's mask draws, if the mask is the user's; raises InputError for other values."""
-    draw: Any = kind
-    if not callable(draw):
+    if not callable(kind):
         return
+    draw = cast(masking.Custom, kind)
     name, patches = name_code(kind), grid[0] * grid[1]
     try:
         keys = jax.random.split(jax.random.key(0), 2)
