@@ -85,7 +85,9 @@ def test_pyright_passes_a_script_and_finds_what_is_wrong(tmp_path):
     """
     lines = [line.strip() for line in (right + wrong).strip().splitlines() if line.strip()]
     (tmp_path / "script.py").write_text("\n".join(lines))
-    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "standard"}))
+    (tmp_path / "pyrightconfig.json").write_text(
+        json.dumps({"typeCheckingMode": "standard", "extraPaths": [str(Path(maejax.__file__).parents[1])]})
+    )
     command = [Path(sys.executable).with_name("pyright"), "--outputjson", "--pythonpath", sys.executable, "script.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     found = json.loads(done.stdout)["generalDiagnostics"]

@@ -55,7 +55,9 @@ class Model(nnx.Module):
         """Mark images [B, H, W, C] that are normalised already, where the model would take them for pixels."""
         return Normalized(x) if self.encoder.config.image_type.startswith("float") else x
 
-    def encode(self, x: jax.Array, pool: Pool | None = "cls", layers: Sequence[int] | None = None) -> jax.Array:
+    def encode(
+        self, x: jax.Array | np.ndarray | Normalized, pool: Pool | None = "cls", layers: Sequence[int] | None = None
+    ) -> jax.Array:
         """Compute features of images x [B, H, W, C], uint8 or normalised, without a mask: float32.
 
         `pool` as in `pooled`: [B, D], [B, 2 D] or, for None, [B, T, D]: cls, registers, patches. With `layers` (0 is
