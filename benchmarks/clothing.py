@@ -19,7 +19,7 @@ from rich.console import Console
 from maejax.config import with_flags
 from maejax.data.packing import pack
 from maejax.data.sources import open_source
-from maejax.evaluate.protocols import pair, score, untrained_like
+from maejax.evaluation.protocols import pair, score, untrained_like
 from maejax.recipes import recipe
 from maejax.tasks import classify, eval_only, pretrain
 from maejax.training.memory import keep_freed_memory

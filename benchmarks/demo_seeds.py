@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from maejax.evaluate.scores import FEATURES, MEASURES
+from maejax.evaluation.scores import FEATURES, MEASURES
 
 reports = [json.loads((Path(run) / "report.json").read_text()) for run in sys.argv[1:]]
 print("| features |", " | ".join(MEASURES.values()), "|\n|---|" + "---|" * len(MEASURES))

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from maejax.data.sources import open_source
-from maejax.evaluate.attentive import attentive_probe
-from maejax.evaluate.efficient import efficient_probe
-from maejax.evaluate.encoding import encode_source
-from maejax.evaluate.protocols import pair
+from maejax.evaluation.attentive import attentive_probe
+from maejax.evaluation.efficient import efficient_probe
+from maejax.evaluation.encoding import encode_source
+from maejax.evaluation.protocols import pair
 from maejax.weights.files import load
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 
 from maejax.data.sources import open_source
-from maejax.evaluate.encoding import encode
-from maejax.evaluate.feature_file import write_features
+from maejax.evaluation.encoding import encode
+from maejax.evaluation.feature_file import write_features
 from maejax.models.build import initial_model
 from maejax.models.description import ViT
 

@@ -8,8 +8,8 @@ import maejax
 PACKAGE = Path(maejax.__file__).parent
 # A room may import from the rooms behind it, never from those before it.
 ROOMS = [
-    "cli", "commands", "tasks", "playground", "plan", "pages", "evaluate", "weights", "training", "data", "models",
-    "ops", "distributed", "storage", "console", "recipes", "config", "options", "pixels", "version", "errors",
+    "cli", "api", "commands", "tasks", "playground", "plan", "pages", "evaluation", "weights", "training", "data",
+    "models", "ops", "distributed", "storage", "console", "recipes", "config", "options", "pixels", "version", "errors",
 ]  # fmt: skip
 ONLY_IN = {
     "tyro": "cli.py", "orbax": "training/checkpoint.py", "wandb": "training/trackers.py",

@@ -48,7 +48,9 @@ def test_links_point_at_files_and_headings(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_named_paths_exist(page):
-    for name in re.findall(r"(?<![\w./-])(?:src|tests|benchmarks|scripts|config|constraints)/[\w./-]*\w", PAGES[page]):
+    for name in re.findall(
+        r"(?<![\w./-])(?:src|tests|benchmarks|scripts|config|constraints|examples)/[\w./-]*\w", PAGES[page]
+    ):
         assert (ROOT / name).exists(), f"{page}: {name}"
     for name in re.findall(r"\b(test_\w+)\b(?!\.py)", PAGES[page]):
         found = [path for path in (ROOT / "tests").rglob("test_*.py") if path.stem == name or name in path.read_text()]
@@ -62,7 +64,9 @@ def test_dotted_names_exist(page):
 
 
 def test_pages_that_code_names_exist():
-    files = [path for room in ("src", "scripts", "benchmarks", "tests") for path in (ROOT / room).rglob("*")]
+    files = [
+        path for room in ("src", "scripts", "benchmarks", "examples", "tests") for path in (ROOT / room).rglob("*")
+    ]
     for path in [ROOT / "Makefile", *(path for path in files if path.suffix in (".py", "") and path.is_file())]:
         for name in re.findall(r"\bdocs/[\w/]+\.md", path.read_text()):
             assert (ROOT / name).exists(), f"{path}: {name}"

@@ -2,8 +2,9 @@
 
 import pytest
 
-from maejax.models.description import MAE, Stack, ViT
+from maejax.models.description import MAE, ViT
 from maejax.models.flops import pretrain_flop, stack_flop
+from maejax.models.stack import Stack
 
 SIZES = {"B": ViT(), "L": ViT(dim=1024, layers=24, heads=16), "H": ViT(dim=1280, layers=32, heads=16, patch_size=14)}
 

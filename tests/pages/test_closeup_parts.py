@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from maejax.evaluate.closeup import Closeup, Example, draw_map
-from maejax.evaluate.knn import vote
+from maejax.evaluation.closeup import Closeup, Example, draw_map
+from maejax.evaluation.knn import vote
 from maejax.pages.closeup_parts import closeup_parts
 
 from .test_report import Page

@@ -13,7 +13,8 @@ from maejax.commands.planner import compile_apart
 from maejax.config import Config, with_flags
 from maejax.data.pipeline import Batch
 from maejax.models.build import abstract_model
-from maejax.models.description import Compute, Stack
+from maejax.models.description import Compute
+from maejax.models.stack import Stack
 from maejax.models.transformer import Transformer
 from maejax.plan.compiled import compile_for, read_shortage
 from maejax.plan.hlo import parse

@@ -10,8 +10,8 @@ import pytest
 import maejax
 from maejax.data.part import spread
 from maejax.data.sources import open_source
-from maejax.evaluate.encoding import extract
-from maejax.evaluate.rank import effective_rank
+from maejax.evaluation.encoding import extract
+from maejax.evaluation.rank import effective_rank
 from maejax.tasks import quality
 from maejax.training.log import read_metrics
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maejax.evaluate.encoding import extract
+from maejax.evaluation.encoding import extract
 from maejax.weights import files
 from maejax.weights.weights import model_of
 from tests.bounds import assert_close

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import maejax
-from maejax.evaluate.encoding import extract
+from maejax.evaluation.encoding import extract
 from maejax.models.description import PLAIN, Compute
 from maejax.training.log import read_metrics
 from maejax.weights import files

@@ -11,7 +11,7 @@ from PIL import Image
 
 from maejax.data.augment import build_eval
 from maejax.errors import WeightsError
-from maejax.evaluate.encoding import encode
+from maejax.evaluation.encoding import encode
 from maejax.models.description import Classifier
 from maejax.weights import files, hub
 from maejax.weights.weights import Weights, model_of

@@ -3,6 +3,7 @@
 import functools
 import io
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -234,3 +235,9 @@ def test_positions_are_interpolated_as_pytorch_does():
     grid = torch.from_numpy(table[:, 1:].reshape(1, 4, 6, 8)).permute(0, 3, 1, 2)
     theirs = torch.nn.functional.interpolate(grid, size=(7, 5), mode="bicubic", align_corners=False)
     close(resize_positions(table, (4, 6), (7, 5))[:, 1:], theirs.permute(0, 2, 3, 1).reshape(1, 35, 8))
+
+
+def test_the_example_of_pytorch(timm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = runpy.run_path(str(ROOT / "examples/pytorch_finetune.py"))
+    assert example["main"](steps=3, count=64) < 1e-5  # features of norm 1 and more

@@ -116,7 +116,7 @@ class DemoCommand(Command):
         """Print the scores as a table, what they mean, and where the report and the pictures are."""
         if not result:
             return
-        from maejax.evaluate.scores import score_table
+        from maejax.evaluation.scores import score_table
 
         directory = Path(self.output_dir) / self.name
         console.print(score_table(result["scores"]))
@@ -151,9 +151,9 @@ def evaluate(config: Config, model: Any) -> dict[str, dict[str, float]]:
     """Score an encoder, the same untrained, and pixels in percent: kNN, linear probes with all and with 100 labels."""
     import numpy as np
 
-    from maejax.evaluate.encoding import extract
-    from maejax.evaluate.knn import knn_accuracy
-    from maejax.evaluate.probe import few_label_probe, linear_probe
+    from maejax.evaluation.encoding import extract
+    from maejax.evaluation.knn import knn_accuracy
+    from maejax.evaluation.probe import few_label_probe, linear_probe
     from maejax.models.build import initial_model
 
     untrained = initial_model(model.config, model.compute, config.seeds.init_seed)
@@ -178,7 +178,7 @@ def write_results(
     config: Config, directory: Path, scores: dict[str, dict[str, float]], seconds: dict[str, float]
 ) -> dict[str, Any]:
     """Write report.json, the pictures and report.html; returns what report.json holds."""
-    from maejax.evaluate.scores import explain
+    from maejax.evaluation.scores import explain
     from maejax.pages.frames import draw_slider, read_frames
     from maejax.pages.history import History
     from maejax.pages.page import section

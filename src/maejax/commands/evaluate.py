@@ -1,7 +1,7 @@
 """`maejax evaluate`: the encoder of a checkpoint evaluated on labelled images, every protocol in one report."""
 
-import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,12 @@ class EvaluateCommand(Encode):
 
     def run(self, console: Console) -> dict[str, Any]:
         """Evaluate, write the report and return what report.json holds; raises InputError before encoding."""
-        from maejax.data import pipeline, sources
-        from maejax.data.agreement import agree
+        from maejax.data import sources
         from maejax.data.form import form_for
-        from maejax.evaluate.protocols import PROTOCOLS, pair, score, untrained_like
+        from maejax.evaluation.evaluated import evaluate_encoder, named_protocols
+        from maejax.evaluation.protocols import pair
 
-        protocols = PROTOCOLS if self.protocol == "all" else tuple(self.protocol.split(","))
-        if unknown := [name for name in protocols if name not in PROTOCOLS]:
-            raise InputError(f"--protocol {unknown[0]}: choose {', '.join(PROTOCOLS)} (several with commas), or all")
+        protocols = named_protocols(self.protocol)
         self.check(self.pool)
         shards = {"train": self.train_dataset_shards, "valid": self.valid_dataset_shards}
         for name in [name for name, spec in shards.items() if not spec]:
@@ -61,48 +59,41 @@ class EvaluateCommand(Encode):
         first = self.join()
         console = console if first else Console(quiet=True)
         data = pair(*(sources.open_source(spec, labels=self.labels or None) for spec in shards.values()))
-        encoders = {"pretrained": self.load(self.ckpt).encoder}
-        pool = self.chosen_pool(self.pool, encoders["pretrained"].config, -1)
-        for source in (data.train, data.test):
-            pipeline.check_readable(source, agree(source, form_for(encoders["pretrained"].config, self)).channels)
-            for problem in source.problems:
-                plain(console, problem)
-        if not self.no_control:
-            encoders["untrained"] = untrained_like(encoders["pretrained"], self.seed)
-        scores, seconds, used, attention, closeup = {}, {}, {}, {}, None
-        given: dict[str, Any] = {"pool": pool, "seed": self.seed, **self.reading}
-        for kind, encoder in encoders.items():
-            start = time.monotonic()
-            given["log"] = lambda what, kind=kind: plain(console, f"{kind}: {what}")
-            closely = first and kind == "pretrained"
-            scores[kind], used, attention[kind], found = score(encoder, data, protocols, closely=closely, **given)
-            closeup = found or closeup
-            seconds[kind] = round(time.monotonic() - start, 1)
+        encoder = self.load(self.ckpt).encoder
+        found = evaluate_encoder(
+            encoder,
+            data,
+            protocols,
+            form_for(encoder.config, self),
+            pool=self.chosen_pool(self.pool, encoder.config, -1),
+            control=not self.no_control,
+            seed=self.seed,
+            closely=first,
+            log=partial(plain, console),
+            **self.reading,
+        )
         result = {
             "checkpoint": redact(self.ckpt),
             "train": redact(self.train_dataset_shards),
             "test": redact(self.valid_dataset_shards),
-            "classes": list(data.classes),
-            "images": used,
-            "unreadable": {
-                name: int((source.labels >= 0).sum()) - used[name]
-                for name, source in (("train", data.train), ("test", data.test))
-            },
-            "features": pool,
+            "classes": list(found.classes),
+            "images": found.images,
+            "unreadable": found.unreadable,
+            "features": found.pool,
             "seed": self.seed,
-            "scores": scores,
-            "seconds": seconds,
+            "scores": found.scores,
+            "seconds": found.seconds,
         }
         if not first:
             return {}
-        return self._write(result, protocols, attention["pretrained"], closeup, encoders["pretrained"].config)
+        return self._write(result, protocols, found.attention, found.closeup, encoder.config)
 
     def _write(
         self, result: dict[str, Any], protocols: tuple[str, ...], attention: Any, closeup: Any, config: Any
     ) -> dict[str, Any]:
-        from maejax.evaluate.attention_map import LEGEND, write_attention
-        from maejax.evaluate.protocols import DRAWS
-        from maejax.evaluate.scores import explain
+        from maejax.evaluation.attention_map import LEGEND, write_attention
+        from maejax.evaluation.protocols import DRAWS
+        from maejax.evaluation.scores import explain
         from maejax.pages.closeup_parts import closeup_parts
         from maejax.pages.report import Report, write_report
         from maejax.training.rundir import write_json
@@ -146,7 +137,7 @@ class EvaluateCommand(Encode):
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print the scores as a table, what they mean, and the path of the report."""
-        from maejax.evaluate.scores import score_table
+        from maejax.evaluation.scores import score_table
 
         if not result:  # the first process has it
             return
@@ -162,6 +153,6 @@ class EvaluateCommand(Encode):
 
 def measured(result: dict[str, Any]) -> dict[str, str]:
     """Return the titles of the measures that a result has, by name."""
-    from maejax.evaluate.protocols import MEASURES
+    from maejax.evaluation.protocols import MEASURES
 
     return {name: title for name, title in MEASURES.items() if name in result["scores"]["pretrained"]}

@@ -139,7 +139,7 @@ def write_compiled(weights: Any, path: Path, pool: Any) -> str:
     import numpy as np
     from jax.export import deserialize, export, symbolic_shape
 
-    from maejax.evaluate.encoding import encode
+    from maejax.evaluation.encoding import encode
     from maejax.weights.weights import model_of
 
     model, encoder = model_of(weights), weights.config.encoder
@@ -160,7 +160,7 @@ def write_onnx(weights: Any, path: Path, pool: Any, *, logits: bool) -> tuple[li
     import jax
     import onnxruntime
 
-    from maejax.evaluate.encoding import encode
+    from maejax.evaluation.encoding import encode
     from maejax.weights import onnx_export
     from maejax.weights.weights import model_of
 

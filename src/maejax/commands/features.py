@@ -106,14 +106,14 @@ class FeaturesCommand(Encode):
         if self.gather:
             if part is not None:
                 raise InputError("--gather is for all parts: leave --part out")
-            from maejax.evaluate.feature_parts import gather
+            from maejax.evaluation.feature_parts import gather
 
             return {"out": str(out.with_suffix(".json")), **gather(out)}
         first = self.join()
         console = console if first else Console(quiet=True)
         from maejax.data.form import form_for
         from maejax.data.sources import Source
-        from maejax.evaluate import feature_file
+        from maejax.evaluation import feature_file
         from maejax.storage.lock import held
 
         feature_file.check_path(out, part)

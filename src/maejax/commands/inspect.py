@@ -82,7 +82,8 @@ class Unstated(Command):
         from maejax.weights.weights import Facts
 
         here, fetched = local(path)
-        known = {each.name: getattr(self, each.name) for each in fields(Facts)} | {"image_size": size}
+        known: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(Facts)}
+        known["image_size"] = size
         weights = files.read(here, raw=self.raw, prefix=self.prefix, **known)
         found = vars(facts_of(weights.config))
         for name, value in known.items():

@@ -44,14 +44,14 @@ class ReconstructCommand(Unstated, Pixels):
         check_writable("--out", self.out, folder=True)
         prepare_devices()
         from maejax.data.form import form_for
-        from maejax.evaluate.reconstruction import write_pictures
+        from maejax.evaluation.reconstruction import write_pictures
         from maejax.models.mae import MaskedAutoencoder
 
         model = self.load(self.ckpt)
         if not isinstance(model, MaskedAutoencoder):
             remedy = "name a run of --mode pretrain, or the weights of a masked autoencoder"
             raise InputError(f"{self.ckpt} has no decoder and cannot reconstruct: {remedy}")
-        if model.config.target == "features":
+        if not model.config.drawable:
             raise InputError(f"{self.ckpt} predicts features, and no pixels that could be drawn: name another")
         drawn: dict[str, Any] = {"mask": self.mask, "ratio": self.mask_ratio, "seed": self.seed}
         drawn["show"] = self.show_bands

@@ -52,7 +52,7 @@ class TrainCommand(Command):
         if self.config.run.print_config and not self.leaves_open:
             return printed(self.config)
         with early_stop():
-            return replace(self, config=self._with_images())._train(console)
+            return replace(self, config=self.with_images())._train(console)
 
     @property
     def leaves_open(self) -> bool:
@@ -75,7 +75,7 @@ class TrainCommand(Command):
             if value is not None and (value < 0 or (name == "epochs" and not value)):
                 raise InputError(f"{flag} {value:g}: give a number above 0")
 
-    def _with_images(self) -> Config:
+    def with_images(self) -> Config:
         """Return the flags with IMAGES as those to train on, and their part that is named validation."""
         if not self.images:
             return self.config
@@ -107,30 +107,21 @@ class TrainCommand(Command):
         if first and "://" not in run.output_dir:
             check_writable("--output-dir", f"{run.output_dir}/{run.name or run.mode}", folder=True)
         from maejax.storage.mirror import shown
-        from maejax.tasks import chosen, classify, pretrain
-        from maejax.tasks.configured import saved_run
+        from maejax.tasks import resolved
         from maejax.tasks.settings import Asked
-        from maejax.tasks.transfer import FACTS, with_facts_of_file
 
         opens = self.leaves_open and not run.eval_only
-        saved = saved_run(self.config) if opens or (run.pretrained_ckpt and not run.eval_only) else None
-        config, lines = with_facts_of_file(self.config, self.given, saved)
-        for line in lines:
-            console.print(f"weights  {line}", highlight=False)
+        chooses = run.mode == "pretrain" and bool(self.images or self.model or self.budget)
+        asked = Asked(self.config, self.given, self.model, self.epochs, self.warmup_epochs)
+        config, sources = resolved.resolve(asked, self.budget if chooses else None, console, opens=opens)
         if run.eval_only:
             from maejax.tasks import eval_only  # training from scratch reads no weights
 
             eval_only.run(config, console)
             return {"done": True}
-        sources = None
-        if opens:
-            chooses = run.mode == "pretrain" and bool(self.images or self.model or self.budget)
-            known = self.given | ({*FACTS} if run.pretrained_ckpt else set())
-            asked = Asked(config, known, self.model, self.epochs, self.warmup_epochs)
-            config, sources = chosen.fill_in(asked, self.budget if chooses else None, saved, console)
         if run.print_config:
             return printed(config)
-        finished = (pretrain if run.mode == "pretrain" else classify).run(config, console, sources=sources)
+        finished = resolved.run(config, console, sources=sources)
         if finished.done:
             say_next(console, shown(finished.directory), run.mode)
         else:

@@ -113,6 +113,11 @@ class Stream:
     _told: set[str] = field(default_factory=set)  # what the log has on images that are left out
     _dead: dict[int, tuple[int, int]] = field(default_factory=dict)  # by shard: failures, epoch of the next try
 
+    @property
+    def size(self) -> str:
+        """How much it holds, in words, where the number of images is not known."""
+        return f"{len(self.shards)} shards"
+
     def learn(self, number: int, size: int) -> None:
         """Note how many images a shard had; once all shards were noted, `total` is known."""
         self._sizes[number] = size

@@ -1,8 +1,15 @@
-"""Descriptions of networks, and of how they are computed: frozen values that need no JAX."""
+"""Descriptions of networks, and of how they are computed: frozen values that need no JAX.
+
+All raise ValueError if a value does not fit.
+"""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+
+from maejax.models.code import name_code
+from maejax.models.stack import Stack
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -14,83 +21,18 @@ POOLED = {  # input of the head of a classifier, in words
     "map": "attention pooling",
 }
 IMAGE_TYPES = ("uint8", "uint16", "int16", "float16", "float32")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stack:
-    """A stack of transformer blocks of one width, and the positions of the tokens that enter it.
-
-    All descriptions in this file raise ValueError if a value does not fit.
-    """
-
-    dim: int = 768
-    """Width of the tokens."""
-    layers: int = 12
-    """Number of blocks."""
-    heads: int = 12
-    """Heads of each block."""
-    posemb: Literal["sincos2d", "learnable", "rotary"] = "sincos2d"
-    """Positions: fixed sine-cosine waves, learned, or ("rotary", an encoder's alone) queries and keys turned in each
-    block by the place of their patch (Simeoni et al. 2025, section 3.2)."""
-    layerscale: bool = False
-    """Scale each branch of a block by a learned vector."""
-    qk_norm: bool = False
-    """Normalise the queries and keys of each head by layer norms before attention (Dehghani et al. 2023, section 2)."""
-    qkv_bias: bool = True
-    """Add a bias to queries, keys and values."""
-    hidden: int = 0
-    """E, the width of the MLP between its two layers; 0 for 4 D."""
-    gated: bool = False
-    """SwiGLU (Shazeer 2020): the first layer of the MLP gives a gate and a value, whose product SiLU(gate) value has
-    width E. `gelu` is not used then."""
-    gelu: Literal["erf", "tanh", "quick"] = "erf"
-    """Activation: the exact GELU, the tanh approximation of the original MaskedAutoencoder-Jax, or x sigmoid(1.702 x),
-    as in OpenAI's CLIP."""
-    norm_eps: float = 1e-6
-    """eps of the layer norms."""
-    dropout: float = 0.0
-    """Dropout rate."""
-    droppath: float = 0.0
-    """Stochastic depth of the last block; it rises linearly from 0 over the depth."""
-
-    def __post_init__(self):
-        for name in ("dim", "layers", "heads", "patch_size", "channels"):
-            if getattr(self, name, 1) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give at least 1")
-        for name in ("hidden", "registers"):
-            if getattr(self, name, 0) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more")
-        if self.dim % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {self.dim}")
-        if self.posemb not in ("sincos2d", "learnable", "rotary"):
-            raise ValueError(f"positions are sincos2d, learnable or rotary, not {self.posemb}")
-        if self.posemb == "sincos2d" and self.dim % 4:
-            raise ValueError(f"sine-cosine positions need a width divisible by 4, not {self.dim}")
-        if self.posemb == "rotary" and self.dim // self.heads % 4:
-            raise ValueError(f"rotary positions need heads of a width divisible by 4, not {self.dim // self.heads}")
-        if self.gelu not in ("erf", "tanh", "quick"):
-            raise ValueError(f"gelu is erf, tanh or quick, not {self.gelu}")
-
-    @property
-    def activation(self) -> str:
-        """Name of the activation of the MLP, as `ops.dense.ACTIVATIONS` has it."""
-        return "swiglu" if self.gated else self.gelu
-
-    @property
-    def mlp_dim(self) -> int:
-        """E, the width of the MLP between its two layers."""
-        return self.hidden or 4 * self.dim
-
-    @property
-    def fc1_dim(self) -> int:
-        """Width of what the first layer of the MLP gives: E, or 2 E with a gate."""
-        return self.mlp_dim * (2 if self.gated else 1)
+CUSTOM = ("custom", "custom_target", "custom_values")  # fields that are stored only where they are used
 
 
 class _Json:
     def to_json(self) -> dict[str, Any]:
-        """Return the description for JSON; `stored.from_json` reads it."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
+        """Return the description for JSON; `stored.from_json` reads it. Code of others becomes its name."""
+
+        def used(items: list[tuple[str, Any]]) -> dict[str, Any]:
+            kept = {name: value for name, value in items if value or name not in CUSTOM}
+            return {name: name_code(value) if callable(value) else value for name, value in kept.items()}
+
+        return dataclasses.asdict(self, dict_factory=used)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +139,9 @@ class Decoder(Stack):
     2025, section 3.4). Where it is mixed, the final norm of the encoder is not trained."""
     predict_share: float = 1.0
     """Share of the hidden patches that a cross-attention decoder predicts in training, above 0 and at most 1."""
+    custom: Callable[..., Any] | str | None = None
+    """A decoder of the user's code, see `MaskedAutoencoder`: what builds it, or its name if that was read from a file.
+    It decides what the fields above mean."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -228,8 +173,9 @@ class MAE(_Json):
     """Share of the patches that is hidden."""
     norm_pix_loss: bool = False
     """Predict each patch normalised by its own mean and standard deviation (section 3)."""
-    target: Literal["pixels", "components", "features"] = "pixels"
-    """What is predicted of a patch: pixels, their largest principal components (Table 1d), or a teacher's features."""
+    target: Literal["pixels", "components", "features", "custom"] = "pixels"
+    """What is predicted of a patch: pixels, their largest principal components (Table 1d), a teacher's features, or
+    what `custom_target` computes."""
     components: int = 96
     """Number of principal components."""
     teacher: ViT | None = None
@@ -240,10 +186,16 @@ class MAE(_Json):
     """Patches that training predicts."""
     mask_tokens: Literal["decoder", "encoder"] = "decoder"
     """Where mask tokens enter (Table 1c)."""
+    custom_target: Callable[..., Any] | str | None = None
+    """A function of the user's code: normalised images float32 [B, H, W, C] to values [B, N, `custom_values`]; or its
+    name if that was read from a file."""
+    custom_values: int = 0
 
     def __post_init__(self):
-        if self.target not in ("pixels", "components", "features"):
-            raise ValueError(f"a target is pixels, components or features, not {self.target}")
+        if self.target not in ("pixels", "components", "features", "custom"):
+            raise ValueError(f"a target is pixels, components, features or custom, not {self.target}")
+        if (self.target == "custom") != bool(self.custom_target and self.custom_values):
+            raise ValueError("the target custom needs custom_target and custom_values, and no other has them")
         if self.norm_pix_loss and self.target != "pixels":
             raise ValueError(f"patches are normalised one by one where pixels are predicted, not {self.target}")
         if self.decoder.attention == "cross" and (self.loss_on, self.mask_tokens) != ("hidden", "decoder"):
@@ -277,10 +229,17 @@ class MAE(_Json):
         return max(1, round((self.encoder.patches - visible) * self.decoder.predict_share))
 
     @property
+    def drawable(self) -> bool:
+        """True if what is predicted can be drawn as pixels."""
+        return self.target in ("pixels", "components")
+
+    @property
     def values(self) -> int:
         """Number of values that are predicted of a patch: P for pixels."""
         if self.target == "features" and self.teacher:
             return self.teacher.dim
+        if self.target == "custom":
+            return self.custom_values
         return self.encoder.pixels if self.target == "pixels" else min(self.components, self.encoder.pixels)
 
 

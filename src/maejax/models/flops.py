@@ -1,6 +1,7 @@
 """The arithmetic of the published algorithm, which a program may do in another way."""
 
-from maejax.models.description import MAE, Classifier, Stack, ViT
+from maejax.models.description import MAE, Classifier, ViT
+from maejax.models.stack import Stack
 
 
 def stack_flop(stack: Stack, tokens: int) -> int:
@@ -26,14 +27,16 @@ def pretrain_flop(model: MAE, *, frozen: bool = False) -> int:
     """Count the FLOP of one training step on one image: forward, and twice that backward where weights are trained.
 
     All N patches are embedded and predicted, as in the paper, though a program may leave out values that nobody reads.
-    A decoder of cross-attention predicts M. A teacher encodes whole images.
+    A decoder of cross-attention predicts M, one of the user's code is not counted. A teacher encodes whole images.
     Recomputation does not count. With `frozen` the decoder alone is trained. A whole step of ViT-B/16 at 224 pixels
     has 58.7 GFLOP, of L 124.5, of H/14 291.
     """
     encoder, decoder = model.encoder, model.decoder
     tokens = encoder.prefix + (encoder.patches if model.mask_tokens == "encoder" else model.visible)
     encode = embed_flop(encoder) + stack_flop(encoder, tokens)
-    if decoder.attention == "cross":
+    if decoder.custom is not None:
+        embed, predicted, decode = 0, 0, 0
+    elif decoder.attention == "cross":
         embed, predicted = cross_source_flop(model, tokens), model.predicted
         decode = cross_flop(decoder, predicted, tokens)
     else:

@@ -19,7 +19,7 @@ from flax import nnx
 
 from maejax.models.description import MAE, Compute
 from maejax.models.patches import take_patches
-from maejax.models.targets import Components, features
+from maejax.models.targets import Components, custom_values, features
 from maejax.models.tokens import frozen_if_constant, mixing_weights, positions, token
 from maejax.models.transformer import Block, CrossBlock, Transformer
 from maejax.models.vit import Model, VisionTransformer
@@ -134,6 +134,8 @@ class MaskedAutoencoder(Model):
         """
         if self.teacher is not None:
             return take_patches(features(self.teacher, x, self.config), which)
+        if self.config.custom_target is not None:
+            return take_patches(custom_values(self.config, self.encoder.normalized(x)), which)
         target = self.encoder.cut(x, which, missing=jnp.nan).astype(jnp.float32)
         if self.components is not None:
             return self.components.coefficients(target)

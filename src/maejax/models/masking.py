@@ -5,6 +5,7 @@ paper's Figure 6 and Table 1f, and one of band-passed noise. With each of them, 
 patches of the order.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -12,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 Kind = Literal["random", "block", "grid", "noise"]
+Custom = Callable[[jax.Array, int, tuple[int, int]], jax.Array]  # the user's, with the arguments of `block`
 
 BAND = (0.7, 1.4)  # standard deviations of the two Gaussians of `noise`, in patches
 BLOCKS = 64  # enough to cover 95 % of the patches of any grid; the first ones decide, the rest fill up
 
 
-def draw(kind: Kind, key: jax.Array, batch: int, shape: tuple[int, int]) -> jax.Array:
+def draw(kind: Kind | Custom, key: jax.Array, batch: int, shape: tuple[int, int]) -> jax.Array:
     """Draw orders [B, N] of the patches of a (rows, columns) grid by a strategy; raises ValueError if it is unknown."""
+    if callable(kind):
+        return jnp.asarray(kind(key, batch, shape), jnp.int32)
     match kind:
         case "random":
             return random(key, batch, shape[0] * shape[1])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maejax.models.code import given_code
 from maejax.models.description import MAE
 from maejax.models.normalization import Normalized, normalize
 from maejax.models.tokens import Constant
@@ -46,6 +47,18 @@ def features(teacher: Any, x: Any, config: MAE) -> jax.Array:
     else:
         tokens = teacher(x).astype(jnp.float32)
     return jax.lax.stop_gradient(standardized(tokens[:, teacher.config.prefix :]))
+
+
+def custom_values(config: MAE, x: jax.Array) -> jax.Array:
+    """Compute what the user's `custom_target` makes of normalised images [B, H, W, C]: float32 [B, N, P].
+
+    No gradient passes. Raises ValueError if its code was not given, or if the shape is another one.
+    """
+    values = given_code(config.custom_target, "target")(x)
+    wanted = (x.shape[0], config.encoder.patches, config.values)
+    if values.shape != wanted:
+        raise ValueError(f"a target returns [B, N, P], here {list(wanted)}, not {list(values.shape)}")
+    return jax.lax.stop_gradient(values.astype(jnp.float32))
 
 
 def images_for(wanted: Any, x: Any, own: Any) -> Any:

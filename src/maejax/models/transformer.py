@@ -15,7 +15,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from maejax.models.description import Compute, Decoder, Stack
+from maejax.models.description import Compute, Decoder
+from maejax.models.stack import Stack
 from maejax.ops.attention import (
     attend,
     attend_packed,

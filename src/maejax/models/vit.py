@@ -55,7 +55,9 @@ class Model(nnx.Module):
         """Mark images [B, H, W, C] that are normalised already, where the model would take them for pixels."""
         return Normalized(x) if self.encoder.config.image_type.startswith("float") else x
 
-    def encode(self, x: jax.Array, pool: Pool | None = "cls", layers: Sequence[int] | None = None) -> jax.Array:
+    def encode(
+        self, x: jax.Array | np.ndarray | Normalized, pool: Pool | None = "cls", layers: Sequence[int] | None = None
+    ) -> jax.Array:
         """Compute features of images x [B, H, W, C], uint8 or normalised, without a mask: float32.
 
         `pool` as in `pooled`: [B, D], [B, 2 D] or, for None, [B, T, D]: cls, registers, patches. With `layers` (0 is
@@ -190,6 +192,15 @@ class VisionTransformer(Model):
         # Images are normalised last: moving bytes takes a quarter of the time.
         own = (self.mean * pixels, self.std * pixels, config.image_type, config.no_data, missing)
         return patches if done else normalize(patches, *own)
+
+    def normalized(self, x: Any) -> jax.Array:
+        """Return images x [B, H, W, C], of this encoder's type or normalised, as normalised float32."""
+        self.check_images(x)
+        if isinstance(x, Normalized):
+            return x.images
+        config = self.config
+        done = x.dtype != config.image_type
+        return x if done else normalize(x, self.mean, self.std, config.image_type, config.no_data)
 
     def check_images(self, x: Any) -> None:
         """Raise ValueError if images are not [B, H, W, C] of this encoder, or neither of its type nor normalised."""

@@ -5,7 +5,7 @@ from html import escape
 
 import numpy as np
 
-from maejax.evaluate.closeup import Closeup, Example
+from maejax.evaluation.closeup import Closeup, Example
 from maejax.pages.frames import as_urls
 from maejax.pages.page import section, table
 

@@ -6,8 +6,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maejax.evaluate.protocols import MEASURES as PROTOCOL_MEASURES
-from maejax.evaluate.scores import MEASURES
+from maejax.evaluation.protocols import MEASURES as PROTOCOL_MEASURES
+from maejax.evaluation.scores import MEASURES
 from maejax.pages.chart import draw_chart, number_rows
 from maejax.pages.frames import draw_slider, read_frames
 from maejax.pages.history import History

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from maejax.evaluate.scores import FEATURES, MEASURES, Scores, explain, grid
+from maejax.evaluation.scores import FEATURES, MEASURES, Scores, explain, grid
 from maejax.pages.page import command_line, details, section, table, write_page
 
 

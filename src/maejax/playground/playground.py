@@ -15,8 +15,8 @@ from maejax.data.augment import Transform
 from maejax.data.display import as_picture, limits_of
 from maejax.data.form import Form
 from maejax.errors import InputError
-from maejax.evaluate.encoding import encode
-from maejax.evaluate.reconstruction import pixels_of, reconstruct
+from maejax.evaluation.encoding import encode
+from maejax.evaluation.reconstruction import pixels_of, reconstruct
 from maejax.models import masking
 from maejax.models.any_mask import fill_hidden
 from maejax.models.mae import MaskedAutoencoder
@@ -51,7 +51,7 @@ class Playground:
         """Why there are no reconstructions, in a sentence; "" if there are."""
         if not isinstance(self.steps.first, MaskedAutoencoder):
             return "These weights are an encoder without a decoder: they show attention and neighbours alone."
-        if self.steps.first.config.target == "features":
+        if not self.steps.first.config.drawable:
             return "This model predicts features, and no pixels that could be drawn."
         return ""
 
@@ -199,7 +199,7 @@ def _as_uri(png: bytes) -> str:
 
 
 def _predict(model: Any, images: np.ndarray, order: np.ndarray, visible: int) -> tuple[Any, np.ndarray, Any]:
-    """Do as `evaluate.reconstruction.predict_hidden`, compiled once for masks of any number of patches."""
+    """Do as `evaluation.reconstruction.predict_hidden`, compiled once for masks of any number of patches."""
     hidden = np.ones(order.shape, bool)
     np.put_along_axis(hidden, order[:, :visible], False, axis=1)
     x, pixels, loss = _fill(model, images, hidden)

@@ -12,6 +12,7 @@ from maejax.config import Config, declarations, flags, with_flags
 from maejax.data.form import number_of, split_bands
 from maejax.data.policies import check_policy
 from maejax.errors import InputError
+from maejax.models.code import name_code
 from maejax.models.description import Compute, Decoder, ViT
 from maejax.models.stored import from_json
 from maejax.recipes import recipe
@@ -151,7 +152,8 @@ def decoder_config(config: Config) -> Decoder:
     Raises ValueError if its sizes do not fit together.
     """
     given = {name.removeprefix("dec_"): value for name, value in vars(config.mae).items()}
-    return Decoder(**_fields(Decoder, given | {"attention": config.mae.decoder}))
+    kind: Any = config.mae.decoder
+    return Decoder(**_fields(Decoder, given | ({"custom": kind} if callable(kind) else {"attention": kind})))
 
 
 def _fields(description: type, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,11 +205,15 @@ def traced_steps(config: Config) -> tuple[int, int]:
 
 
 def safe_flags(config: Config) -> dict[str, Any]:
-    """List the flags for config.json: addresses and commands without their secrets, nothing of this machine."""
+    """List the flags for config.json: addresses and commands without their secrets, nothing of this machine.
+
+    Code of the user in the place of a flag is listed by its name.
+    """
     declared = declarations()
+    given = {name: name_code(value) if callable(value) else value for name, value in flags(config).items()}
     return {
         name: redact(value) if isinstance(value, str) else value
-        for name, value in flags(config).items()
+        for name, value in given.items()
         if declared[name].get("written", True)
     }
 

@@ -16,11 +16,12 @@ from maejax.data.stream import Stream
 from maejax.data.survey import typical_size
 from maejax.distributed.processes import broadcast_from_0
 from maejax.errors import InputError
+from maejax.models.code import name_code
 from maejax.models.flops import pretrain_flop
 from maejax.recipes import recipe
 from maejax.storage.redact import redact
 from maejax.tasks.checks import check_batch, check_data, check_least
-from maejax.tasks.images import Sources, open_images
+from maejax.tasks.images import Sources, held_out, open_images
 from maejax.tasks.pretrain import model_config
 from maejax.tasks.settings import OF_A_MODEL, Asked, Choice, choose, duration, named, number, seconds_of
 from maejax.tasks.speed import images_per_second, products_per_second
@@ -33,13 +34,15 @@ CHOSEN = (  # flags that a run keeps which goes on
 )
 
 
-def fill_in(asked: Asked, budget: str | None, saved: dict | None, console: Console) -> tuple[Config, Sources | None]:
-    """Fill in the flags that the user left open, and return the images if they are open already.
+def fill_in(
+    asked: Asked, budget: str | None, saved: dict | None, console: Console, given: Sources | None = None
+) -> tuple[Config, Sources | None]:
+    """Fill in the flags that the user left open, and return the images if they are open already, as `given` are.
 
     With a `budget`, "" for the usual one, they are chosen; without, only epochs become steps. A run that goes on has
     those of `saved`, its config.json. Raises InputError if something is wrong.
     """
-    config, sources = asked.config, None
+    config, sources = asked.config, given
     check_least(config)
     check_data(config)
     if budget is None or "train_batch_size" in asked.given:
@@ -54,13 +57,17 @@ def fill_in(asked: Asked, budget: str | None, saved: dict | None, console: Conso
         if saved:
             plain(console, "chosen   when the run began; it goes on with the same settings")
             config = as_begun(config, asked.given, saved)
+            if given is not None and given[1] is None and config.data.hold_out:
+                sources = held_out(open_images(config, sources=given)[1], None, config.data.hold_out)
         else:
-            config, sources = choose_here(asked, seconds, console)
-    if sources is None and (asked.epochs is not None or asked.warmup is not None):
-        sources = None if saved else open_images(config)[1:]
+            config, sources = choose_here(asked, seconds, console, given)
+            return config, sources if given or isinstance(sources[0], Source) else None
+    if asked.epochs is not None or asked.warmup is not None:
+        if sources is None and not saved:
+            sources = open_images(config)[1:]
         images = saved["images"] if saved else count(sources[0], config)  # type: ignore[index]
         config = in_steps(config, images, asked)
-    return config, sources if sources and isinstance(sources[0], Source) else None
+    return config, sources if given or (sources and isinstance(sources[0], Source)) else None
 
 
 def as_begun(config: Config, given: Collection[str], saved: dict) -> Config:
@@ -69,14 +76,14 @@ def as_begun(config: Config, given: Collection[str], saved: dict) -> Config:
     return with_flags(config, **{name: before[name] for name in CHOSEN if name not in given})
 
 
-def choose_here(asked: Asked, budget: float, console: Console) -> tuple[Config, Sources]:
+def choose_here(asked: Asked, budget: float, console: Console, given: Sources | None = None) -> tuple[Config, Sources]:
     """Choose the flags of pre-training for the images and this machine, and print them with their reasons.
 
     The speed is measured by some steps of what is chosen, then the choice is made again, until it stays. All processes
     call this together. Returns the flags, and the images that are open. Raises InputError if something is wrong.
     """
     begun, took = time.monotonic(), 0.0
-    _, source, valid = open_images(asked.config)
+    _, source, valid = open_images(asked.config, sources=given)
     images = count(source, asked.config)
     held = min(images // HELD_OUT, MOST_HELD_OUT)
     if valid is None and held and isinstance(source, Source) and "hold_out" not in asked.given:
@@ -131,6 +138,7 @@ def command_of(config: Config) -> str:
     usual, words = flags(recipe("pretrain")), ["maejax", "train"]
     for name, value in flags(config).items():
         if value != usual[name]:
+            value = name_code(value) if callable(value) else value
             words += flag_words(name, redact(value) if isinstance(value, str) else value)
     return shlex.join(words)
 

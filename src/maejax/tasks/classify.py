@@ -1,5 +1,6 @@
 """Linear probing and fine-tuning (He et al. 2022, A.1): the task behind `--mode linear` and `--mode finetune`."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ from maejax.tasks.transfer import (
 from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.ema import restart_average, with_average
 from maejax.training.erasing import erase
-from maejax.training.log import RunLog
+from maejax.training.log import Callback, RunLog
 from maejax.training.losses import Features, cross_entropy, is_encoder, probe_losses, update_stats
 from maejax.training.mesh import first_device, local_copy, make_mesh
 from maejax.training.mixing import mix, soft_targets
@@ -53,13 +54,17 @@ from maejax.training.rundir import BEST, CHECKPOINTS
 from maejax.training.state import Frozen, TrainState, abstract_state, create_state, make_step
 
 
-def run(config: Config, console: Console, *, sources: Sources | None = None) -> Finished:
+def run(
+    config: Config, console: Console, *, sources: Sources | None = None, callbacks: Sequence[Callback] = ()
+) -> Finished:
     """Probe or fine-tune; `sources` are the training and the validation images if they are open already.
 
     Raises InputError if the input is wrong, and Failed if the loss became non-finite.
     """
     task = Classification(config, sources)
-    return probe_cached(task, console) if config.run.cache_features else train(task, console)
+    if config.run.cache_features and callbacks:
+        raise InputError("--cache-features trains many heads at once, and callbacks are for one run: leave one out")
+    return probe_cached(task, console) if config.run.cache_features else train(task, console, callbacks)
 
 
 class Classification(Task[Classifier]):

@@ -31,8 +31,11 @@ def first_bad_layer(model: MaskedAutoencoder, images: np.ndarray, order: np.ndar
 
     def outcomes():
         yield from layers(model.encoder, "transformer", "encoder.", "embed", lambda part: part(x, keep))
-        latent, first = model.latent(x, order_here), "dec_embed" if model.dec_embed else "mask_token"
-        yield from layers(model, "decoder", "", first, lambda part: part.decode(latent, order_here))
+        latent, first = model.latent(x, order_here), "dec_embed" if getattr(model, "dec_embed", None) else "mask_token"
+        if isinstance(model.decoder, Transformer):
+            yield from layers(model, "decoder", "", first, lambda part: part.decode(latent, order_here))
+        else:
+            yield "the decoder", model.decode(latent, order_here)
         yield "the loss", model(x, order_here).loss
 
     return first_bad(model, outcomes(), lambda m: m(x, order_here).loss.sum())

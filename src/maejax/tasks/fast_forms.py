@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from maejax.config import Config
 from maejax.distributed.processes import name_of
-from maejax.models.description import MAE, Compute, Network, Stack
+from maejax.models.description import MAE, Compute, Network
+from maejax.models.stack import Stack
 from maejax.ops.check import Comparison, Sizes, compare_fast_forms
 from maejax.tasks.checks import compute_of
 from maejax.training.mesh import gather, make_mesh

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ import numpy as np
 
 from maejax.config import Config
 from maejax.data.pipeline import Batch
+from maejax.errors import InputError
 from maejax.models import masking
+from maejax.models.code import name_code
 from maejax.models.description import MAE
 
 RATIOS = 4  # of a range of mask ratios; the step is compiled for each
@@ -32,7 +34,7 @@ class Masks(NamedTuple):
     """How a run hides patches: the seed, the strategy, the grid, and the numbers of visible patches to draw from."""
 
     seed: int
-    kind: masking.Kind
+    kind: masking.Kind | masking.Custom
     grid: tuple[int, int]
     visible: tuple[int, ...]
 
@@ -56,6 +58,25 @@ class Masks(NamedTuple):
         """Draw the masks of a global batch."""
         ratio = jnp.broadcast_to(self.ratio(step), batch.valid.shape)
         return Masked(batch.images, self.order(step, len(batch.images)), batch.valid, ratio)
+
+
+def check_custom(kind: Any, grid: tuple[int, int]) -> None:
+    """Check the orders that the user's mask draws, if the mask is the user's; raises InputError for other values."""
+    if not callable(kind):
+        return
+    draw = cast(masking.Custom, kind)
+    name, patches = name_code(kind), grid[0] * grid[1]
+    try:
+        keys = jax.random.split(jax.random.key(0), 2)
+        order = np.asarray(jax.vmap(lambda key: masking.draw(draw, key, 2, grid))(keys))
+    except Exception as error:  # whatever the user's code raises
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise InputError(f"mask {name} fails as mask(key, batch=2, grid={grid}) in jax.vmap: {why}") from error
+    if order.shape != (2, 2, patches) or np.any(np.sort(order) != np.arange(patches)):
+        raise InputError(
+            f"mask {name}: return an order int32 [batch, {patches}], in every row each of 0 to {patches - 1} once, the "
+            f"patches that stay visible first; for batch 2 it returns {list(order.shape[1:])}"
+        )
 
 
 def mask_ratios(given: float | Sequence[float]) -> tuple[float, ...]:

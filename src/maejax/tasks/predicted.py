@@ -1,6 +1,6 @@
 """The target of a pre-training run: what `--target` asks to predict, and the arrays that it needs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,8 @@ from maejax.data.stream import Stream
 from maejax.distributed.processes import arrays_of_0
 from maejax.errors import InputError, UnreadableImage
 from maejax.models.build import initial_model
-from maejax.models.description import MAE, Compute
+from maejax.models.code import name_code
+from maejax.models.description import MAE, Compute, ViT
 from maejax.models.stored import from_json
 
 NAMES = {"pixels": "pixels", "pca": "components", "ema": "features"}
@@ -26,7 +27,7 @@ SEEN = 512  # images whose patches give the principal components
 
 def own_target(config: Config) -> str:
     """Return the kind of target as `MAE.target` names it; weights are those of a teacher of features."""
-    return NAMES.get(config.mae.target, "features")
+    return "custom" if callable(config.mae.target) else NAMES.get(config.mae.target, "features")
 
 
 def target_of_flags(config: Config, encoder: Any, saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -36,6 +37,9 @@ def target_of_flags(config: Config, encoder: Any, saved: Mapping[str, Any] | Non
     """
     fields: dict[str, Any] = {"target": own_target(config), "loss_on": config.mae.loss_on}
     fields["mask_tokens"] = "encoder" if config.mae.encoder_mask_tokens else "decoder"
+    code: Any = config.mae.target
+    if callable(code):
+        return fields | {"custom_target": code, "custom_values": count_values(code, encoder)}
     if config.mae.target == "ema":
         half = -(-encoder.layers // 2)
         return fields | {"teacher": replace(encoder, attention_pool=False), "teacher_blocks": half}
@@ -44,6 +48,26 @@ def target_of_flags(config: Config, encoder: Any, saved: Mapping[str, Any] | Non
         teacher = model.teacher if isinstance(model, MAE) else None
         return fields | {"teacher": teacher or encoder}
     return fields
+
+
+def count_values(code: Callable[..., Any], encoder: ViT) -> int:
+    """Count the values that the user's target has for a patch. Raises InputError if it fails, or returns no [B, N, P].
+
+    Nothing is computed.
+    """
+    shape = (1, *encoder.image_size, encoder.channels)
+    try:
+        found = jax.eval_shape(code, jax.ShapeDtypeStruct(shape, jnp.float32))
+    except Exception as error:  # whatever the user's code raises
+        why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise InputError(f"target {name_code(code)} fails on images float32 {list(shape)}: {why}") from error
+    if len(getattr(found, "shape", ())) != 3 or found.shape[:2] != (1, encoder.patches):
+        got = list(found.shape) if hasattr(found, "shape") else type(found).__name__
+        raise InputError(
+            f"target {name_code(code)}: return [B, {encoder.patches}, P], values of each patch, for images [B, "
+            f"{', '.join(map(str, shape[1:]))}]; with B = 1 it returns {got}"
+        )
+    return found.shape[2]
 
 
 def read_teacher(config: Config, model: MAE) -> tuple[MAE, dict[str, np.ndarray]]:

@@ -15,6 +15,7 @@ from maejax.config import Config
 from maejax.data.pipeline import Batch
 from maejax.data.sources import Source
 from maejax.errors import InputError
+from maejax.models.code import name_code
 from maejax.models.description import MAE, Compute
 from maejax.models.flops import pretrain_flop
 from maejax.models.mae import MaskedAutoencoder
@@ -25,7 +26,7 @@ from maejax.tasks.checks import before_images, decoder_config, encoder_config, r
 from maejax.tasks.configured import configured_optimizer, configured_rate, faults_allowed
 from maejax.tasks.diagnosis import describe_batch, first_bad_layer
 from maejax.tasks.images import Sources, normalised_as
-from maejax.tasks.masks import Masked, Masks, mask_ratios
+from maejax.tasks.masks import Masked, Masks, check_custom, mask_ratios
 from maejax.tasks.predicted import (
     PARTS,
     follow,
@@ -40,6 +41,7 @@ from maejax.tasks.task import Phase, Task
 from maejax.tasks.transfer import as_found, as_saved, place_weights, with_weights
 from maejax.tasks.validation import Validation
 from maejax.training.checkpoint import saved_steps
+from maejax.training.log import Callback
 from maejax.training.mesh import first_device, local_copy
 from maejax.training.optim import for_trained
 from maejax.training.rundir import BEST
@@ -48,12 +50,14 @@ from maejax.training.state import Frozen, TrainState, make_step
 NEW_NORM = {"scale": 1, "bias": 0}
 
 
-def run(config: Config, console: Console, *, sources: Sources | None = None) -> Finished:
+def run(
+    config: Config, console: Console, *, sources: Sources | None = None, callbacks: Sequence[Callback] = ()
+) -> Finished:
     """Pre-train; `sources` are the training and the validation images if they are open already.
 
     Raises InputError if the input is wrong, and Failed if the loss became non-finite.
     """
-    return train(Pretraining(config, sources), console)
+    return train(Pretraining(config, sources), console, callbacks)
 
 
 class Pretraining(Task[MAE]):
@@ -72,6 +76,7 @@ class Pretraining(Task[MAE]):
         """Prepare as every task, then what the target needs: a teacher, or principal components."""
         super().prepare()
         self.watched = open_watched(self.config)
+        check_custom(self.config.mae.mask, self.model.encoder.grid)
         target = self.config.mae.target
         if target == "ema":
             self.model = replace(self.model, teacher=replace(self.model.encoder, attention_pool=False))
@@ -149,7 +154,10 @@ class Pretraining(Task[MAE]):
         until = f" (frozen up to step {frozen})" if frozen else ""
         kind = " of cross-attention" if mae.decoder == "cross" else ""
         said = {"pixels": "", "components": " for principal components", "features": " for a teacher's features"}
-        decoder = f"{mae.dec_layers} x {mae.dec_dim} decoder{kind}{said[self.model.target]}"
+        said["custom"] = f" for {name_code(mae.target)}"
+        of = f"{mae.dec_layers} x {mae.dec_dim} decoder{kind}"
+        of = f"decoder {name_code(mae.decoder)}" if callable(mae.decoder) else of
+        decoder = f"{of}{said[self.model.target]}"
         return f"{encoder.layers} x {encoder.dim} encoder{until}, {decoder}"
 
     def open_evaluator(self, source: Source, directory: Path, mesh: Mesh, start: int) -> Validation:
@@ -162,8 +170,8 @@ class Pretraining(Task[MAE]):
         return interval, Quality(self.config, source, mesh, faults_allowed(self.config))
 
     def image_flop(self) -> float:
-        """Count the FLOP of one step on one image."""
-        return pretrain_flop(self.model)
+        """Count the FLOP of one step on one image; 0 for a decoder that is not known here."""
+        return 0 if callable(self.config.mae.decoder) else pretrain_flop(self.model)
 
     def explain(self, directory: Path, mesh: Mesh, state: TrainState, step: int, rows: Batch) -> str:
         """Name the first layer that is not finite in the step after `state`, and write its batch for inspection."""
@@ -225,6 +233,8 @@ def model_config(config: Config, saved: Mapping[str, Any] | None = None) -> MAE:
         for ratio in ratios:
             MAE(**parts, mask_ratio=ratio)
         return MAE(**parts, mask_ratio=round(sum(ratios) / len(ratios), 6))
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"the model's flags do not fit together: {error}") from None
 

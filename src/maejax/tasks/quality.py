@@ -15,9 +15,9 @@ from maejax.data.part import spread
 from maejax.data.pipeline import Batch, check_readable
 from maejax.data.sources import Source, open_source
 from maejax.errors import InputError
-from maejax.evaluate.encoding import encode
-from maejax.evaluate.knn import leave_one_out
-from maejax.evaluate.rank import effective_rank
+from maejax.evaluation.encoding import encode
+from maejax.evaluation.knn import leave_one_out
+from maejax.evaluation.rank import effective_rank
 from maejax.models.description import MAE
 from maejax.models.flops import encode_flop, pretrain_flop
 from maejax.models.pooling import pools

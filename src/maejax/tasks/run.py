@@ -1,6 +1,6 @@
 """The life of a run: its directory and checkpoints, a start or a resumption, the messages, the loop, the end."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -39,7 +39,7 @@ from maejax.tasks.scheduled import evaluate_due, open_evaluations
 from maejax.tasks.task import Task
 from maejax.training.bucket_checkpoints import open_checkpoints
 from maejax.training.checkpoint import saved_steps
-from maejax.training.log import RunLog, read_lines
+from maejax.training.log import Callback, RunLog, read_lines
 from maejax.training.loop import Feed, Intervals, RunContext, fit
 from maejax.training.mesh import gather, make_mesh
 from maejax.training.rundir import BEST, CHECKPOINTS, CONFIG, open_run, read_config
@@ -101,16 +101,16 @@ def check_same(task: Task) -> None:
             )
 
 
-def train(task: Task, console: Console) -> Finished:
+def train(task: Task, console: Console, callbacks: Sequence[Callback] = ()) -> Finished:
     """Do a task: start the run of its flags, or resume it.
 
     Raises InputError if the input is wrong, and Failed if the loss became non-finite.
     """
     with prepared(task):
-        return train_prepared(task, console)
+        return train_prepared(task, console, callbacks)
 
 
-def train_prepared(task: Task, console: Console) -> Finished:
+def train_prepared(task: Task, console: Console, callbacks: Sequence[Callback] = ()) -> Finished:
     """Train a task that is `prepared`."""
     config, directory = task.config, run_directory(task.config)
     first = jax.process_index() == 0
@@ -133,7 +133,7 @@ def train_prepared(task: Task, console: Console) -> Finished:
             state = task.start_from_weights(state)
         trackers = open_trackers(config, directory, start, written) if first else []
         with (
-            RunLog(directory, start, stop, console, first=first, trackers=trackers) as log,
+            RunLog(directory, start, stop, console, first=first, trackers=trackers, callbacks=callbacks) as log,
             Trace(directory / "profile" / str(jax.process_index()), *traced_steps(config)) as trace,
         ):
             announce(task, log, state, start, forms, loader)

@@ -118,7 +118,7 @@ class Task(ABC, Generic[Model]):
         parameters = sum(array.size for array in jax.tree.leaves(nnx.state(state.model, nnx.Param)))
         config, data, optimization = self.config, self.config.data, self.config.optimization
         if self.source.total is None:
-            images, epochs = f"{len(self.source.shards)} shards", ""  # type: ignore[union-attr]
+            images, epochs = self.source.size, ""  # type: ignore[union-attr]
         else:
             seen = optimization.training_steps * data.train_batch_size / config.augment.augment_repeats
             images, epochs = f"{self.source.total:,} images", f" = {seen / self.source.total:.1f} epochs"

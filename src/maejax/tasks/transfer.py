@@ -105,10 +105,14 @@ def with_facts_of_file(
         kept = {name: saved["flags"][name] for name in FACTS if name in saved["flags"] and name not in given}
         return with_flags(config, **{n: tuple(v) if isinstance(v, list) else v for n, v in kept.items()}), []
     from maejax.weights.addresses import local
+    from maejax.weights.custom_code import CustomCode
     from maejax.weights.files import read
 
     here, _ = local(path, config.data.cache_dir)
     known: dict[str, Any] = {"image_size": config.image_shape, "prefix": config.transfer.prefix}
+    if not config.transfer.new_decoder:
+        code: Any = config.mae.decoder, config.mae.target
+        known["code"] = CustomCode(*(each if callable(each) else None for each in code))
     if "heads" in given:
         known["heads"] = config.encoder.heads
     try:
@@ -133,10 +137,10 @@ def with_facts_of_file(
         facts["posemb"] = found.encoder.posemb
     if config.run.mode == "pretrain" and isinstance(found, MAE) and not config.transfer.new_decoder:
         facts |= {"norm_pix_loss": found.norm_pix_loss, "image_mask_ratio": found.mask_ratio}
-        facts |= {"dec_posemb": found.decoder.posemb, "decoder": found.decoder.attention}
+        facts |= {"dec_posemb": found.decoder.posemb, "decoder": found.decoder.custom or found.decoder.attention}
         facts["encoder_mask_tokens"] = found.mask_tokens == "encoder"
         if found.target != "features":
-            facts["target"] = {"pixels": "pixels", "components": "pca"}[found.target]
+            facts["target"] = {"pixels": "pixels", "components": "pca"}.get(found.target, found.custom_target)
         facts |= {"dec_inputs": found.decoder.inputs, "predict_share": found.decoder.predict_share}
     taken = {name: value for name, value in facts.items() if name not in given and own[name] != value}
     lines = [f"{as_flag(name, value)}, as the file says" for name, value in taken.items()]

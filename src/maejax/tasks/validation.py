@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from maejax.data.form import split_bands
 from maejax.data.pipeline import Batch, Loader, evaluation_loader
 from maejax.data.sources import Source
 from maejax.distributed.processes import broadcast_from_0
-from maejax.evaluate.reconstruction import draw_grid, reconstruct
+from maejax.evaluation.reconstruction import draw_grid, reconstruct
 from maejax.models import masking
 from maejax.models.mae import MaskedAutoencoder
 from maejax.pages.frames import add_frame
@@ -31,7 +32,7 @@ _log = logging.getLogger("maejax.tasks")
 PICTURES = 8  # reconstructions drawn at every validation
 
 
-def fixed_order(noise_seed: int, index: jax.Array, grid: tuple[int, int], kind: masking.Kind = "random") -> jax.Array:
+def fixed_order(noise_seed: int, index: jax.Array, grid: tuple[int, int], kind: Any = "random") -> jax.Array:
     """Draw the order [B, N] of each validation image from (seed, its number): the same mask at every validation."""
     key = jax.random.key(noise_seed)
     return jax.vmap(lambda i: masking.draw(kind, jax.random.fold_in(key, i), 1, grid)[0])(index.astype(jnp.uint32))
@@ -46,7 +47,7 @@ class Validation:
     def __init__(self, config: Config, source: Source, directory: Path, mesh: Mesh, faults: Faults, start: int = 0):
         self.loader = valid_loader(config, source, faults)
         self.seed = config.seeds.noise_seed
-        self.mask: masking.Kind = config.mae.mask
+        self.mask: masking.Kind | masking.Custom = config.mae.mask
         self.directory, self.mesh = directory, mesh
         self.show = shown_bands(config.data.show_bands, split_bands(config.data.bands), config.data.channels)
         self.best, self.best_step = best_so_far(directory, "val/loss", start)
@@ -72,7 +73,7 @@ class Validation:
         if loss <= self.best:
             self.best, self.best_step = loss, step
         model, path, pictures = local_copy(state.model, self.mesh), self.directory / "images" / f"{step}.png", None
-        shows = model.config.target != "features"  # type: ignore[attr-defined]
+        shows = model.config.drawable  # type: ignore[attr-defined]
         if first is not None and shows and jax.process_index() == 0:
             try:
                 with first_device():

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,16 @@ from maejax.training.trackers import Tracker, guarded
 
 _log = logging.getLogger("maejax.training")
 
+# `(step, metrics) -> whether to stop`, of the user's code; None is no.
+Callback = Callable[[int, dict[str, float]], bool | None]
+
 
 class RunLog:
     """Metrics and progress of a run from step `start` to `stop`; a context manager.
 
     Metrics are appended to `metrics.jsonl`, one object per line, without what an earlier process wrote beyond `start`.
     The `first` process alone writes and prints. `trackers` also get metrics and pictures, and are closed with the log.
+    `callbacks` get the metrics too; what they raise is raised. `stop_asked` is True once one of them asked for a stop.
     """
 
     def __init__(
@@ -37,8 +41,10 @@ class RunLog:
         *,
         first: bool = True,
         trackers: Sequence[Tracker] = (),
+        callbacks: Sequence[Callback] = (),
     ):
-        self.console = console
+        self.console, self.stop_asked = console, False
+        self._callbacks = callbacks if first else ()
         self._lines, self._trackers = None, trackers if first else ()
         if first:
             path = directory / "metrics.jsonl"
@@ -71,6 +77,8 @@ class RunLog:
             self._lines.append(json.dumps({"step": step, **finite}) + "\n")
             for tracker in self._trackers:
                 guarded(tracker.write, step, finite)
+        for callback in self._callbacks:
+            self.stop_asked |= bool(callback(step, dict(metrics)))
 
     def picture(self, step: int, path: Path) -> None:
         """Send a picture of reconstructions to the trackers."""

@@ -103,7 +103,8 @@ def fit(
 ) -> tuple[TrainState, bool]:
     """Train a state from step `run.start` to `run.stop`; its memory is given up. All processes call this together.
 
-    Returns the last state, and whether all is done. If not, a signal asked to stop, and the state was saved.
+    Returns the last state, and whether all is done. If not, a signal or a callback of the log asked to stop, and the
+    state was saved.
     `step_fn` is that of `make_step`. If `evaluated`, the state at `run.start` needs no evaluation. `flop` is that of an
     image in one step, for the share of the devices' peak; 0 leaves it out.
 
@@ -125,7 +126,7 @@ def fit(
         control = agreement.first_control()
         while True:
             position, last = feed.position(), step == run.stop
-            if stop.is_set():
+            if stop.is_set() or run.log.stop_asked:
                 agreement.ask(STOP)
             if intervals.minutes and jax.process_index() == 0 and time.monotonic() - saved_at > 60 * intervals.minutes:
                 agreement.ask(SAVE)

@@ -211,7 +211,8 @@ def _misfit(model: Network, family: Family) -> str:
     encoder = model.encoder
     if isinstance(model, MAE) and model.decoder.attention == "cross":
         return CROSS
-    if isinstance(model, MAE) and (model.target, model.mask_tokens) != ("pixels", "decoder"):
+    usual = ("pixels", "decoder", None)
+    if isinstance(model, MAE) and (model.target, model.mask_tokens, model.decoder.custom) != usual:
         return "such decoder"
     if isinstance(model, Classifier) and "classifier" not in family.classes:
         return "head of classes"

@@ -1,5 +1,6 @@
 """Weights of any layout: recognised by the content and read; and written."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from maejax.weights import (
     torch_names,
 )
 from maejax.weights.addresses import local
+from maejax.weights.custom_code import NO_CODE, CustomCode
 from maejax.weights.statement import KEY, read_beside, read_statement, statement_of, write_beside
 from maejax.weights.weights import Facts, Weights, model_of
 
@@ -27,16 +29,23 @@ if TYPE_CHECKING:
 LAYOUTS = {"maejax": ".safetensors", "original": ".msgpack", "fair": ".pth", "timm": ".pth", "hf": ""}
 
 
-def load(path: str | Path, **known: Any) -> "MaskedAutoencoder | ImageClassifier | VisionTransformer":
+def load(
+    path: str | Path,
+    *,
+    decoder: Callable[..., Any] | None = None,
+    target: Callable[..., Any] | None = None,
+    **known: Any,
+) -> "MaskedAutoencoder | ImageClassifier | VisionTransformer":
     """Load a model from any weights that `read` knows, or their address: an nnx.Module, computed in float32.
 
     A `MaskedAutoencoder` if there is a decoder, an `ImageClassifier` if there is a head, else a `VisionTransformer`.
-    Raises InputError as `read` does.
+    `decoder` and `target` are the user's code that the model was trained with; without its code a custom decoder is
+    left out. Raises InputError as `read` does.
     """
-    return model_of(read(local(str(path))[0], **known))
+    return model_of(read(local(str(path))[0], code=CustomCode(decoder, target), **known))
 
 
-def read(path: str | Path, *, raw: bool = False, prefix: str = "", **facts: Any) -> Weights:
+def read(path: str | Path, *, raw: bool = False, prefix: str = "", code: CustomCode = NO_CODE, **facts: Any) -> Weights:
     """Read weights in any known layout, recognised by the content.
 
     Raises InputError, with every wrong tensor, if it is none of these or incomplete.
@@ -46,6 +55,7 @@ def read(path: str | Path, *, raw: bool = False, prefix: str = "", **facts: Any)
             the .index.json of a file in parts.
         raw: of a run with --ema, the weights themselves instead of their average.
         prefix: of a file of PyTorch or safetensors, take the tensors alone whose names begin so.
+        code: the user's code in the model, for maejax's own layouts.
         facts: those of `Facts` that the file may lack. Without them heads are inferred from a head size of 64 (the
             decoder's are 16), images are square, targets are pixels, a head is on the cls token. A size that does not
             fit the file's positions changes nothing.
@@ -62,7 +72,7 @@ def read(path: str | Path, *, raw: bool = False, prefix: str = "", **facts: Any)
                 path = path / containers.TIMM_FILE
             elif timm_card.read_card(path) is None:
                 refuse_prefix(prefix, path)
-                return run_directory.read(path, raw=raw)
+                return run_directory.read(path, raw=raw, code=code)
             else:
                 path = containers.file_in(path)
         with path.open("rb") as file:
@@ -70,7 +80,7 @@ def read(path: str | Path, *, raw: bool = False, prefix: str = "", **facts: Any)
         if containers.holds_tensors(path, start):
             state = containers.read(path, prefix)
             if "maejax" in state.metadata:
-                return native.from_neutral(state.arrays, state.metadata, path)
+                return native.from_neutral(state.arrays, state.metadata, path, code)
             if huggingface.is_directory(path.parent) and huggingface.knows(state.arrays):
                 return huggingface.read(path.parent, prefix, known)
             stated = read_statement(state.metadata.get(KEY), str(path)) or read_beside(path)

@@ -12,6 +12,7 @@ from maejax.errors import Failed, WeightsError
 from maejax.models.stored import from_json
 from maejax.storage.atomic import write_atomically
 from maejax.version import __version__
+from maejax.weights.custom_code import NO_CODE, CustomCode
 from maejax.weights.weights import Weights, blank_arrays, check
 
 
@@ -24,16 +25,19 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         raise WeightsError(f"{path} cannot be read as safetensors: {error}") from None
 
 
-def from_neutral(arrays: dict[str, np.ndarray], metadata: dict[str, str], path: Path) -> Weights:
+def from_neutral(
+    arrays: dict[str, np.ndarray], metadata: dict[str, str], path: Path, code: CustomCode = NO_CODE
+) -> Weights:
     """Read a neutral file; raises WeightsError, with every difference, if it is incomplete."""
     meta = json.loads(metadata["maejax"])
     config = from_json(meta["model"])
+    classes = tuple(meta.get("classes", ()))  # files of earlier versions have none
+    weights = code.fill(Weights(arrays, config, "maejax", meta["writer"], tuple(meta["notices"]), classes))
     # The statistics of a probe may be missing, or have affine parameters.
-    both = (blank_arrays(config), arrays)
+    both = (blank_arrays(weights.config), weights.arrays)
     wanted, given = ({n: a for n, a in some.items() if not n.startswith("head_norm.")} for some in both)
     check(wanted, given, str(path))
-    classes = tuple(meta.get("classes", ()))  # files of earlier versions have none
-    return Weights(arrays, config, "maejax", meta["writer"], tuple(meta["notices"]), classes)
+    return weights
 
 
 def write(weights: Weights, path: Path) -> list[str]:

@@ -14,9 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from maejax.errors import WeightsError
 from maejax.models.classifier import POOL
-from maejax.models.description import Classifier, Stack, ViT
+from maejax.models.description import Classifier, ViT
 from maejax.models.patches import rotary_angles
 from maejax.models.pooling import Pool
+from maejax.models.stack import Stack
 from maejax.version import __version__
 from maejax.weights.weights import Weights, fold_head_norm, unstack
 

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from maejax.errors import WeightsError
-from maejax.models.description import MAE, Classifier, Stack, change_encoder
+from maejax.models.description import MAE, Classifier, change_encoder
+from maejax.models.stack import Stack
 from maejax.weights import files
 from maejax.weights.addresses import local
+from maejax.weights.custom_code import CustomCode
 from maejax.weights.weights import Weights
 
 _log = logging.getLogger("maejax.weights")
@@ -38,6 +40,8 @@ def load_pretrained(
     encoder, decoder = model.encoder, model.decoder if isinstance(model, MAE) and not new_decoder else None
     known = {"heads": encoder.heads, "dec_heads": decoder and decoder.heads, "prefix": prefix}
     known |= {"channel_rule": channel_rule, "bands": encoder.bands}
+    if isinstance(model, MAE):
+        known["code"] = code_of(model, new_decoder=new_decoder)
     weights, fetched = fetch_pretrained(path, encoder.image_size, encoder.channels, cache_dir, **known)
     found = weights.config
     if decoder is not None and not isinstance(found, MAE):
@@ -60,6 +64,11 @@ def load_pretrained(
         used = [n for n in weights.arrays if n.startswith("encoder.") and not n.startswith("encoder.attention_pool.")]
         weights = replace(weights, arrays={name: weights.arrays[name] for name in used}, config=found.encoder)
     return weights, fetched
+
+
+def code_of(model: MAE, *, new_decoder: bool = False) -> CustomCode:
+    """Return the user's code in a model that starts from weights, but for that of a new decoder."""
+    return CustomCode() if new_decoder else CustomCode(model.decoder.custom, model.custom_target)  # type: ignore[arg-type]
 
 
 def fetch_pretrained(

@@ -9,6 +9,7 @@ from maejax.models.stored import from_json
 from maejax.storage import mirror
 from maejax.training.checkpoint import read_model_arrays, saved_steps
 from maejax.training.rundir import BEST, CHECKPOINTS, read_config
+from maejax.weights.custom_code import NO_CODE, CustomCode
 from maejax.weights.weights import Weights, blank_arrays, check
 
 
@@ -38,17 +39,20 @@ def locate(path: str | Path) -> tuple[Path, Path]:
     return run, folder / str(steps[-1])
 
 
-def read(path: str | Path, *, raw: bool = False) -> Weights:
+def read(path: str | Path, *, raw: bool = False, code: CustomCode = NO_CODE) -> Weights:
     """Read the weights of a run directory, or of one of its checkpoints: their average if it keeps one, unless `raw`.
 
-    Raises InputError if there is no such checkpoint, or if its arrays are not those of the model in config.json.
+    `code` is that of the user in the model. Raises InputError if there is no such checkpoint, or if its arrays are not
+    those of the model in config.json.
     """
     run, checkpoint = locate(path)
     meta = read_config(run)
     assert meta is not None  # locate found it
     config = from_json(meta["model"])
     arrays = {name: np.asarray(array) for name, array in read_model_arrays(checkpoint, raw=raw).items()}
-    check(blank_arrays(config), arrays, mirror.shown(checkpoint))
     classes = tuple(meta["classes"]) if config.kind == "classifier" else ()
     ratio = meta["flags"].get("test_crop_ratio", 0.0)
-    return Weights(arrays, config, "maejax", f"maejax {meta['maejax']}, step {checkpoint.name}", (), classes, ratio)
+    writer = f"maejax {meta['maejax']}, step {checkpoint.name}"
+    weights = code.fill(Weights(arrays, config, "maejax", writer, (), classes, ratio))
+    check(blank_arrays(weights.config), weights.arrays, mirror.shown(checkpoint))
+    return weights

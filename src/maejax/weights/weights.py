@@ -14,6 +14,7 @@ from maejax.models.build import abstract_model
 from maejax.models.description import MAE, PLAIN, Classifier, Compute, Network, ViT
 from maejax.models.patches import sincos_table
 from maejax.models.trees import mismatches, named_arrays, with_arrays
+from maejax.version import __version__
 
 HEAD_SIZE = 64  # of most published ViTs; the widths of one head cannot be read from a packed projection
 # Heads of the published ViTs whose heads are wider: SigLIP's so400m, H of the paper (Table 2 of Dosovitskiy et al.), g
@@ -126,6 +127,14 @@ def model_of(weights: Weights, compute: Compute = PLAIN) -> Any:
     return model
 
 
+def weights_of(model: Any) -> Weights:
+    """Return the weights of a model, as `model_of` takes them."""
+    prefix = "encoder." if model.config.kind == "encoder" else ""
+    arrays = {prefix + name: np.asarray(array) for name, array in named_arrays(model).items()}
+    classes = tuple(getattr(model, "classes", ()))
+    return Weights(arrays, model.config, "maejax", f"maejax {__version__}", (), classes)
+
+
 def blank_arrays(config: Network) -> dict[str, np.ndarray]:
     """List the arrays of a model by our names, as zeros that take no memory."""
     prefix = "encoder." if config.kind == "encoder" else ""
@@ -160,6 +169,8 @@ def beyond_the_paper(config: Network) -> list[str]:
         found.append("cls token without a position")
     if isinstance(config, MAE) and config.decoder.attention == "cross":
         found.append(CROSS)
+    if isinstance(config, MAE) and config.decoder.custom is not None:
+        found.append("decoder of another program")
     if isinstance(config, MAE) and config.target != "pixels":
         found.append(f"decoder that predicts {config.target}")
     return found

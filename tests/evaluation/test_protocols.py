@@ -1,0 +1,126 @@
+"""`maejax evaluate`: one table of all judges, with the untrained encoder beside the trained one."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from maejax.data.sources import open_source
+from maejax.errors import InputError
+from maejax.evaluation.protocols import pair, untrained_like
+from maejax.models.build import initial_model
+from maejax.models.description import Compute, ViT
+from maejax.models.trees import named_arrays
+
+
+def labelled(path, classes, labels):
+    """Write noise as dark pictures, but for dogs, which are bright."""
+    images = np.random.default_rng(len(labels)).integers(0, 60, (len(labels), 16, 16, 3), np.uint8)
+    images[np.array(classes)[labels] == "dog"] += 90
+    np.savez(path, images=images, labels=labels, classes=np.array(classes))
+    return path
+
+
+@pytest.fixture
+def splits(tmp_path):
+    train = labelled(tmp_path / "train.npz", ["cat", "dog"], np.arange(40) % 2)
+    test = labelled(tmp_path / "test.npz", ["dog", "cat"], (np.arange(18) + 1) % 2)
+    return train, test
+
+
+def test_all_protocols_in_one_report(trained, maejax, splits):
+    flags = ["--train-dataset-shards", splits[0], "--valid-dataset-shards", splits[1], "--workers", 0]
+    flags += ["--out", "judged"]
+    code, printed = maejax("evaluate", trained, *flags)
+    assert code == 0, printed
+    report = json.loads(Path("judged/report.json").read_text())
+    columns = {"knn_10", "knn_20", "fewshot_1", "fewshot_5", "fewshot_10", "linear", "attentive", "efficient"}
+    for kind in ("pretrained", "untrained"):
+        assert {name for name in report["scores"][kind] if not name.endswith("_std")} == columns
+    assert report["images"] == {"train": 40, "test": 18}
+    assert not any("…" in line or len(line) > 80 for line in printed.splitlines() if "│" in line), printed
+    page = Path("judged/report.html").read_text()
+    for text in (
+        "Confusion",
+        "Worst mistakes",
+        "nearest training images",
+        "A map of the features needs 20 test images",
+        "same encoder, untrained",
+        "attentive",
+        "efficient",
+        "10 shots",
+        "data:image/png",
+        report["explanation"][:20],
+    ):
+        assert text in page
+    # The splits number the classes differently: who overlooks that gets all wrong.
+    assert report["scores"]["pretrained"]["linear"] > 90
+    code, printed = maejax("evaluate", trained, *flags, "--protocol", "knn", "--no-control", "--json")
+    assert code == 0 and '"knn_20"' in printed and "untrained" not in printed
+
+
+def test_unreadable_images_count_nowhere(trained, maejax, tmp_path):
+    for split in ("train", "test"):
+        for i in range(12):
+            path = tmp_path / split / ("cat", "dog")[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(path)
+        (path.parent / "bad.png").write_bytes(b"no image")
+    (path.parent / "worse.png").write_bytes(b"")
+    flags = ["--train-dataset-shards", tmp_path / "train", "--valid-dataset-shards", tmp_path / "test", "--workers", 0]
+    code, printed = maejax("evaluate", trained, *flags, "--protocol", "knn", "--no-control")
+    report = json.loads(Path("evaluation/report.json").read_text())
+    assert code == 0 and report["images"] == {"train": 12, "test": 12}, printed
+    assert report["unreadable"] == {"train": 1, "test": 2}
+    assert "left out: 1 of train, 2 of test" in Path("evaluation/report.html").read_text()
+
+
+def test_bad_input_gets_one_sentence(trained, maejax, splits, tmp_path):
+    both = ["--train-dataset-shards", splits[0], "--valid-dataset-shards", splits[1]]
+    for flags, sentence in (
+        ([], "--train-dataset-shards is missing"),
+        ([*both, "--protocol", "svm"], "--protocol svm"),
+        ([*both, "--pool", "max"], "--pool max"),
+    ):
+        code, printed = maejax("evaluate", trained, *flags)
+        assert code == 2 and sentence in printed, printed
+    bird = open_source(str(labelled(tmp_path / "bird.npz", ["bird", "cat"], np.arange(6) % 2)))
+    with pytest.raises(InputError, match="lacks: bird"):
+        pair(open_source(str(splits[0])), bird)
+    unlabelled = tmp_path / "unlabelled.npz"
+    np.savez(unlabelled, images=np.zeros((3, 16, 16, 3), np.uint8))
+    with pytest.raises(InputError, match="--valid-dataset-shards: no image has a label"):
+        pair(open_source(str(splits[0])), open_source(str(unlabelled)))
+
+
+OPTIONS = {"posemb": "learnable", "layerscale": True, "final_norm": False, "gelu": "tanh"}
+
+
+def static(module):
+    """List the attributes of a module and of all modules in it that are no arrays."""
+    found = {}
+    for name, value in vars(module).items():
+        if isinstance(value, nnx.Module):
+            found |= {f"{name}.{inner}": attribute for inner, attribute in static(value).items()}
+        elif not isinstance(value, nnx.Variable):
+            found[name] = value
+    return {name: value for name, value in found.items() if "_pytree" not in name and "_object" not in name}
+
+
+@pytest.mark.parametrize("changes", [{}, {"gelu": "tanh"}, OPTIONS], ids=str)
+def test_the_control_differs_from_the_encoder_in_its_arrays_alone(changes):
+    config = ViT(**{"image_size": (8, 16), "patch_size": 4, "layers": 2, "dim": 16, "heads": 4} | changes)
+    encoder = initial_model(config, Compute(attention="xla"))
+    fresh = untrained_like(encoder, seed=1)
+    ours, theirs = named_arrays(encoder), named_arrays(fresh)
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
+    assert jax.tree.structure(encoder) == jax.tree.structure(fresh)
+    assert static(encoder) == static(fresh) and static(encoder)["transformer.blocks.activation"] == config.gelu
+    assert np.abs(ours["embed.kernel"] - theirs["embed.kernel"]).max() > 0.01
+    if config.posemb == "sincos2d":
+        encoder.positions[...] = 7 * encoder.positions[...]  # such as another code's
+        np.testing.assert_array_equal(untrained_like(encoder).positions[...], encoder.positions[...])
