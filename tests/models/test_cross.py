@@ -100,7 +100,7 @@ def test_five_adamw_steps_equal_the_authors(authors):
     assert_close(losses, list(g["losses"]))
 
 
-@pytest.mark.parametrize("inputs", ["last", "all"])
+@pytest.mark.parametrize("inputs", ["all", pytest.param("last", marks=pytest.mark.slow)])
 def test_scan_and_remat_change_nothing(inputs):
     x, order = jax.random.normal(jax.random.key(1), (2, 16, 24, 3)), masking.random(jax.random.key(2), 2, 24)
     key, results = jax.random.key(3), []
@@ -137,7 +137,7 @@ def test_mask_tokens_ask_alone():
     assert_close(forward(model, hidden_changed, order).prediction, few.prediction, rounding(SUMS))
 
 
-@pytest.mark.parametrize("share", [0.33, 1.0])
+@pytest.mark.parametrize("share", [0.33, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_fast_forms_take_fewer_or_more_queries_than_keys(monkeypatch, share):
     model = tiny({"dim": 128, "heads": 4, "predict_share": share}, encoder={"dim": 128, "layers": 1})
     x, order = jax.random.normal(jax.random.key(1), (3, 16, 24, 3)), masking.random(jax.random.key(2), 3, 24)

@@ -16,6 +16,8 @@ from maejax.training.mesh import make_mesh
 from maejax.training.optim import build_optimizer
 from maejax.training.state import TrainState, abstract_state
 
+from ..conftest import create_state
+
 
 def model(dim=16):
     encoder = ViT(image_size=(8, 8), patch_size=4, dim=dim, layers=2, heads=2)
