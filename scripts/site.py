@@ -3,7 +3,7 @@
     python scripts/site.py site      # or `make site`; then: python -m http.server --directory site
 
 The pages of docs/ and CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become the site. Their links to code keep their text alone, for
-the site does not hold the code.
+the site does not hold the code; links that are named after a file get the title of its page.
 """
 
 import os
@@ -18,7 +18,11 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 OF_THE_ROOT = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "SECURITY.md": "security.md"}
 LINK = re.compile(r"(?<!!)\[([^]\n]*)\]\(([^)\s]+)\)")
-FETCHES = {"href": {"link"}, "src": {"script", "img", "iframe", "source", "audio", "video", "embed"}, "data": {"object"}}
+FETCHES = {
+    "href": {"link"},
+    "src": {"script", "img", "iframe", "source", "audio", "video", "embed"},
+    "data": {"object"},
+}
 
 
 def main(site: Path) -> None:
@@ -55,8 +59,12 @@ def relink(link: re.Match, written: Path, path: Path, places: dict[Path, Path]) 
     text, (name, anchor, of_page) = link[1], link[2].partition("#")
     if "://" in name or not name:
         return link[0]
-    target = places.get(Path(os.path.normpath(written.parent / name)))
-    return f"[{text}]({os.path.relpath(target, path.parent)}{anchor}{of_page})" if target else text
+    source = Path(os.path.normpath(written.parent / name))
+    if source not in places:
+        return text
+    if re.fullmatch(r"[\w/-]+\.md", text):
+        text = source.read_text().partition("\n")[0].removeprefix("# ")
+    return f"[{text}]({os.path.relpath(places[source], path.parent)}{anchor}{of_page})"
 
 
 class Page(HTMLParser):
