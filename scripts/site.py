@@ -2,8 +2,8 @@
 
     python scripts/site.py site      # or `make site`; then: python -m http.server --directory site
 
-The pages of docs/ and CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become the site. Their links to code keep their text alone, for
-the site does not hold the code; links that are named after a file get the title of its page.
+The site holds docs/, CONTRIBUTING.md, CHANGELOG.md and SECURITY.md. Links to code keep their text alone, for it is not
+there; links that are named after a file get the title of its page.
 """
 
 import os

@@ -2,7 +2,7 @@
 
     python tests/shortened.py NAME ARGUMENTS      # in the folder that tests/test_snippets.py makes
 
-`maejax` gets tiny sizes and few steps. Programs for hardware and accounts that are not here only have their arguments looked at.
+`maejax` gets tiny sizes and few steps. Programs for hardware and accounts that are not here do nothing.
 """
 
 import importlib.util
@@ -105,7 +105,7 @@ def pip(args: list[str]) -> int:
 
 
 def python(args: list[str]) -> int:
-    """Run the original's command and its converters; of benchmarks, which take minutes to hours, see that they parse."""
+    """Run the original's command and its converters; see that a benchmark, which takes hours, parses."""
     if args[0] == "src/main.py":
         return maejax(["train", *args[1:]])
     if args[0].startswith("scripts/convert"):

@@ -34,14 +34,16 @@ def commands(text: str) -> Iterator[list[str]]:
     for block in blocks(text, "", "bash"):
         given = dict(re.findall(r"\b(\w+)=(\S+)", block) + re.findall(r"\bfor (\w+) in (\S+)", block))
         for line in block.replace("\\\n", " ").splitlines():
-            line = line.removeprefix("$ ").replace(
-                'features --part slurm "$@"', "features CKPT IMAGES --out FILE.npy --part slurm"
-            )
-            line = line.replace('"$@"', "")
-            for _ in range(2):  # a variable may have the value of another
-                line = re.sub(r"\$\{?(\w+)\}?", lambda name: given.get(name[1], "0"), line)
-            words = shlex.split(line, comments=True) if "maejax" in line else []
+            line = line.removeprefix("$ ").replace('--part slurm "$@"', "CKPT IMAGES --out FILE.npy --part slurm")
+            words = shlex.split(with_values(line.replace('"$@"', ""), given), comments=True) if "maejax" in line else []
             at = next((i for i, word in enumerate(words) if word in ("maejax", ".venv/bin/maejax")), len(words))
             ends = [i for i, word in enumerate(words) if word in ("|", ">", "&&", ";") and i > at]
             if found := [word for word in words[at + 1 : min([*ends, len(words)])] if word != "..."]:
                 yield found
+
+
+def with_values(line: str, given: dict[str, str]) -> str:
+    """Put the values of variables into a line; a value may be another variable."""
+    for _ in range(2):
+        line = re.sub(r"\$\{?(\w+)\}?", lambda name: given.get(name[1], "0"), line)
+    return line

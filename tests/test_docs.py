@@ -3,6 +3,7 @@
 import ast
 import pkgutil
 import re
+import subprocess
 
 import pytest
 
@@ -98,6 +99,17 @@ def written(source):
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.append(node.value)
     return "\n".join(found)
+
+
+def test_commits_that_contributing_names_are_in_the_history():
+    named = re.findall(r"\b(?=[0-9a-f]*\d)[0-9a-f]{7}\b", PAGES["CONTRIBUTING.md"])
+    assert len(named) > 3
+    git = ["git", "-C", str(ROOT), "cat-file", "--batch-check"]
+    shallow = subprocess.run([*git[:3], "rev-parse", "--is-shallow-repository"], capture_output=True, text=True)
+    if shallow.stdout != "false\n":
+        pytest.skip("there is no whole history")
+    found = subprocess.run(git, input="\n".join(named), capture_output=True, text=True).stdout
+    assert found.count(" commit ") == len(named), found
 
 
 def test_the_site_has_every_page():

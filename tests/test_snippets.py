@@ -6,12 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import ROOT, TINY
+from .conftest import ROOT
 from .gcs import Storage
 from .hub import Hub
 from .snippets import PAGES, blocks, transcripts
@@ -87,14 +88,10 @@ def world(place, maejax):
     for number in range(4):
         shutil.copy(shard, f"sets/imagenet-1k-wds/imagenet1k-train-{number:04}.tar")
     shutil.copy(shard, "sets/imagenet-1k-wds/imagenet1k-validation-00.tar")
-    weights = {
-        "pretrain-vit-l16-224-in1k-800ep-best.msgpack": "original", "hf": "hf", "timm.safetensors": "timm", "mine.safetensors": "maejax"
-    }  # fmt: skip
-    weights |= (
-        dict.fromkeys(("mae_pretrain_vit_base.pth", "mae_visualize_vit_large.pth", "dino.pth"), "fair")
-        if torch()
-        else {}
-    )
+    weights = {"pretrain-vit-l16-224-in1k-800ep-best.msgpack": "original", "hf": "hf"}
+    weights |= {"timm.safetensors": "timm", "mine.safetensors": "maejax"}
+    authors = ("mae_pretrain_vit_base.pth", "mae_visualize_vit_large.pth", "dino.pth")
+    weights |= dict.fromkeys(authors, "fair") if find_spec("torch") else {}
     for name, layout in weights.items():
         assert maejax("convert", "runs/mine", name, "--to", layout)[0] == 0
     for name in ("config", "scripts", "benchmarks", "src", "constraints"):
@@ -114,18 +111,11 @@ def world(place, maejax):
             hub.put(name, {"model.safetensors" if len(files) == 1 else each.name: each.read_bytes() for each in files})
         for number in range(4):
             storage.objects["mine", f"sets/s-{number:04}.tar"] = shard.read_bytes()
-        yield os.environ | storage.environment | {
-            "PATH": f"{place}/.venv/bin:{os.environ['PATH']}", "REAL_MAKE": shutil.which("make") or "make", "WANDB_MODE": "offline",
-            "HF_ENDPOINT": hub.url, "HF_TOKEN": "secret", "XDG_CACHE_HOME": str(place / "cache"), "GCS_DATASET_DIR": "sets",
-            "GCS_MODEL_PATH": "runs/mine", "POD_PROJECT": "p", "POD_ZONE": "z", "POD_NAME": "n", "POD_TYPE": "v4-64", "COLUMNS": "120"
-        }  # fmt: skip
-
-
-def torch():
-    """Return whether PyTorch is there."""
-    from importlib.util import find_spec
-
-    return find_spec("torch") is not None
+        accounts = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "secret", "WANDB_MODE": "offline", **storage.environment}
+        places = {"XDG_CACHE_HOME": f"{place}/cache", "GCS_DATASET_DIR": "sets", "GCS_MODEL_PATH": "runs/mine"}
+        pod = {"POD_PROJECT": "p", "POD_ZONE": "z", "POD_NAME": "n", "POD_TYPE": "v4-64"}
+        programs = {"PATH": f"{place}/.venv/bin:{os.environ['PATH']}", "REAL_MAKE": shutil.which("make") or "make"}
+        yield os.environ | accounts | places | pod | programs
 
 
 @pytest.mark.slow
