@@ -3,7 +3,7 @@
     python scripts/screenshots.py                      # or some of them: demo playground report
     python scripts/screenshots.py --photos PHOTOS.tar --budget 4m playground
 
-The first is of `maejax demo`, the others of `maejax train PHOTOS`. `make browser` has installed playwright and Chromium.
+The first is of `maejax demo`, the others of `maejax train PHOTOS`. `make browser` installs playwright and Chromium.
 """
 
 import argparse
@@ -59,7 +59,9 @@ def browser() -> Iterator[Page]:
     """Open Chromium with a page as wide as the pictures are."""
     with sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield opened.new_page(viewport={"width": 1240, "height": 1100})
+        page = opened.new_page(viewport={"width": 1240, "height": 1100})
+        page.set_default_timeout(300_000)  # milliseconds
+        yield page
         opened.close()
 
 

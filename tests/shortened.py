@@ -8,7 +8,6 @@
 import importlib.util
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +49,8 @@ def train(args: list[str]) -> list[str]:
     name = args[args.index("--name") + 1] if "--name" in args else "pretrain"
     for stand_in in Path("runs").glob(f"{name}/.stand-in"):  # a run of the page's own takes its place
         subprocess.run(["rm", "-r", stand_in.parent], check=True)
+    if "--name" not in args:  # no page comes back to such a run
+        args = [*args, "--name", f"unnamed-{len(list(Path('runs').iterdir()))}"]
     chosen = not args[1:2] or not args[1].startswith("--")
     if chosen:
         if "--model" in args:
@@ -81,14 +82,14 @@ def without(args: list[str], *flags: str) -> list[str]:
 
 
 def served(command: list[str]) -> int:
-    """Start the playground, wait for its address, and end it as Ctrl-C does."""
+    """Start the playground, wait for its address, and end it."""
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         said = ""
         for line in server.stderr or ():
             said += line
             if "http://127.0.0.1:" in line:
-                server.send_signal(signal.SIGINT)
-                return server.wait(300)
+                server.terminate()
+                return 0
     print(said)
     return 1
 

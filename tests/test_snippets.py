@@ -9,6 +9,8 @@ import sys
 from importlib.util import find_spec
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -94,6 +96,14 @@ def world(place, maejax):
     weights |= dict.fromkeys(authors, "fair") if find_spec("torch") else {}
     for name, layout in weights.items():
         assert maejax("convert", "runs/mine", name, "--to", layout)[0] == 0
+    rows = [{"bytes": path.read_bytes(), "path": path.name} for path in (place / "flat").iterdir()]
+    table = pa.table({"image": pa.array(rows), "label": [0, 1] * (len(rows) // 2)})
+    (place / "dogs/train").mkdir(parents=True)
+    (place / "dogs/data").mkdir()
+    pq.write_table(table, "dogs/data/train-0.parquet")
+    with pa.ipc.new_stream("dogs/train/data-0.arrow", table.schema) as writer:
+        writer.write_table(table)
+    (place / "dogs/train/state.json").write_text('{"_data_files": [{"filename": "data-0.arrow"}]}')
     for name in ("config", "scripts", "benchmarks", "src", "constraints"):
         (place / name).symlink_to(ROOT / name)
     (place / ".venv/bin").mkdir(parents=True)
@@ -120,7 +130,7 @@ def world(place, maejax):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
-def test_blocks_run(page, world, place):
+def test_blocks_run(page, world, place, trained_once):
     """Every block in its order, in one folder; `photos/` has splits where a block names them, else classes."""
     for block in blocks(PAGES[page], "bash"):
         split = re.search(r"photos/(train|val|test)|DATA=", block)
@@ -139,5 +149,6 @@ def test_blocks_run(page, world, place):
         tree = ast.parse(block)
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         if imported == {"maejax"}:  # others are run by `make peers` and `make clusters`
+            shutil.copytree(trained_once, "runs/mine", dirs_exist_ok=True)
             before = "import jax, numpy as np\nkey = jax.random.key(0)\nimages = np.zeros((2, 16, 16, 3), np.uint8)\n"
             subprocess.run([sys.executable, "-c", before + block], env=world, check=True)
