@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # Where it is set, as in some images, each process compiles all of JAX anew: four seconds of its processor's time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test thorough processors peers lint release seeds faults clusters browser first-hour clothing ablations clean
+.PHONY: demo test thorough processors peers lint release seeds faults clusters browser site site-check first-hour clothing ablations clean
 
 demo: $(VENV)/.installed
 	$(BIN)/maejax demo
@@ -64,6 +64,16 @@ browser: $(VENV)/.installed-test
 	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable '.[test,browser]'
 	$(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/playground
 
+# The documentation as a site, in site/; `python -m http.server --directory site` shows it. Warnings are errors.
+site: $(VENV)/.installed-docs
+	$(BIN)/python scripts/site.py site
+
+# Every command and snippet of the pages, shortened, and the site in a real browser, for root on Debian or Ubuntu: half an hour.
+site-check: site $(VENV)/.installed-peers
+	command -v chromium chromium-browser google-chrome > /dev/null || apt-get install --yes chromium
+	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable '.[test,browser]'
+	$(BIN)/python -m pytest -v -s -m 'slow or not slow' tests/test_snippets.py tests/test_site.py
+
 # What a newcomer does, against the built wheel in a clean environment, with the seconds of each step: ten minutes.
 first-hour: $(VENV)/bin/python
 	$(BIN)/python tests/first_hour.py
@@ -99,9 +109,13 @@ $(VENV)/.installed-test: pyproject.toml constraints/*.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable '.[test]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed-test
+	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable '.[test,docs]'
+	touch $@
+
 $(VENV)/.installed-peers: $(VENV)/.installed-test
 	$(BIN)/python -m pip install $(PIP) --constraint $(CONSTRAINTS) --editable '.[test,interop]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache dist site

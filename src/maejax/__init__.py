@@ -1,8 +1,9 @@
 """Masked-autoencoder pre-training in JAX: from images to a measured encoder.
 
->>> import maejax
->>> model = maejax.load("runs/demo")              # what a run wrote
->>> z = model.encode(model.normalize(images))     # uint8 [B, H, W, C] -> [B, D]
+Examples:
+    >>> import maejax
+    >>> model = maejax.load("runs/demo")              # what a run wrote
+    >>> z = model.encode(model.normalize(images))     # uint8 [B, H, W, C] -> [B, D]
 
 docs/python.md describes the names below. None of them imports JAX before it is used.
 """
