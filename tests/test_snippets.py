@@ -149,6 +149,7 @@ def test_blocks_run(page, world, place, trained_once):
         tree = ast.parse(block)
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         if imported == {"maejax"}:  # others are run by `make peers` and `make clusters`
-            shutil.copytree(trained_once, "runs/mine", dirs_exist_ok=True)
+            shutil.rmtree("runs/mine")  # a block may have trained another
+            shutil.copytree(trained_once, "runs/mine")
             before = "import jax, numpy as np\nkey = jax.random.key(0)\nimages = np.zeros((2, 16, 16, 3), np.uint8)\n"
             subprocess.run([sys.executable, "-c", before + block], env=world, check=True)
