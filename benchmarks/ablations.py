@@ -21,7 +21,8 @@ from clothing import PARTIAL, TUNE_EPOCHS, begin, cores, flags, prepare
 from rich.console import Console
 
 from maejax.data.sources import open_source
-from maejax.evaluation.protocols import pair, score, untrained_like
+from maejax.evaluation.labelled import pair
+from maejax.evaluation.protocols import score, untrained_like
 from maejax.tasks import classify, eval_only, pretrain
 from maejax.training.log import read_metrics
 from maejax.training.rundir import write_json

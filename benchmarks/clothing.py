@@ -19,7 +19,8 @@ from rich.console import Console
 from maejax.config import with_flags
 from maejax.data.packing import pack
 from maejax.data.sources import open_source
-from maejax.evaluation.protocols import pair, score, untrained_like
+from maejax.evaluation.labelled import pair
+from maejax.evaluation.protocols import score, untrained_like
 from maejax.recipes import recipe
 from maejax.tasks import classify, eval_only, pretrain
 from maejax.training.memory import keep_freed_memory

@@ -17,7 +17,7 @@ from maejax.data.sources import open_source
 from maejax.evaluation.attentive import attentive_probe
 from maejax.evaluation.efficient import efficient_probe
 from maejax.evaluation.encoding import encode_source
-from maejax.evaluation.protocols import pair
+from maejax.evaluation.labelled import pair
 from maejax.weights.files import load
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -18,7 +18,8 @@ from rich.console import Console
 from maejax.config import with_flags
 from maejax.data import fashion_mnist
 from maejax.data.sources import open_source
-from maejax.evaluation.protocols import pair, score
+from maejax.evaluation.labelled import pair
+from maejax.evaluation.protocols import score
 from maejax.recipes import recipe
 from maejax.tasks import pretrain
 from maejax.training.log import read_metrics

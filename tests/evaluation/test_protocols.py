@@ -1,6 +1,8 @@
 """`maejax evaluate`: one table of all judges, with the untrained encoder beside the trained one."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import jax
@@ -9,12 +11,16 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from maejax.data import pieces
 from maejax.data.sources import open_source
 from maejax.errors import InputError
-from maejax.evaluation.protocols import pair, untrained_like
+from maejax.evaluation.labelled import pair
+from maejax.evaluation.protocols import untrained_like
 from maejax.models.build import initial_model
 from maejax.models.description import Compute, ViT
 from maejax.models.trees import named_arrays
+
+from ..data.server import Server
 
 
 def labelled(path, classes, labels):
@@ -124,3 +130,71 @@ def test_the_control_differs_from_the_encoder_in_its_arrays_alone(changes):
     if config.posemb == "sincos2d":
         encoder.positions[...] = 7 * encoder.positions[...]  # such as another code's
         np.testing.assert_array_equal(untrained_like(encoder).positions[...], encoder.positions[...])
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.stop()
+
+
+def served(server, images, labels, names):
+    """Serve shards of a class each as s-N.tar, and return their address; the first holds images of all classes."""
+    rows = [np.arange(2), *(np.flatnonzero(labels == c)[1:] for c in range(len(names)))]
+    for s, chosen in enumerate(rows):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for i in chosen:
+                picture = io.BytesIO()
+                Image.fromarray(images[i]).save(picture, "PNG")
+                for suffix, data in (("png", picture.getvalue()), ("cls", names[labels[i]].encode())):
+                    member = tarfile.TarInfo(f"{i:03}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        server.files[f"/s-{s}.tar"] = buffer.getvalue()
+        Path(f"s-{s}.tar").write_bytes(buffer.getvalue())
+    return f"s-{{0..{len(rows) - 1}}}.tar"
+
+
+def test_shards_elsewhere_are_judged_as_here_and_two_are_fetched_at_a_time(trained, maejax, server, monkeypatch):
+    """Classes are known after the last shard alone: "bird" is in the last two."""
+    labels, names, most = np.arange(36) % 3, ["cat", "dog", "bird"], []
+    labels[2:4] = 0  # no bird in the first shard
+    noise = np.random.default_rng(0).integers(0, 60, (36, 16, 16, 3))
+    images = (noise + 90 * labels[:, None, None, None]).astype(np.uint8)
+    shards = served(server, images, labels, names)
+    opened = pieces.Spool.__init__
+
+    def counted(self, *given, **more):
+        opened(self, *given, **more)
+        most.append(len(list(Path(self.path).parent.iterdir())))
+
+    monkeypatch.setattr(pieces.Spool, "__init__", counted)
+    flags = ["--workers", 0, "--protocol", "knn,fewshot,efficient"]
+    reports = {}
+    for name, place in (("here", shards), ("there", f"{server.url}/{shards}")):
+        code, printed = maejax(
+            "evaluate", trained, "--train-dataset-shards", place, "--valid-dataset-shards", place, "--out", name, *flags
+        )
+        assert code == 0, printed
+        reports[name] = json.loads(Path(name, "report.json").read_text())
+        assert "Worst mistakes" in Path(name, "report.html").read_text() and Path(name, "attention.png").exists()
+    assert max(most) <= 2
+    for measure in ("scores", "images", "classes", "unreadable"):
+        assert reports["there"][measure] == reports["here"][measure], measure
+    assert reports["here"]["classes"] == sorted(names) and reports["here"]["scores"]["pretrained"]["knn_10"] > 60
+
+    server.seen.clear()
+    both = ["--train-dataset-shards", f"{server.url}/{shards}", "--valid-dataset-shards", "s-{0,1}.tar"]
+    code, printed = maejax("evaluate", trained, *both, *flags, "--cache-dir", "kept", "--out", "kept-too")
+    fetched = [path for path, *_ in server.seen if path.endswith(".tar")]
+    assert code == 0 and sorted(fetched) == [f"/s-{s}.tar" for s in range(4)], (printed, fetched)
+    known = ["--train-dataset-shards", "s-{1,2}.tar", "--valid-dataset-shards", f"{server.url}/{shards}", *flags]
+    code, printed = maejax("evaluate", trained, *known)
+    assert code == 2 and "--valid-dataset-shards has classes that --train-dataset-shards lacks: bird" in printed, (
+        printed
+    )
+    del server.files["/s-3.tar"]
+    code, printed = maejax("evaluate", trained, *known)
+    assert code == 1 and "s-3.tar: " in printed and "404" in printed and "start the same command again" in printed

@@ -11,7 +11,7 @@ from maejax.api.flags import ReadFlags
 from maejax.data.form import form_for
 from maejax.errors import InputError
 from maejax.evaluation.evaluated import Evaluated, evaluate_encoder, named_protocols
-from maejax.evaluation.protocols import pair
+from maejax.evaluation.labelled import pair
 from maejax.models.pooling import pools
 from maejax.pixels import Pixels
 from maejax.weights.files import load

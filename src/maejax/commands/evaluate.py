@@ -33,6 +33,9 @@ class EvaluateCommand(Encode):
     pool: str = ""
     """Features for all protocols but attentive and efficient: cls, mean (of the patch tokens), cls+mean, or map (the
     encoder's own attention pooling). Empty: cls+mean, or mean where there is no cls token."""
+    cache_dir: str = ""
+    """Folder that keeps fetched shards. Empty: two are here at most, and each is fetched again for the control and for
+    pictures."""
     no_control: bool = False
     """Leave the untrained encoder out."""
     seed: int = 0
@@ -44,10 +47,9 @@ class EvaluateCommand(Encode):
 
     def run(self, console: Console) -> dict[str, Any]:
         """Evaluate, write the report and return what report.json holds; raises InputError before encoding."""
-        from maejax.data import sources
         from maejax.data.form import form_for
         from maejax.evaluation.evaluated import evaluate_encoder, named_protocols
-        from maejax.evaluation.protocols import pair
+        from maejax.evaluation.labelled import open_labelled, pair
 
         protocols = named_protocols(self.protocol)
         self.check(self.pool)
@@ -58,7 +60,8 @@ class EvaluateCommand(Encode):
         check_writable("--out", self.out, folder=True)
         first = self.join()
         console = console if first else Console(quiet=True)
-        data = pair(*(sources.open_source(spec, labels=self.labels or None) for spec in shards.values()))
+        given: dict[str, Any] = {"labels": self.labels or None, "cache_dir": self.cache_dir}
+        data = pair(*(open_labelled(spec, **given) for spec in shards.values()))
         encoder = self.load(self.ckpt).encoder
         found = evaluate_encoder(
             encoder,

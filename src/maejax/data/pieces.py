@@ -4,9 +4,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -92,6 +92,15 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.local) + len(self.shards)
 
+    def chosen(self, numbers: Sequence[int]) -> "Pieces":
+        """Return the pieces of these numbers, in order."""
+        here = len(self.local)
+        local, shards = (
+            [self.local[i] for i in numbers if i < here],
+            [self.shards[i - here] for i in numbers if i >= here],
+        )
+        return replace(self, local=local, shards=shards)
+
     @contextmanager
     def opened(self, first: int = 0) -> Iterator[Iterator[Source]]:
         """Open the pieces from a number on, within a `with`; a shard is there until the next one is asked for.
@@ -127,7 +136,7 @@ class Pieces:
         try:
             spool.wait(1 << 62)
         except FetchError as error:
-            raise Failed(f"{shard.name}: {error}; start the same command again to go on there") from None
+            raise Failed(f"{shard.name}: {error}; start the same command again") from None
         found = Listing()
         found.extend(in_tar(kept_file(self.stream.folder, shard.stem) or spool.path, shard.title, shard.name))
         return labelled(gather([shard.name], 1, found), [], self.labels)

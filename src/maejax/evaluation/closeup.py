@@ -5,25 +5,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maejax.data.display import as_picture, limits_of, shown_bands
-from maejax.data.part import take
-from maejax.data.sources import Source
-from maejax.evaluation.encoding import read
 from maejax.evaluation.knn import Votes, vote
+from maejax.evaluation.labelled import Side, read_rows
 from maejax.models.vit import VisionTransformer
 
 EXAMPLES = 6  # mistakes, and images whose neighbours are shown
 NEAR = 6  # neighbours of each
 MAPPED = 2000  # test images at most, evenly spread
 _LEAST = 20  # images of which a map says something
-
-
-class Side(NamedTuple):
-    """Labelled images: their source, features [n, D], labels [n], and numbers [n] in the source."""
-
-    source: Source
-    features: np.ndarray
-    labels: np.ndarray
-    rows: np.ndarray
 
 
 class Example(NamedTuple):
@@ -96,6 +85,6 @@ def _examples(
 def _pictures(encoder: VisionTransformer, side: Side, rows: np.ndarray, reading: dict[str, Any]) -> np.ndarray:
     """Read images of a side by their rows, as uint8 [n, H, W, 1 or 3]."""
     config = encoder.config
-    images = read(take(side.source, side.rows[rows]), encoder, reading)
+    images = read_rows(side, rows, encoder, reading)
     bands = shown_bands("", config.bands, config.channels)
     return as_picture(images, bands, limits_of(images, bands, config.no_data), config.no_data)

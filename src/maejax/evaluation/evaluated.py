@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 from maejax.data.agreement import agree
 from maejax.data.form import Form
 from maejax.data.pipeline import check_readable
+from maejax.data.sources import Source
 from maejax.errors import InputError
 from maejax.evaluation.attention_map import AttentionMaps
 from maejax.evaluation.closeup import Closeup
-from maejax.evaluation.protocols import PROTOCOLS, EvalSplits, score, untrained_like
+from maejax.evaluation.labelled import EvalSplits
+from maejax.evaluation.protocols import PROTOCOLS, score, untrained_like
 from maejax.models.pooling import Pool
 from maejax.models.vit import VisionTransformer
 
@@ -60,7 +62,7 @@ def evaluate_encoder(
     `form` is that of the images. `closely` looks at single images too. `log` receives the problems of the images and a
     line before each stage; `reading` is as of `encode_source`. Raises InputError if no image can be read.
     """
-    for source in (data.train, data.test):
+    for source in (each for each in data[:2] if isinstance(each, Source)):
         check_readable(source, agree(source, form).channels)
         for problem in source.problems:
             log(problem)
@@ -70,12 +72,11 @@ def evaluate_encoder(
         start = time.monotonic()
         say: Callable[[str], None] = lambda what, kind=kind: log(f"{kind}: {what}")  # noqa: E731
         closer = closely and kind == "pretrained"
-        scored[kind] = score(each, data, protocols, pool=pool, seed=seed, log=say, closely=closer, **reading)
+        more = {"log": say, "closely": closer, "form": form}
+        scored[kind] = score(each, data, protocols, pool=pool, seed=seed, **more, **reading)
         seconds[kind] = round(time.monotonic() - start, 1)
     first = scored["pretrained"]
-    unreadable = {
-        name: int((source.labels >= 0).sum()) - first.images[name]
-        for name, source in (("train", data.train), ("test", data.test))
-    }
     scores = {kind: each.accuracies for kind, each in scored.items()}
-    return Evaluated(scores, first.images, unreadable, data.classes, pool, seconds, first.attention, first.closeup)
+    return Evaluated(
+        scores, first.images, first.unreadable, first.classes, pool, seconds, first.attention, first.closeup
+    )

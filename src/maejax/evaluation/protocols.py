@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maejax.data.part import take
-from maejax.data.sources import Source
-from maejax.errors import InputError
+from maejax.data.form import Form
+from maejax.data.pieces import Pieces
 from maejax.evaluation.attention_map import PICTURES, AttentionMaps
 from maejax.evaluation.attentive import attentive_probe
-from maejax.evaluation.closeup import Closeup, Side, look_closely
+from maejax.evaluation.closeup import Closeup, look_closely
 from maejax.evaluation.efficient import attend, efficient_probe
-from maejax.evaluation.encoding import encode_source, read
 from maejax.evaluation.knn import knn_accuracy
+from maejax.evaluation.labelled import NAMES, EvalSplits, encode_labelled, number, read_rows
 from maejax.evaluation.probe import few_shot, linear_probe
 from maejax.models.build import initial_model
 from maejax.models.pooling import Pool
@@ -34,39 +33,18 @@ MEASURES = {**_KNN, **_FEWSHOT, "linear": "linear", "attentive": "attentive", "e
 class Scored(NamedTuple):
     """The scores of an encoder.
 
-    `accuracies` are in percent by the names in `MEASURES`, `images` the numbers that counted, "train" and "test".
-    `attention` is that of the efficient probe on a few test images, None without it, and `closeup` what lies behind
-    the scores, None where nobody asked for it.
+    `accuracies` are in percent by the names in `MEASURES`. `images` are the numbers that counted, "train" and "test",
+    and `unreadable` those with a label that could not be read. `classes` names the labels, or is empty. `attention` is
+    that of the efficient probe on a few test images, None without it, and `closeup` what lies behind the scores, None
+    where nobody asked for it.
     """
 
     accuracies: dict[str, float]
     images: dict[str, int]
+    unreadable: dict[str, int]
+    classes: tuple[str, ...]
     attention: AttentionMaps | None
     closeup: Closeup | None
-
-
-class EvalSplits(NamedTuple):
-    """Labelled images to train the evaluators on and to test them with. `classes` names the labels, or is empty."""
-
-    train: Source
-    test: Source
-    classes: tuple[str, ...]
-
-
-def pair(train: Source, test: Source) -> EvalSplits:
-    """Number the classes of `test` as in `train`; raises InputError without labels or two classes, or for a new one."""
-    extra = test.number_classes_as(train.classes)
-    for name, source in (("--train-dataset-shards", train), ("--valid-dataset-shards", test)):
-        if (source.labels < 0).all():
-            remedy = "use class folders, .cls members or a label file (--labels)"
-            raise InputError(f"{name}: no image has a label; {remedy}")
-    if extra:
-        names = ", ".join(extra[:5])
-        raise InputError(f"--valid-dataset-shards has classes that --train-dataset-shards lacks: {names}")
-    found = np.unique(train.labels[train.labels >= 0])
-    if len(found) < 2:
-        raise InputError("--train-dataset-shards has images of one class only; evaluation needs at least two")
-    return EvalSplits(train, test, train.classes)
 
 
 def untrained_like(encoder: VisionTransformer, seed: int = 0) -> VisionTransformer:
@@ -86,6 +64,7 @@ def score(
     seed: int = 0,
     log: Callable[[str], None] = lambda _: None,
     closely: bool = False,
+    form: Form | None = None,
     **reading: Any,
 ) -> Scored:
     """Evaluate an encoder by each protocol.
@@ -93,17 +72,23 @@ def score(
     Few-shot scores have a companion `NAME_std`, the standard deviation over draws. Shots are left out if the smallest
     class has fewer images, numbers of neighbours if there are fewer training images. Images that have no label or
     cannot be read are left out. `log` receives a line before each stage. `reading` is as of `encode_source`. With
-    `closely` single images are looked at too.
+    `closely` single images are looked at too. `form` is what pieces are read as; shards of theirs are fetched again for
+    pictures.
     """
     scores: dict[str, float] = {}
     attention = None
     with tempfile.TemporaryDirectory(prefix="maejax-tokens-") as folder:
-        sides = []
-        for name, source in (("training", splits.train), ("test", splits.test)):
-            log(f"encoding {len(source):,} {name} images")
-            tokens_path = Path(folder, f"{name}.npy") if _ON_TOKENS & set(protocols) else None
-            sides.append(_encode(encoder, source, pool, tokens_path, reading))
-        (train_x, train_y, train_tokens, _, _), (test_x, test_y, test_tokens, shown, _) = sides
+        sides, classes = [], splits.classes
+        for name, flag, images in zip(("training", "test"), NAMES, splits[:2], strict=True):
+            count = "" if images.total is None else f"{images.total:,} "
+            log(f"encoding {count}{name} images")
+            tokens_path = Path(folder, name) if _ON_TOKENS & set(protocols) else None
+            sides.append(encode_labelled(encoder, images, form or Form(), flag, pool, tokens_path, reading, log))
+        train, test = sides
+        if isinstance(splits.train, Pieces) or isinstance(splits.test, Pieces):
+            train, test, classes = number(train, test)
+        train_x, train_y, train_tokens = train.features, train.labels, train.tokens
+        test_x, test_y, test_tokens = test.features, test.labels, test.tokens
         if "knn" in protocols:
             log("nearest neighbours")
             for k in [k for k in NEIGHBOURS if k <= len(train_x)]:
@@ -127,56 +112,17 @@ def score(
             assert train_tokens is not None and test_tokens is not None
             train_patches, patches = (tokens[:, encoder.config.prefix :] for tokens in (train_tokens, test_tokens))
             scores["efficient"], queries = efficient_probe(train_patches, train_y, patches, test_y, seed=seed)
-            if shown:
-                maps = attend(queries, patches[list(shown)].astype(np.float32))
-                attention = AttentionMaps(np.stack(list(shown.values())), np.asarray(maps))
+            shown = np.unique(np.linspace(0, len(test_x) - 1, PICTURES).astype(int))
+            maps = attend(queries, patches[shown].astype(np.float32))
+            attention = AttentionMaps(read_rows(test, shown, encoder, reading), np.asarray(maps))
             del train_patches, patches
-        train, test = (
-            Side(source, side.features, side.labels, side.rows)
-            for source, side in zip((splits.train, splits.test), sides, strict=True)
-        )
+        train, test = (side._replace(tokens=None) for side in (train, test))
         del train_tokens, test_tokens, sides  # unmap the files before their folder is removed
     closeup = None
     if closely:
         log("looking at single images")
         closeup = look_closely(encoder, train, test, seed, reading)
     used = {"train": len(train_y), "test": len(test_y)}
-    return Scored({measure: round(float(value), 2) for measure, value in scores.items()}, used, attention, closeup)
-
-
-class _Encoded(NamedTuple):
-    features: np.ndarray
-    labels: np.ndarray
-    tokens: np.ndarray | None
-    shown: dict[int, np.ndarray]
-    rows: np.ndarray
-
-
-def _encode(
-    encoder: VisionTransformer, source: Source, pool: Pool, tokens_path: Path | None, reading: dict[str, Any]
-) -> _Encoded:
-    """Return features and labels of a source's labelled images and, mapped into memory, all tokens in float16.
-
-    `rows` are their numbers in the source. With tokens, also returns images to show, spread over the source, by their
-    row in the features.
-    """
-    features, labels, rows, tokens, done = [], [], [], None, 0
-    spread, shown = np.linspace(0, len(source) - 1, PICTURES).astype(int), {}
-    if tokens_path is not None:
-        shape = (len(source), encoder.config.prefix + encoder.patches, encoder.config.dim)
-        tokens = np.lib.format.open_memmap(tokens_path, mode="w+", dtype=np.float16, shape=shape)
-    for batch in encode_source(encoder, source, pool=pool if tokens is None else None, **reading):
-        used = batch.valid & (batch.labels >= 0)
-        found = batch.features[used]
-        if tokens is not None:
-            tokens[done : done + len(found)] = found
-            found = np.asarray(encoder.pooled(found, pool))
-        features.append(found)
-        labels.append(batch.labels[used])
-        rows.append(index := batch.index[used])
-        shown |= {done + row: index[row] for row in np.flatnonzero(np.isin(index, spread))}
-        done += len(found)
-    images = read(take(source, np.array(list(shown.values()))), encoder, reading) if tokens is not None else ()
-    shown = dict(zip(shown, images, strict=False))
-    x, y, numbers = (np.concatenate(parts) for parts in (features, labels, rows))
-    return _Encoded(x, y, None if tokens is None else tokens[:done], shown, numbers)
+    unreadable = {"train": train.unreadable, "test": test.unreadable}
+    rounded = {measure: round(float(value), 2) for measure, value in scores.items()}
+    return Scored(rounded, used, unreadable, classes, attention, closeup)
