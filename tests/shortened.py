@@ -8,6 +8,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def maejax(args: list[str]) -> int:
     if any(".pth" in arg for arg in args) and importlib.util.find_spec("torch") is None:
         print("not run: .pth needs PyTorch, which `make site-check` installs")
         return 0
-    shorten = {"train": train, "plan": plan, "demo": lambda a: [*a, "--training-steps", "20"], "features": features}
+    shorten = {"train": train, "plan": plan, "demo": demo, "features": features}
     shorten |= {"evaluate": lambda a: [*a, "--protocol", "knn"], "serve": lambda a: [*a, "--port", "0"]}
     args = shorten.get(args[0], list)(args)
     command = [sys.executable, "-m", "maejax", *args]
@@ -46,10 +47,9 @@ def maejax(args: list[str]) -> int:
 
 def train(args: list[str]) -> list[str]:
     """Shorten a training: tiny sizes, three steps; with a budget of seconds where it chooses by itself."""
-    name = args[args.index("--name") + 1] if "--name" in args else "pretrain"
-    for stand_in in Path("runs").glob(f"{name}/.stand-in"):  # a run of the page's own takes its place
-        subprocess.run(["rm", "-r", stand_in.parent], check=True)
-    if "--name" not in args:  # no page comes back to such a run
+    if "--name" in args:
+        make_way(args[args.index("--name") + 1])
+    else:  # no page comes back to such a run
         args = [*args, "--name", f"unnamed-{len(list(Path('runs').iterdir()))}"]
     chosen = not args[1:2] or not args[1].startswith("--")
     if chosen:
@@ -63,6 +63,18 @@ def train(args: list[str]) -> list[str]:
     if "wsd" in args:
         args += ["--cooldown-steps", "1", "--training-steps", "6"]
     return args + ["--freeze-encoder-steps", "1"] * ("--freeze-encoder-steps" in args)
+
+
+def demo(args: list[str]) -> list[str]:
+    """Shorten the demo."""
+    make_way("demo")
+    return [*args, "--training-steps", "20"]
+
+
+def make_way(name: str) -> None:
+    """Remove the stand-in for a run that the page trains itself."""
+    for stand_in in Path("runs").glob(f"{name}/.stand-in"):
+        shutil.rmtree(stand_in.parent)
 
 
 def plan(args: list[str]) -> list[str]:

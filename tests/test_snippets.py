@@ -123,19 +123,20 @@ def world(place, maejax):
             storage.objects["mine", f"sets/s-{number:04}.tar"] = shard.read_bytes()
         accounts = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "secret", "WANDB_MODE": "offline", **storage.environment}
         places = {"XDG_CACHE_HOME": f"{place}/cache", "GCS_DATASET_DIR": "sets", "GCS_MODEL_PATH": "runs/mine"}
-        pod = {"POD_PROJECT": "p", "POD_ZONE": "z", "POD_NAME": "n", "POD_TYPE": "v4-64"}
+        pod = {"POD_PROJECT": "p", "POD_ZONE": "z", "POD_NAME": "n", "POD_TYPE": "v4-64", "POD_BUCKET": "gs://b"}
         programs = {"PATH": f"{place}/.venv/bin:{os.environ['PATH']}", "REAL_MAKE": shutil.which("make") or "make"}
+        shutil.copytree("runs", "stand-ins")
         yield os.environ | accounts | places | pod | programs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", RUN)
-def test_blocks_run(page, world, place, trained_once):
-    """Every block in its order, in one folder; `photos/` has splits where a block names them, else classes."""
+def test_blocks_run(page, world):
+    """Each block begins with the same runs; `photos/` has splits where a block names them, else classes."""
     for block in blocks(PAGES[page], "bash"):
         split = re.search(r"photos/(train|val|test)|DATA=", block)
-        shutil.rmtree("photos", ignore_errors=True)
-        shutil.copytree("splits" if split else "classes", "photos")
+        renew("photos", "splits" if split else "classes")
+        renew("runs", "stand-ins")
         script = block.replace("scripts/pod ", f"{sys.executable} {ROOT}/tests/shortened.py pod ").replace(
             "| bash", "| cat"
         )
@@ -149,7 +150,12 @@ def test_blocks_run(page, world, place, trained_once):
         tree = ast.parse(block)
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         if imported == {"maejax"}:  # others are run by `make peers` and `make clusters`
-            shutil.rmtree("runs/mine")  # a block may have trained another
-            shutil.copytree(trained_once, "runs/mine")
+            renew("runs", "stand-ins")
             before = "import jax, numpy as np\nkey = jax.random.key(0)\nimages = np.zeros((2, 16, 16, 3), np.uint8)\n"
             subprocess.run([sys.executable, "-c", before + block], env=world, check=True)
+
+
+def renew(folder, of):
+    """Make a folder the copy of another."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(of, folder)
