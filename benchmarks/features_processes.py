@@ -18,11 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+import maejax
 from maejax.models.build import initial_model
 from maejax.models.description import ViT
-from maejax.models.trees import named_arrays
-from maejax.weights import files
-from maejax.weights.weights import Weights
 
 CORES = sorted(os.sched_getaffinity(0))[:2]
 
@@ -57,8 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = initial_model(ViT(dim=384, heads=6))
-        arrays = {name: np.asarray(array) for name, array in named_arrays(model).items()}
-        files.write(Weights(arrays, model.config, "maejax", "random", ()), folder / "encoder.safetensors", "timm")
+        maejax.save(model, folder / "encoder.safetensors", to="timm")
         images = np.random.default_rng(0).integers(0, 256, (given.images, 224, 224, 3), np.uint8)
         np.savez(folder / "images.npz", images=images)
         ratios = []

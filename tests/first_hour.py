@@ -74,6 +74,8 @@ class Newcomer:
 def unpack(photos: Path, folder: Path) -> None:
     """Write some photos of each class of each part."""
     seen: dict[str, int] = {}
+    if not photos.is_file():
+        sys.exit(f"--photos {photos}: not found; name a tar with train, validation and test in it")
     with tarfile.open(photos) as tar:
         for member in tar:
             *_, part, kind, name = ("", "", *Path(member.name).parts)

@@ -20,7 +20,7 @@ from maejax.models.vit import VisionTransformer
 class Evaluated(NamedTuple):
     """The scores of an encoder and of its control on labelled images.
 
-    `scores` has accuracies in percent, {"pretrained": {"linear": 87.1, ...}, "untrained": {...}}; `NAME_std` is a
+    `scores` has accuracies in percent, {"pretrained": {"linear": 86.4, ...}, "untrained": {...}}; `NAME_std` is a
     standard deviation over draws. `images` counts those that were used, "train" and "test", and `unreadable` those with
     a label that could not be read. `pool` names the features. `seconds` are those of each encoder. `attention` and
     `closeup` are for the report.
