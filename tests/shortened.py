@@ -53,8 +53,7 @@ def train(args: list[str]) -> list[str]:
         args = [*args, "--name", f"unnamed-{len(list(Path('runs').iterdir()))}"]
     chosen = not args[1:2] or not args[1].startswith("--")
     if chosen:
-        if "--model" in args:
-            return [*without(args, "--epochs"), "--image-size", "32", *STEPS.split()[2:4], "--epochs", "1"]
+        args = ["n12" if arg == "s16" else "1" if arg == "400" else arg for arg in args]  # another model, of one epoch
         return [*without(args, "--budget"), "--budget", "10s"]
     args = without(args, "--epochs", "--warmup-epochs")
     if not {"--train-dataset-shards", "--train_dataset_shards", "--eval-only"} & set(args):
