@@ -146,7 +146,8 @@ def main(name: str, args: list[str]) -> int:
             [os.environ["REAL_MAKE"], "-n", "-C", str(ROOT), *args], stdout=subprocess.DEVNULL
         ).returncode
     if name == "pod":
-        return subprocess.run([str(ROOT / "scripts/pod"), *args, "--dry-run"]).returncode
+        pod = [str(ROOT / "scripts/pod"), *args, "--dry-run"]
+        return subprocess.run(pod, env=os.environ | {"GCS_DATASET_DIR": "gs://b/sets"}).returncode
     return {"maejax": maejax, "pip": pip}.get(name, lambda _: elsewhere(name))(args)
 
 
