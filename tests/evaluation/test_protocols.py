@@ -14,7 +14,8 @@ from PIL import Image
 from maejax.data import pieces
 from maejax.data.sources import open_source
 from maejax.errors import InputError
-from maejax.evaluation.labelled import pair
+from maejax.evaluation import labelled as labelled_images
+from maejax.evaluation.labelled import Side, pair
 from maejax.evaluation.protocols import untrained_like
 from maejax.models.build import initial_model
 from maejax.models.description import Compute, ViT
@@ -139,22 +140,24 @@ def server():
     server.stop()
 
 
-def served(server, images, labels, names):
-    """Serve shards of a class each as s-N.tar, and return their address; the first holds images of all classes."""
-    rows = [np.arange(2), *(np.flatnonzero(labels == c)[1:] for c in range(len(names)))]
+def served(server, images, labels, rows, names=None, stem="s"):
+    """Serve shards of these rows of images as STEM-N.tar, write them here too, and return how they are named."""
     for s, chosen in enumerate(rows):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for i in chosen:
                 picture = io.BytesIO()
                 Image.fromarray(images[i]).save(picture, "PNG")
-                for suffix, data in (("png", picture.getvalue()), ("cls", names[labels[i]].encode())):
+                for suffix, data in (
+                    ("png", picture.getvalue()),
+                    ("cls", (names[labels[i]] if names else str(labels[i])).encode()),
+                ):
                     member = tarfile.TarInfo(f"{i:03}.{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
-        server.files[f"/s-{s}.tar"] = buffer.getvalue()
-        Path(f"s-{s}.tar").write_bytes(buffer.getvalue())
-    return f"s-{{0..{len(rows) - 1}}}.tar"
+        server.files[f"/{stem}-{s}.tar"] = buffer.getvalue()
+        Path(f"{stem}-{s}.tar").write_bytes(buffer.getvalue())
+    return f"{stem}-{{0..{len(rows) - 1}}}.tar"
 
 
 def test_shards_elsewhere_are_judged_as_here_and_two_are_fetched_at_a_time(trained, maejax, server, monkeypatch):
@@ -163,7 +166,8 @@ def test_shards_elsewhere_are_judged_as_here_and_two_are_fetched_at_a_time(train
     labels[2:4] = 0  # no bird in the first shard
     noise = np.random.default_rng(0).integers(0, 60, (36, 16, 16, 3))
     images = (noise + 90 * labels[:, None, None, None]).astype(np.uint8)
-    shards = served(server, images, labels, names)
+    rows = [np.arange(2), *(np.flatnonzero(labels == c)[1:] for c in range(3))]
+    shards = served(server, images, labels, rows, names)
     opened = pieces.Spool.__init__
 
     def counted(self, *given, **more):
@@ -198,3 +202,64 @@ def test_shards_elsewhere_are_judged_as_here_and_two_are_fetched_at_a_time(train
     del server.files["/s-3.tar"]
     code, printed = maejax("evaluate", trained, *known)
     assert code == 1 and "s-3.tar: " in printed and "404" in printed and "start the same command again" in printed
+
+
+def test_classes_of_shards_elsewhere_are_numbered_as_those_here(trained, maejax, server):
+    """By names that differ from shard to shard, by numbers, and by numbers that an index.json names."""
+    labels, names = np.arange(36) % 3, ["cat", "dog", "owl"]
+    noise = np.random.default_rng(0).integers(0, 30, (36, 16, 16, 3))
+    images = (noise + 90 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez("numbers.npz", images=images, labels=labels)
+    np.savez("names.npz", images=images, labels=labels, classes=np.array(names))
+    two = [np.flatnonzero(labels < 2), np.flatnonzero(labels > 0)]  # cat and dog, dog and owl
+    named, numbered = (served(server, images, labels, two, n, stem) for n, stem in ((names, "n"), (None, "i")))
+    for train, test in (
+        ("numbers.npz", named),
+        ("numbers.npz", numbered),
+        ("names.npz", named),
+        (named, "names.npz"),
+        (numbered, "numbers.npz"),
+    ):
+        found = []
+        for place in ("", f"{server.url}/"):
+            both = [spec if spec.endswith(".npz") else place + spec for spec in (train, test)]
+            args = [
+                "--train-dataset-shards",
+                both[0],
+                "--valid-dataset-shards",
+                both[1],
+                "--workers",
+                0,
+                "--no-control",
+            ]
+            code, printed = maejax("evaluate", trained, *args, "--protocol", "knn")
+            assert code == 0, printed
+            found.append(json.loads(Path("evaluation/report.json").read_text())["scores"]["pretrained"])
+        assert found[0] == found[1] and found[0]["knn_10"] == 100, (train, test, found)
+
+    def refused(train, test, said):
+        server.seen.clear()
+        code, printed = maejax("evaluate", trained, "--train-dataset-shards", train, "--valid-dataset-shards", test)
+        assert code == 2 and said in printed, printed
+        assert not [path for path, *_ in server.seen if path.endswith(".tar")], server.seen
+
+    one = np.flatnonzero(labels == 0)
+    np.savez("one.npz", images=images[one], labels=labels[one])
+    refused("one.npz", f"{server.url}/{named}", "images of one class only")
+    shards = [{"name": f"i-{s}.tar", "samples": len(rows)} for s, rows in enumerate(two)]
+    server.files["/index.json"] = json.dumps({"shards": shards, "classes": ["cat", "dog", "bat"]}).encode()
+    refused("names.npz", f"{server.url}/{numbered}", "has classes that --train-dataset-shards lacks: bat")
+    server.files["/index.json"] = json.dumps({"shards": shards, "classes": ["owl", "dog", "cat"]}).encode()
+    args = ["--train-dataset-shards", "names.npz", "--valid-dataset-shards", f"{server.url}/{numbered}"]
+    code, printed = maejax("evaluate", trained, *args, "--workers", 0, "--no-control", "--protocol", "knn")
+    scores = json.loads(Path("evaluation/report.json").read_text())["scores"]["pretrained"]
+    assert code == 0 and scores["knn_10"] == 50, printed  # dogs, of whom half are, have the same number alone
+
+
+def test_images_that_no_class_takes_are_left_out_of_tokens_on_the_disk(tmp_path):
+    tokens = np.memmap(tmp_path / "t", np.float16, "w+", shape=(600, 2, 3))
+    tokens[:] = np.arange(600)[:, None, None]
+    side = Side(None, None, [600], np.zeros((600, 1)), np.zeros(600), np.arange(600), tokens, 0, [], [])
+    kept = labelled_images._labelled(side, [-1 if i % 2 else 0 for i in range(600)])
+    assert isinstance(kept.tokens, np.memmap) and kept.tokens.shape == (300, 2, 3)
+    assert (kept.tokens[:, 0, 0] == kept.rows).all() and (kept.rows == np.arange(0, 600, 2)).all()

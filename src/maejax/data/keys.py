@@ -1,7 +1,7 @@
 """Names and labels of images from many pieces, and how their classes are numbered once all pieces are known."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -56,20 +56,27 @@ def settle(kinds: list[Kind]) -> tuple[tuple[str, ...], bool]:
     return (tuple(sorted(names)) if len(names) > 1 else ()), False
 
 
+def numbering(kinds: list[Kind]) -> tuple[tuple[str, ...], Callable[[Key], int]]:
+    """Return the names of all classes, and the function that gives the label of a key, -1 if it has none.
+
+    The number of a key counts within its piece, so it is a label only where no class has a name.
+    """
+    classes, numbered = settle(kinds)
+    place = {name: i for i, name in enumerate(classes)}
+    if numbered:
+        return classes, lambda key: -1 if key.kind else key.number
+    return classes, lambda key: place.get(key.kind, -1)
+
+
 class Keys:
     """The keys in a file of `count` lines of JSON, with the labels of all kinds of pieces that they come from."""
 
     def __init__(self, path: Path, count: int, kinds: list[Kind]):
         self.path, self.count, self.kinds = path, count, kinds
-        self.classes, self.numbered = settle(kinds)
-        self._number = {name: i for i, name in enumerate(self.classes)}
+        self.classes, self.label = numbering(kinds)
 
     def blocks(self) -> Iterator[list[Key]]:
         """Yield the keys in order, `ROWS` at a time."""
         with self.path.open(encoding="utf-8") as file:
             while lines := list(islice(file, ROWS)):
                 yield [Key(*json.loads(line)) for line in lines]
-
-    def label(self, key: Key) -> int:
-        """Return the number of a key's class, -1 if there is none."""
-        return key.number if self.numbered else self._number.get(key.kind, -1)

@@ -77,7 +77,8 @@ class Pieces:
     """The pieces of a source, or of a part of it, in order.
 
     `local` is what lies on this machine: sources, or functions that open them. `shards` are those of `stream` that
-    follow. `total` is the number of images, None if it is not known. `identity` tells this source from others, whatever
+    follow. `total` is the number of images, None if it is not known. `classes` are those of the index.json beside
+    shards elsewhere, () without one. `identity` tells this source from others, whatever
     its part. `numbers` are the places among all shards of those that are pieces of their own.
     """
 
@@ -86,6 +87,7 @@ class Pieces:
     stream: Stream | None = None
     labels: str | Path | None = None
     total: int | None = None
+    classes: tuple[str, ...] = ()
     identity: str = ""
     numbers: range = range(1)
 
@@ -139,7 +141,10 @@ class Pieces:
             raise Failed(f"{shard.name}: {error}; start the same command again") from None
         found = Listing()
         found.extend(in_tar(kept_file(self.stream.folder, shard.stem) or spool.path, shard.title, shard.name))
-        return labelled(gather([shard.name], 1, found), [], self.labels)
+        source = labelled(gather([shard.name], 1, found), [], self.labels)
+        if self.labels is None and not source.classes and 0 <= source.labels.max() < len(self.classes):
+            source.classes = self.classes  # numbers, as the index names them
+        return source
 
 
 def open_pieces(spec: str, *, labels: str | Path | None = None, part: Part = WHOLE, cache_dir: str = "") -> Pieces:
@@ -202,6 +207,6 @@ def _open_shards(
         there = range(max(chosen.start - len(local), 0), max(chosen.stop - len(local), 0))
         pieces.stream = open_shards(addresses, cache_dir, None, there)
         pieces.shards = pieces.stream.shards  # type: ignore[assignment]
-        if not here:
-            pieces.total, _ = read_index([shard.address for shard in pieces.stream.shards])  # type: ignore[union-attr]
+        total, pieces.classes = read_index([shard.address for shard in pieces.stream.shards])  # type: ignore[union-attr]
+        pieces.total = None if here else total
     return pieces

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from maejax.data.agreement import agree
 from maejax.data.form import Form
-from maejax.data.keys import Key, Kind, key_of, kind_of, settle
+from maejax.data.keys import Key, Kind, key_of, kind_of, numbering
 from maejax.data.part import take
 from maejax.data.pieces import Pieces, open_pieces
 from maejax.data.pipeline import check_readable
@@ -67,9 +67,12 @@ def pair(train: Source | Pieces, test: Source | Pieces) -> EvalSplits:
     Where one of them is in pieces, `number` does so once all are encoded.
     """
     if isinstance(train, Pieces) or isinstance(test, Pieces):
-        for name, images in zip(NAMES, (train, test), strict=True):
-            if isinstance(images, Source) and not images.only:
-                _check_any(name, images.labels)
+        if isinstance(train, Source):
+            _check_two(train.labels)
+        if isinstance(test, Source) and not test.only:  # one folder may be a class of the training images
+            _check_any(NAMES[1], test.labels)
+        if train.classes and (extra := sorted({*test.classes} - {*train.classes})):
+            _refuse(extra)
         return EvalSplits(train, test, ())
     extra = test.number_classes_as(train.classes)
     _check(train.labels, test.labels, extra)
@@ -85,11 +88,13 @@ def encode_labelled(
     tokens_path: Path | None,
     reading: dict[str, Any],
     log: Callable[[str], None] = lambda _: None,
+    *,
+    named: bool = False,
 ) -> Side:
     """Encode the labelled images of a source or of pieces, in order; all tokens go to a file if a path is given.
 
-    `log` receives the problems of pieces. Raises InputError if the first piece has no label or no readable image, and
-    Failed for a shard that does not come.
+    `log` receives the problems of pieces; `named` asks for keys, which `number` needs. Raises InputError if the first
+    piece has no label or no readable image, and Failed for a shard that does not come.
     """
     features, labels, rows, keys = [], [], [], []
     sizes: list[int] = []
@@ -103,9 +108,9 @@ def encode_labelled(
             sizes.append(len(source))
             if (kind := kind_of(source)) not in kinds:
                 kinds.append(kind)
-            named = several and bool(source.only) and not source.classes  # a folder may be a class beside others
+            folder = several and bool(source.only) and not source.classes  # it may be a class beside others
             for batch in encode_source(encoder, source, pool=pool if tokens is None else None, **reading):
-                known = (batch.index >= 0) & ((batch.labels >= 0) | named)
+                known = (batch.index >= 0) & ((batch.labels >= 0) | folder)
                 used = known & batch.valid
                 found, index = batch.features[used], batch.index[used]
                 unreadable += int((known & ~batch.valid).sum())
@@ -115,7 +120,7 @@ def encode_labelled(
                 features.append(found)
                 labels.append(batch.labels[used])
                 rows.append(start + index.astype(np.int64))
-                keys += [key_of(source, i) for i in index.tolist()]
+                keys += [key_of(source, i) for i in index.tolist()] if named else []
     x, y, numbers = (np.concatenate(parts) for parts in (features, labels, rows))
     shape = (len(x), encoder.config.prefix + encoder.patches, encoder.config.dim)
     mapped = None if tokens_path is None or not len(x) else np.memmap(tokens_path, np.float16, "r", shape=shape)
@@ -127,10 +132,10 @@ def number(train: Side, test: Side) -> tuple[Side, Side, tuple[str, ...]]:
 
     Also returns the names of the classes. Raises InputError as `pair`.
     """
-    classes, numbered = settle(train.kinds)
-    numbers = {name: i for i, name in enumerate(classes)}
-    of_train = [key.number if numbered else numbers.get(key.kind, -1) for key in train.keys]
-    of_test = [numbers.get(key.kind, key.number) if classes else key.number for key in test.keys]
+    (classes, label), (_, own_label) = numbering(train.kinds), numbering(test.kinds)
+    place = {name: i for i, name in enumerate(classes)}
+    of_train = [label(key) for key in train.keys]
+    of_test = [place.get(key.kind, own_label(key)) for key in test.keys]
     extra = {key.kind for key in test.keys} - {"", *classes} if classes else ()
     _check(np.array(of_train), np.array(of_test), sorted(extra))
     return _labelled(train, of_train), _labelled(test, of_test), classes
@@ -175,11 +180,20 @@ def _check_piece(source: Source, name: str, *, first: bool, log: Callable[[str],
 
 def _check(train: np.ndarray, test: np.ndarray, extra: Sequence[str]) -> None:
     """Check labels: some on both sides, two classes to train on, and no class in `extra`, which training lacks."""
-    for name, labels in zip(NAMES, (train, test), strict=True):
-        _check_any(name, labels)
+    _check_any(NAMES[0], train)
+    _check_any(NAMES[1], test)
     if extra:
-        raise InputError(f"{NAMES[1]} has classes that {NAMES[0]} lacks: {', '.join(extra[:5])}")
-    if len(np.unique(train[train >= 0])) < 2:
+        _refuse(extra)
+    _check_two(train)
+
+
+def _refuse(extra: Sequence[str]) -> NoReturn:
+    raise InputError(f"{NAMES[1]} has classes that {NAMES[0]} lacks: {', '.join(extra[:5])}")
+
+
+def _check_two(labels: np.ndarray) -> None:
+    _check_any(NAMES[0], labels)
+    if len(np.unique(labels[labels >= 0])) < 2:
         raise InputError(f"{NAMES[0]} has images of one class only; evaluation needs at least two")
 
 
@@ -194,5 +208,14 @@ def _labelled(side: Side, labels: list[int]) -> Side:
     keep = numbers >= 0
     if keep.all():
         return side._replace(labels=numbers)
-    tokens = None if side.tokens is None else side.tokens[keep]
+    tokens = None if side.tokens is None else _kept(side.tokens, np.flatnonzero(keep))
     return side._replace(features=side.features[keep], labels=numbers[keep], rows=side.rows[keep], tokens=tokens)
+
+
+def _kept(tokens: Any, rows: np.ndarray) -> np.ndarray:
+    """Return rows of tokens that are mapped into memory, mapped too: they may be larger than it."""
+    shape, size = (len(rows), *tokens.shape[1:]), 256
+    kept = np.memmap(f"{tokens.filename}-kept", np.float16, "w+", shape=shape) if len(rows) else tokens[:0]
+    for start in range(0, len(rows), size):
+        kept[start : start + size] = tokens[rows[start : start + size]]
+    return kept

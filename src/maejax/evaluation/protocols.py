@@ -79,13 +79,16 @@ def score(
     attention = None
     with tempfile.TemporaryDirectory(prefix="maejax-tokens-") as folder:
         sides, classes = [], splits.classes
+        apart = isinstance(splits.train, Pieces) or isinstance(splits.test, Pieces)
         for name, flag, images in zip(("training", "test"), NAMES, splits[:2], strict=True):
             count = "" if images.total is None else f"{images.total:,} "
             log(f"encoding {count}{name} images")
             tokens_path = Path(folder, name) if _ON_TOKENS & set(protocols) else None
-            sides.append(encode_labelled(encoder, images, form or Form(), flag, pool, tokens_path, reading, log))
+            sides.append(
+                encode_labelled(encoder, images, form or Form(), flag, pool, tokens_path, reading, log, named=apart)
+            )
         train, test = sides
-        if isinstance(splits.train, Pieces) or isinstance(splits.test, Pieces):
+        if apart:
             train, test, classes = number(train, test)
         train_x, train_y, train_tokens = train.features, train.labels, train.tokens
         test_x, test_y, test_tokens = test.features, test.labels, test.tokens
