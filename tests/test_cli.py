@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import re
 import shutil
@@ -10,11 +11,12 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from maejax.cli import COMMANDS
+from maejax.cli import COMMANDS, main
 from maejax.commands.command import help_of
 from maejax.config import Config
 from maejax.models import mae
@@ -264,6 +266,34 @@ def test_errors_of_the_system_are_one_sentence(maejax, images, monkeypatch):
 
 def throw(error):
     raise error
+
+
+@pytest.mark.usefixtures("images")
+def test_too_little_memory_is_one_sentence(maejax, train, monkeypatch):
+    tpu = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 31G of 16G."
+    for fail, sentence in (
+        (lambda *_, **__: jnp.zeros(2**46).block_until_ready(), "out of memory allocating 281474976710656 bytes"),
+        (lambda *_, **__: throw(RuntimeError(tpu)), r"out of memory in memory space hbm\. Used 31G of 16G"),
+        (lambda *_, **__: throw(MemoryError()), "out of memory on this machine: nothing is left"),
+    ):
+        monkeypatch.setattr("maejax.data.packing.pack", fail)
+        code, printed = maejax("demo")
+        assert code == 1 and re.search(f"maejax: {sentence}; use a device with more memory\n$", printed), printed
+    monkeypatch.setattr("maejax.tasks.pretrain.run", lambda *_, **__: throw(MemoryError("8 GB")))
+    assert re.search(
+        "maejax: out of memory on this machine: 8 GB; lower --train-batch-size .*--grad-accum 2", train()[1]
+    )
+    monkeypatch.setattr("maejax.data.packing.pack", lambda *_, **__: throw(RuntimeError("of another kind")))
+    with pytest.raises(RuntimeError, match="of another kind"):
+        maejax("demo")
+
+
+def test_json_is_alone_on_stdout(monkeypatch, capfd):
+    """Gloo, through which processes meet, prints lines of its own there."""
+    monkeypatch.setattr("maejax.commands.doctor.DoctorCommand.run", lambda *_: {"ok": os.write(1, b"by Gloo\n")})
+    assert main(["doctor", "--json"]) == 0
+    printed, errors = capfd.readouterr()
+    assert json.loads(printed) == {"ok": 8} and errors == "by Gloo\n"
 
 
 @pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'x': why (set y)")])

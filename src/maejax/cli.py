@@ -20,15 +20,15 @@ from rich.console import Console
 from rich.logging import RichHandler
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from maejax.commands.command import DONE, FAILED, WRONG_INPUT, Command, help_of
+from maejax.commands.command import DONE, FAILED, WRONG_INPUT, Command, help_of, memory_said
 from maejax.commands.launch import LaunchCommand, split
 from maejax.commands.placement import run_placed
 from maejax.commands.plan import PlanCommand, preset_flags
 from maejax.commands.recipe import RecipeCommand, divide
 from maejax.commands.shell import SHELLS, check_arguments, completion, description, paragraphs, print_overview
 from maejax.commands.train import TrainCommand
-from maejax.console import PrintableFormatter, Terminal, plain
-from maejax.errors import Failed, FetchError, InputError, printable
+from maejax.console import PrintableFormatter, Terminal, plain, results_alone
+from maejax.errors import Failed, FetchError, InputError
 from maejax.recipes import recipe
 from maejax.storage.redact import redact
 from maejax.version import name_version
@@ -65,7 +65,8 @@ def main(args: Sequence[str] | None = None) -> int:
             print(SHELLS[args[1]], end="")
             return DONE
         command = parse(["plan", *preset_flags(args[1:])] if args[:1] == ["plan"] else args)
-        result = run_placed(command, Terminal(stderr=command.json or not command.to_stdout))
+        with results_alone(command.json), memory_said(command):
+            result = run_placed(command, Terminal(stderr=command.json or not command.to_stdout))
         if command.json:
             print(json.dumps(result, indent=2))
         else:
@@ -83,8 +84,7 @@ def main(args: Sequence[str] | None = None) -> int:
         sentence = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         code, sentence = FAILED, "interrupted"
-    sentence = f"maejax: {printable(redact(sentence))}"
-    errors.print(sentence, style="bold red", highlight=False, markup=False, soft_wrap=True)
+    plain(errors, f"maejax: {redact(sentence)}", style="bold red")
     if "jax" not in sys.modules:
         return code
     from maejax.distributed.processes import leave

@@ -1,6 +1,8 @@
 """Output for people: plain lines, and the progress of a job."""
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,9 +47,26 @@ class PrintableFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
-def plain(console: Console, text: str) -> None:
-    """Print text as it is: not wrapped, coloured or read as markup, its control characters escaped."""
-    console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
+def plain(console: Console, text: str, style: str | None = None) -> None:
+    """Print text as it is: not wrapped or read as markup, coloured by `style` alone, its control characters escaped."""
+    console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def results_alone(alone: bool = True) -> Iterator[None]:
+    """If `alone`, send what libraries print to stdout to the error stream: Gloo and XLA print by themselves."""
+    if not alone:
+        yield
+        return
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

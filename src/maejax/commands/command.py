@@ -4,6 +4,7 @@ import ast
 import errno
 import inspect
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -36,6 +37,7 @@ class Command:
     """Print the result as JSON, and everything else to the error stream."""
 
     to_stdout: ClassVar[bool] = False  # whether progress goes there, as the log of a training does
+    lighter: ClassVar[str] = "use a device with more memory"  # what to do where it does not suffice
 
     def run(self, console: Console) -> Any:
         """Do the work and return its result, as JSON can hold it; `console` is for progress."""
@@ -115,6 +117,19 @@ def prepare_devices(join: Callable[[], bool] = lambda: True, *, keep: bool = Tru
         found = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device on this machine{why}"
         raise InputError(f"{found}; set JAX_PLATFORMS=cpu, or see what `maejax doctor` says") from None
     return first
+
+
+@contextmanager
+def memory_said(command: Command) -> Iterator[None]:
+    """Raise Failed with what to do where a device or this machine has too little memory for a command."""
+    try:
+        yield
+    except MemoryError as error:
+        raise Failed(f"out of memory on this machine: {str(error) or 'nothing is left'}; {command.lighter}") from None
+    except RuntimeError as error:  # JAX has no class for it, and XLA's devices call it by different codes
+        if not (found := re.search(r"out of memory(.*?)\.?$", str(error), re.IGNORECASE | re.MULTILINE)):
+            raise
+        raise Failed(f"out of memory{found[1]}; {command.lighter}") from None
 
 
 @contextmanager

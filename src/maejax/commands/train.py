@@ -45,6 +45,10 @@ class TrainCommand(Command):
     """Names of the flags on the command line; the file of --pretrained-ckpt decides about some of the others."""
 
     to_stdout: ClassVar[bool] = True
+    lighter: ClassVar[str] = (
+        "lower --train-batch-size or --valid-batch-size, or add --grad-accum 2, --grad-ckpt or --sharding fsdp; "
+        "`maejax plan` says what fits"
+    )
 
     def run(self, console: Console) -> dict[str, Any]:
         """Train, or score with --eval-only; returns the flags with --print-config, else whether the run is done."""
