@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from .conftest import ROOT
+from .conftest import ROOT, TINY
 from .gcs import Storage
 from .hub import Hub
 from .snippets import PAGES, blocks, transcripts
@@ -92,10 +92,18 @@ def world(place, maejax):
     shutil.copy(shard, "sets/imagenet-1k-wds/imagenet1k-validation-00.tar")
     weights = {"pretrain-vit-l16-224-in1k-800ep-best.msgpack": "original", "hf": "hf"}
     weights |= {"timm.safetensors": "timm", "mine.safetensors": "maejax"}
-    authors = ("mae_pretrain_vit_base.pth", "mae_visualize_vit_large.pth", "dino.pth")
+    authors = ("mae_pretrain_vit_base.pth", "mae_visualize_vit_large.pth", "mae_finetuned_vit_base.pth", "dino.pth")
     weights |= dict.fromkeys(authors, "fair") if find_spec("torch") else {}
+    shutil.copytree("runs/mine", "normalised")  # as the pages say of the authors' files
+    written = (place / "normalised/config.json").read_text().replace('"norm_pix_loss": false', '"norm_pix_loss": true')
+    (place / "normalised/config.json").write_text(written)
+    tuned = (
+        "--mode finetune --pretrained-ckpt runs/mine --output-dir . --name tuned --train-dataset-shards photos/train"
+    )
+    assert maejax("train", *TINY, *tuned.split(), "--valid-dataset-shards", "photos/val")[0] == 0
+    runs = {"mae_pretrain_vit_base.pth": "normalised", "mae_finetuned_vit_base.pth": "tuned"}
     for name, layout in weights.items():
-        assert maejax("convert", "runs/mine", name, "--to", layout)[0] == 0
+        assert maejax("convert", runs.get(name, "runs/mine"), name, "--to", layout)[0] == 0
     rows = [{"bytes": path.read_bytes(), "path": path.name} for path in (place / "flat").iterdir()]
     table = pa.table({"image": pa.array(rows), "label": [0, 1] * (len(rows) // 2)})
     (place / "dogs/train").mkdir(parents=True)
