@@ -2,7 +2,8 @@
 
 python benchmarks/ablations.py ../shared/data/clothing-by-sender.tar --seeds 0 1 2
 
-Each result is a JSON file, written as it comes. The same command goes on where it was stopped.
+Each result is a JSON file in benchmarks/results/ablations, written as it comes. The same command goes on where it was
+stopped, on another machine too: there the base is trained again where others start from it.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from maejax.training.rundir import write_json
 from maejax.weights.files import load
 
 EPOCHS = 20
+RESULTS, FIGURE = Path(__file__).parent / "results/ablations", Path(__file__).parents[1] / "docs/ablations.png"
 
 
 class Row(NamedTuple):
@@ -109,7 +111,7 @@ CLAIMS = (
 )
 
 
-def measure(name: str, seed: int, out: Path, shards: dict[str, str], share: float) -> dict[str, Any]:
+def measure(name: str, seed: int, out: Path, results: Path, shards: dict[str, str], share: float) -> dict[str, Any]:
     """Train and evaluate one row with one seed, and write its JSON; returns what it holds."""
     row, start = ROWS[name], time.process_time()
     with (out / "runs" / f"{name}-{seed}.log").open("a") as log:
@@ -117,7 +119,7 @@ def measure(name: str, seed: int, out: Path, shards: dict[str, str], share: floa
         found = judge(row, name, seed, out, shards, share, Console(file=log, width=120))
     result = {"row": name, "seed": seed, "share": share, "flags": row.flags, **found}
     result["cpu_seconds"] = round(time.process_time() - start, 1)
-    write_json(out / "results" / f"{name}-{seed}.json", result)
+    write_json(results / f"{name}-{seed}.json", result)
     return result
 
 
@@ -157,20 +159,33 @@ def tuned(
     return {"finetuned": round(float(eval_only.run(judged, console)["val/acc1"]), 2)}
 
 
-def missing(names: Iterable[str], seeds: Iterable[int], out: Path, share: float) -> list[tuple[str, int]]:
-    """List the rows and seeds that have no result of the same flags and share yet, a seed after the other."""
+def missing(
+    names: Iterable[str], seeds: Iterable[int], out: Path, results: Path, share: float
+) -> list[tuple[str, int]]:
+    """List the rows and seeds that have no result of the same flags and share yet, a seed after the other.
+
+    The base is among them too where others start from its run and the run is not in `out`.
+    """
     jobs = []
     for seed in seeds:
-        for name in names:
-            path = out / "results" / f"{name}-{seed}.json"
-            found = json.loads(path.read_text()) if path.exists() else {}
-            wanted = json.loads(json.dumps(ROWS[name].flags))
-            if (found.get("flags"), found.get("share")) != (wanted, share):
-                jobs.append((name, seed))
+        wanted = [name for name in names if not is_measured(name, seed, results, share)]
+        starts = any(ROWS[name].tune or ROWS[name].teacher or name == "untrained" for name in wanted)
+        if starts and "base" not in wanted and not (out / "runs" / f"base-{seed}" / "config.json").exists():
+            wanted = ["base", *wanted]
+        jobs += [(name, seed) for name in wanted]
     return jobs
 
 
-def measure_missing(jobs: list[tuple[str, int]], out: Path, shards: dict[str, str], share: float) -> None:
+def is_measured(name: str, seed: int, results: Path, share: float) -> bool:
+    """Return whether a row has a result of the same flags and share."""
+    path = results / f"{name}-{seed}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    return (found.get("flags"), found.get("share")) == (json.loads(json.dumps(ROWS[name].flags)), share)
+
+
+def measure_missing(
+    jobs: list[tuple[str, int]], out: Path, results: Path, shards: dict[str, str], share: float
+) -> None:
     """Measure jobs, one process for each core; the base comes first, for others start from it."""
     spawn, found = multiprocessing.get_context("spawn"), cores()
     queue = spawn.Queue()
@@ -178,7 +193,7 @@ def measure_missing(jobs: list[tuple[str, int]], out: Path, shards: dict[str, st
         queue.put(core)
     with ProcessPoolExecutor(len(found), spawn, begin, (queue,)) as pool:
         for stage in ([job for job in jobs if job[0] == "base"], [job for job in jobs if job[0] != "base"]):
-            running = {pool.submit(measure, *job, out, shards, share): job for job in stage}
+            running = {pool.submit(measure, *job, out, results, shards, share): job for job in stage}
             for done in as_completed(running):
                 print(f"{time.strftime('%H:%M:%S')} {done.result()}", flush=True)
 
@@ -186,10 +201,10 @@ def measure_missing(jobs: list[tuple[str, int]], out: Path, shards: dict[str, st
 Scores = dict[str, dict[int, dict[str, Any]]]  # by row and seed
 
 
-def read_results(out: Path, share: float) -> Scores:
+def read_results(results: Path, share: float) -> Scores:
     """Read all results of a share of the epochs."""
     found: Scores = {}
-    for path in sorted((out / "results").glob("*.json")):
+    for path in sorted(results.glob("*.json")):
         result = json.loads(path.read_text())
         if result["row"] in ROWS and result["share"] == share:
             found.setdefault(result["row"], {})[result["seed"]] = result
@@ -251,30 +266,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="a tar or a folder with train, validation and test, a folder per class")
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help=" ".join(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--report", action="store_true", help="measure nothing; print the tables of what is there")
     parser.add_argument("--share", type=float, default=1.0, help="of all epochs, to see it work")
     given = parser.parse_args()
     if given.report:
-        report(read_results(given.out, given.share), given.out)
+        report(read_results(given.results, given.share))
         return
     if not given.data.exists():
         sys.exit(f"{given.data} is not there; name a tar or a folder with train, validation and test in it")
-    for folder in ("runs", "results"):
-        (given.out / folder).mkdir(parents=True, exist_ok=True)
+    for folder in (given.out / "runs", given.results):
+        folder.mkdir(parents=True, exist_ok=True)
     shards = prepare(given.data, given.out)
-    jobs = missing(given.rows, given.seeds, given.out, given.share)
+    jobs = missing(given.rows, given.seeds, given.out, given.results, given.share)
     print(f"{len(given.rows)} rows, {len(given.seeds)} seeds: {len(jobs)} to measure", flush=True)
-    measure_missing(jobs, given.out, shards, given.share)
-    report(read_results(given.out, given.share), given.out)
+    measure_missing(jobs, given.out, given.results, shards, given.share)
+    report(read_results(given.results, given.share))
 
 
-def report(found: Scores, out: Path) -> None:
-    """Print the tables, and write the figure where matplotlib is there."""
+def report(found: Scores) -> None:
+    """Print the tables, and draw the figure of the page where matplotlib is there."""
     print(f"{table(found)}\n\n{verdicts(found)}")
     with suppress(ImportError):
-        draw(found, out / "ablations.png")
+        draw(found, FIGURE)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from maejax.storage import placed
 
@@ -75,22 +76,54 @@ def test_parts_meet_in_a_bucket(trained, maejax, images, bucket, tmp_path):
     assert code == 1 and "part 1 of 3 is not there" in printed, printed
 
 
-def test_shards_of_a_part_leave_this_machine_as_they_come(maejax, images, bucket, tmp_path, monkeypatch):
-    assert maejax("pack", images, "photos", "--shard-size", 4)[0] == 0
-    system, held = type(fsspec.filesystem("memory")), []
+@pytest.fixture
+def held(bucket, tmp_path, monkeypatch):
+    """Note how many shards take room on this machine whenever a file is sent."""
+    system, counts = type(fsspec.filesystem("memory")), []
     put = system.put_file
 
     def note(self, path, key, **more):
-        held.append(sum(each.stat().st_blocks > 0 for each in left(tmp_path) if each.suffix == ".tar"))
+        counts.append(sum(each.stat().st_blocks > 0 for each in left(tmp_path) if each.suffix == ".tar"))
         put(self, path, key, **more)
 
     monkeypatch.setattr(system, "put_file", note)
+    return counts
+
+
+def test_shards_of_a_part_leave_this_machine_as_they_come(maejax, images, bucket, held, tmp_path):
+    assert maejax("pack", images, "photos", "--shard-size", 4)[0] == 0
     code, printed = maejax("pack", "photos", "memory://b/packed", "--part", "0/1", "--workers", 1)
     assert code == 0 and bucket[:6] == [f"/b/packed/packed-{s:05d}-0000.tar" for s in range(6)], printed
     assert max(held) == 1 and left(tmp_path) == []
     assert maejax("pack", "photos", "memory://b/packed", "--gather")[0] == 0 and bucket[-1] == "/b/packed/index.json"
-    index = json.loads(there("packed/index.json"))
+    assert_whole(json.loads(there("packed/index.json")))
+
+
+def assert_whole(index):
     assert all(sha256(there(f"packed/{s['name']}")).hexdigest() == s["sha256"] for s in index["shards"])
+
+
+def test_so_do_shards_of_local_files_of_which_some_are_broken(maejax, bucket, held, tmp_path, monkeypatch):
+    """A bucket that fails on the way is no reason to send what it has again."""
+    (tmp_path / "photos").mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / f"photos/{i:02d}.png")
+        if i < 4:
+            (tmp_path / f"photos/{i:02d}.png").write_bytes(b"no picture")
+    pack = ("pack", "photos", "memory://b/packed", "--shard-size", 2, "--shuffle-seed", "None", "--workers", 1)
+    system = type(fsspec.filesystem("memory"))
+    note = system.put_file
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "put_file", lambda *a, **k: note(*a, **k) if len(held) < 3 else exec("raise OSError(5)"))
+        assert maejax(*pack)[0] == 1
+    assert maejax(*pack)[0] == 0 and max(held) == 1 and left(tmp_path) == []
+    shards = [f"/b/packed/packed-{s:04d}.tar" for s in range(6)]
+    assert sorted(key for key in bucket if key.endswith(".tar")) == shards and bucket[-1] == "/b/packed/index.json"
+    index = json.loads(there("packed/index.json"))
+    assert [s["samples"] for s in index["shards"]] == [0, 0, 2, 2, 2, 2] and len(index["skipped"]) == 4
+    assert_whole(index)
+    code, printed = maejax("data", "memory://b/packed")
+    assert code == 0 and "8 images" in printed, printed
 
 
 def test_google_cloud_storage_is_written_and_gathered(trained, maejax, images, tmp_path, monkeypatch):

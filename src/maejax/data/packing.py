@@ -29,7 +29,7 @@ from maejax.data.order import epoch_order
 from maejax.data.sources import Source, open_source
 from maejax.errors import InputError, Stopped, UnreadableImage
 from maejax.storage.atomic import write_atomically, write_whole
-from maejax.storage.placed import hand_over
+from maejax.storage.placed import hand_over, is_placed
 from maejax.storage.redact import redact
 
 _JOURNAL = "pack.jsonl"  # lies in the folder while it is being packed into: for whom, and which shards are done
@@ -60,10 +60,12 @@ def pack(
     """Write the images of `src` into tar shards in the folder `dst`, and `index.json` last of all.
 
     The shards are called after the folder (`train/train-0000.tar`) and hold at most `shard_size` images each, in
-    numbers that differ by one at the most. The order is shuffled by `shuffle_seed` (None: that of the source). Labels
-    come from the source or the file `labels`. See `reencode` for `image_size` and `quality`. With a type or bands in
-    `asked`, all images are written as arrays of that form. Names of bands go to `bands.txt`. `workers` threads write a
-    shard each (None: one for each core); their number changes no byte. `progress` gets the images done and in all.
+    numbers that differ by one at the most. Of a folder in a bucket each shard is sent as it comes: there the numbers
+    differ by the images that could not be read. The order is shuffled by `shuffle_seed` (None: that of the source).
+    Labels come from the source or the file `labels`. See `reencode` for `image_size` and `quality`. With a type or
+    bands in `asked`, all images are written as arrays of that form. Names of bands go to `bands.txt`. `workers` threads
+    write a shard each (None: one for each core); their number changes no byte. `progress` gets the images done and in
+    all.
 
     Returns the index: `total` images, `classes`, `skipped` (key -> reason), `problems` of the source, `shards` (name,
     samples, bytes, sha256) and `pack`, the arguments. Calling it again resumes an interrupted pack and leaves a
@@ -89,7 +91,7 @@ def pack(
     order = np.arange(len(source)) if shuffle_seed is None else epoch_order(len(source), shuffle_seed, 0)
     count = -(-len(source) // shard_size)
     names = [f"{folder.resolve().name}-{n:0{max(4, len(str(count - 1)))}d}.tar" for n in range(count)]
-    run = ShardWriter(folder, workers or os.cpu_count() or 1, len(source), progress)
+    run = ShardWriter(folder, workers or os.cpu_count() or 1, len(source), progress, hands_over=is_placed(folder))
     encode = partial(reencode, image_size=image_size, quality=quality, form=form, turned=turned)
     shards = run.write(source, names, np.array_split(order, count), encode, records)
     skipped = {key: reason for shard in shards for key, reason in shard.pop("skipped").items()}
@@ -97,7 +99,7 @@ def pack(
     if not any(sizes):
         first = ": ".join(next(iter(skipped.items())))
         raise InputError(f"{name}: none of {len(source)} images can be read; the first, {first}; check the files")
-    if max(sizes) - min(sizes) > 1:
+    if max(sizes) - min(sizes) > 1 and not run.hands_over:
         shards = _level(run, shards, shard_size)
     index = {"total": sum(shard["samples"] for shard in shards), "classes": list(source.classes), "skipped": skipped}
     if names := form.chosen or source.names:
@@ -182,7 +184,8 @@ class ShardWriter:
     """Writes shards into a folder by several threads, one shard each at a time.
 
     Records of finished shards go to the file `journal` there. With `by_folder`, an image whose class has a name lies in
-    a folder of that name: no shard need know the numbers of all classes.
+    a folder of that name: no shard need know the numbers of all classes. With `hands_over`, a shard is sent to its
+    bucket once it is whole, and cannot be read here any more.
     """
 
     folder: Path
@@ -191,6 +194,7 @@ class ShardWriter:
     progress: Progress | None
     journal: str = _JOURNAL
     by_folder: bool = False
+    hands_over: bool = False
     done: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -263,7 +267,7 @@ class ShardWriter:
         if journaled:
             with self.lock, (self.folder / self.journal).open("a") as journal:
                 journal.write(json.dumps(record) + "\n")
-        if self.by_folder:  # other shards may be dealt out anew in the end
+        if self.hands_over:
             hand_over(self.folder / name)
         return record
 

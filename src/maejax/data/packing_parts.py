@@ -62,7 +62,7 @@ def pack_part(
             return found
     records = _claim(folder, journal, arguments)
     turned = asked.image_type != "auto" or bool(asked.bands)
-    writer = ShardWriter(folder, workers or os.cpu_count() or 1, None, progress, journal, by_folder=True)
+    writer = ShardWriter(folder, workers or os.cpu_count() or 1, None, progress, journal, True, hands_over=True)
     shards, kinds, problems, bands = [], [], [], ()
 
     def write(source: Source, stem: str, seed: int | None, mine: Part) -> None:

@@ -60,6 +60,11 @@ def hand_over(path: Path) -> None:
         place.hand_over(path)
 
 
+def is_placed(folder: Path) -> bool:
+    """Return whether what is written into a folder belongs to a bucket."""
+    return any(folder.absolute().is_relative_to(place.path) for place in _active)
+
+
 class Place:
     """A file or folder at an address, and its `path` on this machine."""
 
