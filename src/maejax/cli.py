@@ -107,7 +107,7 @@ def parse(args: list[str]) -> Command:
         cut = {LaunchCommand: split, RecipeCommand: divide}.get(kind)
         own, further = cut(args[1:]) if cut else (args[1:], [])
         command = read(kind, default=default, prog=f"maejax {args[0]}", description=description(kind), args=own)
-        if isinstance(command, TrainCommand):
+        if isinstance(command, TrainCommand | PlanCommand):
             names = (arg.removeprefix("--").partition("=")[0] for arg in args if arg.startswith("--"))
             given = frozenset(name.replace("-", "_").removeprefix("no_") for name in names)
             return dataclasses.replace(command, given=given)

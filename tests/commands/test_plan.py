@@ -49,6 +49,23 @@ def test_plan_of_probing_and_fine_tuning(maejax):
     assert step["linear"]["model_flop"] * 3 == step["finetune"]["model_flop"]
 
 
+def test_weights_give_the_sizes_that_no_flag_does(maejax, trained, monkeypatch):
+    planned = []
+    monkeypatch.setattr("maejax.commands.planner.Planner.plan", lambda self, _: planned.append(self.config) or {})
+    monkeypatch.setattr("maejax.commands.plan.PlanCommand.show", lambda *_: None)
+    monkeypatch.setattr("maejax.commands.plan.PlanCommand.following", lambda *_: "")
+    tuned = ("plan", "--topology", "cpu", "--mode", "finetune", "--train-batch-size", 8, "--image-size", 32)
+    for ckpt, layers, said in (
+        (trained, 2, "weights  --layers 2, as the file says"),
+        ("nowhere.safetensors", 12, "weights  not read, so the flags alone give the sizes: nowhere.safetensors"),
+    ):
+        code, printed = maejax(*tuned, "--pretrained-ckpt", ckpt)
+        assert code == 0 and said in printed and planned[-1].encoder.layers == layers, printed
+    assert planned[0].image_shape == (32, 32)
+    code, printed = maejax(*tuned, "--pretrained-ckpt", trained, "--layers", 1)
+    assert planned[-1].encoder.layers == 1 and "--layers 2" not in printed
+
+
 def test_the_smallest_change_that_fits_is_found(maejax, monkeypatch):
     from maejax.commands import planner
 

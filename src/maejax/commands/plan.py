@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.console import Console
 from maejax.commands.command import Command, check_writable, prepare_devices
 from maejax.commands.recipe import find_script, scripts
 from maejax.config import Config, with_flags
+from maejax.console import plain
 from maejax.errors import InputError
 from maejax.storage.redact import redact
 
@@ -42,6 +43,8 @@ class PlanCommand(Command):
     """Folder for the plan."""
     images: int = 1_281_167
     """Images of an epoch; ImageNet-1k has 1,281,167."""
+    given: frozenset[str] = field(default=frozenset(), metadata={"hidden": True})
+    """Names of the flags on the command line; the file of --pretrained-ckpt decides about some of the others."""
 
     def outputs(self) -> dict[str, bool]:
         """Name what is written."""
@@ -54,7 +57,20 @@ class PlanCommand(Command):
         prepare_devices(keep=False)
         from maejax.commands.planner import Planner
 
-        return Planner(console, self).plan(redact(shlex.join(["maejax", *sys.argv[1:]])))
+        completed = replace(self, config=self.with_weights(console))
+        return Planner(console, completed).plan(redact(shlex.join(["maejax", *sys.argv[1:]])))
+
+    def with_weights(self, console: Console) -> Config:
+        """Return the flags, completed by the file of --pretrained-ckpt as in training if it is here."""
+        from maejax.tasks.transfer import with_facts_of_file
+
+        try:
+            config, lines = with_facts_of_file(self.config, self.given)
+        except InputError as error:
+            config, lines = self.config, [f"not read, so the flags alone give the sizes: {error}"]
+        for line in lines:
+            plain(console, f"weights  {line}")
+        return config
 
     def show(self, console: Console, result: dict[str, Any]) -> None:
         """Print the facts of the plan as a table."""
