@@ -114,7 +114,7 @@ def images(tmp_path_factory):
 
 TINY = """--image-size 16 --patch-size 4 --layers 2 --dim 16 --heads 2 --dec-layers 1 --dec-dim 8 --dec-heads 2
 --train-batch-size 8 --valid-batch-size 8 --warmup-steps 2 --training-steps 6 --log-interval 1 --save-interval 2
---learning-rate 0.05 --train-loader-workers 2 --valid-loader-workers 0""".split()
+--learning-rate 0.05 --train-loader-workers 1 --valid-loader-workers 0""".split()
 
 
 @pytest.fixture(scope="session")

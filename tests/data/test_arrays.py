@@ -57,7 +57,7 @@ def test_every_type_travels_unchanged_from_every_source(tmp_path, write_tar, kin
 
 
 def test_processes_and_streams_deliver_types_too(tmp_path, write_tar, monkeypatch):
-    monkeypatch.setattr("maejax.data.workers.loader_processes", lambda cores: 1)
+    monkeypatch.setattr("maejax.data.pipeline.loader_processes", lambda *_: 1)
     images = images_of("uint16", 13)
     shard = write_tar(tmp_path / "s.tar", {f"{i}.npy": saved(image) for i, image in enumerate(images)})
     packed = tmp_path / "s.tar.gz"

@@ -200,3 +200,12 @@ def test_tiny_and_extreme_images_come_out_in_size():
         ):
             assert result.shape == (8, 8, shape[2])
             assert (result == 77).all()
+
+
+def test_borders_are_those_of_numpy():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        image = rng.integers(0, 256, (*rng.integers(1, 9, 2), 3), np.uint8)
+        rows, columns = (tuple(rng.integers(0, 9, 2).tolist()) for _ in range(2))
+        expected = np.pad(image, (rows, columns, (0, 0)), mode="reflect")
+        assert (augment.reflect(image, rows, columns) == expected).all(), (image.shape, rows, columns)

@@ -183,7 +183,9 @@ def data_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("maejax-data")]
 
 
-def test_errors_reach_the_caller_and_threads_end(source):
+def test_errors_reach_the_caller_and_threads_end(source, monkeypatch):
+    monkeypatch.setattr("maejax.data.pipeline.loader_processes", lambda *_: 0)
+
     def explode(image, rng):
         raise OSError("the disk is gone")
 

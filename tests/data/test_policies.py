@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maejax.data import policies, workers
+from maejax.data import policies
 from maejax.data.augment import build_train
 from maejax.data.policies import apply_policy, augmented_by, check_policy
 from maejax.data.sources import open_source
@@ -78,7 +78,7 @@ def test_the_loader_gives_the_same_pictures_on_any_workers(tmp_path, encode, wri
     first = batches(0)
     assert not np.array_equal(first[0], first[1])
     np.testing.assert_array_equal(first, batches(3))
-    monkeypatch.setattr(workers, "loader_processes", lambda cores: 2)
+    monkeypatch.setattr("maejax.data.pipeline.loader_processes", lambda *_: 2)
     np.testing.assert_array_equal(first, batches(2))
 
 

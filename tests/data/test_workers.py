@@ -1,5 +1,6 @@
 import collections
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maejax.data import workers
 from maejax.data.augment import Transform, build_train
+from maejax.data.fill import RowSpec, packed, unpacked
+from maejax.data.listing import ByteRange
 from maejax.data.sources import open_source
-from maejax.data.workers import HELD, describe_workers
+from maejax.data.workers import HELD, describe_workers, loader_processes
 from maejax.errors import Failed
 from tests.data.conftest import make_loader
 
@@ -33,7 +35,7 @@ def loader(monkeypatch):
     """A loader with two processes, or as many as `processes` says."""
 
     def loader(source, finish=None, processes=2, **arguments):
-        monkeypatch.setattr(workers, "loader_processes", lambda cores: min(cores, processes))
+        monkeypatch.setattr("maejax.data.pipeline.loader_processes", lambda cores, *_: min(cores, processes))
         transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0) if finish is None else Transform(finish)
         arguments = {"workers": 2, "batch_size": 10, "channels": 1, "size": (6, 6)} | arguments
         return make_loader(source, transform, **arguments)
@@ -177,12 +179,10 @@ def test_errors_reach_the_caller(source, loader):
 SCRIPT = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a script ignores Ctrl-C
-from maejax.data import workers
 from maejax.data.augment import build_train
 from maejax.data.batch_plan import BatchConfig
 from maejax.data.pipeline import Loader
 from maejax.data.sources import open_source
-workers.loader_processes = lambda cores: cores
 transform = build_train((6, 6), "rrc", (0.2, 1.0), 0.0)
 loader = Loader(open_source(sys.argv[1]), transform, BatchConfig(10), size=(6, 6), channels=1, workers=2)
 batches = loader.iterate()
@@ -222,7 +222,30 @@ def test_processes_end_with_their_parent(source, end):
 
 def test_the_memory_is_stated():
     shape = (256, 224, 224, 3)
-    assert describe_workers(8, shape, np.dtype(np.uint8), 2) == "8 loader threads; 7 batches of 38.5 MB, 270 MB in all"
-    assert describe_workers(40, shape, np.dtype(np.uint8), 2) == (
+    assert (
+        describe_workers(8, 0, shape, np.dtype(np.uint8), 2) == "8 loader threads; 7 batches of 38.5 MB, 270 MB in all"
+    )
+    assert describe_workers(40, 3, shape, np.dtype(np.uint8), 2) == (
         "3 loader processes of 14 + 13 + 13 threads; 7 batches of 38.5 MB, 270 MB in all"
     )
+
+
+def test_small_images_in_training_have_processes_and_others_threads():
+    """Two threads fill fewer small images than one."""
+    assert loader_processes(2, (32, 32), True) == 2 and loader_processes(8, (64, 64), True) == 8
+    assert {
+        loader_processes(*case) for case in ((1, (32, 32), True), (2, (32, 32), False), (16, (224, 224), True))
+    } == {0}
+    assert loader_processes(17, (224, 224), True) == 2
+
+
+@pytest.mark.parametrize("shapes", [[(4, 4, 3)] * 3, [(4, 4, 3), (5, 4, 3)], []])
+def test_rows_arrive_as_they_were_sent(shapes):
+    rng = np.random.default_rng(0)
+    rows = [RowSpec(i, i + 7, i * 2, rng.integers(0, 256, shape, np.uint8), f"k{i}") for i, shape in enumerate(shapes)]
+    got = unpacked(pickle.loads(pickle.dumps(packed(rows))))
+    assert len(got) == len(rows)
+    for one, other in zip(got, rows, strict=True):
+        assert one._replace(image=0) == other._replace(image=0) and (one.image == other.image).all()
+    files = [RowSpec(i, i, i, ByteRange("a.tar", 512, i), "") for i in range(3)]
+    assert unpacked(pickle.loads(pickle.dumps(packed(files)))) == files

@@ -127,7 +127,26 @@ def simple_resized_crop(
     (above, below, top), (before, after, left) = borders
     inside = (top + above, left + before, size[0] - above - below, size[1] - before - after)
     inner = _resize_and_crop(image, covering, inside, no_data)
-    return np.pad(inner, ((above, below), (before, after), (0, 0)), mode="reflect")
+    return reflect(inner, (above, below), (before, after))
+
+
+def reflect(image: np.ndarray, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+    """Reflect so many rows above and below an image, and columns before and after, without its outermost pixels.
+
+    The same as NumPy's `pad`, which takes six times as long for an image of 32 pixels.
+    """
+    (above, below), (before, after), (height, width, channels) = rows, columns, image.shape
+    if max(rows) >= height or max(columns) >= width:  # reflected more than once
+        return np.pad(image, (rows, columns, (0, 0)), mode="reflect")
+    end, last = above + height, before + width
+    padded = np.empty((end + below, last + after, channels), image.dtype)
+    middle = padded[:, before:last]
+    middle[above:end] = image
+    middle[:above] = middle[above + 1 : 2 * above + 1][::-1]
+    middle[end:] = middle[end - 1 - below : end - 1][::-1]
+    padded[:, :before] = padded[:, before + 1 : 2 * before + 1][:, ::-1]
+    padded[:, last:] = padded[:, last - 1 - after : last - 1][:, ::-1]
+    return padded
 
 
 def center_crop(image: np.ndarray, size: Size, ratio: float, no_data: float | None = None) -> np.ndarray:

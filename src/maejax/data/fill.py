@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,20 @@ class RowSpec(NamedTuple):
     index: int  # of the image in the source
     image: ByteRange | np.ndarray
     key: str  # the name of the image in messages
+
+
+def packed(rows: Sequence[RowSpec]) -> list[Any]:
+    """Return rows as columns for another process; arrays of one shape as one: sending each costs more than its row."""
+    columns: list[Any] = list(zip(*rows, strict=True))
+    images = columns[RowSpec._fields.index("image")] if rows else ()
+    if images and len({(each.shape, each.dtype) if isinstance(each, np.ndarray) else None for each in images}) == 1:
+        columns[RowSpec._fields.index("image")] = np.stack(images) if isinstance(images[0], np.ndarray) else images
+    return columns
+
+
+def unpacked(columns: Sequence[Any]) -> list[RowSpec]:
+    """Return the rows of columns."""
+    return [RowSpec(*values) for values in zip(*columns, strict=True)]
 
 
 class Fault(NamedTuple):

@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection, Pipe
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from maejax.data.fill import Fault, FillConfig, FillThreads, RowSpec
+from maejax.data.fill import Fault, FillConfig, FillThreads, RowSpec, packed, unpacked
 from maejax.errors import Failed
 
 # A new interpreter runs no part of the caller's main module, and so never JAX.
@@ -50,7 +50,7 @@ class LoaderProcess:
     def __init__(self, number: int, work: FillWork, descriptor: int):
         self._number, self._work, self._descriptor = number, work, descriptor
         self._lock = threading.Lock()
-        self._open: deque[tuple[tuple[int, Sequence[RowSpec]], Future[list[Fault]]]] = deque()
+        self._open: deque[tuple[tuple[int, list[Any]], Future[list[Fault]]]] = deque()
         self._died: Failed | None = None
         self._stopping = False
         self._launch()
@@ -74,12 +74,13 @@ class LoaderProcess:
     def submit(self, slot: int, rows: Sequence[RowSpec]) -> Future[list[Fault]]:
         """Send `rows` to be filled in a slot; the future returns the faults or raises the error."""
         future: Future[list[Fault]] = Future()
+        task = slot, packed(rows)
         with self._lock:
             if self._died:
                 future.set_exception(self._died)
             else:
-                self._open.append(((slot, rows), future))
-                self._send((slot, rows))
+                self._open.append((task, future))
+                self._send(task)
         return future
 
     def _receive(self) -> None:
@@ -150,8 +151,8 @@ def serve(connection: Connection, descriptor: int) -> None:
     threading.Thread(target=_answer, args=(connection, answers), daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
         while (task := connection.recv()) is not None:
-            slot, rows = task
-            answers.put(threads.submit(_batch(work, memory, slot), rows))
+            slot, columns = task
+            answers.put(threads.submit(_batch(work, memory, slot), unpacked(columns)))
     os._exit(0)  # at once: threads may be in the middle of an image, or of a read that hangs
 
 

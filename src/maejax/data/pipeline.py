@@ -18,7 +18,7 @@ from maejax.data.lanes import Lanes
 from maejax.data.listing import ByteRange
 from maejax.data.sources import Source
 from maejax.data.stream import Stream, first_images
-from maejax.data.workers import Workers, describe_workers
+from maejax.data.workers import Workers, describe_workers, loader_processes
 from maejax.errors import InputError, UnreadableImage
 
 AHEAD = 2  # batches prepared beyond the one in use
@@ -44,7 +44,8 @@ class Loader:
     Of a source each training epoch is a permutation of the whole; of a stream the order is that of `Lanes`. An
     evaluation is one pass in the order of the source, and its last batch is padded. `size` and `channels` are those of
     the images in a batch. `workers` is the number of cores that prepare batches: 0 is the calling thread, up to 16 are
-    threads, more are processes of up to 16 threads each. It changes nothing in the batches.
+    threads, more are processes of up to 16 threads each; in training of small images each is a process. It changes
+    nothing in the batches.
 
     `steps` is the number of batches in a pass, the same in every process; None for a stream of unknown size. The rows
     of a bad image are zeros and not valid; `faults` counts them, `bad` and `lost` name them and shards with the reason.
@@ -72,7 +73,8 @@ class Loader:
         form = source.form._replace(channels=channels)
         self._fill = FillConfig(transform, form, config.seed, decode_whole=config.repeats > 1)
         self._shape = (len(config.rows), *size, channels)
-        self.footprint = describe_workers(workers, self._shape, form.dtype, self._ahead)
+        self._processes = loader_processes(workers, size, config.shuffle)
+        self.footprint = describe_workers(workers, self._processes, self._shape, form.dtype, self._ahead)
         self._position: Position | None = None
         if isinstance(source, Source):
             self._plans = Numbered(source, config)
@@ -112,7 +114,7 @@ class Loader:
                 yield batch
 
     def _batches(self, plans: Iterable[BatchPlan]) -> Generator[tuple[BatchPlan, Batch], None, None]:
-        workers = Workers(self.workers, self._shape, self._fill, self._ahead)
+        workers = Workers(self.workers, self._processes, self._shape, self._fill, self._ahead)
         waiting: deque[tuple[BatchPlan, np.ndarray, list[Future[list[Fault]]]]] = deque()
 
         def finish(plan: BatchPlan, images: np.ndarray, pieces: list[Future[list[Fault]]]) -> tuple[BatchPlan, Batch]:

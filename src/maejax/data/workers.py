@@ -1,8 +1,9 @@
 """Threads and processes that fill the rows of batches.
 
 Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process; more would wait for the GIL
-(docs/notes/loader.md). Beyond that there are processes, each with threads, and they write rows into shared memory. That
-memory has no name in any file system: nothing is left of it, however a run ends.
+(docs/notes/loader.md). Beyond that there are processes, each with threads, and they write rows into shared memory.
+Small images wait for the GIL from the second thread on: in training each core is a process. Shared memory has no name
+in any file system: nothing is left of it, however a run ends.
 """
 
 import collections
@@ -22,6 +23,7 @@ from maejax.data.fill import Fault, FillConfig, FillThreads, RowSpec, split_rows
 from maejax.data.loader_process import FillWork, LoaderProcess, Shape
 
 THREADS = 16  # of one process
+SMALL = 64 * 64  # pixels of an image of which two threads fill fewer than one
 HELD = 4  # batches that the caller may hold without a copy: one in use, two given to the device, one on the way out
 
 _PAGE = 4096  # slots begin at a page: JAX on CPU takes over memory that is aligned to 64 bytes, and copies other
@@ -56,12 +58,11 @@ class _Slots:
 class Workers:
     """Fills batches of one shape, by threads of this process or by processes with threads; 0 cores: by the caller.
 
-    `ahead` is the number of batches that are filled while another one is. Processes have an equal share of every batch,
-    and end with this process, however it ends.
+    `ahead` is the number of batches that are filled while another one is. `count` processes, or none, have an equal
+    share of every batch, and end with this process, however it ends.
     """
 
-    def __init__(self, cores: int, shape: Shape, config: FillConfig, ahead: int):
-        count = loader_processes(cores)
+    def __init__(self, cores: int, count: int, shape: Shape, config: FillConfig, ahead: int):
         if count:
             pickle.dumps(config)  # an object that cannot be sent raises here, before anything is started
         self._slots = _Slots(shape, config.form.dtype, ahead + 1 + HELD)
@@ -98,9 +99,9 @@ class Workers:
         os.close(self._slots.descriptor)  # arrays that were handed out keep the memory
 
 
-def describe_workers(cores: int, shape: Shape, dtype: np.dtype, ahead: int) -> str:
+def describe_workers(cores: int, count: int, shape: Shape, dtype: np.dtype, ahead: int) -> str:
     """Describe workers in a sentence, with the memory of their batches on this host."""
-    count, megabytes = loader_processes(cores), math.prod(shape) * dtype.itemsize / 1e6
+    megabytes = math.prod(shape) * dtype.itemsize / 1e6
     threads = " + ".join(map(str, _shares(cores, max(count, 1))))
     who = f"{count} loader processes of {threads} threads" if count else f"{threads} loader threads"
     slots = ahead + 1 + HELD
@@ -108,10 +109,16 @@ def describe_workers(cores: int, shape: Shape, dtype: np.dtype, ahead: int) -> s
     return f"{who}; {slots} batches of {megabytes:,.1f} MB{kind}, {slots * megabytes:,.0f} MB in all"
 
 
-def loader_processes(cores: int) -> int:
-    """Return the number of processes for so many cores; 0 are threads of this one."""
-    # Windows hands no file descriptors to a new process.
-    return -(-cores // THREADS) if cores > THREADS and sys.platform != "win32" else 0
+def loader_processes(cores: int, size: tuple[int, int], endless: bool) -> int:
+    """Return the number of processes for so many cores; 0 are threads of this one.
+
+    Images are of `size`, [H, W]. A single pass is over before processes for small ones would pay.
+    """
+    if sys.platform == "win32":  # it hands no file descriptors to a new process
+        return 0
+    if cores > 1 and endless and math.prod(size) <= SMALL:
+        return cores
+    return -(-cores // THREADS) if cores > THREADS else 0
 
 
 def _shares(n: int, parts: int) -> list[int]:
