@@ -33,7 +33,7 @@ class Data(Pixels):
     valid_batch_size: int = flag(512, free=True)
     """Images per validation batch, over all devices and hosts."""
     train_loader_workers: int = flag(os.cpu_count() or 1, least=0, free=True)
-    """Cores of a host that read and decode: threads, 16 a process at most; 0: the main one. Never changes the order."""
+    """Cores of a host that read and decode, as threads or processes; 0: the main one. Never changes the order."""
     valid_loader_workers: int = flag(os.cpu_count() or 1, least=0, free=True)
     """The same for validation."""
     channels: int = 3
