@@ -67,7 +67,7 @@ def browser() -> Iterator[Page]:
 
 def playground(page: Page, folder: Path) -> Image.Image:
     """Take the playground of the run, once everything on it is drawn."""
-    command = [*MAEJAX, "serve", "runs/mine", "--port", "0"]
+    command = [*MAEJAX, "serve", "runs/mine", "--port", "0", "--images", "packed"]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as server:
         try:
             address = next(found for line in server.stderr or () if (found := re.search(r"http://[\d.]+:\d+", line)))
