@@ -94,7 +94,7 @@ class ServeCommand(Unstated, Pixels):
         form = form_for(encoder, replace(Pixels(), **same))
         crop = build_eval(encoder.image_size, 1.0, form.no_data)
         show = shown_bands(self.show_bands, encoder.bands, encoder.channels)
-        spec = self.images or flags.get("valid_dataset_shards") or ""
+        spec = self.images or flags.get("valid_dataset_shards") or flags.get("train_dataset_shards") or ""
         steps, gallery = RunSteps(model, checkpoint, raw=self.raw), empty_gallery(encoder)
         if spec and (self.images or "://" not in spec):
             plain(console, f"reading pictures of {redact(spec)}")
@@ -103,9 +103,9 @@ class ServeCommand(Unstated, Pixels):
             except (InputError, FetchError, Failed, OSError) as error:
                 if self.images:
                     raise
-                notes.append(f"the run's validation images cannot be read: {error}")
+                notes.append(f"the run's images cannot be read: {error}")
         if not len(gallery.images):
-            why = f"the run's validation images are at {redact(spec)}" if "://" in spec else "no pictures are known"
+            why = f"the run's images are at {redact(spec)}" if "://" in spec else "no pictures are known"
             notes.append(f"{why}: give --images to choose from some, and to find nearest ones")
         playground = Playground(steps, gallery, form, crop, show)
         playground.title = redact(self.ckpt)
