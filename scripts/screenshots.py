@@ -1,9 +1,9 @@
-"""Take the pictures that the pages show anew: docs/demo.png, docs/playground.png, docs/report.png.
+"""Take the pictures that the pages show anew: docs/demo.png, docs/playground.png.
 
-    python scripts/screenshots.py                      # or some of them: demo playground report
+    python scripts/screenshots.py                      # or one of them: demo playground
     python scripts/screenshots.py --photos PHOTOS.tar --budget 4m playground
 
-The first is of `maejax demo`, the others of `maejax train PHOTOS`. `make browser` installs playwright and Chromium.
+The first is of `maejax demo`, the other of `maejax train PHOTOS`. `make browser` installs playwright and Chromium.
 """
 
 import argparse
@@ -27,19 +27,19 @@ MAEJAX = [sys.executable, "-m", "maejax"]
 def main() -> None:
     """Train what is shown in a folder that is removed after, and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="*", default=[], metavar="demo|playground|report")
+    parser.add_argument("pictures", nargs="*", default=[], metavar="demo|playground")
     parser.add_argument("--photos", type=Path, default=ROOT.parent / "shared/data/clothing-by-sender.tar")
     parser.add_argument("--budget", default="4m", help="of the training on photos")
     given = parser.parse_args()
-    wanted = set(given.pictures) or {"demo", "playground", "report"}
-    if unknown := wanted - {"demo", "playground", "report"}:
+    wanted = set(given.pictures) or {"demo", "playground"}
+    if unknown := wanted - {"demo", "playground"}:
         parser.error(f"{', '.join(unknown)}: there is no such picture")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "demo" in wanted:
             subprocess.run([*MAEJAX, "demo"], cwd=folder, check=True)
             save(Image.open(folder / "runs/demo/reconstructions.png"), "demo")
-        if wanted & {"playground", "report"}:
+        if "playground" in wanted:
             subprocess.run(
                 [*MAEJAX, "pack", given.photos.resolve(), "packed", "--image-size", "96"], cwd=folder, check=True
             )
@@ -47,11 +47,7 @@ def main() -> None:
                 [*MAEJAX, "train", "packed", "--name", "mine", "--budget", given.budget], cwd=folder, check=True
             )
             with browser() as page:
-                if "playground" in wanted:
-                    save(playground(page, folder), "playground")
-                if "report" in wanted:
-                    page.goto((folder / "runs/mine/report.html").as_uri())
-                    save(shot(page), "report")
+                save(playground(page, folder), "playground")
 
 
 @contextmanager
@@ -67,7 +63,7 @@ def browser() -> Iterator[Page]:
 
 def playground(page: Page, folder: Path) -> Image.Image:
     """Take the playground of the run, once everything on it is drawn."""
-    command = [*MAEJAX, "serve", "runs/mine", "--port", "0", "--images", "packed"]
+    command = [*MAEJAX, "serve", "runs/mine", "--port", "0"]
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as server:
         try:
             address = next(found for line in server.stderr or () if (found := re.search(r"http://[\d.]+:\d+", line)))
@@ -75,14 +71,9 @@ def playground(page: Page, folder: Path) -> Image.Image:
             page.wait_for_selector("#near li")
             page.wait_for_selector("body[data-filled]")
             page.wait_for_timeout(2000)  # thumbnails
-            return shot(page)
+            return Image.open(io.BytesIO(page.screenshot()))
         finally:
             server.terminate()
-
-
-def shot(page: Page) -> Image.Image:
-    """Take what the page shows."""
-    return Image.open(io.BytesIO(page.screenshot()))
 
 
 def save(picture: Image.Image, name: str) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from maejax.cli import COMMANDS, main
 from maejax.commands.command import help_of
 from maejax.config import Config
+from maejax.errors import Failed
 from maejax.models import mae
 
 from .conftest import ROOT, TINY
@@ -283,6 +284,9 @@ def test_too_little_memory_is_one_sentence(maejax, train, monkeypatch):
     assert re.search(
         "maejax: out of memory on this machine: 8 GB; lower --train-batch-size .*--grad-accum 2", train()[1]
     )
+    own = "loader process 0 died; if the host ran out of memory, lower --train-loader-workers"
+    monkeypatch.setattr("maejax.data.packing.pack", lambda *_, **__: throw(Failed(own)))
+    assert maejax("demo")[1].endswith(f"maejax: {own}\n")
     monkeypatch.setattr("maejax.data.packing.pack", lambda *_, **__: throw(RuntimeError("of another kind")))
     with pytest.raises(RuntimeError, match="of another kind"):
         maejax("demo")

@@ -20,14 +20,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from maejax.commands.command import DONE, FAILED, WRONG_INPUT, Command, help_of, memory_said
+from maejax.commands.command import DONE, FAILED, WRONG_INPUT, Command, explain_out_of_memory, help_of
 from maejax.commands.launch import LaunchCommand, split
 from maejax.commands.placement import run_placed
 from maejax.commands.plan import PlanCommand, preset_flags
 from maejax.commands.recipe import RecipeCommand, divide
 from maejax.commands.shell import SHELLS, check_arguments, completion, description, paragraphs, print_overview
 from maejax.commands.train import TrainCommand
-from maejax.console import PrintableFormatter, Terminal, plain, results_alone
+from maejax.console import PrintableFormatter, Terminal, plain, reserve_stdout
 from maejax.errors import Failed, FetchError, InputError
 from maejax.recipes import recipe
 from maejax.storage.redact import redact
@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> int:
             print(SHELLS[args[1]], end="")
             return DONE
         command = parse(["plan", *preset_flags(args[1:])] if args[:1] == ["plan"] else args)
-        with results_alone(command.json), memory_said(command):
+        with reserve_stdout(command.json), explain_out_of_memory(command):
             result = run_placed(command, Terminal(stderr=command.json or not command.to_stdout))
         if command.json:
             print(json.dumps(result, indent=2))

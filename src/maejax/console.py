@@ -53,9 +53,9 @@ def plain(console: Console, text: str, style: str | None = None) -> None:
 
 
 @contextmanager
-def results_alone(alone: bool = True) -> Iterator[None]:
-    """If `alone`, send what libraries print to stdout to the error stream: Gloo and XLA print by themselves."""
-    if not alone:
+def reserve_stdout(reserved: bool) -> Iterator[None]:
+    """If `reserved`, send what libraries print to stdout to the error stream: Gloo prints by itself."""
+    if not reserved:
         yield
         return
     sys.stdout.flush()

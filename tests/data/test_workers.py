@@ -236,7 +236,8 @@ def test_small_images_in_training_have_processes_and_others_threads():
     assert {
         loader_processes(*case) for case in ((1, (32, 32), True), (2, (32, 32), False), (16, (224, 224), True))
     } == {0}
-    assert loader_processes(17, (224, 224), True) == 2
+    assert loader_processes(17, (224, 224), True) == 2 and loader_processes(240, (224, 224), True) == 15
+    assert loader_processes(240, (32, 32), True) == 16  # with threads: what they are made of may be large
 
 
 @pytest.mark.parametrize("shapes", [[(4, 4, 3)] * 3, [(4, 4, 3), (5, 4, 3)], []])

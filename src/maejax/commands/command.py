@@ -120,10 +120,12 @@ def prepare_devices(join: Callable[[], bool] = lambda: True, *, keep: bool = Tru
 
 
 @contextmanager
-def memory_said(command: Command) -> Iterator[None]:
+def explain_out_of_memory(command: Command) -> Iterator[None]:
     """Raise Failed with what to do where a device or this machine has too little memory for a command."""
     try:
         yield
+    except Failed:  # says what to do already
+        raise
     except MemoryError as error:
         raise Failed(f"out of memory on this machine: {str(error) or 'nothing is left'}; {command.lighter}") from None
     except RuntimeError as error:  # JAX has no class for it, and XLA's devices call it by different codes

@@ -17,7 +17,7 @@ from maejax.commands.command import Command, check_writable, prepare_devices
 from maejax.commands.recipe import find_script, scripts
 from maejax.config import Config, with_flags
 from maejax.console import plain
-from maejax.errors import InputError
+from maejax.errors import FetchError, InputError
 from maejax.storage.redact import redact
 
 
@@ -66,7 +66,7 @@ class PlanCommand(Command):
 
         try:
             config, lines = with_facts_of_file(self.config, self.given)
-        except InputError as error:
+        except (InputError, FetchError) as error:
             config, lines = self.config, [f"not read, so the flags alone give the sizes: {error}"]
         for line in lines:
             plain(console, f"weights  {line}")

@@ -26,7 +26,7 @@ class ServeCommand(Unstated, Pixels):
     checkpoints."""
     images: str = ""
     """Pictures to choose from and to compare with: anything that --train-dataset-shards takes. Empty: the run's
-    validation images, if they are on this machine."""
+    validation images, or those of training if it holds some of these out, if they are on this machine."""
     pictures: int = 1000
     """Number of these that are used at most, spread over all of them."""
     host: str = "127.0.0.1"

@@ -44,8 +44,8 @@ class Loader:
     Of a source each training epoch is a permutation of the whole; of a stream the order is that of `Lanes`. An
     evaluation is one pass in the order of the source, and its last batch is padded. `size` and `channels` are those of
     the images in a batch. `workers` is the number of cores that prepare batches: 0 is the calling thread, up to 16 are
-    threads, more are processes of up to 16 threads each; in training of small images each is a process. It changes
-    nothing in the batches.
+    threads, more are processes of up to 16 threads each; in training of small images the first 16 are
+    processes. It changes nothing in the batches.
 
     `steps` is the number of batches in a pass, the same in every process; None for a stream of unknown size. The rows
     of a bad image are zeros and not valid; `faults` counts them, `bad` and `lost` name them and shards with the reason.

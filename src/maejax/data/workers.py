@@ -2,8 +2,8 @@
 
 Decoding and resizing release the GIL, so up to `THREADS` cores are threads of this process; more would wait for the GIL
 (docs/notes/loader.md). Beyond that there are processes, each with threads, and they write rows into shared memory.
-Small images wait for the GIL from the second thread on: in training each core is a process. Shared memory has no name
-in any file system: nothing is left of it, however a run ends.
+Small images wait for the GIL from the second thread on: in training up to `THREADS` cores are processes. Shared memory
+has no name in any file system: nothing is left of it, however a run ends.
 """
 
 import collections
@@ -116,9 +116,8 @@ def loader_processes(cores: int, size: tuple[int, int], endless: bool) -> int:
     """
     if sys.platform == "win32":  # it hands no file descriptors to a new process
         return 0
-    if cores > 1 and endless and math.prod(size) <= SMALL:
-        return cores
-    return -(-cores // THREADS) if cores > THREADS else 0
+    few = min(cores, THREADS) if cores > 1 and endless and math.prod(size) <= SMALL else 0
+    return max(few, -(-cores // THREADS) if cores > THREADS else 0)
 
 
 def _shares(n: int, parts: int) -> list[int]:
